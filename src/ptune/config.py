@@ -1,0 +1,167 @@
+"""What a prompt is, as a dataclass and as the file `adapter_config.json`.
+
+The file is the one that 🤗 PEFT writes for `PromptEncoderConfig`. ptune's own fields are written
+only where they differ from what the reference does, so that a file the reference can use carries
+nothing unknown to it, and it warns about one it cannot.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from ptune.errors import PtuneError
+
+PEFT_TYPE = "P_TUNING"
+# The release of the reference whose file format is written.
+PEFT_FORMAT = "0.21.2"
+
+Placement = Literal["prefix", "after_first"]
+Reparameterization = Literal["MLP", "LSTM", "NONE"]
+
+
+@dataclass
+class PromptEncoderConfig:
+    """What a prompt is: how many virtual tokens, how they are parameterised, where they stand.
+
+    Args:
+        task_type: Always ``"SEQ_CLS"`` (sequence classification).
+        num_virtual_tokens: Length k of the prompt, in tokens.
+        encoder_hidden_size: Width of the prompt encoder; ``None`` takes the embedding's width.
+        encoder_reparameterization_type: ``"MLP"``, ``"LSTM"`` or ``"NONE"`` (plain rows).
+        encoder_num_layers: Layers of the LSTM. The MLP always has its two hidden layers.
+        encoder_dropout: Dropout between the layers of the LSTM.
+        token_dim: Width d of the backbone's token embedding; filled in from the backbone.
+        num_layers: Layers of the backbone; filled in, for the reference's readers.
+        num_attention_heads: Attention heads of the backbone; filled in likewise.
+        num_transformer_submodules: 1; the reference repeats prompts for encoder-decoders.
+        modules_to_save: Written for the reference's readers. ptune trains and saves the whole
+            head, that is every parameter outside the backbone's base model.
+        base_model_name_or_path: The backbone's Hub id or folder.
+        revision: The backbone's revision on the Hub.
+        inference_mode: True in a saved adapter.
+        placement: ``"prefix"``: before the text, as in the reference. ``"after_first"``: right
+            after the first token, which for most encoders is a special one.
+        backbone_dropout: Train with the frozen backbone's own dropout, as the reference does.
+        prompt_init: ``"random"``: the encoder's own initial values, as in the reference.
+            ``"vocab"``: the rows start as rows drawn from the backbone's vocabulary.
+
+    Raises:
+        PtuneError: A value is out of its range; the message names it.
+
+    Example:
+        >>> PromptEncoderConfig(num_virtual_tokens=20, encoder_hidden_size=128).placement
+        'prefix'
+    """
+
+    task_type: str | None = "SEQ_CLS"
+    peft_type: str = PEFT_TYPE
+    auto_mapping: dict[str, Any] | None = None
+    peft_version: str | None = PEFT_FORMAT
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+    num_virtual_tokens: int = 20
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+    num_attention_heads: int | None = None
+    num_layers: int | None = None
+    modules_to_save: list[str] | None = None
+    encoder_reparameterization_type: Reparameterization = "MLP"
+    encoder_hidden_size: int | None = None
+    encoder_num_layers: int = 2
+    encoder_dropout: float = 0.0
+    placement: Placement = "prefix"
+    backbone_dropout: bool = False
+    prompt_init: Literal["random", "vocab"] = "random"
+
+    def __post_init__(self) -> None:
+        # The reference's enumerations are strings too; plain strings go into the file.
+        for name in ("task_type", "peft_type", "encoder_reparameterization_type"):
+            value = getattr(self, name)
+            setattr(self, name, getattr(value, "value", value))
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                wanted = ", ".join(repr(choice) for choice in allowed if choice)
+                raise PtuneError(f"{name} is {value!r}; it must be one of {wanted}.")
+        for name in ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers"):
+            value = getattr(self, name)
+            if value is None and name == "encoder_hidden_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise PtuneError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if not 0.0 <= self.encoder_dropout < 1.0:
+            raise PtuneError(
+                f"encoder_dropout is {self.encoder_dropout!r}; it must be at least 0 and below 1."
+            )
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """True, as in the reference for every kind of prompt."""
+        return True
+
+    def for_backbone(self, *, token_dim: int, num_layers: int, num_heads: int) -> PromptEncoderConfig:
+        """A copy with the backbone's sizes filled in.
+
+        Raises:
+            PtuneError: `token_dim` was given and is not the backbone's.
+        """
+        if self.token_dim not in (None, token_dim):
+            raise PtuneError(
+                f"The prompt is {self.token_dim} wide and the backbone's token embedding "
+                f"{token_dim}: this prompt belongs to another backbone"
+                + (f" ({self.base_model_name_or_path})." if self.base_model_name_or_path else ".")
+            )
+        return replace(
+            self,
+            token_dim=token_dim,
+            num_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_transformer_submodules=self.num_transformer_submodules or 1,
+            modules_to_save=self.modules_to_save or ["classifier", "score"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `adapter_config.json`: ptune's own fields only where they say something."""
+        content = asdict(self)
+        for name in _OWN_FIELDS:
+            if content[name] == getattr(PromptEncoderConfig, name):
+                del content[name]
+        return content
+
+    def to_json(self) -> str:
+        """`to_dict` as the text of `adapter_config.json`."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> PromptEncoderConfig:
+        """Read the content of `adapter_config.json`, as written by ptune or by the reference.
+
+        Raises:
+            PtuneError: It describes another method, or has a field that ptune does not know and
+                therefore cannot honour.
+        """
+        met = content.get("peft_type")
+        if met != PEFT_TYPE:
+            raise PtuneError(
+                f"The adapter's peft_type is {met!r}; ptune reads {PEFT_TYPE!r} (p-tuning) adapters."
+            )
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(k for k in content.keys() - known if content[k] is not None):
+            raise PtuneError(
+                f"adapter_config.json has the unknown field(s) {', '.join(unknown)}: it was "
+                "written by a newer version. Upgrade ptune (`pip install -U ptune`)."
+            )
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "task_type": ("SEQ_CLS", None),
+    "peft_type": (PEFT_TYPE,),
+    "placement": ("prefix", "after_first"),
+    "encoder_reparameterization_type": ("MLP", "LSTM", "NONE"),
+    "prompt_init": ("random", "vocab"),
+}
+# Fields the reference does not have, with defaults that are what it does.
+_OWN_FIELDS = ("placement", "backbone_dropout", "prompt_init")

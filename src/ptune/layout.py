@@ -1,0 +1,90 @@
+"""Where virtual tokens stand in a batch.
+
+Rows of a batch arrive padded on either side, with holes perhaps. One stable sort puts every row's
+tokens in order from the left, the prompt among them, and the padding behind: then the backbone
+counts its own positions, finds its own padding and pools as it always does, and what stands
+around a text cannot change its prediction. Pure tensor functions; nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ptune.config import Placement
+
+# How many of a row's own tokens stand before the prompt.
+TOKENS_BEFORE: dict[Placement, int] = {"prefix": 0, "after_first": 1}
+
+
+def prompt_order(attention_mask: Tensor, num_virtual_tokens: int, before: int) -> Tensor:
+    """The order that puts prompt and text where they belong.
+
+    Args:
+        attention_mask: ``[batch, seq]``, nonzero where there is a token.
+        num_virtual_tokens: k, the length of the prompt.
+        before: How many tokens of the text stand before the prompt.
+
+    Returns:
+        ``[batch, k + seq]``: indices into "k virtual tokens, then the row as it came".
+
+    Example:
+        >>> prompt_order(torch.tensor([[0, 1, 1]]), num_virtual_tokens=2, before=1).tolist()
+        [[3, 0, 1, 4, 2]]
+    """
+    real = attention_mask != 0  # [batch, seq]
+    batch, seq = real.shape
+    # A token's rank in its row counts 1, 3, 5, ...; the prompt is an even number in between.
+    rank = real.long().cumsum(dim=1) * 2 - 1
+    text = torch.where(real, rank, 2 * seq + 2)
+    prompt = torch.full((batch, num_virtual_tokens), 2 * before, device=real.device)
+    return torch.cat([prompt, text], dim=1).argsort(dim=1, stable=True)  # [batch, k + seq]
+
+
+def place(text: Tensor, virtual: Tensor | int, order: Tensor) -> Tensor:
+    """Put `virtual` and `text` into `order`.
+
+    Args:
+        text: ``[batch, seq]``, one number a token of the row as it came.
+        virtual: The same for the virtual tokens: one number for all, or ``[k]`` or ``[batch, k]``.
+        order: From `prompt_order`.
+
+    Returns:
+        ``[batch, k + seq]``.
+
+    Example:
+        >>> order = prompt_order(torch.tensor([[0, 1, 1]]), num_virtual_tokens=2, before=0)
+        >>> place(torch.tensor([[9, 5, 6]]), torch.tensor([100, 101]), order).tolist()
+        [[100, 101, 5, 6, 9]]
+    """
+    batch, width = order.shape
+    k = width - text.shape[1]
+    virtual = torch.as_tensor(virtual, dtype=text.dtype, device=text.device).expand(batch, k)
+    return torch.cat([virtual, text], dim=1).gather(1, order)
+
+
+def place_positions(
+    position_ids: Tensor, attention_mask: Tensor, num_virtual_tokens: int, before: int, order: Tensor
+) -> Tensor:
+    """A caller's own position ids, moved up to make room for the prompt.
+
+    Args:
+        position_ids: ``[batch, seq]``, counted for the text alone.
+        attention_mask, num_virtual_tokens, before: As for `prompt_order`.
+        order: From `prompt_order`.
+
+    Returns:
+        ``[batch, k + seq]``: the prompt takes the k positions at its place, and the text behind
+        it moves up by k.
+
+    Example:
+        >>> mask = torch.tensor([[0, 1, 1]])
+        >>> order = prompt_order(mask, num_virtual_tokens=2, before=1)
+        >>> place_positions(torch.tensor([[0, 0, 1]]), mask, 2, 1, order).tolist()
+        [[0, 1, 2, 3, 0]]
+    """
+    real = attention_mask != 0  # [batch, seq]
+    first = position_ids.gather(1, real.int().argmax(dim=1, keepdim=True))  # [batch, 1]
+    prompt = first + before + torch.arange(num_virtual_tokens, device=first.device)  # [batch, k]
+    behind = real & (real.cumsum(dim=1) > before)  # [batch, seq]
+    return place(position_ids + num_virtual_tokens * behind, prompt, order)

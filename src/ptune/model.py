@@ -1,0 +1,378 @@
+"""`PromptModel`: a frozen backbone, a prompt and a head.
+
+The one idea: **a prompt is k extra rows of the token-embedding table.** Virtual token i has the id
+V + i, where V is the number of rows of the frozen table, and the backbone is called with ids. It
+then does its own positions, padding and pooling; nothing here knows how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from ptune import layout
+from ptune.config import PromptEncoderConfig
+from ptune.errors import PtuneError
+from ptune.prompt import PromptEncoder, build_prompt_encoder
+
+
+class ExtraRows:
+    """Extra rows of an embedding table of V rows: id V + i reads `rows[i]`.
+
+    The id one past the last extra row reads the frozen table's own row `fallback`. It stands for a
+    pad token that belongs to a text, so that the backbone does not take it for padding.
+    """
+
+    def __init__(self, table: nn.Module, fallback: int) -> None:
+        self.size: int = table.weight.shape[0]  # V
+        self.fallback = fallback
+        self.rows: Tensor | None = None  # [extra, token_dim] while the backbone runs
+        self._ids: Tensor | None = None
+        self._hooks = [
+            table.register_forward_pre_hook(self._before),
+            table.register_forward_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        """Take the rows off the table again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self.rows is None:
+            return None
+        self._ids, *rest = args
+        return torch.where(self._ids < self.size, self._ids, self.fallback), *rest
+
+    def _after(self, table: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if self.rows is None or self._ids is None:
+            return None
+        index = self._ids - self.size  # [batch, seq]
+        self._ids = None
+        extra = (index >= 0) & (index < self.rows.shape[0])
+        rows = F.embedding(index.clamp(0, self.rows.shape[0] - 1), self.rows)
+        return torch.where(extra[..., None], rows.to(output.dtype), output)  # [batch, seq, dim]
+
+
+def _in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook: a float32 layer of the head behind a backbone in half precision."""
+    dtype = next(module.parameters(recurse=False)).dtype
+    return tuple(
+        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
+    )
+
+
+def max_positions(backbone: PreTrainedModel) -> int | None:
+    """The longest sequence, virtual tokens included, that the backbone has positions for."""
+    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    for name, module in backbone.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return positions - module.padding_idx - 1
+    return positions
+
+
+class PromptModel(PreTrainedModel):
+    """A frozen sequence classifier of 🤗 Transformers steered by a prompt.
+
+    It is a `PreTrainedModel`, so that an unmodified `Trainer` trains, checkpoints, resumes and
+    reloads it. The *head* is every parameter outside the backbone's base model: all of it trains
+    and all of it is saved, in float32.
+
+    Args:
+        backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen, and
+            its embedding takes extra rows) and handed back as it came by `unload`.
+        config: The prompt.
+        rows: The rows of a trained prompt, ``[num_virtual_tokens, token_dim]``: given for
+            inference, there is no encoder then.
+
+    Raises:
+        PtuneError: The prompt does not fit the backbone.
+    """
+
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    # The losses of Transformers' classifiers are means over the batch they see.
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(
+        self, backbone: PreTrainedModel, config: PromptEncoderConfig, rows: Tensor | None = None
+    ) -> None:
+        super().__init__(backbone.config)
+        if backbone.base_model is backbone:
+            raise PtuneError(
+                f"{type(backbone).__name__} has no classification head; load the backbone with "
+                "AutoModelForSequenceClassification."
+            )
+        text_config = backbone.config.get_text_config()
+        table = backbone.get_input_embeddings()
+        self.prompt_config = config.for_backbone(
+            token_dim=table.weight.shape[1],
+            num_layers=text_config.num_hidden_layers,
+            num_heads=text_config.num_attention_heads,
+        )
+        if self.prompt_config.base_model_name_or_path is None:
+            self.prompt_config.base_model_name_or_path = backbone.name_or_path or None
+        self.max_positions = max_positions(backbone)
+        k = config.num_virtual_tokens
+        if self.max_positions is not None and k >= self.max_positions:
+            raise PtuneError(
+                f"{k} virtual tokens do not fit: the backbone has {self.max_positions} positions "
+                "and a text needs some of them. Use a smaller num_virtual_tokens."
+            )
+
+        self.backbone = backbone
+        self._as_it_came = {
+            name: (p.requires_grad, p.data) for name, p in backbone.named_parameters()
+        }
+        self._was_training = backbone.training
+        self._head_names = frozenset(_head_names(backbone))
+        self._hooks = []
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name in self._head_names)
+            if name in self._head_names:
+                parameter.data = parameter.data.detach().clone().float()
+        for name in {name.rpartition(".")[0] for name in self._head_names}:
+            if name:
+                module = backbone.get_submodule(name)
+                self._hooks.append(module.register_forward_pre_hook(_in_own_dtype))
+
+        pad = text_config.pad_token_id
+        self._extra_rows = ExtraRows(table, fallback=0 if pad is None else pad)
+        self.prompt_encoder: PromptEncoder
+        if rows is None:
+            self.prompt_encoder = build_prompt_encoder(self.prompt_config)
+            if self.prompt_config.prompt_init == "vocab":
+                drawn = torch.randint(table.weight.shape[0], (k,))
+                self.prompt_encoder.start_from(table.weight.detach()[drawn.to(table.weight.device)])
+        else:
+            self.prompt_encoder = PromptEncoder(self.prompt_config)
+            self.prompt_encoder.start_from(rows)
+        self.prompt_encoder.to(table.weight.device)
+        self.train(self._was_training)
+
+    # What trains, what is saved.
+
+    @property
+    def max_text_length(self) -> int | None:
+        """The longest text, in tokens, that fits beside the prompt; ``None``: no bound."""
+        if self.max_positions is None:
+            return None
+        return self.max_positions - self.prompt_config.num_virtual_tokens
+
+    def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names, as in the backbone, and parameters of the head."""
+        return ((n, p) for n, p in self.backbone.named_parameters() if n in self._head_names)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What resuming needs: encoder and head, under their names in this module."""
+        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+
+    def parameter_groups(
+        self, learning_rate: float, *, prompt_learning_rate: float | None = None, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer: prompt and head, with their own learning rates.
+
+        Args:
+            learning_rate: Of the head.
+            prompt_learning_rate: Of the prompt; ``None``: the head's.
+            weight_decay: Of weights; biases get none, as in `Trainer`.
+
+        Example:
+            ``Trainer(..., optimizers=(torch.optim.AdamW(model.parameter_groups(
+            1e-3, prompt_learning_rate=3e-3)), None))``
+        """
+        rates = {"prompt": prompt_learning_rate or learning_rate, "head": learning_rate}
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for part, parameters in (
+            ("prompt", self.prompt_encoder.named_parameters()),
+            ("head", self.head_parameters()),
+        ):
+            for name, parameter in parameters:
+                if parameter.requires_grad:
+                    decays = not name.endswith("bias") and parameter.ndim > 1
+                    groups.setdefault((part, decays), []).append(parameter)
+        return [
+            {"params": params, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
+            for (part, decays), params in groups.items()
+        ]
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Numbers of trainable parameters and of all parameters."""
+        counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+
+    def print_trainable_parameters(self) -> None:
+        """Print both numbers and their ratio, as the reference does."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} || "
+            f"trainable%: {100 * trainable / total:.4f}"
+        )
+
+    def unload(self) -> PreTrainedModel:
+        """Hand the backbone back as it came, bit for bit; this model is of no use afterwards."""
+        self._extra_rows.remove()
+        for hook in self._hooks:
+            hook.remove()
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad, parameter.data = self._as_it_came[name]
+        return self.backbone.train(self._was_training)
+
+    def train(self, mode: bool = True) -> PromptModel:
+        """Training mode for prompt and head; the frozen part drops nothing out unless asked to."""
+        super().train(mode)
+        if not self.prompt_config.backbone_dropout:
+            self.backbone.base_model.eval()
+        return self
+
+    # Running it.
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """Classify a batch of texts.
+
+        Args:
+            input_ids: ``[batch, seq]``, padded on either side or not at all.
+            attention_mask: ``[batch, seq]``, zero where a token is to be passed over; ``None``:
+                every token counts.
+            token_type_ids: ``[batch, seq]``, where the backbone has them.
+            position_ids: ``[batch, seq]``, counted for the text alone.
+            inputs_embeds: ``[batch, seq, token_dim]``, in place of `input_ids`.
+            labels: ``[batch]``, or ``[batch, num_labels]`` for several labels a text.
+
+        Returns:
+            What the backbone returns: `logits` as ``[batch, num_labels]`` and, with labels,
+            `loss`. Sequence outputs carry the prompt's positions and have padding on the right.
+
+        Raises:
+            PtuneError: A text is longer than fits beside the prompt.
+        """
+        rows = self.prompt_encoder()  # [k, token_dim]
+        k = rows.shape[0]
+        size = self._extra_rows.size
+        if inputs_embeds is not None:
+            if input_ids is not None:
+                raise PtuneError("Give input_ids or inputs_embeds, not both.")
+            # A given vector is one more row of the table.
+            batch, seq, dim = inputs_embeds.shape
+            rows = torch.cat([rows.to(inputs_embeds.dtype), inputs_embeds.reshape(-1, dim)])
+            input_ids = torch.arange(batch * seq, device=rows.device).view(batch, seq) + size + k
+        if input_ids is None:
+            raise PtuneError("Give input_ids or inputs_embeds; both are missing.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+
+        before = layout.TOKENS_BEFORE[self.prompt_config.placement]
+        order = layout.prompt_order(attention_mask, k, before)  # [batch, k + seq]
+        order = order[:, : self._width(attention_mask, k)]
+        pad = self._extra_rows.fallback
+        # A pad token that is part of a text must not look like padding, and padding must.
+        text_ids = torch.where(input_ids == pad, size + rows.shape[0], input_ids)
+        text_ids = torch.where(attention_mask != 0, text_ids, pad)
+        virtual_ids = torch.arange(size, size + k, device=input_ids.device)
+        inputs = {
+            "input_ids": layout.place(text_ids, virtual_ids, order),
+            "attention_mask": layout.place(attention_mask, 1, order),
+        }
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = layout.place(token_type_ids, 0, order)
+        if position_ids is not None:
+            position_ids = position_ids.expand_as(input_ids)
+            inputs["position_ids"] = layout.place_positions(
+                position_ids, attention_mask, k, before, order
+            )
+        if labels is not None:
+            inputs["labels"] = labels
+        self._extra_rows.rows = rows
+        try:
+            return self.backbone(**inputs, **kwargs)
+        finally:
+            self._extra_rows.rows = None
+
+    def _width(self, attention_mask: Tensor, k: int) -> int:
+        """How many columns to keep: all, unless only padding makes the batch too wide."""
+        width = k + attention_mask.shape[1]
+        if self.max_positions is None or width <= self.max_positions:
+            return width
+        longest = int((attention_mask != 0).sum(dim=1).max())
+        if k + longest > self.max_positions:
+            raise PtuneError(
+                f"A text of {longest} tokens is too long: the backbone has {self.max_positions} "
+                f"positions and the prompt takes {k}, so at most {self.max_text_length} tokens "
+                f"fit. Tokenise with truncation=True, max_length={self.max_text_length}."
+            )
+        return self.max_positions
+
+    # What `PreTrainedModel` and `Trainer` ask for.
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embedding."""
+        return self.backbone.get_input_embeddings()
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to tie: the backbone has done it."""
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """`Trainer` reloads a checkpoint without the frozen part and expects these to be missing."""
+        return {n for n in self.state_dict() if n not in self.trained_state()}
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The backbone, as the reference calls it."""
+        return self.backbone
+
+    @torch.no_grad()
+    def prompt_rows(self) -> Tensor:
+        """The prompt as inference needs it, ``[num_virtual_tokens, token_dim]``, float32."""
+        return self.prompt_encoder().detach().float()
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write the adapter and what resuming needs; see `ptune.adapter.save`.
+
+        `Trainer` calls this for every checkpoint.
+        """
+        from ptune.adapter import save
+
+        if kwargs.get("is_main_process", True):
+            save(self, save_directory)
+
+    @classmethod
+    def from_pretrained(cls, model: PreTrainedModel, model_id: Any, **kwargs: Any) -> PromptModel:
+        """Put a saved adapter on `model`; see `ptune.adapter.load`."""
+        from ptune.adapter import load
+
+        return load(model, model_id, **kwargs)
+
+
+def _head_names(backbone: PreTrainedModel) -> list[str]:
+    """Names of the parameters outside the base model, and of those that no checkpoint brought.
+
+    Transformers marks every parameter that it loaded from a checkpoint; an unmarked one inside a
+    loaded base model (a pooler, say) is random, and must be trained and saved like the head.
+    """
+    inside = {id(p) for p in backbone.base_model.parameters()}
+    loaded = any(getattr(p, "_is_hf_initialized", False) for p in backbone.base_model.parameters())
+    return [
+        name
+        for name, p in backbone.named_parameters()
+        if id(p) not in inside or (loaded and not getattr(p, "_is_hf_initialized", False))
+    ]
