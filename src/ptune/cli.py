@@ -1,0 +1,509 @@
+"""The `ptune` command: flags in, library calls, tables out.
+
+Nothing heavy is imported before a subcommand runs, so that `ptune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+
+from ptune.errors import PtuneError
+
+if TYPE_CHECKING:
+    from ptune.classifier import Prediction, PromptClassifier
+
+app = typer.Typer(
+    name="ptune",
+    help=(
+        "Turn one frozen language model into any number of text classifiers, by p-tuning.\n\n"
+        "Start with [bold]ptune demo[/bold]: it trains on a small data set of support mail."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+# Groups in which `--help` shows the flags.
+DATA, PROMPT, TRAINING, OUTPUT, HUB = "Data", "Prompt", "Training", "Output", "Hub"
+
+
+def _flag(text: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+TextColumn = Annotated[str | None, _flag("Column with the text; found by name if not given.", DATA)]
+PairColumn = Annotated[str | None, _flag("Column with the second text of a pair.", DATA)]
+LabelColumn = Annotated[str | None, _flag("Column with the label; found by name.", DATA)]
+DataDir = Annotated[
+    Path | None,
+    _flag("Folder of GLUE's original TSV files; without it they come from the Hub.", DATA),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    _flag("Of the frozen backbone; auto: bfloat16 where the hardware multiplies it fast.", OUTPUT),
+]
+Model = Annotated[
+    str | None, _flag("The backbone, if not the one that the adapter names.", HUB, "--model")
+]
+Revision = Annotated[str | None, _flag("Branch, tag or commit of the adapter on the Hub.", HUB)]
+Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from ptune import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _setup(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what happens inside.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        format="%(message)s", level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr
+    )
+    # Read by 🤗 Datasets when it is imported: ptune shows a bar of its own.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.showwarning = lambda message, *_, **__: errors.print(
+        f"Note: {message}", style="yellow", markup=False, highlight=False
+    )
+    if not verbose:
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog=(
+        "Every field of 🤗 TrainingArguments is a flag too: --weight-decay 0.1, "
+        "--load-best-model-at-end, --report-to tensorboard, --gradient-accumulation-steps 4 …"
+    ),
+)
+def train(
+    context: typer.Context,
+    output_dir: Annotated[
+        Path, _flag("Folder for the adapter, its scores and its pictures.", OUTPUT)
+    ],
+    model: Annotated[
+        str, _flag("Backbone: a Hub id, a folder, or minilm (embedded, needs no network).", PROMPT)
+    ] = "minilm",
+    revision: Annotated[str | None, _flag("Revision of the backbone on the Hub.", HUB)] = None,
+    task: Annotated[
+        str | None,
+        _flag("GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.", DATA),
+    ] = None,
+    data_dir: DataDir = None,
+    train_file: Annotated[
+        str | None, _flag("Your own CSV, TSV, JSON lines or Parquet file.", DATA)
+    ] = None,
+    eval_file: Annotated[
+        str | None, _flag("The same to evaluate on; without it a fifth is held out.", DATA)
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    problem_type: Annotated[
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None,
+        _flag("What the labels mean; told from them if not given.", DATA),
+    ] = None,
+    label_separator: Annotated[
+        str, _flag("Between the labels of one text, if it can have several.", DATA)
+    ] = "|",
+    num_virtual_tokens: Annotated[int, _flag("Length of the prompt, in tokens.", PROMPT)] = 20,
+    encoder: Annotated[
+        Literal["MLP", "LSTM", "NONE"],
+        _flag("Prompt encoder; NONE trains the rows themselves.", PROMPT),
+    ] = "NONE",
+    encoder_hidden_size: Annotated[int, _flag("Width of the prompt encoder.", PROMPT)] = 128,
+    placement: Annotated[
+        Literal["after_first", "prefix"],
+        _flag("Behind the first special token, or before the text as in PEFT.", PROMPT),
+    ] = "after_first",
+    prompt_init: Annotated[
+        Literal["vocab", "random"],
+        _flag("Start the rows as words of the vocabulary, or at random.", PROMPT),
+    ] = "vocab",
+    backbone_dropout: Annotated[
+        bool, _flag("Train with the frozen backbone's dropout, as PEFT does.", PROMPT)
+    ] = False,
+    learning_rate: Annotated[float, _flag("Of the head.", TRAINING)] = 1e-3,
+    prompt_learning_rate: Annotated[float, _flag("Of the prompt.", TRAINING)] = 3e-3,
+    epochs: Annotated[
+        float | None, _flag("Passes over the data; 8, and more for small data sets.", TRAINING)
+    ] = None,
+    batch_size: Annotated[int, _flag("Examples a step.", TRAINING)] = 32,
+    max_length: Annotated[
+        int | None, _flag("Cut texts to so many tokens; what the backbone allows.", TRAINING)
+    ] = None,
+    dtype: Dtype = "auto",
+    seed: Annotated[int, _flag("Of everything random.", TRAINING)] = 0,
+    overwrite: Annotated[bool, _flag("Replace the run in the output folder.", OUTPUT)] = False,
+    resume: Annotated[
+        bool, _flag("Go on with the interrupted run in the output folder.", OUTPUT)
+    ] = False,
+) -> None:
+    """Train a classifier on a GLUE task or on your own file.
+
+    Examples:
+    ptune train --task mrpc --data-dir glue --output-dir runs/mrpc
+
+    ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
+    """
+    from ptune.report import TrainingProgress
+    from ptune.training import SETTINGS_NAME, TrainSettings, read_settings, train_run
+
+    names = {f.name for f in dataclasses.fields(TrainSettings)}
+    given: dict[str, Any] = {
+        k: str(v) if isinstance(v, Path) else v for k, v in context.params.items() if k in names
+    }
+    given["training_arguments"] = training_arguments(context.args)
+    settings = TrainSettings(**given)
+    if resume and (output_dir / SETTINGS_NAME).is_file():
+        # The run's own settings hold; flags that were typed must agree with them.
+        typed = {k for k in given if context.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+        typed |= {"training_arguments"} if context.args else set()
+        own = dataclasses.asdict(read_settings(output_dir))
+        settings = TrainSettings(**{**own, **{k: given[k] for k in typed}})
+    run = train_run(
+        settings,
+        output_dir,
+        overwrite=overwrite,
+        resume=resume,
+        progress=TrainingProgress(console),
+    )
+    scores = run.metrics["eval"]
+    table = Table("", *[k.replace("_", " ") for k in scores], title=run.metrics["task"])
+    table.add_row("p-tuned", *[f"{v:.4f}" for v in scores.values()])
+    if base := run.metrics["majority"]:
+        table.add_row("majority class", *[f"{base[k]:.4f}" if k in base else "" for k in scores])
+    console.print(table)
+    console.print(
+        f"Saved in {output_dir}: adapter, metrics.json, settings.json, learning_curve.png, "
+        f'confusion_matrix.png.\nTry it: ptune predict {output_dir} "…"',
+        markup=False,
+        highlight=False,
+    )
+
+
+@app.command()
+def evaluate(
+    adapter: Adapter,
+    task: Annotated[str | None, _flag("GLUE task.", DATA)] = None,
+    data_dir: DataDir = None,
+    file: Annotated[
+        Path | None, _flag("A labelled CSV, TSV, JSON lines or Parquet file.", DATA)
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    model: Model = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    output: Annotated[
+        Path | None, _flag("Also write the scores to this JSON file.", OUTPUT)
+    ] = None,
+) -> None:
+    """Measure a classifier on a labelled file or on a GLUE task's evaluation set.
+
+    Example: ptune evaluate runs/mine --file b.csv
+    """
+    import ptune
+    from ptune.data import Columns, evaluation_sets
+
+    classifier = ptune.load(adapter, model=model, revision=revision, dtype=dtype)
+    sets, metrics = evaluation_sets(
+        task=task,
+        data_dir=data_dir,
+        file=file,
+        columns=Columns(text_column, text_pair_column, label_column),
+        labels=classifier.labels,
+        problem_type=classifier.problem_type_,
+    )
+    scores = {
+        (f"{name}_" if name else "") + key: value
+        for name, dataset in sets.items()
+        for key, value in classifier.evaluate(dataset, metrics).items()
+    }
+    console.print_json(json.dumps(scores))
+    if output:
+        _write(output, json.dumps(scores, indent=2) + "\n")
+
+
+@app.command()
+def predict(
+    adapter: Adapter,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; - or none: lines of standard input.")
+    ] = None,
+    pair: Annotated[
+        str | None, _flag("The second text of a pair; the first is the argument.", DATA)
+    ] = None,
+    file: Annotated[
+        Path | None, _flag("Classify the texts of a CSV, TSV, JSON lines or Parquet file.", DATA)
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    format: Annotated[
+        Literal["table", "jsonl", "csv"] | None,
+        _flag("Table on a terminal for typed texts, else JSON lines.", OUTPUT),
+    ] = None,
+    output: Annotated[Path | None, _flag("Write to this file; .csv means CSV.", OUTPUT)] = None,
+    model: Model = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Classify texts, a file, or the lines of standard input.
+
+    Standard input holds a text a line; for pairs the two texts stand apart by a tab.
+
+    Examples:
+    ptune predict runs/mine "where is my parcel?"
+
+    ptune predict runs/mine --file new.csv --output labels.csv
+
+    ptune predict runs/mrpc "It rains." --pair "Rain falls."
+    """
+    import ptune
+    from ptune.data import Columns
+
+    if file and texts:
+        raise PtuneError("Give texts or --file, not both.")
+    if pair is not None and (not texts or len(texts) != 1):
+        raise PtuneError("--pair wants exactly one text before it.")
+    classifier = ptune.load(adapter, model=model, revision=revision, dtype=dtype)
+    source: Any
+    if file:
+        from ptune.data import PAIR, TEXT, unlabelled_texts
+
+        table = unlabelled_texts(file, columns=Columns(text_column, text_pair_column))
+        pairs = PAIR in table.column_names
+        source = [(r[TEXT], r[PAIR]) if pairs else r[TEXT] for r in table]
+    elif texts and texts != ["-"]:
+        source = [(texts[0], pair)] if pair is not None else texts
+    else:
+        source = _lines(sys.stdin)
+    typed = bool(texts) and texts != ["-"]
+    as_csv = output is not None and output.suffix.lower() == ".csv"
+    chosen = format or (
+        "csv"
+        if as_csv
+        else "table"
+        if typed and output is None and console.is_terminal
+        else "jsonl"
+    )
+    if chosen == "table":
+        _print_predictions(classifier, source)
+    elif output is None:
+        _emit(classifier, source, chosen, sys.stdout)
+    else:
+        from ptune.adapter import staged
+
+        with (
+            staged(output.absolute().parent) as stage,
+            (stage / output.name).open("w", encoding="utf-8") as f,
+        ):
+            count = _emit(classifier, source, chosen, f)
+        errors.print(f"{count} predictions in {output}", markup=False, highlight=False)
+
+
+@app.command()
+def info(adapter: Adapter, revision: Revision = None) -> None:
+    """Say what an adapter is: its backbone, size, labels and scores."""
+    from ptune.adapter import describe
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in describe(adapter, revision=revision).items():
+        table.add_row(key, str(value))
+    console.print(table, markup=False)
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, _flag("Folder for the run.", OUTPUT)] = Path("runs/demo"),
+    seed: Annotated[int, _flag("Of everything random.", TRAINING)] = 0,
+    epochs: Annotated[float | None, _flag("Passes over the data.", TRAINING)] = None,
+    overwrite: Annotated[bool, _flag("Replace the run in the output folder.", OUTPUT)] = False,
+) -> None:
+    """Train on the support mail that ptune brings, and classify a few messages.
+
+    Twelve intents of mail to an online shop. Shows the majority class, logistic regression on the
+    same backbone's embeddings, and the p-tuned classifier side by side. Needs no network.
+    """
+    from ptune.demo import EXAMPLES, run_demo
+    from ptune.report import TrainingProgress
+
+    _, rows = run_demo(
+        output_dir,
+        seed=seed,
+        epochs=epochs,
+        overwrite=overwrite,
+        progress=TrainingProgress(console),
+    )
+    table = Table("", "accuracy", "macro F1", "trained parameters", title="Support mail, test set")
+    for name, scores, parameters in rows:
+        table.add_row(
+            name, f"{scores['accuracy']:.3f}", f"{scores['f1_macro']:.3f}", f"{parameters:,}"
+        )
+    console.print(table)
+    import ptune
+
+    classifier = ptune.load(output_dir)
+    _print_predictions(classifier, EXAMPLES)
+    console.print(
+        f"Pictures: {output_dir}/learning_curve.png and {output_dir}/confusion_matrix.png\n"
+        f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"',
+        markup=False,
+        highlight=False,
+    )
+
+
+def training_arguments(words: list[str]) -> dict[str, Any]:
+    """Flags that are fields of 🤗 `TrainingArguments`, as that class reads them.
+
+    Raises:
+        PtuneError: One is no such field, or its value cannot be read.
+    """
+    if not words:
+        return {}
+    from transformers import HfArgumentParser, TrainingArguments
+
+    from ptune.training import TrainSettings
+
+    own = {f.name for f in dataclasses.fields(TrainSettings)}
+    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    used: list[str] = []
+    words = [w for word in words for w in (word.split("=", 1) if word.startswith("--") else [word])]
+    for i, word in enumerate(words):
+        if not word.startswith("--"):
+            if i == 0 or (not words[i - 1].startswith("--") and not used):
+                raise PtuneError(f"{word!r} was not expected here. See `ptune train --help`.")
+            continue
+        name = word[2:].replace("-", "_")
+        words[i] = f"--{name}"
+        if name not in known:
+            near = difflib.get_close_matches(name, known | own, n=1)
+            hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else "See --help."
+            raise PtuneError(f"There is no flag {word}. {hint}")
+        if name in ("output_dir", "num_train_epochs", "per_device_train_batch_size"):
+            short = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch-size"}
+            raise PtuneError(f"Say --{short.get(name, 'output-dir')} instead of {word}.")
+        used.append(name)
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> Any:
+            raise PtuneError(f"{message}. See `ptune train --help`.")
+
+    parser = Parser(TrainingArguments, allow_abbrev=False)
+    parsed = parser.parse_args([*words])
+    return {name: getattr(parsed, name) for name in used}
+
+
+def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
+    try:
+        for line in stream:
+            first, tab, second = line.rstrip("\n").partition("\t")
+            yield (first, second) if tab else first
+    except UnicodeDecodeError as error:
+        raise PtuneError(f"Standard input is not UTF-8: {error}.") from error
+
+
+def _record(text: Any, prediction: Prediction) -> dict[str, Any]:
+    shown = {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
+    return {
+        **shown,
+        "label": prediction.label,
+        "score": round(prediction.score, 6),
+        "probabilities": {k: round(v, 6) for k, v in prediction.probabilities.items()},
+    }
+
+
+def _emit(classifier: PromptClassifier, source: Iterable[Any], form: str, out: Any) -> int:
+    """Write a record a text, as the predictions come."""
+    import itertools
+
+    one, two = itertools.tee(source)
+    writer: Any = None
+    count = 0
+    for text, prediction in zip(one, classifier.stream(two), strict=True):
+        record = _record(text, prediction)
+        if form == "jsonl":
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        else:
+            row = {**record, **record.pop("probabilities")}
+            row.pop("probabilities", None)
+            if isinstance(row["label"], list):
+                row["label"] = "|".join(row["label"])
+            if writer is None:
+                writer = csv.DictWriter(out, list(row))
+                writer.writeheader()
+            writer.writerow(row)
+        count += 1
+    return count
+
+
+def _print_predictions(classifier: PromptClassifier, texts: list[Any]) -> None:
+    table = Table("text", "label", "probability", "next")
+    for text, prediction in zip(texts, classifier.stream(texts), strict=True):
+        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        label = prediction.label
+        shown = ", ".join(label) if isinstance(label, list) else str(label)
+        number = isinstance(label, float)
+        table.add_row(
+            text if isinstance(text, str) else "\n".join(text),
+            f"{label:.3f}" if number else shown,
+            "" if number else f"{prediction.score:.0%}",
+            "" if number else "  ".join(f"{name} {p:.0%}" for name, p in ranked[1:3]),
+        )
+    console.print(table)
+
+
+def _write(file: Path, text: str) -> None:
+    from ptune.adapter import staged
+
+    with staged(file.absolute().parent) as stage:
+        (stage / file.name).write_text(text, "utf-8")
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends with a message and exit code 2."""
+    try:
+        app()
+    except PtuneError as error:
+        errors.print(f"[bold red]Error:[/bold red] {_plain(str(error))}", highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. Go on with an interrupted training by adding --resume.")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,714 @@
+"""Tasks, files and hub data sets → examples.
+
+Whatever the source, the result is a `Corpus` whose 🤗 data sets have the columns `text`,
+`text_pair` (pairs only) and `label`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, load_dataset
+
+from ptune.errors import PtuneError
+from ptune.metrics import DEFAULT_METRICS
+
+logger = logging.getLogger(__name__)
+
+TEXT, PAIR, LABEL = "text", "text_pair", "label"
+GLUE_ON_THE_HUB = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """A GLUE task: its names on the Hub and in the original TSV folders, and its metrics."""
+
+    folder: str
+    columns: tuple[str, ...]  # of the text, or of the two texts, on the Hub
+    labels: tuple[str, ...]  # in the Hub's order; none: regression
+    metrics: tuple[str, ...]
+    tsv_columns: tuple[str, ...]  # the same in the TSV files
+    tsv_label: str
+    # How the TSV file spells the labels, where it does not spell their names.
+    tsv_spelling: tuple[str, ...] | None = ("0", "1")
+    tsv_header: tuple[str, ...] | None = None  # of files that have no header line
+    evaluation: dict[str, str] = field(default_factory=lambda: {"validation": "dev"})
+    test: dict[str, str] = field(default_factory=lambda: {"test": "test"})
+
+
+_MNLI_LABELS = ("entailment", "neutral", "contradiction")
+_PAIR = ("sentence1", "sentence2")
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask(
+        "CoLA",
+        ("sentence",),
+        ("unacceptable", "acceptable"),
+        ("matthews_correlation",),
+        ("sentence",),
+        "label",
+        tsv_header=("source", "label", "mark", "sentence"),
+    ),
+    "sst2": GlueTask(
+        "SST-2", ("sentence",), ("negative", "positive"), ("accuracy",), ("sentence",), "label"
+    ),
+    "mrpc": GlueTask(
+        "MRPC",
+        _PAIR,
+        ("not_equivalent", "equivalent"),
+        ("accuracy", "f1"),
+        ("#1 String", "#2 String"),
+        "Quality",
+    ),
+    "stsb": GlueTask("STS-B", _PAIR, (), ("pearson", "spearman"), _PAIR, "score", None),
+    "qqp": GlueTask(
+        "QQP",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+        ("accuracy", "f1"),
+        ("question1", "question2"),
+        "is_duplicate",
+    ),
+    "mnli": GlueTask(
+        "MNLI",
+        ("premise", "hypothesis"),
+        _MNLI_LABELS,
+        ("accuracy",),
+        _PAIR,
+        "gold_label",
+        None,
+        evaluation={
+            "validation_matched": "dev_matched",
+            "validation_mismatched": "dev_mismatched",
+        },
+        test={"test_matched": "test_matched", "test_mismatched": "test_mismatched"},
+    ),
+    "qnli": GlueTask(
+        "QNLI",
+        ("question", "sentence"),
+        ("entailment", "not_entailment"),
+        ("accuracy",),
+        ("question", "sentence"),
+        "label",
+        None,
+    ),
+    "rte": GlueTask(
+        "RTE", _PAIR, ("entailment", "not_entailment"), ("accuracy",), _PAIR, "label", None
+    ),
+    "wnli": GlueTask(
+        "WNLI", _PAIR, ("not_entailment", "entailment"), ("accuracy",), _PAIR, "label"
+    ),
+    # The diagnostic set: nothing to train on; a classifier trained on MNLI is tried on it.
+    "ax": GlueTask(
+        "AX",
+        ("premise", "hypothesis"),
+        _MNLI_LABELS,
+        ("matthews_correlation",),
+        _PAIR,
+        "label",
+        None,
+        evaluation={},
+        test={"test": "diagnostic"},
+    ),
+}
+
+
+@dataclass
+class Corpus:
+    """Examples, and what they are to be learned as.
+
+    Attributes:
+        name: For titles and model cards.
+        labels: Names in the order of the label numbers; for regression one name.
+        problem_type: As in Transformers' configurations.
+        metrics: Names from `ptune.metrics`.
+        train: Examples to learn from; `None` where there are none.
+        evaluation: Examples to measure on, by name; the name is ``""`` where there is one set.
+        test: Examples without public labels, by name.
+    """
+
+    name: str
+    labels: list[str]
+    problem_type: str
+    metrics: tuple[str, ...]
+    train: Dataset | None = None
+    evaluation: dict[str, Dataset] = field(default_factory=dict)
+    test: dict[str, Dataset] = field(default_factory=dict)
+
+
+# GLUE.
+
+
+def load_glue(task: str, data_dir: str | Path | None = None) -> Corpus:
+    """A GLUE task, from the Hub or from a folder in the original TSV layout.
+
+    Args:
+        task: One of `GLUE`.
+        data_dir: The folder of the task (with `train.tsv`), or the one above it. ``None``: the
+            Hub's `nyu-mll/glue`.
+
+    Raises:
+        PtuneError: No such task or file, or the Hub cannot be reached.
+    """
+    if task not in GLUE:
+        raise PtuneError(f"There is no GLUE task {task!r}; {_near(task, GLUE)}.")
+    spec = GLUE[task]
+    names = {"train": "train", **spec.evaluation, **spec.test}
+    if task == "ax":
+        del names["train"]
+    if data_dir is None:
+        try:
+            raw = {split: load_dataset(GLUE_ON_THE_HUB, task, split=split) for split in names}
+        except (OSError, ValueError) as error:
+            raise PtuneError(
+                f"GLUE's {task} could not be fetched from the Hub ({_first_line(error)}). Check "
+                "the network, or name a folder of the original files with --data-dir."
+            ) from error
+        columns, label = spec.columns, "label"
+    else:
+        folder = _task_folder(Path(data_dir), spec.folder)
+        raw = {}
+        for split, stem in names.items():
+            file = folder / f"{stem}.tsv"
+            if file.is_file() or split not in spec.test:
+                raw[split] = _read_glue_file(file, spec)
+        columns, label = spec.tsv_columns, spec.tsv_label
+
+    def examples(split: str) -> Dataset:
+        return _glue_examples(raw[split], f"{task} {split}", spec, columns, label)
+
+    evaluation = {s: s.removeprefix("validation").strip("_") for s in spec.evaluation}
+    return Corpus(
+        name=f"GLUE {task.upper()}",
+        labels=list(spec.labels) or ["score"],
+        problem_type="single_label_classification" if spec.labels else "regression",
+        metrics=spec.metrics,
+        train=examples("train") if "train" in names else None,
+        evaluation={short: examples(split) for split, short in evaluation.items()},
+        test={
+            split.removeprefix("test").strip("_"): examples(split)
+            for split in spec.test
+            if split in raw
+        },
+    )
+
+
+def _task_folder(data_dir: Path, folder: str) -> Path:
+    if not data_dir.is_dir():
+        raise PtuneError(f"There is no folder {data_dir}. {_near_path(data_dir)}".rstrip())
+    inner = data_dir / folder
+    return inner if inner.is_dir() else data_dir
+
+
+def _read_glue_file(file: Path, spec: GlueTask) -> Dataset:
+    """A TSV file without quoting, with or without a header; lines cut short are left out."""
+    rows = [line.split("\t") for line in read_text(file).rstrip("\n").split("\n")]
+    first = [cell.strip() for cell in rows[0]]
+    wanted = spec.tsv_columns
+    if spec.tsv_header and not set(wanted) <= set(first):
+        header = list(spec.tsv_header)
+    else:
+        header, rows = first, rows[1:]
+    if missing := [c for c in wanted if c not in header]:
+        raise PtuneError(
+            f"{file} has the columns {', '.join(header)}; wanted is {missing[0]!r}. Is it the "
+            f"original {spec.folder} file of GLUE?"
+        )
+    kept = [row for row in rows if len(row) >= len(header)]
+    if cut := len(rows) - len(kept):
+        logger.warning("%s: left out %d of %d lines, which are cut short.", file, cut, len(rows))
+    if not kept:
+        raise PtuneError(f"{file} holds no examples, only a header. Fetch it again.")
+    columns = [c for c in (*wanted, spec.tsv_label) if c in header]
+    return Dataset.from_dict(
+        {c: [row[header.index(c)].rstrip("\r") for row in kept] for c in columns}
+    )
+
+
+def _glue_examples(
+    raw: Dataset, where: str, spec: GlueTask, columns: tuple[str, ...], label: str
+) -> Dataset:
+    result = {key: list(raw[c]) for key, c in zip((TEXT, PAIR), columns, strict=False)}
+    if label in raw.column_names:
+        values = list(raw[label])
+        if not spec.labels:
+            result[LABEL] = [float(v) for v in values]
+        elif all(isinstance(v, int) for v in values):  # the Hub's; -1: not public
+            result[LABEL] = values
+        else:
+            spelling = {s: i for i, s in enumerate(spec.tsv_spelling or spec.labels)}
+            if unknown := sorted({str(v) for v in values} - spelling.keys()):
+                raise PtuneError(
+                    f"{where} has the label {unknown[0]!r}; wanted is one of "
+                    f"{', '.join(spelling)}. Is it the original file of GLUE?"
+                )
+            result[LABEL] = [spelling[v] for v in values]
+        if result[LABEL] and set(result[LABEL]) == {-1}:
+            del result[LABEL]
+    return Dataset.from_dict(result)
+
+
+# The user's own files.
+
+# Column names that are taken without being asked for, most telling first.
+TEXT_NAMES = ("text", "sentence", "message", "content", "body", "review", "utterance", "comment")
+PAIR_NAMES = (
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("query", "passage"),
+)
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "category",
+    "class",
+    "intent",
+    "target",
+    "sentiment",
+    "score",
+    "y",
+)
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"sep": ",", "keep_default_na": False}),
+    ".tsv": ("csv", {"sep": "\t", "keep_default_na": False}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the texts and the label; ``None``: found by name."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+def load_files(
+    train_file: str | Path,
+    eval_file: str | Path | None = None,
+    *,
+    columns: Columns = Columns(),
+    problem_type: str | None = None,
+    label_separator: str = "|",
+    seed: int = 0,
+) -> Corpus:
+    """The user's own CSV, TSV, JSON lines or Parquet files.
+
+    Args:
+        train_file: Examples to learn from.
+        eval_file: Examples to measure on; ``None``: a fifth of the former, with the same share
+            of every label.
+        columns: Which columns to read.
+        problem_type: As in Transformers' configurations; ``None``: lists of labels are several
+            labels a text, numbers with a fraction are regression, all else is one label a text.
+        label_separator: Between the labels of one text, where they are one string.
+        seed: Of the split.
+
+    Raises:
+        PtuneError: A file or column is missing or is not what it should be; or a label of the
+            evaluation file never occurs in training.
+    """
+    raw = read_table(train_file)
+    found = find_columns(raw, columns, train_file)
+    corpus = corpus_from_lists(
+        _texts(raw, found, train_file),
+        _values(raw, found, train_file),
+        where=f"column {found.label!r} of {train_file}",
+        problem_type=problem_type,
+        label_separator=label_separator,
+    )
+    corpus.name = Path(train_file).stem
+    if eval_file is None:
+        assert corpus.train is not None
+        corpus.train, corpus.evaluation[""] = _hold_out(corpus.train, corpus.problem_type, seed)
+    else:
+        corpus.evaluation[""] = labelled_texts(
+            eval_file,
+            corpus.labels,
+            corpus.problem_type,
+            columns=found,
+            label_separator=label_separator,
+        )
+    return corpus
+
+
+def corpus_from_lists(
+    examples: dict[str, list[str]],
+    values: list[Any],
+    *,
+    where: str = "labels",
+    problem_type: str | None = None,
+    label_separator: str = "|",
+) -> Corpus:
+    """Texts and label values as a corpus without an evaluation set.
+
+    Args:
+        examples: Columns `text` and, for pairs, `text_pair`.
+        values: A label value for each.
+        where: Where the values come from, for messages.
+        problem_type, label_separator: As for `load_files`.
+
+    Raises:
+        PtuneError: There are not as many values as texts, or only one label.
+    """
+    if len(values) != len(examples[TEXT]):
+        raise PtuneError(f"There are {len(examples[TEXT])} texts and {len(values)} labels.")
+    problem_type = problem_type or _guess_problem_type(values)
+    split = _Splitter(label_separator, problem_type)
+    values = [split(v) for v in values]
+    labels = _label_names(values, problem_type, where)
+    numbers = _numbers(values, labels, problem_type, where)
+    return Corpus(
+        name="texts",
+        labels=labels,
+        problem_type=problem_type,
+        metrics=DEFAULT_METRICS[problem_type],
+        train=Dataset.from_dict({**examples, LABEL: numbers}),
+    )
+
+
+def labelled_texts(
+    file: str | Path,
+    labels: Sequence[str],
+    problem_type: str,
+    *,
+    columns: Columns = Columns(),
+    label_separator: str = "|",
+) -> Dataset:
+    """A labelled file for a classifier that exists, with its label numbers.
+
+    Raises:
+        PtuneError: As for `load_files`.
+    """
+    raw = read_table(file)
+    found = find_columns(raw, columns, file)
+    examples = _texts(raw, found, file)
+    split = _Splitter(label_separator, problem_type)
+    values = [split(v) for v in _values(raw, found, file)]
+    where = f"column {found.label!r} of {file}"
+    examples[LABEL] = _numbers(values, list(labels), problem_type, where)
+    return Dataset.from_dict(examples)
+
+
+def evaluation_sets(
+    *,
+    task: str | None,
+    data_dir: str | Path | None,
+    file: str | Path | None,
+    columns: Columns,
+    labels: Sequence[str],
+    problem_type: str,
+) -> tuple[dict[str, Dataset], tuple[str, ...]]:
+    """What to measure a classifier on: a GLUE task's evaluation sets or a labelled file.
+
+    Returns:
+        Data sets by name (``""`` where there is one), and the names of the metrics.
+
+    Raises:
+        PtuneError: Neither or both are named, or the labels are not the classifier's.
+    """
+    if (task is None) == (file is None):
+        raise PtuneError("Name what to measure on: either --task or --file.")
+    if file is not None:
+        dataset = labelled_texts(file, labels, problem_type, columns=columns)
+        return {"": dataset}, DEFAULT_METRICS[problem_type]
+    assert task is not None
+    corpus = load_glue(task, data_dir)
+    if not corpus.evaluation:
+        raise PtuneError(f"GLUE's {task} has no public labels to measure on; use `ptune predict`.")
+    if corpus.problem_type != problem_type or len(corpus.labels) != len(labels):
+        raise PtuneError(
+            f"The classifier knows the labels {', '.join(labels)}, and {task} has "
+            f"{', '.join(corpus.labels)}: it was trained on another task."
+        )
+    if set(corpus.labels) == set(labels) and corpus.labels != list(labels):
+        order = [list(labels).index(name) for name in corpus.labels]
+        for name, dataset in corpus.evaluation.items():
+            numbers = [order[i] for i in dataset[LABEL]]
+            corpus.evaluation[name] = dataset.remove_columns(LABEL).add_column(LABEL, numbers)
+    return corpus.evaluation, corpus.metrics
+
+
+def unlabelled_texts(file: str | Path, *, columns: Columns = Columns()) -> Dataset:
+    """The texts of a file, whatever else is in it.
+
+    Raises:
+        PtuneError: As for `load_files`.
+    """
+    raw = read_table(file)
+    return Dataset.from_dict(_texts(raw, find_columns(raw, columns, file, labelled=False), file))
+
+
+def read_text(file: Path) -> str:
+    """A UTF-8 file, with or without a byte-order mark.
+
+    Raises:
+        PtuneError: It is not there, is empty, or is not UTF-8.
+    """
+    if not file.is_file():
+        raise PtuneError(f"There is no file {file}. {_near_path(file)}".rstrip())
+    data = file.read_bytes()
+    if not data.strip():
+        raise PtuneError(f"{file} is empty; wanted are a header and examples.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PtuneError(
+            f"{file} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}. Convert it, for "
+            f"example with `iconv -f latin1 -t utf-8 {file.name} > utf8-{file.name}`."
+        ) from error
+
+
+def read_table(file: str | Path) -> Dataset:
+    """A CSV, TSV, JSON lines or Parquet file as it is.
+
+    Raises:
+        PtuneError: It is not there, empty, damaged, or of another format.
+    """
+    file = Path(file)
+    if file.suffix.lower() not in FORMATS:
+        raise PtuneError(
+            f"{file} ends in {file.suffix or 'nothing'!r}; ptune reads {', '.join(FORMATS)}."
+        )
+    builder, options = FORMATS[file.suffix.lower()]
+    if builder != "parquet":
+        first_line = read_text(file).split("\n", 1)[0]
+        if builder == "csv":
+            names = [c.strip().strip('"') for c in first_line.rstrip("\r").split(options["sep"])]
+            if doubled := [c for c, n in Counter(names).items() if n > 1]:
+                raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
+    elif not file.is_file() or not file.stat().st_size:
+        raise PtuneError(
+            f"There is no file {file}. {_near_path(file)}".rstrip()
+            if not file.is_file()
+            else f"{file} is empty."
+        )
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        table = load_dataset(
+            builder,
+            data_files=str(file),
+            split="train",
+            **({"encoding": "utf-8-sig", **options} if builder == "csv" else options),
+        )
+    except Exception as error:  # pandas, pyarrow and datasets each raise their own.
+        reason = _first_line(error.__cause__ or error)
+        raise PtuneError(
+            f"{file} could not be read as {builder}: {reason}. "
+            + (
+                'A text with a comma, a quote or a line break belongs in quotes ("), and a quote '
+                'inside is doubled (""). JSON lines (.jsonl) need no such care.'
+                if builder == "csv"
+                else "Is it complete, and is it what its name says?"
+            )
+        ) from error
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+    if not len(table):
+        raise PtuneError(f"{file} holds a header and no examples.")
+    return table
+
+
+def find_columns(
+    table: Dataset, asked: Columns, file: str | Path, *, labelled: bool = True
+) -> Columns:
+    """Which columns to read: those asked for, else those whose names say so.
+
+    Raises:
+        PtuneError: One that was asked for is missing, or none can be told from its name.
+    """
+    names = table.column_names
+    for name in (asked.text, asked.text_pair, asked.label if labelled else None):
+        if name is not None and name not in names:
+            raise PtuneError(f"{file} has no column {name!r}; {_near(name, names)}.")
+    text, pair, label = asked.text, asked.text_pair, asked.label
+    if labelled and label is None:
+        label = next((n for n in LABEL_NAMES if n in names and n not in (text, pair)), None)
+        if label is None:
+            raise PtuneError(
+                f"No column of {file} is called like a label ({', '.join(LABEL_NAMES)}); it has "
+                f"{', '.join(names)}. Name it with --label-column."
+            )
+    if text is None:
+        text, pair = next(
+            ((a, b) for a, b in PAIR_NAMES if a in names and b in names), (None, pair)
+        )
+    if text is None:
+        others = [n for n in names if n not in (label, *LABEL_NAMES)]
+        text = next((n for n in TEXT_NAMES if n in names), others[0] if len(others) == 1 else None)
+    if text is None:
+        raise PtuneError(
+            f"No column of {file} is called like a text ({', '.join(TEXT_NAMES)}); it has "
+            f"{', '.join(names)}. Name it with --text-column."
+        )
+    return Columns(text, pair, label if labelled else None)
+
+
+def _texts(table: Dataset, columns: Columns, file: str | Path) -> dict[str, list[Any]]:
+    result = {}
+    for key, column in ((TEXT, columns.text), (PAIR, columns.text_pair)):
+        if column is not None:
+            result[key] = check_texts(table[column], f"column {column!r} of {file}")
+    return result
+
+
+def check_texts(values: Iterable[Any], where: str) -> list[str]:
+    """A list of texts, none of them missing, empty or a number.
+
+    Raises:
+        PtuneError: One is; the message says which.
+    """
+    values = list(values)
+    numbers = [v for v in values if isinstance(v, int | float)]
+    if numbers and len(numbers) == sum(v is not None for v in values):
+        raise PtuneError(
+            f"The {where} holds numbers such as {numbers[0]}; wanted is text. Is it the right "
+            "column? Name another with --text-column."
+        )
+    if wrong := [i for i, v in enumerate(values) if not isinstance(v, str) or not v.strip()]:
+        shown = ", ".join(str(i + 1) for i in wrong[:5]) + (", …" if len(wrong) > 5 else "")
+        raise PtuneError(
+            f"The {where} has {len(wrong)} empty, missing or non-text value(s), in example {shown} "
+            f"of {len(values)}. Fill them in or leave those examples out."
+        )
+    return values
+
+
+def _values(table: Dataset, columns: Columns, file: str | Path) -> list[Any]:
+    assert columns.label is not None
+    values = list(table[columns.label])
+    missing = [
+        i + 1
+        for i, v in enumerate(values)
+        if v is None or (isinstance(v, str) and not v.strip()) or v != v
+    ]
+    if missing:
+        raise PtuneError(
+            f"The column {columns.label!r} of {file} has no label in {len(missing)} example(s), "
+            f"the first of them number {missing[0]}. Fill them in or leave those examples out."
+        )
+    return values
+
+
+def _guess_problem_type(values: list[Any]) -> str:
+    if any(isinstance(v, list) for v in values):
+        return "multi_label_classification"
+    if all(isinstance(v, int | float) for v in values) and any(v != int(v) for v in values):
+        return "regression"
+    return "single_label_classification"
+
+
+class _Splitter:
+    """One label value as the problem type wants it: a list, a number or a name."""
+
+    def __init__(self, separator: str, problem_type: str) -> None:
+        self.separator = separator
+        self.problem_type = problem_type
+
+    def __call__(self, value: Any) -> Any:
+        if self.problem_type == "multi_label_classification":
+            parts = value.split(self.separator) if isinstance(value, str) else value
+            parts = parts if isinstance(parts, list) else [parts]
+            return [str(p).strip() for p in parts if str(p).strip()]
+        if self.problem_type == "regression":
+            return value
+        if isinstance(value, float) and value == int(value):
+            value = int(value)
+        return str(value).strip()
+
+
+def _label_names(values: list[Any], problem_type: str, where: str) -> list[str]:
+    if problem_type == "regression":
+        return ["score"]
+    several = problem_type == "multi_label_classification"
+    names = {n for v in values for n in v} if several else set(values)
+    if len(names) < 2:
+        raise PtuneError(
+            f"Every example has the label {next(iter(names), '(none)')!r} ({where}). A classifier "
+            "needs at least two. Is it the right column (--label-column)?"
+        )
+    if len(names) > max(100, len(values) // 2):
+        raise PtuneError(
+            f"There are {len(names)} different labels in {len(values)} examples ({where}). Is it "
+            "the right column (--label-column)? Numbers to be predicted as numbers want "
+            "--problem-type regression."
+        )
+    numeric = all(n.lstrip("-").isdigit() for n in names)
+    return sorted(names, key=int) if numeric else sorted(names)
+
+
+def _numbers(values: list[Any], labels: list[str], problem_type: str, where: str) -> list[Any]:
+    if problem_type == "regression":
+        try:
+            return [float(v) for v in values]
+        except (TypeError, ValueError) as error:
+            raise PtuneError(f"Regression wants numbers as labels ({where}): {error}.") from error
+    number = {name: i for i, name in enumerate(labels)}
+    several = problem_type == "multi_label_classification"
+    names = Counter(n for v in values for n in (v if several else [v]))
+    if unknown := sorted(names.keys() - number.keys()):
+        raise PtuneError(
+            f"The label {unknown[0]!r} occurs {names[unknown[0]]} time(s) ({where}), and training "
+            f"never saw it; {_near(unknown[0], labels)}."
+        )
+    if several:
+        return [[float(name in v) for name in labels] for v in values]
+    return [number[v] for v in values]
+
+
+def _hold_out(dataset: Dataset, problem_type: str, seed: int) -> tuple[Dataset, Dataset]:
+    """Four fifths to train on, one fifth to measure on."""
+    counts = Counter(dataset[LABEL]) if problem_type == "single_label_classification" else Counter()
+    stratify = None
+    if counts and min(counts.values()) >= 2 and len(dataset) >= 5 * len(counts):
+        names = [str(i) for i in range(len(counts))]
+        dataset = dataset.cast_column(LABEL, datasets.ClassLabel(names=names))
+        stratify = LABEL
+    try:
+        parts = dataset.train_test_split(test_size=0.2, seed=seed, stratify_by_column=stratify)
+    except ValueError as error:
+        raise PtuneError(
+            f"{len(dataset)} examples are too few to hold some out for evaluation. Add examples, "
+            "or name a file with --eval-file."
+        ) from error
+    return parts["train"], parts["test"]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """The start of a next step for a name that is not there."""
+    known = list(known)
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
+    guess = next((k for k in known if close and k.lower() == close[0]), None)
+    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    return f"did you mean {guess!r}? There are: {listed}" if guess else f"there are: {listed}"
+
+
+def _near_path(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"There is no folder {parent} either."
+    close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
+    return f"Did you mean {parent / close[0]}?" if close else "Check the path."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,589 @@
+"""Training with 🤗 `Trainer`, unmodified.
+
+`train_run` is `ptune train`: settings in, a run folder out. The parts it is made of serve whoever
+brings their own `Trainer`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ptune import __version__, data, metrics, report
+from ptune.adapter import read_json, save, staged
+from ptune.backbone import load_backbone, load_tokenizer
+from ptune.config import PromptEncoderConfig
+from ptune.data import Columns, Corpus
+from ptune.errors import PtuneError
+from ptune.model import PromptModel
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_NAME = "settings.json"
+METRICS_NAME = "metrics.json"
+CURVE_NAME = "learning_curve.png"
+CONFUSION_NAME = "confusion_matrix.png"
+CHECKPOINTS = "checkpoints"
+
+# Small data sets want steps, not epochs: at least so many, within the largest number of epochs.
+MIN_STEPS = 600
+EPOCHS, MAX_EPOCHS = 8, 30
+
+
+@dataclass
+class TrainSettings:
+    """Everything that decides a run; written to `settings.json` and enough to repeat it.
+
+    Attributes:
+        model: A backbone: short name, Hub id or folder.
+        revision: Its revision on the Hub.
+        task: A GLUE task; or
+        train_file, eval_file: the user's own files.
+        data_dir: Where GLUE's original TSV files are; `None`: the Hub.
+        text_column, text_pair_column, label_column: `None`: found by name.
+        problem_type: `None`: told from the labels.
+        label_separator: Between several labels in one string.
+        num_virtual_tokens: Length of the prompt, in tokens.
+        encoder: `MLP`, `LSTM` or `NONE`.
+        encoder_hidden_size: Width of the prompt encoder.
+        placement: `after_first`, or `prefix` as in the reference.
+        prompt_init: `vocab` or `random`.
+        backbone_dropout: Train with the frozen backbone's dropout.
+        learning_rate: Of the head.
+        prompt_learning_rate: Of the prompt.
+        epochs: Passes over the data; `None`: 8, and more where the data set is small.
+        batch_size: Examples a step.
+        max_length: Longest text in tokens, without the prompt; `None`: what the backbone allows.
+        dtype: Of the frozen backbone.
+        seed: Of everything random.
+        training_arguments: Any other field of 🤗 `TrainingArguments`.
+    """
+
+    model: str = "minilm"
+    revision: str | None = None
+    task: str | None = None
+    data_dir: str | None = None
+    train_file: str | None = None
+    eval_file: str | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    problem_type: str | None = None
+    label_separator: str = "|"
+    num_virtual_tokens: int = 20
+    encoder: str = "NONE"
+    encoder_hidden_size: int = 128
+    placement: str = "after_first"
+    prompt_init: str = "vocab"
+    backbone_dropout: bool = False
+    learning_rate: float = 1e-3
+    prompt_learning_rate: float = 3e-3
+    epochs: float | None = None
+    batch_size: int = 32
+    max_length: int | None = None
+    dtype: str = "auto"
+    seed: int = 0
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+
+    def prompt_config(self) -> PromptEncoderConfig:
+        """The prompt that these settings describe."""
+        return PromptEncoderConfig(
+            num_virtual_tokens=self.num_virtual_tokens,
+            encoder_reparameterization_type=self.encoder,  # type: ignore[arg-type]
+            encoder_hidden_size=self.encoder_hidden_size,
+            placement=self.placement,  # type: ignore[arg-type]
+            prompt_init=self.prompt_init,  # type: ignore[arg-type]
+            backbone_dropout=self.backbone_dropout,
+            revision=self.revision,
+        )
+
+    def columns(self) -> Columns:
+        """Which columns of the user's files to read."""
+        return Columns(self.text_column, self.text_pair_column, self.label_column)
+
+    def corpus(self) -> Corpus:
+        """The examples that these settings name.
+
+        Raises:
+            PtuneError: There are none, or too much is named.
+        """
+        if (self.task is None) == (self.train_file is None):
+            raise PtuneError(
+                "Name what to learn: either a GLUE task (--task mrpc) or a file "
+                "(--train-file a.csv)" + ("." if self.task is None else ", not both.")
+            )
+        if self.task is not None:
+            corpus = data.load_glue(self.task, self.data_dir)
+            if corpus.train is None:
+                raise PtuneError(f"GLUE's {self.task} has no training data: train on mnli.")
+            return corpus
+        assert self.train_file is not None
+        return data.load_files(
+            self.train_file,
+            self.eval_file,
+            columns=self.columns(),
+            problem_type=self.problem_type,
+            label_separator=self.label_separator,
+            seed=self.seed,
+        )
+
+    def arguments(self, output_dir: Path, examples: int) -> TrainingArguments:
+        """These settings as 🤗 `TrainingArguments`.
+
+        Args:
+            output_dir: Where checkpoints go.
+            examples: How many there are to train on.
+        """
+        steps_an_epoch = math.ceil(examples / self.batch_size)
+        epochs = self.epochs
+        if epochs is None:
+            epochs = min(MAX_EPOCHS, max(EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch)))
+        chosen: dict[str, Any] = {
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": self.batch_size,
+            "per_device_eval_batch_size": 2 * self.batch_size,
+            "learning_rate": self.learning_rate,
+            "weight_decay": 0.01,
+            "warmup_steps": math.ceil(0.06 * epochs * steps_an_epoch),
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "logging_strategy": "epoch",
+            "save_total_limit": 2,
+            "train_sampling_strategy": "group_by_length",
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": self.seed,
+        }
+        try:
+            return TrainingArguments(
+                output_dir=str(output_dir), **{**chosen, **self.training_arguments}
+            )
+        except (TypeError, ValueError) as error:
+            raise PtuneError(f"TrainingArguments refused these settings: {error}") from error
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: Where everything is.
+        model: As trained.
+        metrics: The content of `metrics.json`.
+    """
+
+    folder: Path
+    model: PromptModel
+    metrics: dict[str, Any]
+
+
+class NotFinite(TrainerCallback):
+    """Stops at the first step whose gradients are not numbers, before they reach the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Check the gradients of everything that trains."""
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
+            raise PtuneError(
+                f"The loss became NaN or infinite in step {state.global_step + 1} (learning rate "
+                f"{args.learning_rate:g}). The likely cause is a learning rate that is too high: "
+                "try a tenth of --learning-rate and --prompt-learning-rate, or --dtype float32 if "
+                "the backbone runs in float16."
+            )
+
+
+class StopAndSave(TrainerCallback):
+    """On Ctrl-C: finish the step, write a checkpoint, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGINT for the duration, where signals can be taken (the main thread)."""
+        try:
+            before = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        logger.warning("Stopping after a last checkpoint; press Ctrl-C again to stop at once.")
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask `Trainer` for a checkpoint and the end."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def text_room(model: PromptModel, tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
+    """The longest text, in tokens, special ones included, that tokenising may produce.
+
+    What the prompt needs is taken off the text.
+    """
+    # A tokenizer that knows no bound says 1e30.
+    bounds = [model.max_text_length, model.max_length, tokenizer.model_max_length]
+    known = [bound for bound in bounds if bound is not None and bound < 10**9]
+    return min(known) if known else None
+
+
+def tokenize(
+    tokenizer: transformers.PreTrainedTokenizerBase, dataset: Dataset, room: int | None
+) -> tuple[Dataset, int]:
+    """Token ids of a data set's texts.
+
+    Args:
+        tokenizer: The backbone's.
+        dataset: With the columns of `ptune.data`.
+        room: The longest text in tokens; from `text_room`.
+
+    Returns:
+        The data set with `input_ids` and so on and `labels`, and how many texts were cut.
+    """
+    pairs = [data.PAIR] if data.PAIR in dataset.column_names else []
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        texts = [batch[c] for c in (data.TEXT, *pairs)]
+        whole = tokenizer(*texts, verbose=False)
+        long = [i for i, ids in enumerate(whole["input_ids"]) if room and len(ids) > room]
+        encoded = dict(whole)
+        for i in long:
+            cut = tokenizer(*[column[i] for column in texts], truncation=True, max_length=room)
+            for key, value in cut.items():
+                encoded[key][i] = value
+        encoded["cut"] = [i in set(long) for i in range(len(texts[0]))]
+        return encoded
+
+    texts = [c for c in (data.TEXT, data.PAIR) if c in dataset.column_names]
+    encoded = dataset.map(encode, batched=True, remove_columns=texts, desc=None)
+    truncated = sum(encoded["cut"])
+    encoded = encoded.remove_columns("cut")
+    if data.LABEL in encoded.column_names:
+        encoded = encoded.rename_column(data.LABEL, "labels")
+    return encoded, truncated
+
+
+def metric_function(corpus: Corpus) -> Callable[[Any], dict[str, float]]:
+    """`compute_metrics` for `Trainer`."""
+
+    def compute(prediction: Any) -> dict[str, float]:
+        predicted = metrics.decide(_logits(prediction.predictions), corpus.problem_type)
+        return metrics.compute(corpus.metrics, np.asarray(prediction.label_ids), predicted)
+
+    return compute
+
+
+def _logits(predictions: Any) -> np.ndarray:
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def build_trainer(
+    model: PromptModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    corpus: Corpus,
+    args: TrainingArguments,
+    *,
+    prompt_learning_rate: float,
+    callbacks: list[TrainerCallback],
+) -> tuple[Trainer, dict[str, int]]:
+    """A plain `Trainer` for a prompt, and how many texts of which set were cut."""
+    room = text_room(model, tokenizer)
+    assert corpus.train is not None
+    train, cut = tokenize(tokenizer, corpus.train, room)
+    truncated = {"train": cut}
+    evaluation = {}
+    for name, dataset in corpus.evaluation.items():
+        evaluation[name], truncated[name or "eval"] = tokenize(tokenizer, dataset, room)
+    for name, cut in truncated.items():
+        if cut:
+            logger.warning("%d texts of %s were cut to %s tokens to fit.", cut, name, room)
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    groups = model.parameter_groups(
+        args.learning_rate,
+        prompt_learning_rate=prompt_learning_rate,
+        weight_decay=args.weight_decay,
+    )
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation[""] if list(evaluation) == [""] else (evaluation or None),
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=metric_function(corpus),
+        optimizers=(optimizer_class(groups, **options), None),
+        callbacks=[NotFinite(), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer, truncated
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is complete: `Trainer` writes its state file last."""
+    found = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        step = checkpoint.name.removeprefix("checkpoint-")
+        if step.isdigit():
+            try:
+                read_json(checkpoint / "trainer_state.json")
+            except PtuneError:
+                logger.warning("%s is incomplete and is passed over.", checkpoint)
+            else:
+                found.append((int(step), checkpoint))
+    return max(found)[1] if found else None
+
+
+def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`Trainer`'s log as one record an evaluation, with the training loss up to it."""
+    records: dict[float, dict[str, Any]] = {}
+    for entry in log_history:
+        if "epoch" not in entry:
+            continue
+        record = records.setdefault(
+            entry["epoch"], {"epoch": entry["epoch"], "step": entry["step"]}
+        )
+        for key, value in entry.items():
+            if key == "loss":
+                record["train_loss"] = value
+            elif key.startswith("eval_") and not key.endswith(("_second", "_runtime")):
+                record[key.removeprefix("eval_")] = value
+    return list(records.values())
+
+
+def check_folder(folder: Path, settings: TrainSettings, *, overwrite: bool, resume: bool) -> None:
+    """Refuse, before any work is done, to touch a folder that holds something.
+
+    Raises:
+        PtuneError: It holds something and neither flag was given; or there is nothing to resume,
+            or what is there was made with other settings.
+    """
+    settings_file = folder / SETTINGS_NAME
+    if folder.exists() and not folder.is_dir():
+        raise PtuneError(f"{folder} is a file; wanted is a folder for the results.")
+    if resume:
+        if not settings_file.is_file():
+            raise PtuneError(f"{folder} holds no run to resume. Leave out --resume to start one.")
+        before, now = read_json(settings_file), asdict(settings)
+        if differing := [k for k in now if now[k] != before.get(k)]:
+            listed = ", ".join(f"{k} was {before.get(k)!r} and is {now[k]!r}" for k in differing)
+            raise PtuneError(
+                f"The run in {folder} was started with other settings: {listed}. Resume it with "
+                "its own, or start another folder."
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise PtuneError(
+                f"The folder {folder} holds something already. Name another one, or go on with an "
+                "interrupted run (--resume), or replace the run that is in it (--overwrite)."
+            )
+        if not settings_file.is_file():
+            raise PtuneError(
+                f"The folder {folder} holds something that ptune did not write, and is left alone. "
+                "Name another one."
+            )
+
+
+def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None:
+    """Make the run folder and write the settings; a former run's files go, unless kept.
+
+    Raises:
+        PtuneError: It cannot be written.
+    """
+    if keep:
+        return
+    with staged(folder) as stage:
+        text = json.dumps(asdict(settings), indent=2, ensure_ascii=False) + "\n"
+        (stage / SETTINGS_NAME).write_text(text, "utf-8")
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (METRICS_NAME, CURVE_NAME, CONFUSION_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_settings(folder: Path) -> TrainSettings:
+    """The settings of a run.
+
+    Raises:
+        PtuneError: There are none, or they are of another version.
+    """
+    file = folder / SETTINGS_NAME
+    if not file.is_file():
+        raise PtuneError(f"{folder} holds no run ({SETTINGS_NAME}).")
+    content = read_json(file)
+    known = {f.name for f in fields(TrainSettings)}
+    if unknown := content.keys() - known:
+        raise PtuneError(f"{file} has the unknown setting {sorted(unknown)[0]!r}: upgrade ptune.")
+    return TrainSettings(**content)
+
+
+def train_run(
+    settings: TrainSettings,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: TrainerCallback | None = None,
+    corpus: Corpus | None = None,
+) -> Run:
+    """Train a classifier and leave everything about it in one folder.
+
+    Args:
+        settings: What to train on what.
+        output_dir: The run folder. The adapter, `metrics.json`, `settings.json`, the learning
+            curve and the confusion matrix go there, checkpoints into its `checkpoints`.
+        overwrite: Replace a run that is there.
+        resume: Go on with an interrupted run from its last checkpoint.
+        progress: Told of every step, to show it.
+        corpus: The examples, where the settings name none.
+
+    Raises:
+        PtuneError: The settings or the data are not right; nothing was overwritten.
+        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was written.
+    """
+    folder = Path(output_dir)
+    check_folder(folder, settings, overwrite=overwrite, resume=resume)
+    corpus = corpus or settings.corpus()
+    tokenizer = load_tokenizer(settings.model, revision=settings.revision)
+    transformers.set_seed(settings.seed)
+    training_on_cpu = not torch.cuda.is_available()
+    backbone = load_backbone(
+        settings.model,
+        labels=corpus.labels,
+        problem_type=corpus.problem_type,
+        dtype=settings.dtype,  # type: ignore[arg-type]
+        revision=settings.revision,
+        # PyTorch's fused attention has a slow backward pass on a CPU.
+        **({"attn_implementation": "eager"} if training_on_cpu else {}),
+    )
+    model = PromptModel(backbone, fit_to_tokenizer(settings.prompt_config(), tokenizer))
+    model.max_length = settings.max_length
+    prepare_folder(folder, settings, keep=resume)
+    assert corpus.train is not None
+    args = settings.arguments(folder / CHECKPOINTS, len(corpus.train))
+    stop = StopAndSave()
+    trainer, truncated = build_trainer(
+        model,
+        tokenizer,
+        corpus,
+        args,
+        prompt_learning_rate=settings.prompt_learning_rate,
+        callbacks=[stop, *([progress] if progress else [])],
+    )
+    checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
+    started = time.perf_counter()
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked:
+        raise KeyboardInterrupt
+    seconds = time.perf_counter() - started
+
+    epochs = history(trainer.state.log_history)
+    trainable, total = model.get_nb_trainable_parameters()
+    results: dict[str, Any] = {
+        "task": corpus.name,
+        "model": model.prompt_config.base_model_name_or_path,
+        "eval": _scores(epochs[-1]) if epochs else {},
+        "best": _best(epochs, corpus),
+        "adapter": "best" if args.load_best_model_at_end else "last",
+        "epochs": epochs,
+        "majority": majority(corpus),
+        "train_examples": len(corpus.train),
+        "eval_examples": {n or "eval": len(d) for n, d in corpus.evaluation.items()},
+        "truncated_texts": truncated,
+        "trainable_parameters": trainable,
+        "all_parameters": total,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "ptune": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    save(model, folder, trained_state=False)
+    with staged(folder) as stage:
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        (stage / METRICS_NAME).write_text(text, "utf-8")
+        report.learning_curve(epochs, corpus, results["majority"], stage / CURVE_NAME)
+        for name in list(corpus.evaluation)[:1]:
+            sets: Any = trainer.eval_dataset
+            dataset = sets[name] if isinstance(sets, dict) else sets
+            predicted = metrics.decide(
+                _logits(trainer.predict(dataset).predictions), corpus.problem_type
+            )
+            truth = np.asarray(corpus.evaluation[name][data.LABEL])
+            report.confusion(truth, predicted, corpus, stage / CONFUSION_NAME)
+    return Run(folder, model, results)
+
+
+def fit_to_tokenizer(
+    config: PromptEncoderConfig, tokenizer: transformers.PreTrainedTokenizerBase
+) -> PromptEncoderConfig:
+    """Behind the first *special* token, if the tokenizer begins a text with one; else in front."""
+    ids = tokenizer("a")["input_ids"]
+    if config.placement == "after_first" and (not ids or ids[0] not in tokenizer.all_special_ids):
+        config.placement = "prefix"
+    return config
+
+
+def majority(corpus: Corpus) -> dict[str, float]:
+    """The scores of always answering the commonest label of the training set."""
+    if corpus.train is None or corpus.problem_type != "single_label_classification":
+        return {}
+    commonest = int(np.bincount(corpus.train[data.LABEL]).argmax())
+    return {
+        (f"{name}_" if name else "") + key: value
+        for name, dataset in corpus.evaluation.items()
+        for key, value in metrics.compute(
+            corpus.metrics,
+            np.asarray(dataset[data.LABEL]),
+            np.full(len(dataset), commonest),
+        ).items()
+    }
+
+
+def _scores(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k not in ("epoch", "step", "train_loss")}
+
+
+def _best(epochs: list[dict[str, Any]], corpus: Corpus) -> dict[str, Any]:
+    """The evaluation with the best first metric."""
+    keys = [k for k in (epochs[-1] if epochs else {}) if k.endswith(corpus.metrics[0])]
+    if not keys:
+        return {}
+    key = keys[0]
+    scored = [e for e in epochs if key in e and not math.isnan(e[key])]
+    return max(scored, key=lambda e: e[key]) if scored else {}
