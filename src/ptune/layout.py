@@ -41,25 +41,23 @@ def prompt_order(attention_mask: Tensor, num_virtual_tokens: int, before: int) -
     return torch.cat([prompt, text], dim=1).argsort(dim=1, stable=True)  # [batch, k + seq]
 
 
-def place(text: Tensor, virtual: Tensor | int, order: Tensor) -> Tensor:
+def place(text: Tensor, virtual: Tensor, order: Tensor) -> Tensor:
     """Put `virtual` and `text` into `order`.
 
     Args:
         text: ``[batch, seq]``, one number a token of the row as it came.
-        virtual: The same for the virtual tokens: one number for all, or ``[k]`` or ``[batch, k]``.
-        order: From `prompt_order`.
+        virtual: ``[k]`` or ``[batch, k]``, the same for the virtual tokens.
+        order: From `prompt_order`; cut short, it leaves out the padding at the end.
 
     Returns:
-        ``[batch, k + seq]``.
+        As wide as `order`.
 
     Example:
         >>> order = prompt_order(torch.tensor([[0, 1, 1]]), num_virtual_tokens=2, before=0)
         >>> place(torch.tensor([[9, 5, 6]]), torch.tensor([100, 101]), order).tolist()
         [[100, 101, 5, 6, 9]]
     """
-    batch, width = order.shape
-    k = width - text.shape[1]
-    virtual = torch.as_tensor(virtual, dtype=text.dtype, device=text.device).expand(batch, k)
+    virtual = virtual.to(text.dtype).expand(len(text), -1)  # [batch, k]
     return torch.cat([virtual, text], dim=1).gather(1, order)
 
 

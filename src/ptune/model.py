@@ -160,8 +160,13 @@ class PromptModel(PreTrainedModel):
                 module = backbone.get_submodule(name)
                 self._hooks.append(module.register_forward_pre_hook(_in_own_dtype))
 
-        pad = text_config.pad_token_id
-        self._extra_rows = ExtraRows(table, fallback=0 if pad is None else pad)
+        # Decoders look for the pad token's id to find a text's end. Any id will do where there
+        # is none, because a token of a text never shows that id (see `forward`).
+        self._pad_as_it_came = text_config.pad_token_id
+        if text_config.pad_token_id is None:
+            eos = text_config.eos_token_id
+            text_config.pad_token_id = eos if isinstance(eos, int) and eos < len(embedding) else 0
+        self._extra_rows = ExtraRows(table, fallback=text_config.pad_token_id)
         self.prompt_encoder: PromptEncoder
         if rows is None:
             self.prompt_encoder = build_prompt_encoder(self.prompt_config)
@@ -249,6 +254,7 @@ class PromptModel(PreTrainedModel):
             hook.remove()
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad, parameter.data = self._as_it_came[name]
+        self.config.get_text_config().pad_token_id = self._pad_as_it_came
         return self.backbone.train(self._was_training)
 
     def train(self, mode: bool = True) -> PromptModel:
@@ -313,10 +319,12 @@ class PromptModel(PreTrainedModel):
         virtual_ids = torch.arange(size, size + k, device=input_ids.device)
         inputs = {
             "input_ids": layout.place(text_ids, virtual_ids, order),
-            "attention_mask": layout.place(attention_mask, 1, order),
+            "attention_mask": layout.place(attention_mask, attention_mask.new_ones(k), order),
         }
         if token_type_ids is not None:
-            inputs["token_type_ids"] = layout.place(token_type_ids, 0, order)
+            inputs["token_type_ids"] = layout.place(
+                token_type_ids, token_type_ids.new_zeros(k), order
+            )
         if position_ids is not None:
             position_ids = position_ids.expand_as(input_ids)
             inputs["position_ids"] = layout.place_positions(

@@ -1,0 +1,118 @@
+"""Tiny seeded backbones of real architectures, with tokenizers trained here."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+SENTENCES = [
+    "the parcel never came and nobody answers the phone",
+    "please send my money back today",
+    "how do I change the address of my order",
+    "the lamp blinks red and then goes dark",
+    "where can I find an invoice for the headphones",
+    "I cannot log in any more since the update",
+    "thank you for the quick help yesterday",
+    "is the black one in stock again soon",
+]
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return SENTENCES
+
+
+def train_tokenizer(bos=None, eos=None, unk="[UNK]", pad="[PAD]"):
+    special = [t for t in (pad, unk, bos, eos) if t]
+    tokenizer = Tokenizer(models.BPE(unk_token=unk))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(dict.fromkeys(special)),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    if bos and eos:
+        ids = [(t, tokenizer.token_to_id(t)) for t in (bos, eos)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} $B:1 {eos}:1", special_tokens=ids
+        )
+    names = {"unk_token": unk, "pad_token": pad, "bos_token": bos, "cls_token": bos}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos,
+        sep_token=eos,
+        model_max_length=64,
+        **{k: v for k, v in names.items() if v},
+    )
+
+
+SIZES = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+KINDS = {
+    "bert": lambda **k: transformers.BertConfig(
+        **SIZES, intermediate_size=64, max_position_embeddings=64, pad_token_id=0, **k
+    ),
+    "roberta": lambda **k: transformers.RobertaConfig(
+        **SIZES, intermediate_size=64, max_position_embeddings=66, pad_token_id=1, **k
+    ),
+    "gpt2": lambda **k: transformers.GPT2Config(
+        vocab_size=400,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        bos_token_id=2,
+        eos_token_id=2,
+        **k,
+    ),
+}
+
+
+def build(kind, seed=0, **options):
+    """A classifier of two labels (or as many as `num_labels` says) with random weights."""
+    torch.manual_seed(seed)
+    return AutoModelForSequenceClassification.from_config(KINDS[kind](**options)).eval()
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def backbone(kind):
+    return build(kind)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(bos="[CLS]", eos="[SEP]")
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory, tokenizer):
+    """A backbone as one finds it on the Hub: base model, no head, tokenizer."""
+    folder = tmp_path_factory.mktemp("backbones") / "tiny-bert"
+    build("bert").bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glue_folder():
+    """GLUE's original files; the tests that read them are marked `data`."""
+    default = Path(__file__).parents[2] / "shared" / "data" / "glue"
+    folder = Path(os.environ.get("PTUNE_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}; name GLUE's folder with PTUNE_DATA")
+    return folder

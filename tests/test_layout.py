@@ -1,0 +1,50 @@
+"""Whatever the padding, text and prompt stand there in order, each token once."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptune import layout
+
+
+@st.composite
+def batches(draw):
+    rows = draw(st.integers(1, 4))
+    seq = draw(st.integers(1, 9))
+    mask = draw(
+        st.lists(
+            st.lists(st.integers(0, 1), min_size=seq, max_size=seq), min_size=rows, max_size=rows
+        )
+    )
+    return torch.tensor(mask)
+
+
+@settings(max_examples=200, deadline=None)
+@given(mask=batches(), k=st.integers(1, 5), before=st.integers(0, 2))
+def test_every_token_is_there_once_and_in_order(mask, k, before):
+    batch, seq = mask.shape
+    ids = torch.arange(100, 100 + batch * seq).view(batch, seq)
+    order = layout.prompt_order(mask, k, before)
+    placed = layout.place(ids, torch.arange(k), order).tolist()
+    real = layout.place(mask, torch.ones(k), order).tolist()
+    for row in range(batch):
+        text = ids[row][mask[row] != 0].tolist()
+        expected = [*text[:before], *range(k), *text[before:]]
+        length = len(expected)
+        assert placed[row][:length] == expected
+        assert real[row] == [1] * length + [0] * (k + seq - length)
+        assert sorted(placed[row]) == sorted([*ids[row].tolist(), *range(k)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(mask=batches(), k=st.integers(1, 5), before=st.integers(0, 2))
+def test_positions_counted_from_anywhere_make_room_for_the_prompt(mask, k, before):
+    start = 10
+    ids = (mask.cumsum(dim=1) - 1).clamp_min(0) + start
+    order = layout.prompt_order(mask, k, before)
+    positions = layout.place_positions(ids, mask, k, before, order)
+    for row in range(len(mask)):
+        length = int(mask[row].sum())
+        if length >= max(before, 1):
+            wanted = list(range(start, start + length + k))
+            assert positions[row, : length + k].tolist() == wanted

@@ -1,0 +1,252 @@
+"""A prompt model predicts the same whatever stands around a text, and leaves the backbone alone."""
+
+import copy
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import build
+
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
+
+PLACEMENTS = ["prefix", "after_first"]
+
+
+def prompt(backbone, **options):
+    torch.manual_seed(1)
+    config = PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, **options)
+    return PromptModel(backbone, config).eval()
+
+
+def ids(*lengths, start=10):
+    return [torch.arange(start + i, start + i + n) for i, n in enumerate(lengths)]
+
+
+def padded(rows, side, pad):
+    width = max(len(r) for r in rows) + 3
+    out = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(out)
+    for i, row in enumerate(rows):
+        at = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        out[i, at], mask[i, at] = row, 1
+    return out, mask
+
+
+@pytest.fixture(params=PLACEMENTS)
+def model(backbone, request):
+    return prompt(backbone, placement=request.param)
+
+
+def test_roberta_large_has_the_reference_s_parameters(capsys):
+    with torch.device("meta"):
+        config = transformers.RobertaConfig(
+            vocab_size=50265,
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+        )
+        backbone = transformers.AutoModelForSequenceClassification.from_config(config)
+        model = PromptModel(
+            backbone, PromptEncoderConfig(num_virtual_tokens=20, encoder_hidden_size=128)
+        )
+    model.print_trainable_parameters()
+    assert capsys.readouterr().out == (
+        "trainable params: 1,351,938 || all params: 355,662,082 || trainable%: 0.3801\n"
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_a_text_alone_and_in_a_padded_batch_has_the_same_logits(model, side):
+    rows = ids(3, 9, 6)
+    pad = model.config.pad_token_id or 0
+    batch, mask = padded(rows, side, pad)
+    alone = torch.cat([model(row[None]).logits for row in rows])
+    together = model(batch, attention_mask=mask).logits
+    torch.testing.assert_close(together, alone, atol=1e-5 * alone.abs().max().item(), rtol=0)
+
+
+@torch.no_grad()
+def test_tokens_under_a_hole_in_the_mask_are_not_there(model):
+    whole = ids(6)[0]
+    mask = torch.tensor([[1, 1, 0, 1, 1, 0]])
+    holed = model(whole[None], attention_mask=mask).logits
+    torch.testing.assert_close(holed, model(whole[mask[0] != 0][None]).logits)
+
+
+@torch.no_grad()
+def test_a_pad_token_that_belongs_to_the_text_counts(model):
+    pad = model.config.pad_token_id or 0
+    row = torch.tensor([[10, 11, pad]])
+    with_pad = model(row, attention_mask=torch.ones_like(row)).logits
+    without = model(row, attention_mask=torch.tensor([[1, 1, 0]])).logits
+    assert not torch.allclose(with_pad, without)
+
+
+@torch.no_grad()
+def test_given_embeddings_are_as_good_as_ids(model):
+    rows, mask = padded(ids(4, 7), "left", model.config.pad_token_id or 0)
+    embeds = model.get_input_embeddings()(rows)
+    torch.testing.assert_close(
+        model(inputs_embeds=embeds, attention_mask=mask).logits,
+        model(rows, attention_mask=mask).logits,
+    )
+
+
+@torch.no_grad()
+def test_a_user_s_position_ids_count_the_text_alone(model):
+    rows = torch.stack(ids(6, 6))
+    start = 2 if model.config.model_type == "roberta" else 0
+    positions = torch.arange(start, start + 6)[None]
+    torch.testing.assert_close(model(rows, position_ids=positions).logits, model(rows).logits)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"], indirect=True)
+@torch.no_grad()
+def test_logits_are_the_reference_s_on_the_same_weights(backbone):
+    reference = peft.get_peft_model(
+        copy.deepcopy(backbone),
+        peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=5, encoder_hidden_size=16),
+    ).eval()
+    model = prompt(backbone)
+    model.prompt_encoder.load_state_dict(reference.prompt_encoder["default"].state_dict())
+    rows, mask = padded(ids(4, 7), "right", backbone.config.pad_token_id)
+    torch.testing.assert_close(
+        model(rows, attention_mask=mask).logits, reference(rows, attention_mask=mask).logits
+    )
+
+
+@torch.no_grad()
+def test_the_longest_text_runs_and_one_token_more_is_an_error(model):
+    longest = model.max_text_length
+    assert longest == 64 - 5
+    assert model(torch.randint(5, 300, (2, longest))).logits.isfinite().all()
+    with pytest.raises(PtuneError, match=f"{longest + 1} tokens is too long.*at most {longest}"):
+        model(torch.randint(5, 300, (2, longest + 1)))
+
+
+@torch.no_grad()
+def test_padding_alone_never_makes_a_batch_too_long(model):
+    row = ids(4)[0]
+    wide = torch.full((1, 64), model.config.pad_token_id or 0)
+    wide[0, -4:] = row
+    mask = (torch.arange(64) >= 60).long()[None]
+    torch.testing.assert_close(model(wide, attention_mask=mask).logits, model(row[None]).logits)
+
+
+def test_more_virtual_tokens_than_positions_is_refused(backbone):
+    with pytest.raises(PtuneError, match="64 virtual tokens do not fit.*64 positions"):
+        PromptModel(backbone, PromptEncoderConfig(num_virtual_tokens=64))
+
+
+def test_only_prompt_and_head_get_gradients(model):
+    model.train()
+    model(torch.stack(ids(4, 4)), labels=torch.tensor([0, 1])).loss.backward()
+    base = dict(model.backbone.base_model.named_parameters())
+    assert all(p.grad is None for p in base.values())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in model.parameters()) - sum(
+        p.numel() for p in base.values()
+    )
+
+
+def test_the_frozen_backbone_drops_out_only_when_asked_to(kind):
+    drop = {"gpt2": "resid_pdrop"}.get(kind, "hidden_dropout_prob")
+    head = {} if kind == "gpt2" else {"classifier_dropout": 0.0}
+    rows = torch.stack(ids(6, 6))
+    for asked in (False, True):
+        model = prompt(build(kind, **{drop: 0.5}, **head), backbone_dropout=asked).train()
+        same = torch.equal(model(rows).logits, model(rows).logits)
+        assert same is not asked
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels"),
+    [
+        ("single_label_classification", 3, torch.tensor([0, 2])),
+        ("multi_label_classification", 3, torch.tensor([[0.0, 1, 1], [1, 0, 0]])),
+        ("regression", 1, torch.tensor([0.5, 3.0])),
+    ],
+)
+def test_the_three_problem_types_have_their_losses(kind, problem_type, num_labels, labels):
+    model = prompt(build(kind, num_labels=num_labels, problem_type=problem_type))
+    output = model(torch.stack(ids(5, 5)), labels=labels)
+    functions = {
+        "single_label_classification": torch.nn.functional.cross_entropy,
+        "multi_label_classification": torch.nn.functional.binary_cross_entropy_with_logits,
+        "regression": lambda p, y: torch.nn.functional.mse_loss(p.squeeze(), y),
+    }
+    torch.testing.assert_close(output.loss, functions[problem_type](output.logits, labels))
+
+
+@torch.no_grad()
+def test_the_backbone_comes_back_untouched(backbone):
+    backbone.train()
+    before = copy.deepcopy(backbone)
+    rows = torch.stack(ids(6, 6))
+    model = prompt(backbone)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(1.0)
+    after = model.unload()
+    assert after is backbone
+    assert after.training
+    for (name, p), (_, q) in zip(after.named_parameters(), before.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert p.requires_grad == q.requires_grad, name
+    assert after.config.to_dict() == before.config.to_dict()
+    assert torch.equal(after.eval()(rows[:1]).logits, before.eval()(rows[:1]).logits)
+
+
+def test_a_copy_is_a_model_of_its_own(model):
+    twin = copy.deepcopy(model)
+    rows = torch.stack(ids(6, 6))
+    before = model(rows).logits
+    with torch.no_grad():
+        for p in twin.parameters():
+            if p.requires_grad:
+                p.add_(0.5)
+    assert torch.equal(model(rows).logits, before)
+    assert not torch.allclose(twin(rows).logits, before)
+
+
+def test_a_half_precision_backbone_keeps_trained_parts_in_float32(kind):
+    model = prompt(build(kind).to(torch.bfloat16)).train()
+    output = model(torch.stack(ids(6, 6)), labels=torch.tensor([0, 1]))
+    output.loss.backward()
+    assert output.logits.dtype == torch.float32
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert all(p.grad.isfinite().all() for p in trained)
+
+
+def test_prompt_and_head_may_have_their_own_learning_rates(model):
+    groups = model.parameter_groups(1e-3, prompt_learning_rate=3e-2, weight_decay=0.1)
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert {rates[id(p)] for p in model.prompt_encoder.parameters()} == {3e-2}
+    assert {rates[id(p)] for _, p in model.head_parameters()} == {1e-3}
+    assert len(rates) == sum(p.requires_grad for p in model.parameters())
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert all(decay[id(p)] == (0.1 if p.ndim > 1 else 0.0) for _, p in model.head_parameters())
+
+
+def test_rows_can_start_as_words_of_the_vocabulary(backbone):
+    model = prompt(backbone, prompt_init="vocab", encoder_reparameterization_type="NONE")
+    table = model.get_input_embeddings().weight
+    for row in model.prompt_rows():
+        assert (table == row).all(dim=1).any()
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(PtuneError, match="no classification head"):
+        PromptModel(build("bert").bert, PromptEncoderConfig())
+
+
+def test_neither_ids_nor_embeddings_is_an_error(model):
+    with pytest.raises(PtuneError, match="input_ids or inputs_embeds"):
+        model(attention_mask=torch.ones(1, 3))

@@ -1,0 +1,69 @@
+"""The prompt encoder is the reference's, layer for layer."""
+
+import peft
+import pytest
+import torch
+
+from ptune import PromptEncoderConfig, PtuneError
+from ptune.prompt import build_prompt_encoder
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["MLP", "LSTM"])
+def test_rows_equal_the_reference_on_the_same_weights(kind, layers):
+    settings = {
+        "num_virtual_tokens": 7,
+        "token_dim": 48,
+        "encoder_hidden_size": 24,
+        "encoder_num_layers": layers if kind == "LSTM" else 2,
+        "encoder_reparameterization_type": kind,
+    }
+    theirs = peft.PromptEncoder(
+        peft.PromptEncoderConfig(**settings, num_transformer_submodules=1, task_type="SEQ_CLS")
+    )
+    ours = build_prompt_encoder(PromptEncoderConfig(**settings))
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(), theirs(torch.arange(7)[None])[0], atol=1e-6, rtol=0)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_dropout_of_the_lstm_is_where_the_reference_has_it():
+    config = PromptEncoderConfig(
+        num_virtual_tokens=4,
+        token_dim=8,
+        encoder_reparameterization_type="LSTM",
+        encoder_dropout=0.5,
+    )
+    encoder = build_prompt_encoder(config)
+    assert encoder.lstm_head.dropout == 0.5
+    assert not torch.equal(encoder(), encoder())
+    encoder.eval()
+    assert torch.equal(encoder(), encoder())
+
+
+def test_no_encoder_means_plain_rows():
+    encoder = build_prompt_encoder(
+        PromptEncoderConfig(
+            num_virtual_tokens=4, token_dim=8, encoder_reparameterization_type="NONE"
+        )
+    )
+    assert encoder() is encoder.embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_virtual_tokens", 0),
+        ("num_virtual_tokens", -3),
+        ("num_virtual_tokens", 2.5),
+        ("encoder_hidden_size", 0),
+        ("encoder_dropout", 1.0),
+        ("placement", "suffix"),
+        ("encoder_reparameterization_type", "GRU"),
+        ("task_type", "CAUSAL_LM"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(field, value):
+    with pytest.raises(PtuneError, match=field) as error:
+        PromptEncoderConfig(**{field: value})
+    assert repr(value) in str(error.value)
