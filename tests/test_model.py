@@ -105,6 +105,26 @@ def test_a_user_s_position_ids_count_the_text_alone(model):
     torch.testing.assert_close(model(rows, position_ids=positions).logits, model(rows).logits)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_the_head_can_read_the_mean_over_the_text(kind, side):
+    """The mean is over the text's own tokens, wherever the padding and the prompt stand."""
+    model = prompt(build(kind), pooling="mean", placement="after_first")
+    rows = ids(3, 9, 6)
+    batch, mask = padded(rows, side, model.config.pad_token_id)
+    seen = {}
+    head = next(m for n, m in model.backbone.named_modules() if n in ("classifier", "score"))
+    head.register_forward_pre_hook(lambda _, args: seen.update(read=args[0]))
+    output = model(batch, attention_mask=mask, output_hidden_states=True)
+    states = output.hidden_states[-1]
+    for i, row in enumerate(rows):
+        text = [0, *range(6, 5 + len(row))]  # the first token, then those behind the prompt
+        read = seen["read"][i] if seen["read"].ndim == 2 else seen["read"][i, -1]
+        torch.testing.assert_close(read, states[i, text].mean(dim=0))
+    alone = torch.cat([model(row[None]).logits for row in rows])
+    torch.testing.assert_close(output.logits, alone)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta"], indirect=True)
 @torch.no_grad()
 def test_logits_are_the_reference_s_on_the_same_weights(backbone):

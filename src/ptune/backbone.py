@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ptune.errors import PtuneError
@@ -129,6 +131,25 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None) -> bool:
+    """Whether a backbone is a sentence encoder, made to be read as the mean over its tokens.
+
+    Its checkpoint says so in the file `1_Pooling/config.json` of sentence-transformers.
+    """
+    file = cached_file(
+        location(name),
+        "1_Pooling/config.json",
+        revision=None if location(name) != full_name(name) else revision,
+        token=token,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return bool(file) and bool(
+        json.loads(Path(file).read_text("utf-8")).get("pooling_mode_mean_tokens")
+    )
 
 
 @contextmanager

@@ -61,6 +61,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
+        pooling: What the head reads: `family`, `mean` (over the text) or `auto`.
         prompt_init: `vocab` or `random`.
         learning_rate: Of the head.
         prompt_learning_rate: Of the prompt.
@@ -86,6 +87,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         encoder: str = "NONE",
         encoder_hidden_size: int = 128,
         placement: str = "after_first",
+        pooling: str = "auto",
         prompt_init: str = "vocab",
         learning_rate: float = 1e-3,
         prompt_learning_rate: float = 3e-3,
@@ -100,6 +102,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.encoder = encoder
         self.encoder_hidden_size = encoder_hidden_size
         self.placement = placement
+        self.pooling = pooling
         self.prompt_init = prompt_init
         self.learning_rate = learning_rate
         self.prompt_learning_rate = prompt_learning_rate
@@ -323,6 +326,7 @@ def load(
         num_virtual_tokens=found.config.num_virtual_tokens,
         encoder=found.config.encoder_reparameterization_type,
         placement=found.config.placement,
+        pooling=found.config.pooling,
         prompt_init=found.config.prompt_init,
         max_length=prompt_model.max_length,
         batch_size=batch_size,

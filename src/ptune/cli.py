@@ -14,11 +14,11 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -142,6 +142,10 @@ def train(
         Literal["after_first", "prefix"],
         _flag("Behind the first special token, or before the text as in PEFT.", PROMPT),
     ] = "after_first",
+    pooling: Annotated[
+        Literal["auto", "family", "mean"],
+        _flag("What the head reads; auto: the mean for a sentence encoder.", PROMPT),
+    ] = "auto",
     prompt_init: Annotated[
         Literal["vocab", "random"],
         _flag("Start the rows as words of the vocabulary, or at random.", PROMPT),
@@ -183,17 +187,18 @@ def train(
     settings = TrainSettings(**given)
     if resume and (output_dir / SETTINGS_NAME).is_file():
         # The run's own settings hold; flags that were typed must agree with them.
-        typed = {k for k in given if context.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+        typed = {k for k in given if _was_typed(context, k)}
         typed |= {"training_arguments"} if context.args else set()
         own = dataclasses.asdict(read_settings(output_dir))
         settings = TrainSettings(**{**own, **{k: given[k] for k in typed}})
-    run = train_run(
-        settings,
-        output_dir,
-        overwrite=overwrite,
-        resume=resume,
-        progress=TrainingProgress(console),
-    )
+    with _interruptible(output_dir):
+        run = train_run(
+            settings,
+            output_dir,
+            overwrite=overwrite,
+            resume=resume,
+            progress=TrainingProgress(console),
+        )
     scores = run.metrics["eval"]
     table = Table("", *[k.replace("_", " ") for k in scores], title=run.metrics["task"])
     table.add_row("p-tuned", *[f"{v:.4f}" for v in scores.values()])
@@ -357,13 +362,14 @@ def demo(
     from ptune.demo import EXAMPLES, run_demo
     from ptune.report import TrainingProgress
 
-    _, rows = run_demo(
-        output_dir,
-        seed=seed,
-        epochs=epochs,
-        overwrite=overwrite,
-        progress=TrainingProgress(console),
-    )
+    with _interruptible(output_dir):
+        _, rows = run_demo(
+            output_dir,
+            seed=seed,
+            epochs=epochs,
+            overwrite=overwrite,
+            progress=TrainingProgress(console),
+        )
     table = Table("", "accuracy", "macro F1", "trained parameters", title="Support mail, test set")
     for name, scores, parameters in rows:
         table.add_row(
@@ -380,6 +386,26 @@ def demo(
         markup=False,
         highlight=False,
     )
+
+
+@contextmanager
+def _interruptible(output_dir: Path) -> Iterator[None]:
+    """Ctrl-C during training ends with what to do next and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        errors.print(
+            f"Interrupted. Go on with: ptune train --resume --output-dir {output_dir}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from error
+
+
+def _was_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def training_arguments(words: list[str]) -> dict[str, Any]:
@@ -496,9 +522,6 @@ def main() -> None:
     except PtuneError as error:
         errors.print(f"[bold red]Error:[/bold red] {_plain(str(error))}", highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Go on with an interrupted training by adding --resume.")
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
 

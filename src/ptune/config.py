@@ -20,6 +20,7 @@ PEFT_TYPE = "P_TUNING"
 PEFT_FORMAT = "0.21.2"
 
 Placement = Literal["prefix", "after_first"]
+Pooling = Literal["family", "mean"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 
 
@@ -46,6 +47,8 @@ class PromptEncoderConfig:
         placement: ``"prefix"``: before the text, as in the reference. ``"after_first"``: right
             after the first token, which for most encoders is a special one.
         backbone_dropout: Train with the frozen backbone's own dropout, as the reference does.
+        pooling: ``"family"``: the head reads the vector that its family reads (the first token's,
+            the last one's). ``"mean"``: the mean over the text, as sentence encoders want it.
         prompt_init: ``"random"``: the encoder's own initial values, as in the reference.
             ``"vocab"``: the rows start as rows drawn from the backbone's vocabulary.
 
@@ -76,6 +79,7 @@ class PromptEncoderConfig:
     encoder_dropout: float = 0.0
     placement: Placement = "prefix"
     backbone_dropout: bool = False
+    pooling: Pooling = "family"
     prompt_init: Literal["random", "vocab"] = "random"
 
     def __post_init__(self) -> None:
@@ -180,7 +184,8 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "peft_type": (PEFT_TYPE,),
     "placement": ("prefix", "after_first"),
     "encoder_reparameterization_type": ("MLP", "LSTM", "NONE"),
+    "pooling": ("family", "mean"),
     "prompt_init": ("random", "vocab"),
 }
 # Fields the reference does not have, with defaults that are what it does.
-_OWN_FIELDS = ("placement", "backbone_dropout", "prompt_init")
+_OWN_FIELDS = ("placement", "backbone_dropout", "pooling", "prompt_init")

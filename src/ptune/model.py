@@ -36,10 +36,10 @@ class ExtraRows:
     pad token that belongs to a text, so that the backbone does not take it for padding.
     """
 
-    def __init__(self, table: nn.Module, fallback: int) -> None:
+    def __init__(self, table: nn.Module) -> None:
         self.size = weight_of(table).shape[0]  # V
-        self.fallback = fallback
         self.rows: Tensor | None = None  # [extra, token_dim] while the backbone runs
+        self.fallback = 0
         self._ids: Tensor | None = None
         self._hooks = [
             table.register_forward_pre_hook(self._before),
@@ -65,6 +65,34 @@ class ExtraRows:
         extra = (index >= 0) & (index < self.rows.shape[0])
         rows = F.embedding(index.clamp(0, self.rows.shape[0] - 1), self.rows)
         return torch.where(extra[..., None], rows.to(output.dtype), output)  # [batch, seq, dim]
+
+
+class MeanOverText:
+    """Lets the head read the mean of the text's last hidden states, whichever one it reads.
+
+    That is what sentence encoders were trained for. The mean stands at every position, and in
+    place of the base model's own pooled vector.
+    """
+
+    def __init__(self, base_model: nn.Module) -> None:
+        self.mask: Tensor | None = None  # [batch, seq], true at the text's own tokens
+        self._hook = base_model.register_forward_hook(self._after)
+
+    def remove(self) -> None:
+        """Let the head read what it used to."""
+        self._hook.remove()
+
+    def _after(self, base_model: nn.Module, args: Any, output: ModelOutput) -> ModelOutput | None:
+        if self.mask is None:
+            return None
+        states = output.last_hidden_state  # [batch, seq, hidden]
+        weights = self.mask[..., None].to(states.dtype)
+        self.mask = None
+        mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)  # [batch, hidden]
+        output.last_hidden_state = mean[:, None].expand_as(states)
+        if "pooler_output" in output:
+            output.pooler_output = mean
+        return output
 
 
 def _in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -166,7 +194,8 @@ class PromptModel(PreTrainedModel):
         if text_config.pad_token_id is None:
             eos = text_config.eos_token_id
             text_config.pad_token_id = eos if isinstance(eos, int) and eos < len(embedding) else 0
-        self._extra_rows = ExtraRows(table, fallback=text_config.pad_token_id)
+        self._extra_rows = ExtraRows(table)
+        self._mean = MeanOverText(backbone.base_model) if config.pooling == "mean" else None
         self.prompt_encoder: PromptEncoder
         if rows is None:
             self.prompt_encoder = build_prompt_encoder(self.prompt_config)
@@ -250,6 +279,8 @@ class PromptModel(PreTrainedModel):
     def unload(self) -> PreTrainedModel:
         """Hand the backbone back as it came, bit for bit; this model is of no use afterwards."""
         self._extra_rows.remove()
+        if self._mean:
+            self._mean.remove()
         for hook in self._hooks:
             hook.remove()
         for name, parameter in self.backbone.named_parameters():
@@ -312,7 +343,8 @@ class PromptModel(PreTrainedModel):
         before = layout.TOKENS_BEFORE[self.prompt_config.placement]
         order = layout.prompt_order(attention_mask, k, before)  # [batch, k + seq]
         order = order[:, : self._width(attention_mask, k)]
-        pad = self._extra_rows.fallback
+        # Asked for each time: `Trainer` sets it to the tokenizer's.
+        pad = self.config.get_text_config().pad_token_id
         # A pad token that is part of a text must not look like padding, and padding must.
         text_ids = torch.where(input_ids == pad, size + rows.shape[0], input_ids)
         text_ids = torch.where(attention_mask != 0, text_ids, pad)
@@ -332,7 +364,10 @@ class PromptModel(PreTrainedModel):
             )
         if labels is not None:
             inputs["labels"] = labels
-        self._extra_rows.rows = rows
+        self._extra_rows.rows, self._extra_rows.fallback = rows, pad
+        if self._mean:
+            is_text = attention_mask != 0
+            self._mean.mask = layout.place(is_text, is_text.new_zeros(k), order)
         try:
             return self.backbone(**inputs, **kwargs)
         finally:

@@ -34,7 +34,7 @@ from transformers import (
 
 from ptune import __version__, data, metrics, report
 from ptune.adapter import read_json, save, staged
-from ptune.backbone import load_backbone, load_tokenizer
+from ptune.backbone import is_mean_pooled, load_backbone, load_tokenizer
 from ptune.config import PromptEncoderConfig
 from ptune.data import Columns, Corpus
 from ptune.errors import PtuneError
@@ -70,6 +70,8 @@ class TrainSettings:
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
+        pooling: What the head reads: `family`, `mean`, or `auto`: the mean over the text for a
+            sentence encoder, else what its family reads.
         prompt_init: `vocab` or `random`.
         backbone_dropout: Train with the frozen backbone's dropout.
         learning_rate: Of the head.
@@ -97,6 +99,7 @@ class TrainSettings:
     encoder: str = "NONE"
     encoder_hidden_size: int = 128
     placement: str = "after_first"
+    pooling: str = "auto"
     prompt_init: str = "vocab"
     backbone_dropout: bool = False
     learning_rate: float = 1e-3
@@ -115,10 +118,16 @@ class TrainSettings:
             encoder_reparameterization_type=self.encoder,  # type: ignore[arg-type]
             encoder_hidden_size=self.encoder_hidden_size,
             placement=self.placement,  # type: ignore[arg-type]
+            pooling=self._pooling(),
             prompt_init=self.prompt_init,  # type: ignore[arg-type]
             backbone_dropout=self.backbone_dropout,
             revision=self.revision,
         )
+
+    def _pooling(self) -> Any:
+        if self.pooling != "auto":
+            return self.pooling
+        return "mean" if is_mean_pooled(self.model, revision=self.revision) else "family"
 
     def columns(self) -> Columns:
         """Which columns of the user's files to read."""

@@ -1,0 +1,278 @@
+"""An unmodified `Trainer` trains, checkpoints, reloads the best and resumes, exactly."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import build
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
+
+import ptune
+from ptune import PromptEncoderConfig, PromptModel, PtuneError, training
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer, texts):
+    """Two labels that the words tell apart, some of them wrong, so that the loss goes up again."""
+    rows = [f"{t} {i % 7}" for i in range(6) for t in texts]
+    labels = [(i % 8) % 2 for i in range(len(rows))]
+    dataset = Dataset.from_dict({"text": rows, "labels": labels})
+    return dataset.map(lambda r: tokenizer(r["text"]), remove_columns="text")
+
+
+def make_trainer(kind, tokenizer, examples, folder, callbacks=(), seed=5, **options):
+    transformers.set_seed(seed)
+    model = PromptModel(
+        build(kind), PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16)
+    )
+    arguments = {
+        "num_train_epochs": 4,
+        "learning_rate": 0.03,
+        "per_device_train_batch_size": 8,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **options,
+    }
+    return Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(folder), **arguments),
+        train_dataset=examples,
+        eval_dataset=examples.select(range(0, len(examples), 3)),
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=list(callbacks),
+    )
+
+
+def test_the_best_checkpoint_is_what_is_left_at_the_end(
+    kind, tokenizer, examples, tmp_path, caplog
+):
+    trainer = make_trainer(kind, tokenizer, examples, tmp_path)
+    trainer.train()
+    recorded = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
+    assert len(recorded) == 4
+    assert recorded[0] != recorded[-1]
+    assert trainer.state.best_metric == min(recorded)
+    assert trainer.evaluate()["eval_loss"] == min(recorded)
+    assert "missing keys" not in caplog.text
+    assert "unexpected keys" not in caplog.text
+
+
+def test_each_checkpoint_is_an_adapter_that_predicts_what_was_recorded(
+    kind, tokenizer, examples, tmp_path
+):
+    trainer = make_trainer(kind, tokenizer, examples, tmp_path, load_best_model_at_end=False)
+    trainer.train()
+    recorded = {h["step"]: h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h}
+    checkpoints = list(tmp_path.glob("checkpoint-*"))
+    assert len(checkpoints) == 4
+    for checkpoint in checkpoints:
+        loaded = PromptModel.from_pretrained(build(kind), checkpoint)
+        trainer.model = trainer.model_wrapped = loaded
+        step = int(checkpoint.name.split("-")[1])
+        assert trainer.evaluate()["eval_loss"] == recorded[step]
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(kind, tokenizer, examples, tmp_path):
+    whole = make_trainer(kind, tokenizer, examples, tmp_path / "a", load_best_model_at_end=False)
+    whole.train()
+    again = make_trainer(
+        kind, tokenizer, examples, tmp_path / "b", load_best_model_at_end=False, seed=77
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-12"))
+    for trainer in (whole, again):
+        trainer.model.save_pretrained(Path(trainer.args.output_dir) / "end")
+    for file in ("adapter_model.safetensors", "model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "a/end" / file).read_bytes() == (tmp_path / "b/end" / file).read_bytes()
+
+
+def test_early_stopping_stops(tokenizer, examples, tmp_path):
+    stop = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=10.0)
+    trainer = make_trainer("bert", tokenizer, examples, tmp_path, callbacks=[stop])
+    trainer.train()
+    assert trainer.state.epoch == 2
+
+
+def test_gradient_accumulation_is_a_larger_batch(tokenizer, examples, tmp_path):
+    ends = []
+    for size, steps in ((8, 1), (4, 2)):
+        trainer = make_trainer(
+            "gpt2",
+            tokenizer,
+            examples,
+            tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            num_train_epochs=1,
+            optim="sgd",
+        )
+        trainer.train()
+        ends.append(trainer.model.prompt_rows())
+    torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
+
+
+# Whole runs, as `ptune train` makes them.
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory, texts):
+    file = tmp_path_factory.mktemp("data") / "mail.csv"
+    rows = [
+        f'"{t} {i}",{"money" if "money" in t or "parcel" in t else "other"}'
+        for i in range(6)
+        for t in texts
+    ]
+    file.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return file
+
+
+def settings(bert_folder, table, **options):
+    chosen = {"epochs": 3, "batch_size": 8, "num_virtual_tokens": 4, "dtype": "float32", **options}
+    return ptune.TrainSettings(model=str(bert_folder), train_file=str(table), **chosen)
+
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "ptune.json")
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bytes(bert_folder, table, tmp_path):
+    flags = ["--model", str(bert_folder), "--train-file", str(table), "--num-virtual-tokens", "4"]
+    flags += ["--epochs", "15", "--batch-size", "2", "--dtype", "float32", "--encoder", "MLP"]
+    command = [str(Path(sys.executable).with_name("ptune")), "train", *flags, "--output-dir"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+
+    resumed = subprocess.run(
+        [command[0], "train", "--resume", "--output-dir", str(tmp_path / "killed")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "epoch  1.0/" not in resumed.stdout, "it started anew"
+    for file in ADAPTER_FILES:
+        whole, killed = (tmp_path / run / file for run in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes(), file
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(bert_folder, table, tmp_path):
+    flags = ["--model", str(bert_folder), "--train-file", str(table), "--num-virtual-tokens", "4"]
+    flags += ["--epochs", "400", "--batch-size", "2", "--output-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("ptune")), "train", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "epoch" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert training.last_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global'), (15, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert training.last_checkpoint(tmp_path).name == "checkpoint-5"
+    assert training.last_checkpoint(tmp_path / "checkpoint-5") is None
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(
+    bert_folder, table, tmp_path
+):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        ptune.train_run(settings(bert_folder, table, seed=seed, epochs=1), tmp_path / name)
+    a, b, c = (
+        (tmp_path / run / "adapter_model.safetensors").read_bytes() for run in ("a", "b", "c")
+    )
+    assert a == b
+    assert a != c
+
+
+def test_a_run_learns_and_its_metrics_are_those_of_its_adapter(bert_folder, table, tmp_path):
+    options = {"learning_rate": 0.05, "prompt_learning_rate": 0.05, "epochs": 20}
+    run = ptune.train_run(settings(bert_folder, table, **options), tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written == run.metrics
+    assert [e["epoch"] for e in written["epochs"]] == list(range(1, 21))
+    assert written["eval"]["accuracy"] > written["majority"]["accuracy"]
+    assert written["best"]["accuracy"] == max(e["accuracy"] for e in written["epochs"])
+    classifier = ptune.load(tmp_path / "run", dtype="float32")
+    corpus = settings(bert_folder, table).corpus()
+    scores = classifier.evaluate(corpus.evaluation[""], ["accuracy", "f1_macro"])
+    assert scores["accuracy"] == written["eval"]["accuracy"]
+
+
+def test_long_texts_are_cut_and_counted(bert_folder, tmp_path, texts):
+    file = tmp_path / "long.csv"
+    long = " ".join(texts * 4)
+    rows = [f'"{long if i % 3 == 0 else "short"} {i}",{i % 2}' for i in range(30)]
+    file.write_text("text,label\n" + "\n".join(rows))
+    run = ptune.train_run(settings(bert_folder, file, epochs=1), tmp_path / "run")
+    assert sum(run.metrics["truncated_texts"].values()) == 10
+
+
+def test_a_learning_rate_that_explodes_stops_with_the_step(bert_folder, table, tmp_path):
+    wild = settings(bert_folder, table, learning_rate=1e38, prompt_learning_rate=1e38)
+    with pytest.raises(PtuneError, match=r"NaN or infinite in step \d+.*learning rate"):
+        ptune.train_run(wild, tmp_path / "run")
+
+
+def test_an_existing_folder_is_left_alone(bert_folder, table, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(PtuneError, match="holds"):
+            ptune.train_run(settings(bert_folder, table), tmp_path, **flags)
+    assert [f.name for f in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_run_is_replaced_only_when_asked_to_and_resumed_only_as_it_was(
+    bert_folder, table, tmp_path
+):
+    first = settings(bert_folder, table, epochs=1)
+    ptune.train_run(first, tmp_path / "run")
+    with pytest.raises(PtuneError, match="--overwrite"):
+        ptune.train_run(first, tmp_path / "run")
+    with pytest.raises(PtuneError, match="seed was 0 and is 9"):
+        ptune.train_run(
+            settings(bert_folder, table, epochs=1, seed=9), tmp_path / "run", resume=True
+        )
+    other = settings(bert_folder, table, epochs=1, seed=9)
+    ptune.train_run(other, tmp_path / "run", overwrite=True)
+    assert training.read_settings(tmp_path / "run") == other
+
+
+def test_after_the_first_token_only_where_that_token_is_special(tokenizer):
+    from conftest import train_tokenizer
+
+    config = PromptEncoderConfig(placement="after_first")
+    assert training.fit_to_tokenizer(config, tokenizer).placement == "after_first"
+    without = train_tokenizer()
+    assert training.fit_to_tokenizer(config, without).placement == "prefix"
