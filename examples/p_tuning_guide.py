@@ -1,6 +1,6 @@
 """The guide "P-tuning for sequence classification", step by step, on ptune.
 
-Only the import line differs from what one would write for 🤗 PEFT. Offline, on a small encoder:
+The names are those of 🤗 PEFT; the import line is not. Offline, on a small encoder:
 
     python examples/p_tuning_guide.py --model minilm --data-dir path/to/glue --epochs 2
 
@@ -71,8 +71,10 @@ if tokenizer.pad_token_id is None:
 
 
 def tokenize_function(examples):
-    # max_length=None: the model's own maximum
-    return tokenizer(examples[TEXT], examples[PAIR], truncation=True, max_length=None)
+    # The one change to the guide's own: its max_length=None lets a long text take all positions
+    # of the model and leaves none for the prompt.
+    longest = model.max_text_length
+    return tokenizer(examples[TEXT], examples[PAIR], truncation=True, max_length=longest)
 
 
 def tokenized(split):
@@ -140,7 +142,14 @@ sentence2 = (
     "The coast redwood trees, which can attain a height of over 300 feet, are the tallest trees "
     "on earth."
 )
-inputs = tokenizer(sentence1, sentence2, truncation=True, padding="longest", return_tensors="pt")
+inputs = tokenizer(
+    sentence1,
+    sentence2,
+    truncation=True,
+    max_length=model.max_text_length,
+    padding="longest",
+    return_tensors="pt",
+)
 
 with torch.no_grad():
     outputs = model(**inputs).logits
@@ -148,4 +157,4 @@ with torch.no_grad():
 
 paraphrased_text = torch.softmax(outputs, dim=1).tolist()[0]
 for i in range(len(classes)):
-    print(f"{classes[i]}: {int(round(paraphrased_text[i] * 100))}%")
+    print(f"{classes[i]}: {round(paraphrased_text[i] * 100)}%")

@@ -13,6 +13,10 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+# Tiny models gain nothing from threads, and tests run beside each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SENTENCES = [
     "the parcel never came and nobody answers the phone",
     "please send my money back today",
@@ -57,7 +61,14 @@ def train_tokenizer(bos=None, eos=None, unk="[UNK]", pad="[PAD]"):
     )
 
 
-SIZES = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+# Wide initial values, so that a random backbone tells texts apart.
+SIZES = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+}
 KINDS = {
     "bert": lambda **k: transformers.BertConfig(
         **SIZES, intermediate_size=64, max_position_embeddings=64, pad_token_id=0, **k
@@ -71,6 +82,7 @@ KINDS = {
         n_layer=2,
         n_head=2,
         n_positions=64,
+        initializer_range=0.2,
         bos_token_id=2,
         eos_token_id=2,
         **k,

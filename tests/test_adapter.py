@@ -243,7 +243,7 @@ def test_a_damaged_adapter_is_refused_by_name(saved, kind, damage):
 
 
 def test_no_such_adapter(kind, tmp_path):
-    with pytest.raises(PtuneError, match="There is no folder.*nowhere"):
+    with pytest.raises(PtuneError, match=r"There is no folder.*nowhere"):
         PromptModel.from_pretrained(build(kind), tmp_path / "nowhere")
 
 
@@ -263,7 +263,7 @@ def test_another_name_of_the_same_size_is_warned_of(kind, tmp_path, bert_folder)
     twin = tmp_path / "another-bert"
     shutil.copytree(bert_folder, twin)
     trained(load_backbone(str(bert_folder), dtype="float32")).save_pretrained(tmp_path / "a")
-    with pytest.warns(UserWarning, match="trained on .*tiny-bert.*another-bert"):
+    with pytest.warns(UserWarning, match=r"trained on .*tiny-bert.*another-bert"):
         PromptModel.from_pretrained(load_backbone(str(twin), dtype="float32"), tmp_path / "a")
 
 
@@ -313,5 +313,5 @@ def test_a_full_disk_leaves_the_old_adapter_whole(saved, kind):
 def test_a_folder_that_cannot_be_made_is_named(saved, tmp_path):
     model, _ = saved
     (tmp_path / "file").write_text("")
-    with pytest.raises(PtuneError, match="Cannot write to .*file/inside"):
+    with pytest.raises(PtuneError, match=r"Cannot write to .*file/inside"):
         model.save_pretrained(tmp_path / "file" / "inside")

@@ -159,7 +159,7 @@ def test_padding_alone_never_makes_a_batch_too_long(model):
 
 
 def test_more_virtual_tokens_than_positions_is_refused(backbone):
-    with pytest.raises(PtuneError, match="64 virtual tokens do not fit.*64 positions"):
+    with pytest.raises(PtuneError, match=r"64 virtual tokens do not fit.*64 positions"):
         PromptModel(backbone, PromptEncoderConfig(num_virtual_tokens=64))
 
 

@@ -93,6 +93,11 @@ def load_backbone(
         dtype = fast_dtype()
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
+    if dtype == torch.bfloat16 and not torch.cuda.is_available():
+        # On a CPU, the backward pass of PyTorch's fused attention is slow in bfloat16. Training
+        # and inference use the same kernels, so that a reloaded classifier predicts bit for bit
+        # what the trained one did.
+        kwargs.setdefault("attn_implementation", "eager")
     labels = list(labels)
     name = full_name(name)
     with quiet_transformers(), _explained(name):

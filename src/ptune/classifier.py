@@ -89,7 +89,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         placement: str = "after_first",
         pooling: str = "auto",
         prompt_init: str = "vocab",
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         prompt_learning_rate: float = 3e-3,
         epochs: float | None = None,
         batch_size: int = 32,
@@ -349,21 +349,22 @@ def _columns(X: Iterable[Text], started: int = 0) -> dict[str, list[str]]:
     Raises:
         PtuneError: They are neither, or are mixed.
     """
-    rows = [X] if _is_one_text(X) else list(X)
+    rows: list[Any] = [X] if _is_one_text(X) else list(X)
     if not rows:
         raise PtuneError("There are no texts.")
-    if all(isinstance(row, str) for row in rows):
+    pairs = not isinstance(rows[0], str)
+    for i, row in enumerate(rows, start=started + 1):
+        is_pair = isinstance(row, list | tuple) and len(row) == 2
+        if not (is_pair if pairs else isinstance(row, str)):
+            raise PtuneError(
+                f"Text {i} is {row!r}; wanted are strings, or pairs of strings, and not both at "
+                "once."
+            )
+    if not pairs:
         return {data.TEXT: data.check_texts(rows, "list of texts")}
-    pairs = [tuple(row) if not isinstance(row, str) else row for row in rows]
-    wrong = [i for i, p in enumerate(pairs) if isinstance(p, str) or len(p) != 2]
-    if wrong:
-        raise PtuneError(
-            f"Text {started + wrong[0] + 1} is {rows[wrong[0]]!r}; wanted are strings, or pairs of "
-            "strings, and not both at once."
-        )
     return {
-        data.TEXT: data.check_texts([p[0] for p in pairs], "list of first texts"),
-        data.PAIR: data.check_texts([p[1] for p in pairs], "list of second texts"),
+        data.TEXT: data.check_texts([p[0] for p in rows], "list of first texts"),
+        data.PAIR: data.check_texts([p[1] for p in rows], "list of second texts"),
     }
 
 

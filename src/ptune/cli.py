@@ -153,7 +153,7 @@ def train(
     backbone_dropout: Annotated[
         bool, _flag("Train with the frozen backbone's dropout, as PEFT does.", PROMPT)
     ] = False,
-    learning_rate: Annotated[float, _flag("Of the head.", TRAINING)] = 1e-3,
+    learning_rate: Annotated[float, _flag("Of the head.", TRAINING)] = 3e-3,
     prompt_learning_rate: Annotated[float, _flag("Of the prompt.", TRAINING)] = 3e-3,
     epochs: Annotated[
         float | None, _flag("Passes over the data; 8, and more for small data sets.", TRAINING)

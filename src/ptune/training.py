@@ -49,7 +49,7 @@ CONFUSION_NAME = "confusion_matrix.png"
 CHECKPOINTS = "checkpoints"
 
 # Small data sets want steps, not epochs: at least so many, within the largest number of epochs.
-MIN_STEPS = 600
+MIN_STEPS = 300
 EPOCHS, MAX_EPOCHS = 8, 30
 
 
@@ -102,7 +102,7 @@ class TrainSettings:
     pooling: str = "auto"
     prompt_init: str = "vocab"
     backbone_dropout: bool = False
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     prompt_learning_rate: float = 3e-3
     epochs: float | None = None
     batch_size: int = 32
@@ -487,15 +487,12 @@ def train_run(
     corpus = corpus or settings.corpus()
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     transformers.set_seed(settings.seed)
-    training_on_cpu = not torch.cuda.is_available()
     backbone = load_backbone(
         settings.model,
         labels=corpus.labels,
         problem_type=corpus.problem_type,
         dtype=settings.dtype,  # type: ignore[arg-type]
         revision=settings.revision,
-        # PyTorch's fused attention has a slow backward pass on a CPU.
-        **({"attn_implementation": "eager"} if training_on_cpu else {}),
     )
     model = PromptModel(backbone, fit_to_tokenizer(settings.prompt_config(), tokenizer))
     model.max_length = settings.max_length
@@ -546,7 +543,8 @@ def train_run(
     with staged(folder) as stage:
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         (stage / METRICS_NAME).write_text(text, "utf-8")
-        report.learning_curve(epochs, corpus, results["majority"], stage / CURVE_NAME)
+        if epochs and corpus.evaluation:
+            report.learning_curve(epochs, corpus, results["majority"], stage / CURVE_NAME)
         for name in list(corpus.evaluation)[:1]:
             sets: Any = trainer.eval_dataset
             dataset = sets[name] if isinstance(sets, dict) else sets

@@ -1,0 +1,44 @@
+"""The demo's data is what it says, and its classifier is worth having."""
+
+import csv
+from collections import Counter
+
+import pytest
+
+from ptune import demo
+
+
+def rows(split):
+    with (demo.FOLDER / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_there_are_enough_messages_of_every_intent():
+    train, test = (Counter(r["label"] for r in rows(s)) for s in ("train", "test"))
+    assert len(train) >= 10
+    assert set(test.values()) == {15}
+    assert min(train[label] + test[label] for label in train) >= 60
+
+
+def test_no_message_stands_in_both_splits_or_twice():
+    texts = [r["text"].strip().lower() for s in ("train", "test") for r in rows(s)]
+    assert len(set(texts)) == len(texts)
+
+
+def test_no_two_messages_are_one_with_words_swapped():
+    texts = [set(r["text"].lower().split()) for s in ("train", "test") for r in rows(s)]
+    worst = max(
+        len(a & b) / len(a | b) for i, a in enumerate(texts) for b in texts[:i] if len(a) > 3
+    )
+    assert worst < 0.6
+
+
+@pytest.mark.slow
+def test_the_demo_s_classifier_is_right_on_most_of_the_mail(tmp_path):
+    run, table = demo.run_demo(tmp_path / "run")
+    scores = {name: s["accuracy"] for name, s, _ in table}
+    assert scores["p-tuned"] >= 0.85
+    assert scores["logistic regression on mean embeddings"] > 0.8
+    assert scores["majority class"] == pytest.approx(1 / 12)
+    for name in ("learning_curve.png", "confusion_matrix.png"):
+        assert (run.folder / name).read_bytes().startswith(b"\x89PNG")
