@@ -138,6 +138,28 @@ def load_tokenizer(
     return tokenizer
 
 
+def encode(
+    tokenizer: transformers.PreTrainedTokenizerBase, columns: list[list[str]], room: int | None
+) -> tuple[dict[str, list[list[int]]], int]:
+    """Token ids of texts or pairs.
+
+    Args:
+        tokenizer: The backbone's.
+        columns: The texts; or the first texts and the second texts.
+        room: The longest text in tokens; longer ones are cut.
+
+    Returns:
+        `input_ids` and so on, a list a text, and how many texts were cut.
+    """
+    encoded = dict(tokenizer(*columns, verbose=False))
+    long = [i for i, ids in enumerate(encoded["input_ids"]) if room and len(ids) > room]
+    for i in long:
+        cut = tokenizer(*[column[i] for column in columns], truncation=True, max_length=room)
+        for key, value in cut.items():
+            encoded[key][i] = value
+    return encoded, len(long)
+
+
 def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None) -> bool:
     """Whether a backbone is a sentence encoder, made to be read as the mean over its tokens.
 

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from ptune import adapter, data, metrics
-from ptune.backbone import load_backbone, load_tokenizer
+from ptune.backbone import encode, load_backbone, load_tokenizer
 from ptune.errors import PtuneError
 from ptune.model import PromptModel
 
@@ -64,7 +64,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         pooling: What the head reads: `family`, `mean` (over the text) or `auto`.
         prompt_init: `vocab` or `random`.
         learning_rate: Of the head.
-        prompt_learning_rate: Of the prompt.
+        prompt_learning_rate: Of the prompt; `None`: the head's.
         epochs: Passes over the data; `None`: 8, and more where there is little.
         batch_size: Examples a step, in training and in prediction.
         max_length: Longest text in tokens; `None`: what the backbone allows.
@@ -89,8 +89,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         placement: str = "after_first",
         pooling: str = "auto",
         prompt_init: str = "vocab",
-        learning_rate: float = 3e-3,
-        prompt_learning_rate: float = 3e-3,
+        learning_rate: float = 5e-3,
+        prompt_learning_rate: float | None = None,
         epochs: float | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
@@ -173,17 +173,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     @torch.inference_mode()
     def _window(self, window: list[Text], started: int) -> np.ndarray:
-        from ptune.training import text_room, tokenize
-
-        dataset = data.Dataset.from_dict(_columns(window, started))
-        encoded = tokenize(self.tokenizer_, dataset, text_room(self.prompt_model_, self.tokenizer_))
-        rows = [encoded[0][i] for i in range(len(window))]
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-        logits = np.empty((len(rows), len(self.classes_)), dtype=np.float32)
+        room = self.prompt_model_.text_room(self.tokenizer_)
+        columns = list(_columns(window, started).values())
+        encoded, _ = encode(self.tokenizer_, columns, room)
+        order = sorted(range(len(window)), key=lambda i: -len(encoded["input_ids"][i]))
+        logits = np.empty((len(window), len(self.classes_)), dtype=np.float32)
         size = 2 * self.batch_size
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            batch = self.tokenizer_.pad([rows[i] for i in chosen], return_tensors="pt")
+            rows = {key: [values[i] for i in chosen] for key, values in encoded.items()}
+            batch = self.tokenizer_.pad(rows, return_tensors="pt")
             output = self.prompt_model_(**batch.to(self.prompt_model_.device))
             logits[chosen] = output.logits.float().cpu().numpy()
         return logits

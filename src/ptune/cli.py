@@ -153,8 +153,10 @@ def train(
     backbone_dropout: Annotated[
         bool, _flag("Train with the frozen backbone's dropout, as PEFT does.", PROMPT)
     ] = False,
-    learning_rate: Annotated[float, _flag("Of the head.", TRAINING)] = 3e-3,
-    prompt_learning_rate: Annotated[float, _flag("Of the prompt.", TRAINING)] = 3e-3,
+    learning_rate: Annotated[float, _flag("Of prompt and head.", TRAINING)] = 5e-3,
+    prompt_learning_rate: Annotated[
+        float | None, _flag("Of the prompt, if not the same.", TRAINING)
+    ] = None,
     epochs: Annotated[
         float | None, _flag("Passes over the data; 8, and more for small data sets.", TRAINING)
     ] = None,
@@ -328,7 +330,7 @@ def predict(
 
         with (
             staged(output.absolute().parent) as stage,
-            (stage / output.name).open("w", encoding="utf-8") as f,
+            (stage / output.name).open("w", encoding="utf-8", newline="") as f,
         ):
             count = _emit(classifier, source, chosen, f)
         errors.print(f"{count} predictions in {output}", markup=False, highlight=False)
@@ -520,7 +522,9 @@ def main() -> None:
     try:
         app()
     except PtuneError as error:
-        errors.print(f"[bold red]Error:[/bold red] {_plain(str(error))}", highlight=False)
+        errors.print(
+            f"[bold red]Error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)

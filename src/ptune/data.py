@@ -6,8 +6,13 @@ Whatever the source, the result is a `Corpus` whose 🤗 data sets have the colu
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
+import json
 import logging
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from datasets import Dataset, load_dataset
+from pyarrow import parquet
 
 from ptune.errors import PtuneError
 from ptune.metrics import DEFAULT_METRICS
@@ -177,7 +184,7 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> Corpus:
         for split, stem in names.items():
             file = folder / f"{stem}.tsv"
             if file.is_file() or split not in spec.test:
-                raw[split] = _read_glue_file(file, spec)
+                raw[split] = _read_glue_file(file, spec, labelled=split not in spec.test)
         columns, label = spec.tsv_columns, spec.tsv_label
 
     def examples(split: str) -> Dataset:
@@ -206,7 +213,7 @@ def _task_folder(data_dir: Path, folder: str) -> Path:
     return inner if inner.is_dir() else data_dir
 
 
-def _read_glue_file(file: Path, spec: GlueTask) -> Dataset:
+def _read_glue_file(file: Path, spec: GlueTask, *, labelled: bool) -> Dataset:
     """A TSV file without quoting, with or without a header; lines cut short are left out."""
     rows = [line.split("\t") for line in read_text(file).rstrip("\n").split("\n")]
     first = [cell.strip() for cell in rows[0]]
@@ -215,7 +222,8 @@ def _read_glue_file(file: Path, spec: GlueTask) -> Dataset:
         header = list(spec.tsv_header)
     else:
         header, rows = first, rows[1:]
-    if missing := [c for c in wanted if c not in header]:
+    needed = [*wanted, spec.tsv_label] if labelled else wanted
+    if missing := [c for c in needed if c not in header]:
         raise PtuneError(
             f"{file} has the columns {', '.join(header)}; wanted is {missing[0]!r}. Is it the "
             f"original {spec.folder} file of GLUE?"
@@ -238,7 +246,7 @@ def _glue_examples(
     if label in raw.column_names:
         values = list(raw[label])
         if not spec.labels:
-            result[LABEL] = [float(v) for v in values]
+            result[LABEL] = _finite(values, where)
         elif all(isinstance(v, int) for v in values):  # the Hub's; -1: not public
             result[LABEL] = values
         else:
@@ -280,13 +288,14 @@ LABEL_NAMES = (
     "y",
 )
 
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"sep": ",", "keep_default_na": False}),
-    ".tsv": ("csv", {"sep": "\t", "keep_default_na": False}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+# Columns of a file, by name. Not a 🤗 data set: Arrow would turn texts that look like dates into
+# dates, and refuse a column of both names and numbers.
+Table = dict[str, list[Any]]
+
+# A cell that is a number. Not "007", "nan" or "1_000": those are names.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -431,12 +440,15 @@ def evaluation_sets(
     corpus = load_glue(task, data_dir)
     if not corpus.evaluation:
         raise PtuneError(f"GLUE's {task} has no public labels to measure on; use `ptune predict`.")
-    if corpus.problem_type != problem_type or len(corpus.labels) != len(labels):
+    # An adapter of PEFT's, or one trained on label numbers, has no names to compare.
+    numbered = all(re.fullmatch(r"(LABEL_)?\d+", name) for name in labels)
+    alike = len(corpus.labels) == len(labels) if numbered else set(corpus.labels) == set(labels)
+    if corpus.problem_type != problem_type or not alike:
         raise PtuneError(
             f"The classifier knows the labels {', '.join(labels)}, and {task} has "
             f"{', '.join(corpus.labels)}: it was trained on another task."
         )
-    if set(corpus.labels) == set(labels) and corpus.labels != list(labels):
+    if not numbered and corpus.labels != list(labels):
         order = [list(labels).index(name) for name in corpus.labels]
         for name, dataset in corpus.evaluation.items():
             numbers = [order[i] for i in dataset[LABEL]]
@@ -475,67 +487,112 @@ def read_text(file: Path) -> str:
         ) from error
 
 
-def read_table(file: str | Path) -> Dataset:
+def read_table(file: str | Path) -> Table:
     """A CSV, TSV, JSON lines or Parquet file as it is.
 
     Raises:
         PtuneError: It is not there, empty, damaged, or of another format.
     """
     file = Path(file)
-    if file.suffix.lower() not in FORMATS:
-        raise PtuneError(
-            f"{file} ends in {file.suffix or 'nothing'!r}; ptune reads {', '.join(FORMATS)}."
-        )
-    builder, options = FORMATS[file.suffix.lower()]
-    if builder != "parquet":
-        first_line = read_text(file).split("\n", 1)[0]
-        if builder == "csv":
-            names = [c.strip().strip('"') for c in first_line.rstrip("\r").split(options["sep"])]
-            if doubled := [c for c, n in Counter(names).items() if n > 1]:
-                raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
-    elif not file.is_file() or not file.stat().st_size:
-        raise PtuneError(
-            f"There is no file {file}. {_near_path(file)}".rstrip()
-            if not file.is_file()
-            else f"{file} is empty."
-        )
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        table = load_dataset(
-            builder,
-            data_files=str(file),
-            split="train",
-            **({"encoding": "utf-8-sig", **options} if builder == "csv" else options),
-        )
-    except Exception as error:  # pandas, pyarrow and datasets each raise their own.
-        reason = _first_line(error.__cause__ or error)
-        raise PtuneError(
-            f"{file} could not be read as {builder}: {reason}. "
-            + (
-                'A text with a comma, a quote or a line break belongs in quotes ("), and a quote '
-                'inside is doubled (""). JSON lines (.jsonl) need no such care.'
-                if builder == "csv"
-                else "Is it complete, and is it what its name says?"
-            )
-        ) from error
-    finally:
-        if not bars:
-            datasets.enable_progress_bars()
-    if not len(table):
-        raise PtuneError(f"{file} holds a header and no examples.")
+    kind = file.suffix.lower()
+    if kind not in FORMATS:
+        met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
+        raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.")
+    if kind == ".parquet":
+        table = _read_parquet(file)
+    elif kind in (".csv", ".tsv"):
+        table = _read_delimited(file, "," if kind == ".csv" else "\t")
+    else:
+        table = _read_json(file)
+    if not any(table.values()):
+        raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table
 
 
+def _read_delimited(file: Path, separator: str) -> Table:
+    """CSV (RFC 4180), or the same with tabs."""
+    csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
+    care = (
+        'A text with a separator, a quote or a line break belongs in quotes ("), and a quote '
+        'inside is doubled (""). JSON lines (.jsonl) need no such care.'
+    )
+    rows: list[list[str]] = []
+    started = 1
+    try:
+        for row in reader:
+            if rows and row and len(row) != len(rows[0]):
+                raise PtuneError(
+                    f"Line {started} of {file} has {len(row)} cell(s), and the header has "
+                    f"{len(rows[0])}. {care}"
+                )
+            rows += [row] if row else []
+            started = reader.line_num + 1
+    except csv.Error as error:
+        raise PtuneError(
+            f"{file} could not be read as {file.suffix[1:]}: the quoting in line {started} is "
+            f"broken ({error}). {care}"
+        ) from error
+    names = [name.strip() for name in rows[0]]
+    if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
+        raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
+    return {name: _typed([row[i] for row in rows[1:]]) for i, name in enumerate(names)}
+
+
+def _typed(cells: list[str]) -> list[Any]:
+    """Numbers, where every cell is one; else the cells as they are."""
+    if not all(_NUMBER.fullmatch(cell.strip()) for cell in cells):
+        return list(cells)
+    return [json.loads(cell) for cell in cells]
+
+
+def _read_json(file: Path) -> Table:
+    """JSON lines, or one JSON list; a key that an object has not is ``None`` there."""
+    text = read_text(file)
+    whole = text.lstrip().startswith("[")
+    records: list[Any] = []
+    for number, part in enumerate([text] if whole else text.split("\n"), 1):
+        try:
+            records += [json.loads(part)] if part.strip() else []
+        except json.JSONDecodeError as error:
+            raise PtuneError(
+                f"{file} could not be read as json: line {number + error.lineno - 1} is broken or "
+                f'cut short ({error.msg}). Wanted is an object a line, such as {{"text": "…", '
+                '"label": "…"}.'
+            ) from error
+    records = records[0] if whole else records
+    if wrong := [i for i, record in enumerate(records) if not isinstance(record, dict)]:
+        raise PtuneError(
+            f"Example {wrong[0] + 1} of {file} is {str(records[wrong[0]])[:50]!r}; wanted is an "
+            'object such as {"text": "…", "label": "…"}.'
+        )
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def _read_parquet(file: Path) -> Table:
+    if not file.is_file():
+        raise PtuneError(f"There is no file {file}. {_near_path(file)}".rstrip())
+    if not file.stat().st_size:
+        raise PtuneError(f"{file} is empty. Write or fetch it again.")
+    try:
+        return dict(parquet.read_table(file).to_pydict())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise PtuneError(
+            f"{file} could not be read as parquet: {_first_line(error)}. Is it complete, and is "
+            "it what its name says?"
+        ) from error
+
+
 def find_columns(
-    table: Dataset, asked: Columns, file: str | Path, *, labelled: bool = True
+    table: Table, asked: Columns, file: str | Path, *, labelled: bool = True
 ) -> Columns:
     """Which columns to read: those asked for, else those whose names say so.
 
     Raises:
         PtuneError: One that was asked for is missing, or none can be told from its name.
     """
-    names = table.column_names
+    names = list(table)
     for name in (asked.text, asked.text_pair, asked.label if labelled else None):
         if name is not None and name not in names:
             raise PtuneError(f"{file} has no column {name!r}; {_near(name, names)}.")
@@ -548,12 +605,14 @@ def find_columns(
                 f"{', '.join(names)}. Name it with --label-column."
             )
     if text is None:
+        free = [n for n in names if n not in (label, pair)]
         text, pair = next(
-            ((a, b) for a, b in PAIR_NAMES if a in names and b in names), (None, pair)
+            ((a, b) for a, b in PAIR_NAMES if a in free and (b == pair if pair else b in free)),
+            (None, pair),
         )
     if text is None:
-        others = [n for n in names if n not in (label, *LABEL_NAMES)]
-        text = next((n for n in TEXT_NAMES if n in names), others[0] if len(others) == 1 else None)
+        others = [n for n in free if n not in LABEL_NAMES]
+        text = next((n for n in TEXT_NAMES if n in free), others[0] if len(others) == 1 else None)
     if text is None:
         raise PtuneError(
             f"No column of {file} is called like a text ({', '.join(TEXT_NAMES)}); it has "
@@ -562,7 +621,7 @@ def find_columns(
     return Columns(text, pair, label if labelled else None)
 
 
-def _texts(table: Dataset, columns: Columns, file: str | Path) -> dict[str, list[Any]]:
+def _texts(table: Table, columns: Columns, file: str | Path) -> dict[str, list[Any]]:
     result = {}
     for key, column in ((TEXT, columns.text), (PAIR, columns.text_pair)):
         if column is not None:
@@ -592,9 +651,9 @@ def check_texts(values: Iterable[Any], where: str) -> list[str]:
     return values
 
 
-def _values(table: Dataset, columns: Columns, file: str | Path) -> list[Any]:
+def _values(table: Table, columns: Columns, file: str | Path) -> list[Any]:
     assert columns.label is not None
-    values = list(table[columns.label])
+    values = table[columns.label]
     missing = [
         i + 1
         for i, v in enumerate(values)
@@ -611,7 +670,8 @@ def _values(table: Dataset, columns: Columns, file: str | Path) -> list[Any]:
 def _guess_problem_type(values: list[Any]) -> str:
     if any(isinstance(v, list) for v in values):
         return "multi_label_classification"
-    if all(isinstance(v, int | float) for v in values) and any(v != int(v) for v in values):
+    numeric = all(isinstance(v, int | float) for v in values)
+    if numeric and not all(float(v).is_integer() for v in values):
         return "regression"
     return "single_label_classification"
 
@@ -630,7 +690,7 @@ class _Splitter:
             return [str(p).strip() for p in parts if str(p).strip()]
         if self.problem_type == "regression":
             return value
-        if isinstance(value, float) and value == int(value):
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         return str(value).strip()
 
@@ -657,10 +717,7 @@ def _label_names(values: list[Any], problem_type: str, where: str) -> list[str]:
 
 def _numbers(values: list[Any], labels: list[str], problem_type: str, where: str) -> list[Any]:
     if problem_type == "regression":
-        try:
-            return [float(v) for v in values]
-        except (TypeError, ValueError) as error:
-            raise PtuneError(f"Regression wants numbers as labels ({where}): {error}.") from error
+        return _finite(values, where)
     number = {name: i for i, name in enumerate(labels)}
     several = problem_type == "multi_label_classification"
     names = Counter(n for v in values for n in (v if several else [v]))
@@ -674,22 +731,45 @@ def _numbers(values: list[Any], labels: list[str], problem_type: str, where: str
     return [number[v] for v in values]
 
 
+def _finite(values: list[Any], where: str) -> list[float]:
+    numbers = []
+    for i, value in enumerate(values):
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError):
+            numbers.append(math.nan)
+        if not math.isfinite(numbers[-1]):
+            raise PtuneError(
+                f"Regression wants numbers as labels ({where}); example {i + 1} has {value!r}. "
+                "Correct it or leave that example out."
+            )
+    return numbers
+
+
 def _hold_out(dataset: Dataset, problem_type: str, seed: int) -> tuple[Dataset, Dataset]:
-    """Four fifths to train on, one fifth to measure on."""
+    """Four fifths to train on, one fifth to measure on; a label that occurs once is trained on."""
     counts = Counter(dataset[LABEL]) if problem_type == "single_label_classification" else Counter()
+    once = [i for i, label in enumerate(dataset[LABEL]) if counts and counts[label] == 1]
+    rest = dataset.select(sorted(set(range(len(dataset))) - set(once)))
     stratify = None
-    if counts and min(counts.values()) >= 2 and len(dataset) >= 5 * len(counts):
+    if counts and len(rest) >= 5 * (len(counts) - len(once)) > 0:
         names = [str(i) for i in range(len(counts))]
-        dataset = dataset.cast_column(LABEL, datasets.ClassLabel(names=names))
+        rest = rest.cast_column(LABEL, datasets.ClassLabel(names=names))
         stratify = LABEL
     try:
-        parts = dataset.train_test_split(test_size=0.2, seed=seed, stratify_by_column=stratify)
-    except ValueError as error:
+        parts = rest.train_test_split(test_size=0.2, seed=seed, stratify_by_column=stratify)
+        train, held_out = parts["train"], parts["test"]
+    except ValueError:  # 🤗 Datasets: a side would be empty.
+        train, held_out = rest, rest.select([])
+    if once:
+        train = datasets.concatenate_datasets([train, dataset.select(once).cast(train.features)])
+    if not len(held_out) or (counts and len(set(train[LABEL])) < len(counts)):
+        labels = f" of {len(counts)} labels" if counts else ""
         raise PtuneError(
-            f"{len(dataset)} examples are too few to hold some out for evaluation. Add examples, "
-            "or name a file with --eval-file."
-        ) from error
-    return parts["train"], parts["test"]
+            f"{len(dataset)} examples{labels} are too few to hold some out for evaluation. Add "
+            "examples, or name a file with --eval-file."
+        )
+    return train, held_out
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import layout
@@ -215,6 +215,16 @@ class PromptModel(PreTrainedModel):
         if self.max_positions is None:
             return None
         return self.max_positions - self.prompt_config.num_virtual_tokens
+
+    def text_room(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """The longest text, in tokens, special ones included, that tokenising may produce.
+
+        What the prompt needs is taken off the text. ``None``: no bound.
+        """
+        # A tokenizer that knows no bound says 1e30.
+        bounds = [self.max_text_length, self.max_length, tokenizer.model_max_length]
+        known = [bound for bound in bounds if bound is not None and bound < 10**9]
+        return min(known) if known else None
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names, as in the backbone, and parameters of the head."""

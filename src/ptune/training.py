@@ -34,7 +34,7 @@ from transformers import (
 
 from ptune import __version__, data, metrics, report
 from ptune.adapter import read_json, save, staged
-from ptune.backbone import is_mean_pooled, load_backbone, load_tokenizer
+from ptune.backbone import encode, is_mean_pooled, load_backbone, load_tokenizer
 from ptune.config import PromptEncoderConfig
 from ptune.data import Columns, Corpus
 from ptune.errors import PtuneError
@@ -75,7 +75,7 @@ class TrainSettings:
         prompt_init: `vocab` or `random`.
         backbone_dropout: Train with the frozen backbone's dropout.
         learning_rate: Of the head.
-        prompt_learning_rate: Of the prompt.
+        prompt_learning_rate: Of the prompt; `None`: the head's.
         epochs: Passes over the data; `None`: 8, and more where the data set is small.
         batch_size: Examples a step.
         max_length: Longest text in tokens, without the prompt; `None`: what the backbone allows.
@@ -102,8 +102,8 @@ class TrainSettings:
     pooling: str = "auto"
     prompt_init: str = "vocab"
     backbone_dropout: bool = False
-    learning_rate: float = 3e-3
-    prompt_learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
+    prompt_learning_rate: float | None = None
     epochs: float | None = None
     batch_size: int = 32
     max_length: int | None = None
@@ -258,17 +258,6 @@ class StopAndSave(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def text_room(model: PromptModel, tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
-    """The longest text, in tokens, special ones included, that tokenising may produce.
-
-    What the prompt needs is taken off the text.
-    """
-    # A tokenizer that knows no bound says 1e30.
-    bounds = [model.max_text_length, model.max_length, tokenizer.model_max_length]
-    known = [bound for bound in bounds if bound is not None and bound < 10**9]
-    return min(known) if known else None
-
-
 def tokenize(
     tokenizer: transformers.PreTrainedTokenizerBase, dataset: Dataset, room: int | None
 ) -> tuple[Dataset, int]:
@@ -277,29 +266,23 @@ def tokenize(
     Args:
         tokenizer: The backbone's.
         dataset: With the columns of `ptune.data`.
-        room: The longest text in tokens; from `text_room`.
+        room: The longest text in tokens; from `PromptModel.text_room`.
 
     Returns:
         The data set with `input_ids` and so on and `labels`, and how many texts were cut.
     """
-    pairs = [data.PAIR] if data.PAIR in dataset.column_names else []
+    columns = [c for c in (data.TEXT, data.PAIR) if c in dataset.column_names]
+    truncated = 0
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        texts = [batch[c] for c in (data.TEXT, *pairs)]
-        whole = tokenizer(*texts, verbose=False)
-        long = [i for i, ids in enumerate(whole["input_ids"]) if room and len(ids) > room]
-        encoded = dict(whole)
-        for i in long:
-            cut = tokenizer(*[column[i] for column in texts], truncation=True, max_length=room)
-            for key, value in cut.items():
-                encoded[key][i] = value
-        encoded["cut"] = [i in set(long) for i in range(len(texts[0]))]
+    def encode_batch(batch: dict[str, list[str]]) -> dict[str, Any]:
+        nonlocal truncated
+        encoded, cut = encode(tokenizer, [batch[c] for c in columns], room)
+        truncated += cut
         return encoded
 
-    texts = [c for c in (data.TEXT, data.PAIR) if c in dataset.column_names]
-    encoded = dataset.map(encode, batched=True, remove_columns=texts, desc=None)
-    truncated = sum(encoded["cut"])
-    encoded = encoded.remove_columns("cut")
+    encoded = dataset.map(
+        encode_batch, batched=True, remove_columns=columns, load_from_cache_file=False
+    )
     if data.LABEL in encoded.column_names:
         encoded = encoded.rename_column(data.LABEL, "labels")
     return encoded, truncated
@@ -325,11 +308,11 @@ def build_trainer(
     corpus: Corpus,
     args: TrainingArguments,
     *,
-    prompt_learning_rate: float,
+    prompt_learning_rate: float | None,
     callbacks: list[TrainerCallback],
 ) -> tuple[Trainer, dict[str, int]]:
     """A plain `Trainer` for a prompt, and how many texts of which set were cut."""
-    room = text_room(model, tokenizer)
+    room = model.text_room(tokenizer)
     assert corpus.train is not None
     train, cut = tokenize(tokenizer, corpus.train, room)
     truncated = {"train": cut}
