@@ -20,19 +20,27 @@ def batches(draw):
 
 
 @settings(max_examples=200, deadline=None)
-@given(mask=batches(), k=st.integers(1, 5), before=st.integers(0, 2))
-def test_every_token_is_there_once_and_in_order(mask, k, before):
+@given(
+    mask=batches(),
+    k=st.integers(1, 5),
+    before=st.integers(0, 2),
+    padding=st.sampled_from(["left", "right"]),
+)
+def test_every_token_is_there_once_and_in_order(mask, k, before, padding):
     batch, seq = mask.shape
     ids = torch.arange(100, 100 + batch * seq).view(batch, seq)
-    order = layout.prompt_order(mask, k, before)
+    order = layout.prompt_order(mask, k, before, padding)
     placed = layout.place(ids, torch.arange(k), order).tolist()
     real = layout.place(mask, torch.ones(k), order).tolist()
     for row in range(batch):
         text = ids[row][mask[row] != 0].tolist()
         expected = [*text[:before], *range(k), *text[before:]]
         length = len(expected)
-        assert placed[row][:length] == expected
-        assert real[row] == [1] * length + [0] * (k + seq - length)
+        behind = [0] * (k + seq - length)
+        at = slice(0, length) if padding == "right" else slice(k + seq - length, k + seq)
+        assert placed[row][at] == expected
+        framed = [1] * length + behind if padding == "right" else behind + [1] * length
+        assert real[row] == framed
         assert sorted(placed[row]) == sorted([*ids[row].tolist(), *range(k)])
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -223,6 +224,8 @@ def test_a_run_learns_and_its_metrics_are_those_of_its_adapter(bert_folder, tabl
     assert written == run.metrics
     assert [e["epoch"] for e in written["epochs"]] == list(range(1, 21))
     assert written["eval"]["accuracy"] > written["majority"]["accuracy"]
+    counts = np.array(written["confusion_matrix"]["eval"])
+    assert counts.trace() / counts.sum() == written["eval"]["accuracy"]
     assert written["best"]["accuracy"] == max(e["accuracy"] for e in written["epochs"])
     classifier = ptune.load(tmp_path / "run", dtype="float32")
     corpus = settings(bert_folder, table).corpus()

@@ -22,12 +22,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+# What the client's own HTTP library raises when a connection fails.
+from huggingface_hub.errors import HTTPError as HubHTTPError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -191,6 +202,7 @@ def fetch(
     source = os.fspath(source)
     if folder.exists():
         raise PtuneError(f"{source} is a file; wanted is the folder that holds {CONFIG_NAME}.")
+    cache = None if cache_dir is None else os.fspath(cache_dir)
     try:
         return Path(
             hf_hub_download(
@@ -199,36 +211,119 @@ def fetch(
                 subfolder=subfolder,
                 revision=revision,
                 token=token,
-                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+                cache_dir=cache,
                 local_files_only=local_files_only,
             )
         )
-    except EntryNotFoundError as error:
-        if "LocalEntryNotFound" not in type(error).__name__:
-            return None
-        raise PtuneError(
+    except (EntryNotFoundError, HubHTTPError, HFValidationError, OSError) as error:
+        if isinstance(error, EntryNotFoundError):
+            if not isinstance(error, LocalEntryNotFoundError):
+                return None
+            # The cache remembers, too, which files a repository does not have.
+            path = f"{subfolder}/{name}" if subfolder else name
+            known = try_to_load_from_cache(source, path, cache_dir=cache, revision=revision)
+            if known is _CACHED_NO_EXIST:
+                return None
+        raise PtuneError(_why_not(error, source, name, revision)) from error
+
+
+def _why_not(error: Exception, source: str, name: str, revision: str | None) -> str:
+    """What to tell whoever wanted a file that the Hub did not hand out."""
+    if isinstance(error, HFValidationError):
+        return f"There is no folder {source!r}. Check the path."
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    said = str(cause or "").strip().splitlines()
+    reason = said[0].rstrip(".") if said else type(cause).__name__
+    if isinstance(cause, RevisionNotFoundError):
+        return (
+            f"The repository {source!r} has no revision {revision!r}. Name one of its branches, "
+            "tags or commits."
+        )
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    if isinstance(cause, RepositoryNotFoundError) or status in (401, 403):
+        return (
+            f"{source!r} is no folder here, and no repository on the Hub that you may read "
+            f"({reason}). Check the name; if it is private or gated, log in (`hf auth login`) or "
+            "give a token that may read it."
+        )
+    if status is not None:
+        return f"The Hub did not hand out {name} of {source!r} ({reason}). Try again later."
+    if isinstance(cause, HubHTTPError):
+        return (
+            f"The connection to the Hub failed while {name} of {source!r} was fetched ({reason}). "
+            "Nothing of it was kept. Check the network and try again."
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
             f"There is no folder {source!r}, and the Hub could not be asked for {name} of a "
             "repository of that name (no network, or offline mode). Check the path or the network."
-        ) from error
-    except HFValidationError as error:
-        raise PtuneError(f"There is no folder {source!r}. Check the path.") from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        )
+    return f"{name} of {source!r} could not be fetched ({reason}). Make room or try again."
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a repository on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _check_names(
+    config: PromptEncoderConfig, source: str | os.PathLike[str], own_backbone: bool
+) -> None:
+    """Refuse what an adapter's file must not make anyone load.
+
+    Raises:
+        PtuneError: It names code, or something outside its own place.
+    """
+    if config.auto_mapping is not None:
         raise PtuneError(
-            f"{source!r} is no folder here, and the Hub refused {name}: {reason} Check the name, "
-            "and that you are logged in (`hf auth login`) if it is private."
-        ) from error
+            f"{source}: {CONFIG_NAME} names code to import (auto_mapping). ptune runs no code that "
+            "an adapter brings; if you trust it, take the field out of the file."
+        )
+    revision = config.revision
+    if revision is not None and not (isinstance(revision, str) and _is_inside(revision)):
+        raise PtuneError(
+            f"{source}: {CONFIG_NAME} has the revision {revision!r}, which is none. Wanted is a "
+            "branch, a tag or a commit of the backbone."
+        )
+    name = config.base_model_name_or_path
+    if name is None or own_backbone:
+        return
+    local = Path(source).is_dir()
+    # A folder is a matter of whoever trained there; from elsewhere only ids of the Hub come in.
+    fine = isinstance(name, str) and (_is_inside(name, absolute=True) if local else is_hub_id(name))
+    if not fine:
+        wanted = "an absolute folder or an id on the Hub" if local else "an id on the Hub"
+        raise PtuneError(
+            f"{source}: {CONFIG_NAME} names the backbone {name!r}, a path that is not followed; "
+            f"wanted is {wanted}. If you have that backbone, name it yourself (`--model`, or "
+            "model= in Python)."
+        )
 
 
-def read_config(source: str | os.PathLike[str], **where: Any) -> PromptEncoderConfig:
+def _is_inside(name: str, *, absolute: bool = False) -> bool:
+    """Whether a path stays below where it starts; or is absolute, if that is allowed."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return ".." not in path.parts and not name.startswith("~") and (absolute or name[:1] != "/")
+
+
+def read_config(
+    source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any
+) -> PromptEncoderConfig:
     """Read `adapter_config.json`.
 
     Args:
         source: A folder, or a repository on the Hub.
+        own_backbone: The backbone is the caller's; the one that the file names is not loaded, and
+            may be called anything.
         **where: As for `fetch`.
 
     Raises:
-        PtuneError: There is none, it is damaged, or of another method.
+        PtuneError: There is none, it is damaged, or of another method; it names code, or a path
+            outside its own place.
     """
     file = fetch(source, CONFIG_NAME, **where)
     if file is None:
@@ -236,20 +331,25 @@ def read_config(source: str | os.PathLike[str], **where: Any) -> PromptEncoderCo
             f"{source} holds no {CONFIG_NAME}: it is not an adapter. Name the folder that "
             "`ptune train` wrote (--output-dir), or one of its checkpoints."
         )
-    return PromptEncoderConfig.from_dict(read_json(file))
+    config = PromptEncoderConfig.from_dict(read_json(file))
+    _check_names(config, source, own_backbone)
+    return config
 
 
-def read(source: str | os.PathLike[str], **where: Any) -> Adapter:
+def read(
+    source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any
+) -> Adapter:
     """Read an adapter's files, written by ptune or by 🤗 PEFT.
 
     Args:
         source: A folder, or a repository on the Hub.
+        own_backbone: As for `read_config`.
         **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`; see `fetch`.
 
     Raises:
         PtuneError: There is no adapter, or one of its files is damaged; the message names it.
     """
-    config = read_config(source, **where)
+    config = read_config(source, own_backbone=own_backbone, **where)
     weights_file = fetch(source, WEIGHTS_NAME, **where)
     if weights_file is None:
         weights_file = fetch(source, OLD_WEIGHTS_NAME, **where)
@@ -343,7 +443,7 @@ def load(
     """
     from ptune.model import PromptModel
 
-    adapter = source if isinstance(source, Adapter) else read(source, **where)
+    adapter = source if isinstance(source, Adapter) else read(source, own_backbone=True, **where)
     config = config or adapter.config
     _check_backbone(adapter, backbone)
     resumes = is_trainable and adapter.trained_state is not None
@@ -351,7 +451,6 @@ def load(
         config = replace(config, encoder_reparameterization_type="NONE")
     config = replace(config, inference_mode=not is_trainable)
     model = PromptModel(backbone, config, rows=None if resumes else adapter.rows)
-    model.max_length = adapter.info.get("max_length")
     try:
         _fill_head(model, adapter.head, adapter.source)
         if resumes:
@@ -360,10 +459,47 @@ def load(
     except Exception:
         model.unload()
         raise
+    model.max_length = adapter.info.get("max_length")
     if not is_trainable:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+        model.freeze()
     return model.train(is_trainable)
+
+
+def load_beside(
+    model: PromptModel,
+    source: str | os.PathLike[str] | Adapter,
+    name: str,
+    *,
+    is_trainable: bool = False,
+    **where: Any,
+) -> None:
+    """Add a saved adapter to a model that has one, without making it the active one.
+
+    Args:
+        model: The model.
+        source: As for `load`.
+        name: What to call it there.
+        is_trainable: Let it train, its rows as plain parameters, once it is active.
+        **where: As for `read`.
+
+    Raises:
+        PtuneError: As for `load`; the model is unchanged.
+    """
+    adapter = source if isinstance(source, Adapter) else read(source, own_backbone=True, **where)
+    _check_backbone(adapter, model.backbone)
+    head = dict(model.head_parameters())
+    if missing := sorted(head.keys() - adapter.head.keys()):
+        raise PtuneError(f"The adapter {adapter.source} does not hold {', '.join(missing)}.")
+    for key, tensor in adapter.head.items():
+        if key not in head or tensor.shape[1:] != head[key].shape[1:]:
+            raise PtuneError(f"{key} of the adapter {adapter.source} does not fit the backbone.")
+    labels = {"id2label": dict(enumerate(adapter.labels)), "problem_type": adapter.problem_type}
+    config = replace(adapter.config, inference_mode=not is_trainable)
+    if is_trainable:
+        config = replace(config, encoder_reparameterization_type="NONE")
+    model.put_adapter(name, config, adapter.rows, labels, adapter.head)
+    state = model.adapters[name]
+    state.max_length, state.trains = adapter.info.get("max_length"), is_trainable
 
 
 def put(model: PromptModel, rows: torch.Tensor, head: dict[str, torch.Tensor]) -> None:
@@ -441,7 +577,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
     Raises:
         PtuneError: As for `read`.
     """
-    adapter = read(source, **where)
+    adapter = read(source, own_backbone=True, **where)
     config = adapter.config
     sizes = adapter.info.get("backbone", {})
     head = sum(t.numel() for t in adapter.head.values())

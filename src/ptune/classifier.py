@@ -132,10 +132,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         with tempfile.TemporaryDirectory(prefix="ptune-") as folder:
             settings.training_arguments = {"save_strategy": "no", "eval_strategy": "no"}
             model = train_run(settings, folder, overwrite=True, corpus=corpus).model
-        model.requires_grad_(False)
+        model.freeze()
         self._set(model.eval(), load_tokenizer(self.model), corpus.labels, corpus.problem_type)
         if corpus.problem_type == "single_label_classification":
-            originals = {str(v): v for v in values}
+            originals = {data.label_name(v): v for v in values}
             self.classes_ = np.asarray([originals[name] for name in corpus.labels])
         return self
 
@@ -260,6 +260,17 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         adapter.save(self.prompt_model_, folder, trained_state=False)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Publish the adapter with a model card; arguments and result as for `ptune.hub.push`.
+
+        `ptune push` publishes a run folder, scores and pictures included.
+
+        Raises:
+            PtuneError: The Hub refuses, or cannot be reached.
+        """
+        check_is_fitted(self)
+        return self.prompt_model_.push_to_hub(repo_id, **kwargs)
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prompt_model_")
 
@@ -295,6 +306,7 @@ def load(
     """
     found = adapter.read(
         source,
+        own_backbone=model is not None,
         subfolder=subfolder,
         revision=revision,
         token=token,
@@ -308,6 +320,7 @@ def load(
             "(`--model`, or model= in Python)."
         )
     problem_type = found.problem_type or "single_label_classification"
+    local = {"cache_dir": cache_dir, "local_files_only": local_files_only}
     # The adapter's revision is the backbone's.
     backbone = load_backbone(
         name,
@@ -316,10 +329,11 @@ def load(
         dtype=dtype,  # type: ignore[arg-type]
         revision=found.config.revision,
         token=token,
+        **local,
     )
     prompt_model = adapter.load(backbone, found)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(name, revision=found.config.revision, token=token)
+    tokenizer = load_tokenizer(name, revision=found.config.revision, token=token, **local)
     classifier = PromptClassifier(
         name,
         num_virtual_tokens=found.config.num_virtual_tokens,

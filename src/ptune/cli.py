@@ -88,7 +88,7 @@ def _setup(
     # Read by 🤗 Datasets when it is imported: ptune shows a bar of its own.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.showwarning = lambda message, *_, **__: errors.print(
-        f"Note: {message}", style="yellow", markup=False, highlight=False
+        f"Note: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
     )
     if not verbose:
         warnings.simplefilter("ignore", FutureWarning)
@@ -212,6 +212,7 @@ def train(
         f'confusion_matrix.png.\nTry it: ptune predict {output_dir} "…"',
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -333,7 +334,9 @@ def predict(
             (stage / output.name).open("w", encoding="utf-8", newline="") as f,
         ):
             count = _emit(classifier, source, chosen, f)
-        errors.print(f"{count} predictions in {output}", markup=False, highlight=False)
+        errors.print(
+            f"{count} predictions in {output}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 @app.command()
@@ -347,6 +350,44 @@ def info(adapter: Adapter, revision: Revision = None) -> None:
     for key, value in describe(adapter, revision=revision).items():
         table.add_row(key, str(value))
     console.print(table, markup=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name; made if it is not there.")],
+    private: Annotated[
+        bool | None,
+        _flag("Who sees a new repository; as your account has it.", HUB, "--private/--public"),
+    ] = None,
+    branch: Annotated[str | None, _flag("Push to this branch, made if need be.", HUB)] = None,
+    pull_request: Annotated[bool, _flag("Open a pull request.", HUB)] = False,
+    token: Annotated[
+        str | None, _flag("With the right to write; the one of `hf auth login`.", HUB)
+    ] = None,
+    message: Annotated[str | None, _flag("Title of the commit or pull request.", HUB)] = None,
+    license: Annotated[str | None, _flag("For the model card, such as apache-2.0.", HUB)] = None,
+) -> None:
+    """Publish a classifier on the Hub, with a model card.
+
+    Adapter, labels, scores and pictures go; checkpoints and the paths of this machine stay. A
+    README.md in the folder is taken as the card.
+
+    Example: ptune push runs/mail me/support-mail --private
+    """
+    from ptune import hub
+
+    url = hub.push(
+        folder,
+        repo_id,
+        private=private,
+        revision=branch,
+        create_pr=pull_request,
+        token=token,
+        commit_message=message,
+        license=license,
+    )
+    console.print(f"Pushed to {url}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -387,6 +428,7 @@ def demo(
         f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"',
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -482,8 +524,11 @@ def _emit(classifier: PromptClassifier, source: Iterable[Any], form: str, out: A
         if form == "jsonl":
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
-            row = {**record, **record.pop("probabilities")}
-            row.pop("probabilities", None)
+            probabilities = record.pop("probabilities")
+            row = dict(record)
+            if not isinstance(row["label"], float):
+                # A label may be called like one of the columns before it.
+                row |= {f"{k} (label)" if k in row else k: v for k, v in probabilities.items()}
             if isinstance(row["label"], list):
                 row["label"] = "|".join(row["label"])
             if writer is None:
@@ -526,8 +571,6 @@ def main() -> None:
             f"[bold red]Error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 def _plain(text: str) -> str:

@@ -14,7 +14,8 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ class Corpus:
         train: Examples to learn from; `None` where there are none.
         evaluation: Examples to measure on, by name; the name is ``""`` where there is one set.
         test: Examples without public labels, by name.
+        revision: The commit of the data set on the Hub, where it comes from there.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Corpus:
     train: Dataset | None = None
     evaluation: dict[str, Dataset] = field(default_factory=dict)
     test: dict[str, Dataset] = field(default_factory=dict)
+    revision: str | None = None
 
 
 # GLUE.
@@ -203,7 +206,16 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> Corpus:
             for split in spec.test
             if split in raw
         },
+        revision=_hub_commit(next(iter(raw.values()))),
     )
+
+
+def _hub_commit(dataset: Dataset) -> str | None:
+    """The commit that a data set of the Hub was read at: its files are noted with it."""
+    for url in dataset.download_checksums or {}:
+        if found := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url):
+            return found[1]
+    return None
 
 
 def _task_folder(data_dir: Path, folder: str) -> Path:
@@ -475,16 +487,17 @@ def read_text(file: Path) -> str:
     if not file.is_file():
         raise PtuneError(f"There is no file {file}. {_near_path(file)}".rstrip())
     data = file.read_bytes()
-    if not data.strip():
-        raise PtuneError(f"{file} is empty; wanted are a header and examples.")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise PtuneError(
             f"{file} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}. Convert it, for "
             f"example with `iconv -f latin1 -t utf-8 {file.name} > utf8-{file.name}`."
         ) from error
+    if not text.strip():
+        raise PtuneError(f"{file} is empty; wanted are a header and examples.")
+    return text
 
 
 def read_table(file: str | Path) -> Table:
@@ -690,9 +703,26 @@ class _Splitter:
             return [str(p).strip() for p in parts if str(p).strip()]
         if self.problem_type == "regression":
             return value
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return str(value).strip()
+        return label_name(value)
+
+
+def label_name(value: Any) -> str:
+    """A label value as a name: ``1.0`` and ``1`` are one label."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without 🤗 Datasets' bars: ptune shows its own."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _label_names(values: list[Any], problem_type: str, where: str) -> list[str]:
@@ -756,11 +786,10 @@ def _hold_out(dataset: Dataset, problem_type: str, seed: int) -> tuple[Dataset, 
         names = [str(i) for i in range(len(counts))]
         rest = rest.cast_column(LABEL, datasets.ClassLabel(names=names))
         stratify = LABEL
-    try:
+    train, held_out = rest, rest.select([])
+    if len(rest) >= 2:
         parts = rest.train_test_split(test_size=0.2, seed=seed, stratify_by_column=stratify)
         train, held_out = parts["train"], parts["test"]
-    except ValueError:  # 🤗 Datasets: a side would be empty.
-        train, held_out = rest, rest.select([])
     if once:
         train = datasets.concatenate_datasets([train, dataset.select(once).cast(train.features)])
     if not len(held_out) or (counts and len(set(train[LABEL])) < len(counts)):

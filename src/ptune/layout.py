@@ -1,12 +1,14 @@
 """Where virtual tokens stand in a batch.
 
 Rows of a batch arrive padded on either side, with holes perhaps. One stable sort puts every row's
-tokens in order from the left, the prompt among them, and the padding behind: then the backbone
+tokens in order, the prompt among them, and the padding behind (or before) them: then the backbone
 counts its own positions, finds its own padding and pools as it always does, and what stands
 around a text cannot change its prediction. Pure tensor functions; nothing here knows a model.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +19,19 @@ from ptune.config import Placement
 TOKENS_BEFORE: dict[Placement, int] = {"prefix": 0, "after_first": 1}
 
 
-def prompt_order(attention_mask: Tensor, num_virtual_tokens: int, before: int) -> Tensor:
+Side = Literal["left", "right"]
+
+
+def prompt_order(
+    attention_mask: Tensor, num_virtual_tokens: int, before: int, padding: Side = "right"
+) -> Tensor:
     """The order that puts prompt and text where they belong.
 
     Args:
         attention_mask: ``[batch, seq]``, nonzero where there is a token.
         num_virtual_tokens: k, the length of the prompt.
         before: How many tokens of the text stand before the prompt.
+        padding: Where the padding goes.
 
     Returns:
         ``[batch, k + seq]``: indices into "k virtual tokens, then the row as it came".
@@ -36,9 +44,14 @@ def prompt_order(attention_mask: Tensor, num_virtual_tokens: int, before: int) -
     batch, seq = real.shape
     # A token's rank in its row counts 1, 3, 5, ...; the prompt is an even number in between.
     rank = real.long().cumsum(dim=1) * 2 - 1
-    text = torch.where(real, rank, 2 * seq + 2)
+    text = torch.where(real, rank, -1 if padding == "left" else 2 * seq + 2)
     prompt = torch.full((batch, num_virtual_tokens), 2 * before, device=real.device)
     return torch.cat([prompt, text], dim=1).argsort(dim=1, stable=True)  # [batch, k + seq]
+
+
+def trim(order: Tensor, width: int, padding: Side = "right") -> Tensor:
+    """The `width` columns of an order ``[batch, k + seq]`` that are farthest from the padding."""
+    return order[:, :width] if padding == "right" else order[:, order.shape[1] - width :]
 
 
 def place(text: Tensor, virtual: Tensor, order: Tensor) -> Tensor:

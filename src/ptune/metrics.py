@@ -33,6 +33,12 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
     "spearman": _correlation(stats.spearmanr),
 }
 
+
+def confusion_matrix(labels: Array, predictions: Array, num_labels: int) -> NDArray[np.int64]:
+    """Counts ``[num_labels, num_labels]``: true labels down, predicted ones across."""
+    return sk.confusion_matrix(labels, predictions, labels=range(num_labels))
+
+
 # What a user's own data is measured by.
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "f1_macro"),

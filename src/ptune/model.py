@@ -7,7 +7,9 @@ then does its own positions, padding and pooling; nothing here knows how.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,14 +38,17 @@ class ExtraRows:
     pad token that belongs to a text, so that the backbone does not take it for padding.
     """
 
-    def __init__(self, table: nn.Module) -> None:
-        self.size = weight_of(table).shape[0]  # V
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        weight = weight_of(backbone.get_input_embeddings())
+        self.size = weight.shape[0]  # V
         self.rows: Tensor | None = None  # [extra, token_dim] while the backbone runs
         self.fallback = 0
         self._ids: Tensor | None = None
+        # Encoder and decoder may have a module each for one table.
+        tables = [m for m in backbone.modules() if getattr(m, "weight", None) is weight]
         self._hooks = [
-            table.register_forward_pre_hook(self._before),
-            table.register_forward_hook(self._after),
+            *(table.register_forward_pre_hook(self._before) for table in tables),
+            *(table.register_forward_hook(self._after) for table in tables),
         ]
 
     def remove(self) -> None:
@@ -118,6 +123,51 @@ def max_positions(backbone: PreTrainedModel) -> int | None:
     return positions
 
 
+@dataclass
+class AdapterState:
+    """One adapter of a model, besides its prompt encoder.
+
+    Attributes:
+        config: The prompt.
+        labels: `id2label` and `problem_type`.
+        head: The head's parameters, float32, while the adapter is not the active one.
+        max_length: The user's bound on texts, in tokens.
+        trains: Whether it trains when it is active.
+    """
+
+    config: PromptEncoderConfig
+    labels: dict[str, Any]
+    head: dict[str, Tensor]
+    max_length: int | None = None
+    trains: bool = True
+
+
+@dataclass(frozen=True)
+class _AsItCame:
+    """What of a backbone is changed, as it was."""
+
+    requires_grad: dict[str, bool]
+    head: dict[str, Tensor]
+    training: bool
+    pad_token_id: int | None
+    labels: dict[str, Any]
+
+
+def _labels_of(backbone: PreTrainedModel) -> dict[str, Any]:
+    config = backbone.config
+    return {"id2label": dict(config.id2label), "problem_type": config.problem_type}
+
+
+def _set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
+    config = backbone.config
+    config.id2label = dict(labels["id2label"])
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    config.problem_type = labels["problem_type"]
+    # The losses of Transformers' classifiers read it off the module.
+    if hasattr(backbone, "num_labels"):
+        backbone.num_labels = config.num_labels
+
+
 class PromptModel(PreTrainedModel):
     """A frozen sequence classifier of 🤗 Transformers steered by a prompt.
 
@@ -144,7 +194,12 @@ class PromptModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
-        self, backbone: PreTrainedModel, config: PromptEncoderConfig, rows: Tensor | None = None
+        self,
+        backbone: PreTrainedModel,
+        config: PromptEncoderConfig,
+        rows: Tensor | None = None,
+        *,
+        adapter_name: str = "default",
     ) -> None:
         super().__init__(backbone.config)
         if backbone.base_model is backbone:
@@ -152,60 +207,220 @@ class PromptModel(PreTrainedModel):
                 f"{type(backbone).__name__} has no classification head; load the backbone with "
                 "AutoModelForSequenceClassification."
             )
-        text_config = backbone.config.get_text_config()
-        table = backbone.get_input_embeddings()
-        embedding = weight_of(table)  # [V, token_dim]
-        self.prompt_config = config.for_backbone(
-            token_dim=embedding.shape[1],
-            num_layers=text_config.num_hidden_layers,
-            num_heads=text_config.num_attention_heads,
-        )
-        if self.prompt_config.base_model_name_or_path is None:
-            self.prompt_config.base_model_name_or_path = backbone.name_or_path or None
         self.max_positions = max_positions(backbone)
-        # A bound of the user's own on texts, in tokens; saved with the adapter.
-        self.max_length: int | None = None
-        k = config.num_virtual_tokens
-        if self.max_positions is not None and k >= self.max_positions:
-            raise PtuneError(
-                f"{k} virtual tokens do not fit: the backbone has {self.max_positions} positions "
-                "and a text needs some of them. Use a smaller num_virtual_tokens."
-            )
-
+        # Before the backbone is touched: a prompt that does not fit leaves it as it is.
+        config = self._fitted(config, backbone)
         self.backbone = backbone
-        self._as_it_came = {
-            name: (p.requires_grad, p.data) for name, p in backbone.named_parameters()
-        }
-        self._was_training = backbone.training
-        self._head_names = frozenset(_head_names(backbone))
+        head_names = frozenset(_head_names(backbone))
+        named = dict(backbone.named_parameters())
+        self._as_it_came = _AsItCame(
+            requires_grad={name: p.requires_grad for name, p in named.items()},
+            head={name: named[name].data for name in head_names},
+            training=backbone.training,
+            pad_token_id=backbone.config.get_text_config().pad_token_id,
+            labels=_labels_of(backbone),
+        )
+        self._head_names = head_names
         self._hooks = []
-        for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(name in self._head_names)
-            if name in self._head_names:
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in head_names)
+            if name in head_names:
                 parameter.data = parameter.data.detach().clone().float()
-        for name in {name.rpartition(".")[0] for name in self._head_names}:
+        for name in {name.rpartition(".")[0] for name in head_names}:
             if name:
                 module = backbone.get_submodule(name)
                 self._hooks.append(module.register_forward_pre_hook(_in_own_dtype))
 
         # Decoders look for the pad token's id to find a text's end. Any id will do where there
         # is none, because a token of a text never shows that id (see `forward`).
-        self._pad_as_it_came = text_config.pad_token_id
+        text_config = backbone.config.get_text_config()
         if text_config.pad_token_id is None:
-            eos = text_config.eos_token_id
-            text_config.pad_token_id = eos if isinstance(eos, int) and eos < len(embedding) else 0
-        self._extra_rows = ExtraRows(table)
-        self._mean = MeanOverText(backbone.base_model) if config.pooling == "mean" else None
-        self.prompt_encoder: PromptEncoder
+            eos, rows_of_table = text_config.eos_token_id, len(self._table())
+            fits = isinstance(eos, int) and 0 <= eos < rows_of_table
+            text_config.pad_token_id = eos if fits else 0
+        self._extra_rows = ExtraRows(backbone)
+        self._mean = MeanOverText(backbone.base_model)
+        # Padding goes behind the text, but before it where the head reads the last position.
+        last = getattr(text_config, "summary_type", None) == "last"
+        self._padding_side: layout.Side = "left" if last else "right"
+        inputs = inspect.signature(backbone.forward).parameters
+        inside = inspect.signature(backbone.base_model.forward).parameters
+        self.takes_position_ids = "position_ids" in inputs or (
+            "kwargs" in inputs and "position_ids" in inside
+        )
+
+        self.adapters: dict[str, AdapterState] = {}
+        self.prompt_encoders = nn.ModuleDict()
+        self.active_adapter = adapter_name
+        self.put_adapter(adapter_name, config, rows)
+        self.train(backbone.training)
+
+    def _table(self) -> Tensor:
+        """The frozen token-embedding table, ``[V, token_dim]``."""
+        return weight_of(self.backbone.get_input_embeddings())
+
+    def _fitted(
+        self, config: PromptEncoderConfig, backbone: PreTrainedModel
+    ) -> PromptEncoderConfig:
+        """The configuration with the backbone's sizes filled in, if the prompt fits it."""
+        text_config = backbone.config.get_text_config()
+        config = config.for_backbone(
+            token_dim=weight_of(backbone.get_input_embeddings()).shape[1],
+            num_layers=text_config.num_hidden_layers,
+            num_heads=text_config.num_attention_heads,
+        )
+        k = config.num_virtual_tokens
+        if self.max_positions is not None and k >= self.max_positions:
+            raise PtuneError(
+                f"{k} virtual tokens do not fit: the backbone has {self.max_positions} positions "
+                "and a text needs some of them. Use a smaller num_virtual_tokens."
+            )
+        if config.base_model_name_or_path is None:
+            config.base_model_name_or_path = backbone.name_or_path or None
+        return config
+
+    def put_adapter(
+        self,
+        name: str,
+        config: PromptEncoderConfig,
+        rows: Tensor | None = None,
+        labels: dict[str, Any] | None = None,
+        head: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Add an adapter; what is not given is new, or as the backbone came with it."""
+        config = self._fitted(config, self.backbone)
+        table = self._table()
         if rows is None:
-            self.prompt_encoder = build_prompt_encoder(self.prompt_config)
-            if self.prompt_config.prompt_init == "vocab":
-                drawn = torch.randint(embedding.shape[0], (k,))
-                self.prompt_encoder.start_from(embedding.detach()[drawn.to(embedding.device)])
-            self.prompt_encoder.to(embedding.device)
+            encoder = build_prompt_encoder(config)
+            if config.prompt_init == "vocab":
+                drawn = torch.randint(len(table), (config.num_virtual_tokens,))
+                encoder.start_from(table.detach()[drawn.to(table.device)])
         else:
-            self.use_rows(rows)
-        self.train(self._was_training)
+            encoder = PromptEncoder(config)
+            encoder.start_from(rows)
+        self.prompt_encoders[name] = encoder.to(table.device)
+        head = head or {n: t.clone().float() for n, t in self._as_it_came.head.items()}
+        labels = labels or self._as_it_came.labels
+        self.adapters[name] = AdapterState(config, labels=labels, head=head)
+
+    # Several adapters on one backbone. One is active; the others' heads wait beside it.
+
+    @property
+    def state(self) -> AdapterState:
+        """The active adapter's."""
+        return self.adapters[self.active_adapter]
+
+    @property
+    def prompt_config(self) -> PromptEncoderConfig:
+        """The active adapter's configuration."""
+        return self.state.config
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """The active adapter's encoder."""
+        encoder = self.prompt_encoders[self.active_adapter]
+        assert isinstance(encoder, PromptEncoder)
+        return encoder
+
+    @property
+    def max_length(self) -> int | None:
+        """A bound of the user's own on texts, in tokens; saved with the adapter."""
+        return self.state.max_length
+
+    @max_length.setter
+    def max_length(self, length: int | None) -> None:
+        self.state.max_length = length
+
+    def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
+        """Add a new prompt, not yet the active one, with a head like the one the backbone had.
+
+        Raises:
+            PtuneError: There is an adapter of that name, or the prompt does not fit.
+        """
+        self._check_new_name(name)
+        self.put_adapter(name, config)
+        self._freeze_inactive()
+
+    def load_adapter(
+        self, source: Any, adapter_name: str, *, is_trainable: bool = False, **where: Any
+    ) -> None:
+        """Add a saved adapter, not yet the active one; arguments as for `ptune.adapter.load`.
+
+        It may have labels of its own, and another number of them.
+
+        Raises:
+            PtuneError: As for `ptune.adapter.load`; or there is an adapter of that name.
+        """
+        from ptune.adapter import load_beside
+
+        self._check_new_name(adapter_name)
+        load_beside(self, source, adapter_name, is_trainable=is_trainable, **where)
+        self._freeze_inactive()
+
+    def set_adapter(self, name: str) -> None:
+        """Make another adapter the active one: its prompt, head and labels.
+
+        Raises:
+            PtuneError: There is none of that name.
+        """
+        self._check_known(name)
+        if name == self.active_adapter:
+            return
+        parameters = dict(self.head_parameters())
+        self.state.head = {n: p.data for n, p in parameters.items()}
+        self.active_adapter = name
+        for n, p in parameters.items():
+            p.grad = None
+            p.data = self.state.head[n].to(p.device)
+        _set_labels(self.backbone, self.state.labels)
+        self._freeze_inactive()
+        self.train(self.training)
+
+    def rename_adapter(self, name: str, new_name: str) -> None:
+        """Call an adapter something else.
+
+        Raises:
+            PtuneError: There is none of that name, or one of the new name.
+        """
+        self._check_known(name)
+        self._check_new_name(new_name)
+        self.adapters[new_name] = self.adapters.pop(name)
+        self.prompt_encoders[new_name] = self.prompt_encoders.pop(name)
+        if self.active_adapter == name:
+            self.active_adapter = new_name
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter that is not the active one.
+
+        Raises:
+            PtuneError: There is none of that name, or it is active.
+        """
+        self._check_known(name)
+        if name == self.active_adapter:
+            raise PtuneError(
+                f"The adapter {name!r} is active. Make another one active first (set_adapter), or "
+                "take the backbone back (unload)."
+            )
+        del self.adapters[name], self.prompt_encoders[name]
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.adapters:
+            raise PtuneError(
+                f"There is no adapter {name!r}; there are: {', '.join(self.adapters)}."
+            )
+
+    def _check_new_name(self, name: str) -> None:
+        if name in self.adapters:
+            raise PtuneError(f"There is an adapter {name!r} already. Give this one another name.")
+        if not name or "." in name:
+            raise PtuneError(f"An adapter cannot be called {name!r}: no dots, and not nothing.")
+
+    def _freeze_inactive(self) -> None:
+        """Only the active adapter trains, if it is one that trains."""
+        for name, encoder in self.prompt_encoders.items():
+            encoder.requires_grad_(name == self.active_adapter and self.state.trains)
+        for _, parameter in self.head_parameters():
+            parameter.requires_grad_(self.state.trains)
 
     # What trains, what is saved.
 
@@ -284,19 +499,27 @@ class PromptModel(PreTrainedModel):
         """Take `rows`, ``[num_virtual_tokens, token_dim]``, as the prompt, without an encoder."""
         encoder = PromptEncoder(self.prompt_config)
         encoder.start_from(rows)
-        self.prompt_encoder = encoder.to(weight_of(self.get_input_embeddings()).device)
+        self.prompt_encoders[self.active_adapter] = encoder.to(self._table().device)
+
+    def freeze(self) -> None:
+        """Train nothing any more: for inference."""
+        self.state.trains = False
+        self._freeze_inactive()
 
     def unload(self) -> PreTrainedModel:
         """Hand the backbone back as it came, bit for bit; this model is of no use afterwards."""
         self._extra_rows.remove()
-        if self._mean:
-            self._mean.remove()
+        self._mean.remove()
         for hook in self._hooks:
             hook.remove()
+        came = self._as_it_came
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad, parameter.data = self._as_it_came[name]
-        self.config.get_text_config().pad_token_id = self._pad_as_it_came
-        return self.backbone.train(self._was_training)
+            parameter.requires_grad_(came.requires_grad[name])
+            if name in came.head:
+                parameter.data = came.head[name].to(parameter.device)
+        self.config.get_text_config().pad_token_id = came.pad_token_id
+        _set_labels(self.backbone, came.labels)
+        return self.backbone.train(came.training)
 
     def train(self, mode: bool = True) -> PromptModel:
         """Training mode for prompt and head; the frozen part drops nothing out unless asked to."""
@@ -341,6 +564,11 @@ class PromptModel(PreTrainedModel):
         if inputs_embeds is not None:
             if input_ids is not None:
                 raise PtuneError("Give input_ids or inputs_embeds, not both.")
+            if self.config.is_encoder_decoder:
+                raise PtuneError(
+                    f"{type(self.backbone).__name__} looks for the end token's id; give input_ids "
+                    "instead of inputs_embeds."
+                )
             # A given vector is one more row of the table.
             batch, seq, dim = inputs_embeds.shape
             rows = torch.cat([rows.to(inputs_embeds.dtype), inputs_embeds.reshape(-1, dim)])
@@ -351,8 +579,8 @@ class PromptModel(PreTrainedModel):
             attention_mask = torch.ones_like(input_ids)
 
         before = layout.TOKENS_BEFORE[self.prompt_config.placement]
-        order = layout.prompt_order(attention_mask, k, before)  # [batch, k + seq]
-        order = order[:, : self._width(attention_mask, k)]
+        order = layout.prompt_order(attention_mask, k, before, self._padding_side)
+        order = layout.trim(order, self._width(attention_mask, k), self._padding_side)
         # Asked for each time: `Trainer` sets it to the tokenizer's.
         pad = self.config.get_text_config().pad_token_id
         # A pad token that is part of a text must not look like padding, and padding must.
@@ -368,6 +596,10 @@ class PromptModel(PreTrainedModel):
                 token_type_ids, token_type_ids.new_zeros(k), order
             )
         if position_ids is not None:
+            if not self.takes_position_ids:
+                raise PtuneError(
+                    f"{type(self.backbone).__name__} takes no position_ids. Leave them out."
+                )
             position_ids = position_ids.expand_as(input_ids)
             inputs["position_ids"] = layout.place_positions(
                 position_ids, attention_mask, k, before, order
@@ -375,7 +607,7 @@ class PromptModel(PreTrainedModel):
         if labels is not None:
             inputs["labels"] = labels
         self._extra_rows.rows, self._extra_rows.fallback = rows, pad
-        if self._mean:
+        if self.prompt_config.pooling == "mean":
             is_text = attention_mask != 0
             self._mean.mask = layout.place(is_text, is_text.new_zeros(k), order)
         try:
@@ -429,6 +661,35 @@ class PromptModel(PreTrainedModel):
 
         if kwargs.get("is_main_process", True):
             save(self, save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+        use_auth_token: str | bool | None = None,
+    ) -> str:
+        """Publish the adapter with a model card; see `ptune.hub.push`.
+
+        `use_auth_token` is what the reference's guide calls `token`.
+        """
+        from ptune.hub import push
+
+        return push(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            token=use_auth_token if token is None else token,
+            commit_message=commit_message,
+            license=license,
+        )
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, model_id: Any, **kwargs: Any) -> PromptModel:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainingArguments
 
+from ptune import metrics
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -94,10 +96,8 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, corpus: Corpus, file: Pa
         ax.set(xlim=(0, 1), xlabel="share of texts on which the label was decided rightly")
         ax.invert_yaxis()
     else:
-        from sklearn.metrics import confusion_matrix
-
         n = len(corpus.labels)
-        counts = confusion_matrix(truth, predicted, labels=range(n))
+        counts = metrics.confusion_matrix(truth, predicted, n)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         size = 3.2 + 0.45 * n
         figure, (ax,) = _figure(size + 0.8, size)
@@ -156,13 +156,11 @@ class TrainingProgress(TrainerCallback):
         """Remember the training loss for the next line."""
         self._loss = logs.get("loss", self._loss)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: Any, control: Any, metrics: dict, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Print the scores."""
         shown = {
             k.removeprefix("eval_"): v
-            for k, v in metrics.items()
+            for k, v in kwargs["metrics"].items()
             if isinstance(v, float) and not k.endswith(("_second", "_runtime", "epoch"))
         }
         loss = "" if self._loss is None else f"  train loss {self._loss:.3f}"

@@ -111,6 +111,20 @@ class TrainSettings:
     seed: int = 0
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        whole = {"batch_size": 1, "seed": 0, "max_length": 1, "num_virtual_tokens": 1}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                wanted = f"a whole number of at least {least}"
+                raise PtuneError(f"{name} is {value!r}; it must be {wanted}.")
+        for name in ("learning_rate", "prompt_learning_rate", "epochs"):
+            value = getattr(self, name)
+            least_rate = 0.0 if name != "epochs" else 1e-9
+            if value is not None and not (math.isfinite(value) and value >= least_rate):
+                wanted = "a number above 0" if name == "epochs" else "a number of at least 0"
+                raise PtuneError(f"{name} is {value!r}; it must be {wanted}.")
+
     def prompt_config(self) -> PromptEncoderConfig:
         """The prompt that these settings describe."""
         return PromptEncoderConfig(
@@ -280,9 +294,10 @@ def tokenize(
         truncated += cut
         return encoded
 
-    encoded = dataset.map(
-        encode_batch, batched=True, remove_columns=columns, load_from_cache_file=False
-    )
+    with data.quiet():
+        encoded = dataset.map(
+            encode_batch, batched=True, remove_columns=columns, load_from_cache_file=False
+        )
     if data.LABEL in encoded.column_names:
         encoded = encoded.rename_column(data.LABEL, "labels")
     return encoded, truncated
@@ -314,6 +329,13 @@ def build_trainer(
     """A plain `Trainer` for a prompt, and how many texts of which set were cut."""
     room = model.text_room(tokenizer)
     assert corpus.train is not None
+    frame = tokenizer.num_special_tokens_to_add(pair=data.PAIR in corpus.train.column_names)
+    if room is not None and room <= frame:
+        raise PtuneError(
+            f"{model.prompt_config.num_virtual_tokens} virtual tokens do not fit: of "
+            f"{model.max_positions} positions they leave {room} for a text, and its special tokens "
+            f"alone take {frame}. Use a smaller num_virtual_tokens or a larger max_length."
+        )
     train, cut = tokenize(tokenizer, corpus.train, room)
     truncated = {"train": cut}
     evaluation = {}
@@ -322,23 +344,26 @@ def build_trainer(
     for name, cut in truncated.items():
         if cut:
             logger.warning("%d texts of %s were cut to %s tokens to fit.", cut, name, room)
-    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
     groups = model.parameter_groups(
         args.learning_rate,
         prompt_learning_rate=prompt_learning_rate,
         weight_decay=args.weight_decay,
     )
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=evaluation[""] if list(evaluation) == [""] else (evaluation or None),
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=metric_function(corpus),
-        optimizers=(optimizer_class(groups, **options), None),
-        callbacks=[NotFinite(), *callbacks],
-    )
+    try:
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=evaluation[""] if list(evaluation) == [""] else (evaluation or None),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=metric_function(corpus),
+            optimizers=(optimizer_class(groups, **options), None),
+            callbacks=[NotFinite(), *callbacks],
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise PtuneError(f"Trainer refused these settings: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, truncated
@@ -479,7 +504,6 @@ def train_run(
     )
     model = PromptModel(backbone, fit_to_tokenizer(settings.prompt_config(), tokenizer))
     model.max_length = settings.max_length
-    prepare_folder(folder, settings, keep=resume)
     assert corpus.train is not None
     args = settings.arguments(folder / CHECKPOINTS, len(corpus.train))
     stop = StopAndSave()
@@ -491,6 +515,8 @@ def train_run(
         prompt_learning_rate=settings.prompt_learning_rate,
         callbacks=[stop, *([progress] if progress else [])],
     )
+    # Only now, when nothing but training itself can go wrong.
+    prepare_folder(folder, settings, keep=resume)
     checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
     started = time.perf_counter()
     with stop.listening():
@@ -500,15 +526,29 @@ def train_run(
     seconds = time.perf_counter() - started
 
     epochs = history(trainer.state.log_history)
+    answers = {}
+    for name, dataset in _evaluation_sets(trainer).items():
+        # `Trainer` may take the examples in another order; its labels have the same.
+        output = trainer.predict(dataset)
+        predicted = metrics.decide(_logits(output.predictions), corpus.problem_type)
+        answers[name] = np.asarray(output.label_ids), predicted
     trainable, total = model.get_nb_trainable_parameters()
     results: dict[str, Any] = {
         "task": corpus.name,
+        "dataset_revision": corpus.revision,
+        "text_pairs": data.PAIR in corpus.train.column_names,
         "model": model.prompt_config.base_model_name_or_path,
         "eval": _scores(epochs[-1]) if epochs else {},
         "best": _best(epochs, corpus),
         "adapter": "best" if args.load_best_model_at_end else "last",
         "epochs": epochs,
         "majority": majority(corpus),
+        "labels": corpus.labels,
+        "confusion_matrix": {
+            name or "eval": metrics.confusion_matrix(*pair, len(corpus.labels)).tolist()
+            for name, pair in answers.items()
+            if corpus.problem_type == "single_label_classification"
+        },
         "train_examples": len(corpus.train),
         "eval_examples": {n or "eval": len(d) for n, d in corpus.evaluation.items()},
         "truncated_texts": truncated,
@@ -526,17 +566,17 @@ def train_run(
     with staged(folder) as stage:
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         (stage / METRICS_NAME).write_text(text, "utf-8")
-        if epochs and corpus.evaluation:
+        if any("loss" in e for e in epochs):
             report.learning_curve(epochs, corpus, results["majority"], stage / CURVE_NAME)
-        for name in list(corpus.evaluation)[:1]:
-            sets: Any = trainer.eval_dataset
-            dataset = sets[name] if isinstance(sets, dict) else sets
-            predicted = metrics.decide(
-                _logits(trainer.predict(dataset).predictions), corpus.problem_type
-            )
-            truth = np.asarray(corpus.evaluation[name][data.LABEL])
-            report.confusion(truth, predicted, corpus, stage / CONFUSION_NAME)
+        for name, (truth, predicted) in answers.items():
+            picture = CONFUSION_NAME.replace(".png", f"_{name}.png") if name else CONFUSION_NAME
+            report.confusion(truth, predicted, corpus, stage / picture)
     return Run(folder, model, results)
+
+
+def _evaluation_sets(trainer: Trainer) -> dict[str, Dataset]:
+    sets: Any = trainer.eval_dataset
+    return sets if isinstance(sets, dict) else {} if sets is None else {"": sets}
 
 
 def fit_to_tokenizer(

@@ -1,0 +1,300 @@
+"""The same promises, on every family of backbones."""
+
+import copy
+
+import pytest
+import torch
+from conftest import SENTENCES
+from families import FAMILIES, build_model, build_tokenizer
+
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
+
+K = 5
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def family(name):
+    return FAMILIES[name]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(family):
+    made = build_tokenizer(family, SENTENCES)
+    if made.pad_token is None:  # decoders whose end token is their padding
+        made.pad_token = made.eos_token
+    return made
+
+
+@pytest.fixture
+def backbone(family, tokenizer):
+    return build_model(family, tokenizer)
+
+
+def prompt(backbone, seed=1, **options):
+    torch.manual_seed(seed)
+    options = {"num_virtual_tokens": K, "encoder_hidden_size": 16, **options}
+    return PromptModel(backbone, PromptEncoderConfig(**options)).eval()
+
+
+@pytest.fixture(params=["prefix", "after_first"])
+def model(backbone, request):
+    return prompt(backbone, placement=request.param)
+
+
+def batch(tokenizer, *texts, **options):
+    return tokenizer(*texts, return_tensors="pt", **options)
+
+
+def assert_same(one, two):
+    """Within 1e-5 of the logits' scale."""
+    scale = two.abs().max().item()
+    torch.testing.assert_close(one, two, atol=1e-5 * scale, rtol=0)
+
+
+def of_length(tokenizer, length):
+    """Ids of a text of exactly so many tokens, framed as the tokenizer frames texts."""
+    frame = batch(tokenizer, "the")["input_ids"]
+    middle = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("phone"))
+    at = frame.shape[1] // 2
+    filling = torch.tensor(middle * length)[None, : length - frame.shape[1]]
+    return torch.cat([frame[:, :at], filling, frame[:, at:]], dim=1)
+
+
+@torch.no_grad()
+def test_alone_and_in_any_batch(model, tokenizer):
+    texts = [*SENTENCES[:4], "the"]
+    alone = torch.cat([model(**batch(tokenizer, t)).logits for t in texts])
+    for side in ("left", "right"):
+        together = batch(tokenizer, texts, padding=True, padding_side=side)
+        assert_same(model(**together).logits, alone)
+    backwards = batch(tokenizer, texts[::-1], padding="max_length", max_length=40)
+    assert_same(model(**backwards).logits.flip(0), alone)
+
+
+@torch.no_grad()
+def test_pairs_with_their_token_types(model, tokenizer):
+    pairs = [(SENTENCES[0], SENTENCES[1]), ("the", SENTENCES[2])]
+    alone = torch.cat([model(**batch(tokenizer, *[[t] for t in p])).logits for p in pairs])
+    first, second = map(list, zip(*pairs, strict=True))
+    together = batch(tokenizer, first, second, padding=True)
+    assert_same(model(**together).logits, alone)
+
+
+@torch.no_grad()
+def test_the_longest_text_runs_and_one_token_more_is_an_error(model, tokenizer):
+    longest = model.max_text_length
+    if longest is None:
+        assert model(of_length(tokenizer, 200)).logits.isfinite().all()
+        return
+    assert model(of_length(tokenizer, longest)).logits.isfinite().all()
+    with pytest.raises(PtuneError, match=f"at most {longest} tokens"):
+        model(of_length(tokenizer, longest + 1))
+
+
+@torch.no_grad()
+def test_a_text_that_ends_in_the_padding_token(model, tokenizer):
+    """Where the end token is the padding, a text may well end in it."""
+    text = batch(tokenizer, SENTENCES[0])["input_ids"][0]
+    pad = tokenizer.pad_token_id
+    ending = torch.cat([text[:-1], torch.tensor([pad]), text[-1:], torch.tensor([pad])])
+    if model.config.is_encoder_decoder:  # these read the end token, which has to stay the last
+        ending = ending[:-1]
+    alone = model(ending[None], attention_mask=torch.ones_like(ending)[None]).logits
+    padded = torch.cat([ending, torch.full((4,), pad)])[None]
+    mask = (torch.arange(len(ending) + 4) < len(ending)).long()[None]
+    assert_same(model(padded, attention_mask=mask).logits, alone)
+    without = model(text[None]).logits
+    assert not torch.allclose(alone, without, atol=1e-4 * without.abs().max().item())
+
+
+@torch.no_grad()
+def test_a_mask_with_a_hole(model, tokenizer):
+    text = batch(tokenizer, SENTENCES[0])["input_ids"]
+    mask = torch.ones_like(text)
+    mask[0, 2:4] = 0
+    assert_same(model(text, attention_mask=mask).logits, model(text[mask != 0][None]).logits)
+
+
+@torch.no_grad()
+def test_embeddings_instead_of_ids(model, tokenizer):
+    inputs = batch(tokenizer, SENTENCES[:3], padding=True)
+    logits = model(**inputs).logits
+    ids = inputs.pop("input_ids")
+    if model.config.is_encoder_decoder:
+        with pytest.raises(PtuneError, match=r"end token.*input_ids"):
+            model(inputs_embeds=model.get_input_embeddings()(ids), **inputs)
+        return
+    assert_same(model(inputs_embeds=model.get_input_embeddings()(ids), **inputs).logits, logits)
+
+
+@torch.no_grad()
+def test_a_caller_s_position_ids(model, tokenizer):
+    inputs = batch(tokenizer, SENTENCES[0])
+    seq = inputs["input_ids"].shape[1]
+    start = model.config.pad_token_id + 1 if counts_from_the_padding(model) else 0
+    positions = torch.arange(start, start + seq)[None]
+    if not model.takes_position_ids:
+        with pytest.raises(PtuneError, match="position_ids"):
+            model(**inputs, position_ids=positions)
+        return
+    assert_same(model(**inputs, position_ids=positions).logits, model(**inputs).logits)
+
+
+def counts_from_the_padding(model):
+    return any(
+        n.endswith("position_embeddings") and getattr(m, "padding_idx", None) is not None
+        for n, m in model.backbone.named_modules()
+    )
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels"),
+    [
+        ("single_label_classification", 3, torch.tensor([0, 2])),
+        ("multi_label_classification", 3, torch.tensor([[0.0, 1, 1], [1, 0, 0]])),
+        ("regression", 1, torch.tensor([0.5, 3.0])),
+    ],
+)
+def test_the_three_problem_types_train(family, tokenizer, problem_type, num_labels, labels):
+    backbone = build_model(family, tokenizer, num_labels=num_labels, problem_type=problem_type)
+    model = prompt(backbone).train()
+    optimizer = torch.optim.SGD(model.parameter_groups(0.01))
+    inputs = batch(tokenizer, SENTENCES[:2], padding=True)
+    losses = []
+    for _ in range(6):
+        torch.manual_seed(0)
+        loss = model(**inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is None for p in frozen(model))
+
+
+def frozen(model):
+    return [p for p in model.backbone.parameters() if not p.requires_grad]
+
+
+@torch.no_grad()
+def test_hidden_states_have_the_prompt_s_positions(model, tokenizer):
+    inputs = batch(tokenizer, SENTENCES[:2], padding=True)
+    output = model(**inputs, output_hidden_states=True)
+    states = output.get("encoder_hidden_states") or output.hidden_states
+    width = inputs["input_ids"].shape[1] + K
+    assert states[-1].shape[1] == width
+
+
+@torch.no_grad()
+def test_a_saved_adapter_reloads_bit_for_bit_under_another_seed(family, model, tokenizer, tmp_path):
+    for p in model.parameters():
+        if p.requires_grad:
+            p.add_(torch.randn_like(p) * 0.05)
+    model.save_pretrained(tmp_path)
+    other = build_model(family, tokenizer, seed=0)
+    for p in prompt(other, seed=77).parameters():
+        if p.requires_grad:
+            p.normal_()
+    fresh = build_model(family, tokenizer, seed=0)
+    for name, p in fresh.named_parameters():
+        if name in model._head_names:
+            p.normal_()
+    loaded = PromptModel.from_pretrained(fresh, tmp_path)
+    inputs = batch(tokenizer, SENTENCES[:3], padding=True)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_a_half_precision_backbone(family, tokenizer, dtype):
+    model = prompt(build_model(family, tokenizer).to(dtype)).train()
+    inputs = batch(tokenizer, SENTENCES[:2], padding=True)
+    output = model(**inputs, labels=torch.tensor([0, 1]))
+    output.loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+    assert {p.dtype for p in frozen(model) if p.is_floating_point()} <= {dtype, torch.float32}
+    whole = prompt(build_model(family, tokenizer))
+    with torch.no_grad():
+        exact, rough = whole(**inputs).logits, model.eval()(**inputs).logits.float()
+    assert (rough - exact).abs().max() < 0.1 * exact.abs().max() + 0.05
+
+
+def test_a_backbone_of_int8_weights_trains_and_reloads(family, tokenizer, tmp_path):
+    torchao = pytest.importorskip("torchao.quantization")
+
+    def quantised():
+        backbone = build_model(family, tokenizer)
+        torchao.quantize_(
+            backbone.base_model,
+            torchao.Int8WeightOnlyConfig(),
+            # Not its subclasses: Falcon's does things that torchao's tensors cannot.
+            filter_fn=lambda module, _: type(module) is torch.nn.Linear,
+        )
+        return backbone
+
+    model = prompt(quantised()).train()
+    if not any("int8" in repr(p).lower() for p in model.backbone.base_model.parameters()):
+        pytest.skip("this family has no plain nn.Linear for torchao to quantise")
+    optimizer = torch.optim.SGD(model.parameter_groups(0.01))
+    inputs = batch(tokenizer, SENTENCES[:2], padding=True)
+    losses = []
+    for _ in range(6):
+        torch.manual_seed(0)
+        loss = model(**inputs, labels=torch.tensor([0, 1])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    model.eval().save_pretrained(tmp_path)
+    loaded = PromptModel.from_pretrained(quantised(), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_gradient_checkpointing_changes_nothing(family, tokenizer, backbone):
+    if not backbone.supports_gradient_checkpointing:
+        pytest.skip("Transformers does not checkpoint this family")
+    inputs = batch(tokenizer, SENTENCES[:2], padding=True)
+    gradients = []
+    for checkpointing in (False, True):
+        model = prompt(build_model(family, tokenizer)).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model(**inputs, labels=torch.tensor([0, 1])).loss.backward()
+        gradients.append(model.prompt_encoder.embedding.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@torch.no_grad()
+def test_a_deep_copy_is_a_model_of_its_own(model, tokenizer):
+    inputs = batch(tokenizer, SENTENCES[:2], padding=True)
+    twin = copy.deepcopy(model)
+    before = model(**inputs).logits
+    assert torch.equal(twin(**inputs).logits, before)
+    twin.prompt_encoder.embedding.weight.normal_()
+    assert not torch.equal(twin(**inputs).logits, before)
+    assert torch.equal(model(**inputs).logits, before)
+
+
+@torch.no_grad()
+def test_the_backbone_comes_back_bit_for_bit(backbone, tokenizer):
+    before = copy.deepcopy(backbone)
+    model = prompt(backbone)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.normal_()
+    after = model.unload()
+    assert after.config.to_dict() == before.config.to_dict()
+    for (name, p), (_, q) in zip(after.named_parameters(), before.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert p.requires_grad == q.requires_grad, name
+    inputs = batch(tokenizer, SENTENCES[0])
+    assert torch.equal(after(**inputs).logits, before(**inputs).logits)

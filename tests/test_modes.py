@@ -1,0 +1,142 @@
+"""What people do to models: compile, quantise, pickle, several adapters on one backbone."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import build
+
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
+
+IDS = torch.arange(10, 24).view(2, 7)
+MASK = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
+
+
+def config(**options):
+    return PromptEncoderConfig(**{"num_virtual_tokens": 5, "encoder_hidden_size": 16, **options})
+
+
+def shaken(model, seed):
+    """With a prompt and a head that are not those of a fresh one."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def model(kind):
+    torch.manual_seed(1)
+    return shaken(PromptModel(build(kind), config()), 2)
+
+
+@pytest.mark.parametrize("placement", ["prefix", "after_first"])
+@pytest.mark.parametrize("pooling", ["family", "mean"])
+def test_it_compiles_without_a_break(kind, placement, pooling):
+    torch._dynamo.reset()
+    model = shaken(PromptModel(build(kind), config(placement=placement, pooling=pooling)), 2)
+    labels = torch.tensor([0, 1])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    output = compiled(IDS, attention_mask=MASK, labels=labels)
+    expected = model(IDS, attention_mask=MASK, labels=labels)
+    torch.testing.assert_close(output.logits, expected.logits)
+    output.loss.backward()
+    got = model.prompt_encoder.embedding.weight.grad.clone()
+    model.zero_grad()
+    expected.loss.backward()
+    torch.testing.assert_close(got, model.prompt_encoder.embedding.weight.grad)
+
+
+def test_a_configuration_survives_pickling():
+    one = config(placement="after_first", pooling="mean")
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert copy.deepcopy(one) == one
+
+
+# Several adapters on one backbone.
+
+
+@torch.no_grad()
+def test_adapters_are_switched_without_touching_each_other(kind, model):
+    first = model(IDS, attention_mask=MASK).logits
+    model.add_adapter("second", config(num_virtual_tokens=3, placement="after_first"))
+    assert torch.equal(model(IDS, attention_mask=MASK).logits, first)
+    model.set_adapter("second")
+    shaken(model, 9)
+    second = model(IDS, attention_mask=MASK).logits
+    assert not torch.allclose(second, first)
+    model.set_adapter("default")
+    assert torch.equal(model(IDS, attention_mask=MASK).logits, first)
+    model.set_adapter("second")
+    assert torch.equal(model(IDS, attention_mask=MASK).logits, second)
+
+
+@torch.no_grad()
+def test_an_adapter_is_loaded_beside_another_with_labels_of_its_own(kind, model, tmp_path):
+    other = build(kind, num_labels=3)
+    other.config.id2label = {0: "low", 1: "middle", 2: "high"}
+    saved = shaken(PromptModel(other, config()), 5)
+    saved.save_pretrained(tmp_path)
+    expected = saved(IDS, attention_mask=MASK).logits
+    before = model(IDS, attention_mask=MASK).logits
+    model.load_adapter(tmp_path, "three")
+    assert torch.equal(model(IDS, attention_mask=MASK).logits, before)
+    model.set_adapter("three")
+    assert torch.equal(model(IDS, attention_mask=MASK).logits, expected)
+    assert model.config.id2label[2] == "high"
+    assert model(IDS, attention_mask=MASK, labels=torch.tensor([2, 0])).loss.isfinite()
+    model.set_adapter("default")
+    assert model.config.num_labels == 2
+    assert torch.equal(model(IDS, attention_mask=MASK).logits, before)
+
+
+def test_only_the_active_adapter_trains(model):
+    model.add_adapter("second", config())
+    model.set_adapter("second")
+    model.train()
+    model(IDS, labels=torch.tensor([0, 1])).loss.backward()
+    for name, p in model.prompt_encoders.named_parameters():
+        assert (p.grad is not None) is name.startswith("second."), name
+
+
+@torch.no_grad()
+def test_adapters_are_renamed_and_removed(model):
+    before = model(IDS).logits
+    model.rename_adapter("default", "mail")
+    assert model.active_adapter == "mail"
+    assert torch.equal(model(IDS).logits, before)
+    model.add_adapter("other", config())
+    model.delete_adapter("other")
+    assert list(model.adapters) == ["mail"]
+    assert not any("other" in name for name, _ in model.named_parameters())
+
+
+def test_mistakes_with_adapters_are_named(model):
+    with pytest.raises(PtuneError, match="no adapter 'nobody'; there are: default"):
+        model.set_adapter("nobody")
+    with pytest.raises(PtuneError, match="an adapter 'default' already"):
+        model.add_adapter("default", config())
+    with pytest.raises(PtuneError, match="'default' is active"):
+        model.delete_adapter("default")
+    with pytest.raises(PtuneError, match="no dots"):
+        model.rename_adapter("default", "a.b")
+
+
+@torch.no_grad()
+def test_the_backbone_comes_back_untouched_after_two_adapters(kind, tmp_path):
+    backbone = build(kind)
+    before = copy.deepcopy(backbone)
+    three = shaken(PromptModel(build(kind, num_labels=3), config()), 5)
+    three.save_pretrained(tmp_path)
+    model = shaken(PromptModel(backbone, config()), 2)
+    model.load_adapter(tmp_path, "three")
+    model.set_adapter("three")
+    after = model.unload()
+    assert after.config.to_dict() == before.config.to_dict()
+    for (name, p), (_, q) in zip(after.named_parameters(), before.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert p.requires_grad == q.requires_grad, name
+    assert torch.equal(after(IDS[:1]).logits, before(IDS[:1]).logits)
