@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all families lint clean
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: $(VENV)/installed-dev ## Run the tests, without the slow ones
 
 test-all: $(VENV)/installed-dev lint ## Run every test and check
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+families: $(VENV)/installed-dev ## Test every family of backbones and write the README's table
+	$(BIN)/python -m pytest -q tests/test_families.py --families README.md
 
 lint: $(VENV)/installed-dev ## Check style and types
 	$(BIN)/ruff check .

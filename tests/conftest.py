@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -129,3 +130,49 @@ def glue_folder():
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}; name GLUE's folder with PTUNE_DATA")
     return folder
+
+
+# The README's table of families is what the tests of the families found.
+
+
+def pytest_addoption(parser):
+    parser.addoption("--families", metavar="FILE", help="write the table of families into FILE")
+
+
+class FamilyTable:
+    """Collects how `test_families.py` went, family by family."""
+
+    def __init__(self, file):
+        self.file = Path(file)
+        self.passed, self.failed, self.skipped = {}, {}, {}
+
+    def pytest_runtest_logreport(self, report):
+        if "test_families.py" not in report.nodeid or (report.when != "call" and report.passed):
+            return
+        family = next(
+            f for f in sorted(FAMILIES, key=len, reverse=True) if f"[{f}" in report.nodeid
+        )
+        check = report.nodeid.split("::")[1].split("[")[0].removeprefix("test_").replace("_", " ")
+        if report.skipped:
+            self.skipped.setdefault(family, {})[check] = report.longrepr[2].removeprefix(
+                "Skipped: "
+            )
+        else:
+            counts = self.passed if report.passed else self.failed
+            counts[family] = counts.get(family, 0) + 1
+
+    def pytest_sessionfinish(self):
+        lines = ["| family | checks passed | failed | not checked |", "| --- | --- | --- | --- |"]
+        for family in FAMILIES:
+            left_out = "; ".join(f"{k}: {v}" for k, v in self.skipped.get(family, {}).items())
+            passed, failed = self.passed.get(family, 0), self.failed.get(family, 0)
+            lines.append(f"| {family} | {passed} | {failed} | {left_out} |")
+        before, rest = self.file.read_text("utf-8").split("<!-- families -->\n")
+        _, after = rest.split("<!-- /families -->")
+        table = "\n".join(["<!-- families -->", *lines, "<!-- /families -->"])
+        self.file.write_text(before + table + after, "utf-8")
+
+
+def pytest_configure(config):
+    if file := config.getoption("--families"):
+        config.pluginmanager.register(FamilyTable(file))

@@ -114,6 +114,29 @@ def test_adapters_are_renamed_and_removed(model):
     assert not any("other" in name for name, _ in model.named_parameters())
 
 
+@torch.no_grad()
+def test_selected_adapters_are_saved_where_the_reference_saves_them(kind, model, tmp_path):
+    model.add_adapter("other", config(num_virtual_tokens=3))
+    model.save_pretrained(tmp_path, selected_adapters=["default", "other"])
+    assert model.active_adapter == "default"
+    logits = {"default": model(IDS).logits}
+    model.set_adapter("other")
+    logits["other"] = model(IDS).logits
+    for name, folder in (("default", tmp_path), ("other", tmp_path / "other")):
+        assert torch.equal(
+            PromptModel.from_pretrained(build(kind), folder)(IDS).logits, logits[name]
+        )
+
+
+@torch.no_grad()
+def test_without_the_adapter_it_is_the_backbone(kind, model):
+    expected = torch.cat([build(kind)(row[None]).logits for row in IDS])
+    before = model(IDS).logits
+    with model.disable_adapter():
+        torch.testing.assert_close(model(IDS).logits, expected)
+    assert torch.equal(model(IDS).logits, before)
+
+
 def test_mistakes_with_adapters_are_named(model):
     with pytest.raises(PtuneError, match="no adapter 'nobody'; there are: default"):
         model.set_adapter("nobody")

@@ -336,9 +336,7 @@ def read_config(
     return config
 
 
-def read(
-    source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any
-) -> Adapter:
+def read(source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any) -> Adapter:
     """Read an adapter's files, written by ptune or by 🤗 PEFT.
 
     Args:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"minilm": MINILM}
 
+# Left unsaid, Transformers asks at the terminal whether to run the code of a repository.
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -111,6 +114,7 @@ def load_backbone(
             ignore_mismatched_sizes=True,
             revision=None if location(name) != name else revision,
             token=token,
+            **_NO_CODE,
             **kwargs,
         )
     model.name_or_path = model.config._name_or_path = name
@@ -137,6 +141,7 @@ def load_tokenizer(
             location(name),
             revision=None if location(name) != name else revision,
             token=token,
+            **_NO_CODE,
             **kwargs,
         )
     if tokenizer.pad_token is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +69,8 @@ class ExtraRows:
             return None
         index = self._ids - self.size  # [batch, seq]
         self._ids = None
+        if not len(self.rows):
+            return None
         extra = (index >= 0) & (index < self.rows.shape[0])
         rows = F.embedding(index.clamp(0, self.rows.shape[0] - 1), self.rows)
         return torch.where(extra[..., None], rows.to(output.dtype), output)  # [batch, seq, dim]
@@ -249,6 +253,7 @@ class PromptModel(PreTrainedModel):
             "kwargs" in inputs and "position_ids" in inside
         )
 
+        self._disabled = False
         self.adapters: dict[str, AdapterState] = {}
         self.prompt_encoders = nn.ModuleDict()
         self.active_adapter = adapter_name
@@ -402,6 +407,24 @@ class PromptModel(PreTrainedModel):
                 "take the backbone back (unload)."
             )
         del self.adapters[name], self.prompt_encoders[name]
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """The backbone without a prompt, and with the head it came with, for the duration."""
+        parameters = dict(self.head_parameters())
+        trained = {n: p.data for n, p in parameters.items()}
+        labels = self.state.labels
+        try:
+            for n, p in parameters.items():
+                p.data = self._as_it_came.head[n].to(p.device).float()
+            _set_labels(self.backbone, self._as_it_came.labels)
+            self._disabled = True
+            yield
+        finally:
+            self._disabled = False
+            _set_labels(self.backbone, labels)
+            for n, p in parameters.items():
+                p.data = trained[n]
 
     def _check_known(self, name: str) -> None:
         if name not in self.adapters:
@@ -559,6 +582,8 @@ class PromptModel(PreTrainedModel):
             PtuneError: A text is longer than fits beside the prompt.
         """
         rows = self.prompt_encoder()  # [k, token_dim]
+        if self._disabled:
+            rows = rows[:0]
         k = rows.shape[0]
         size = self._extra_rows.size
         if inputs_embeds is not None:
@@ -652,15 +677,30 @@ class PromptModel(PreTrainedModel):
         """The prompt as inference needs it, ``[num_virtual_tokens, token_dim]``, float32."""
         return self.prompt_encoder().detach().float()
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Write the adapter and what resuming needs; see `ptune.adapter.save`.
+    def save_pretrained(
+        self, save_directory: Any, selected_adapters: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        """Write the active adapter and what resuming needs; see `ptune.adapter.save`.
 
         `Trainer` calls this for every checkpoint.
+
+        Args:
+            save_directory: Where to.
+            selected_adapters: Write these instead: `default` there, others into folders of their
+                names, as the reference does.
         """
         from ptune.adapter import save
 
-        if kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", True):
+            return
+        if selected_adapters is None:
             save(self, save_directory)
+            return
+        active = self.active_adapter
+        for name in selected_adapters:
+            self.set_adapter(name)
+            save(self, Path(save_directory) / ("" if name == "default" else name))
+        self.set_adapter(active)
 
     def push_to_hub(
         self,

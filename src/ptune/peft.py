@@ -62,14 +62,14 @@ def get_peft_config(config_dict: dict[str, Any]) -> PromptEncoderConfig:
 
 
 def get_peft_model(
-    model: PreTrainedModel, peft_config: PromptEncoderConfig, **kwargs: Any
+    model: PreTrainedModel, peft_config: PromptEncoderConfig, adapter_name: str = "default"
 ) -> PromptModel:
     """Freeze `model` and give it a prompt to train.
 
     Raises:
         PtuneError: The prompt does not fit the model.
     """
-    return PromptModel(model, peft_config)
+    return PromptModel(model, peft_config, adapter_name=adapter_name)
 
 
 def get_peft_model_state_dict(model: PromptModel, **kwargs: Any) -> dict[str, torch.Tensor]:
