@@ -162,6 +162,8 @@ class FamilyTable:
             counts[family] = counts.get(family, 0) + 1
 
     def pytest_sessionfinish(self):
+        if not self.passed:
+            return
         lines = ["| family | checks passed | failed | not checked |", "| --- | --- | --- | --- |"]
         for family in FAMILIES:
             left_out = "; ".join(f"{k}: {v}" for k, v in self.skipped.get(family, {}).items())

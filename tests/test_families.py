@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import SENTENCES
 from families import FAMILIES, build_model, build_tokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
 
@@ -225,22 +227,33 @@ def test_a_half_precision_backbone(family, tokenizer, dtype):
     assert (rough - exact).abs().max() < 0.1 * exact.abs().max() + 0.05
 
 
+def use_plain_linear_layers(module):
+    """`nn.Linear` for the layers of GPT-2 and Falcon that do the same; torchao knows only that."""
+    for name, child in module.named_children():
+        if isinstance(child, Conv1D) or (
+            isinstance(child, torch.nn.Linear) and type(child) is not torch.nn.Linear
+        ):
+            weight = child.weight.T if isinstance(child, Conv1D) else child.weight
+            linear = torch.nn.Linear(*reversed(weight.shape), bias=child.bias is not None)
+            linear.weight.data = weight.detach().contiguous()
+            if child.bias is not None:
+                linear.bias.data = child.bias.detach()
+            setattr(module, name, linear)
+        else:
+            use_plain_linear_layers(child)
+
+
 def test_a_backbone_of_int8_weights_trains_and_reloads(family, tokenizer, tmp_path):
     torchao = pytest.importorskip("torchao.quantization")
 
     def quantised():
         backbone = build_model(family, tokenizer)
-        torchao.quantize_(
-            backbone.base_model,
-            torchao.Int8WeightOnlyConfig(),
-            # Not its subclasses: Falcon's does things that torchao's tensors cannot.
-            filter_fn=lambda module, _: type(module) is torch.nn.Linear,
-        )
+        use_plain_linear_layers(backbone.base_model)
+        torchao.quantize_(backbone.base_model, torchao.Int8WeightOnlyConfig())
         return backbone
 
     model = prompt(quantised()).train()
-    if not any("int8" in repr(p).lower() for p in model.backbone.base_model.parameters()):
-        pytest.skip("this family has no plain nn.Linear for torchao to quantise")
+    assert any("int8" in repr(p).lower() for p in model.backbone.base_model.parameters())
     optimizer = torch.optim.SGD(model.parameter_groups(0.01))
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     losses = []
@@ -258,19 +271,26 @@ def test_a_backbone_of_int8_weights_trains_and_reloads(family, tokenizer, tmp_pa
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_gradient_checkpointing_changes_nothing(family, tokenizer, backbone):
-    if not backbone.supports_gradient_checkpointing:
-        pytest.skip("Transformers does not checkpoint this family")
+def test_gradient_checkpointing_recomputes_and_changes_nothing(family, tokenizer, backbone):
+    layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers or not backbone.supports_gradient_checkpointing:
+        pytest.skip("Transformers has no checkpointed layers for this family")
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
-    gradients = []
+    gradients, runs = [], []
     for checkpointing in (False, True):
         model = prompt(build_model(family, tokenizer)).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
+        layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+        leaf = next(m for m in layer.modules() if m is not layer and not list(m.children()))
+        counted = []
+        leaf.register_forward_hook(lambda *_, counted=counted: counted.append(1))
         torch.manual_seed(0)
         model(**inputs, labels=torch.tensor([0, 1])).loss.backward()
         gradients.append(model.prompt_encoder.embedding.weight.grad)
+        runs.append(len(counted))
     torch.testing.assert_close(*gradients)
+    assert runs[1] == 2 * runs[0]
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ then does its own positions, padding and pooling; nothing here knows how.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import layout
@@ -102,6 +104,36 @@ class MeanOverText:
         if "pooler_output" in output:
             output.pooler_output = mean
         return output
+
+
+class WithoutDropout:
+    """Checkpointing for a layer that is frozen: it has to be called in training, but not train.
+
+    Transformers checkpoints a layer only where `layer.training` is set, and that flag would turn
+    the layer's own dropout on.
+    """
+
+    def __init__(self, checkpoint: Callable[..., Any], model: PromptModel) -> None:
+        self.checkpoint = checkpoint
+        self.prompt_config = model.prompt_config
+
+    def __call__(self, function: partial[Any], *args: Any) -> Any:
+        """Checkpoint `function`, the layer's forward pass bound to the layer."""
+        layer = function.args[0]
+
+        def run(*inputs: Any) -> Any:
+            layer.training = self.prompt_config.backbone_dropout
+            try:
+                return function(*inputs)
+            finally:
+                layer.training = True
+
+        return self.checkpoint(run, *args)
+
+
+def _checkpointed_layers(backbone: PreTrainedModel) -> list[Any]:
+    layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
+    return [layer for layer in layers if layer.gradient_checkpointing]
 
 
 def _in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -253,6 +285,7 @@ class PromptModel(PreTrainedModel):
             "kwargs" in inputs and "position_ids" in inside
         )
 
+        self._takes_use_cache = "use_cache" in inputs
         self._disabled = False
         self.adapters: dict[str, AdapterState] = {}
         self.prompt_encoders = nn.ModuleDict()
@@ -535,6 +568,8 @@ class PromptModel(PreTrainedModel):
         self._mean.remove()
         for hook in self._hooks:
             hook.remove()
+        for layer in _checkpointed_layers(self.backbone):
+            layer._gradient_checkpointing_func = layer._gradient_checkpointing_func.checkpoint
         came = self._as_it_came
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(came.requires_grad[name])
@@ -549,7 +584,17 @@ class PromptModel(PreTrainedModel):
         super().train(mode)
         if not self.prompt_config.backbone_dropout:
             self.backbone.base_model.eval()
+            for layer in _checkpointed_layers(self.backbone):
+                layer.training = mode
         return self
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for layer in _checkpointed_layers(self.backbone):
+            layer._gradient_checkpointing_func = WithoutDropout(
+                layer._gradient_checkpointing_func, self
+            )
+        self.train(self.training)
 
     # Running it.
 
@@ -631,8 +676,10 @@ class PromptModel(PreTrainedModel):
             )
         if labels is not None:
             inputs["labels"] = labels
+        if self._takes_use_cache:
+            kwargs.setdefault("use_cache", False)  # nothing is generated
         self._extra_rows.rows, self._extra_rows.fallback = rows, pad
-        if self.prompt_config.pooling == "mean":
+        if self.prompt_config.pooling == "mean" and not self._disabled:
             is_text = attention_mask != 0
             self._mean.mask = layout.place(is_text, is_text.new_zeros(k), order)
         try:
