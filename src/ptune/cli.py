@@ -85,7 +85,11 @@ def _setup(
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr
     )
-    # Read by 🤗 Datasets when it is imported: ptune shows a bar of its own.
+    if not verbose:
+        # Read when huggingface_hub is imported. It reports every try to reach the Hub, twice; the
+        # error at the end says it once.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # Likewise by 🤗 Datasets: ptune shows a bar of its own.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.showwarning = lambda message, *_, **__: errors.print(
         f"Note: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True

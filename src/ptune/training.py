@@ -49,7 +49,7 @@ CONFUSION_NAME = "confusion_matrix.png"
 CHECKPOINTS = "checkpoints"
 
 # Small data sets want steps, not epochs: at least so many, within the largest number of epochs.
-MIN_STEPS = 300
+MIN_STEPS = 200
 EPOCHS, MAX_EPOCHS = 8, 30
 
 
