@@ -116,8 +116,11 @@ def test_going_on_without_the_encoder_trains_the_rows_themselves(saved, kind):
     assert loaded.prompt_encoder.embedding.weight.requires_grad
 
 
-def test_the_reference_loads_our_adapter_without_a_warning_and_agrees(saved, kind):
-    model, folder = saved
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM", "NONE"])
+def test_the_reference_loads_our_adapter_without_a_warning_and_agrees(kind, encoder, tmp_path):
+    folder = tmp_path
+    model = trained(build(kind), encoder_reparameterization_type=encoder)
+    model.save_pretrained(folder)
     backbone = build(kind)
     backbone.config.pad_token_id = model.config.pad_token_id
     with warnings.catch_warnings():
