@@ -133,7 +133,7 @@ class PromptEncoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of `adapter_config.json`; ptune's own fields only where they differ."""
         content = asdict(self)
-        for name in _OWN_FIELDS:
+        for name in OWN_FIELDS:
             if content[name] == getattr(PromptEncoderConfig, name):
                 del content[name]
         return content
@@ -188,4 +188,4 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "prompt_init": ("random", "vocab"),
 }
 # Fields the reference does not have, with defaults that are what it does.
-_OWN_FIELDS = ("placement", "backbone_dropout", "pooling", "prompt_init")
+OWN_FIELDS = ("placement", "backbone_dropout", "pooling", "prompt_init")

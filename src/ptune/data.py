@@ -211,10 +211,16 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> Corpus:
 
 
 def _hub_commit(dataset: Dataset) -> str | None:
-    """The commit that a data set of the Hub was read at: its files are noted with it."""
-    for url in dataset.download_checksums or {}:
-        if found := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url):
-            return found[1]
+    """The commit that a data set of the Hub was read at.
+
+    🤗 Datasets keeps no other record of it than the name of the folder in its cache, which is
+    `owner___name/configuration/version/commit`.
+    """
+    owner_and_name = GLUE_ON_THE_HUB.replace("/", "___")
+    for file in dataset.cache_files:
+        folder = Path(file["filename"]).parent
+        if owner_and_name in folder.parts and re.fullmatch("[0-9a-f]{40}", folder.name):
+            return folder.name
     return None
 
 
