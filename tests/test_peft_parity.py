@@ -243,7 +243,7 @@ def test_the_reference_does_not_start_on_some_families(name):
     family = FAMILIES[name]
     tokenizer = build_tokenizer(family, SENTENCES)
     inputs = tokenizer(SENTENCES[0], return_tensors="pt")
-    with pytest.raises(Exception):  # noqa: B017, PT011 - it fails in a way of its own on each
+    with pytest.raises(Exception):  # noqa: B017 - it fails in a way of its own on each
         peft.get_peft_model(build_model(family, tokenizer), peft.PromptEncoderConfig(**SETTINGS))(
             **inputs
         )

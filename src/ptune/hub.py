@@ -37,7 +37,7 @@ from safetensors.torch import save as tensors_to_bytes
 
 from ptune import __version__, adapter, data
 from ptune.adapter import HubHTTPError, read_json
-from ptune.config import OWN_FIELDS, CONFIG_NAME
+from ptune.config import CONFIG_NAME, OWN_FIELDS
 from ptune.errors import PtuneError
 from ptune.training import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME
 
