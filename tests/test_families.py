@@ -294,6 +294,45 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(family, tokenizer
 
 
 @torch.no_grad()
+def test_it_compiles_without_a_break_in_ptune(backbone, tokenizer):
+    model = prompt(backbone, placement="after_first")
+    inputs = dict(batch(tokenizer, SENTENCES[:2], padding=True))
+    whole = {"backend": "eager", "fullgraph": True}
+    torch._dynamo.reset()
+    try:
+        output = torch.compile(model, **whole)(**inputs)
+    except torch._dynamo.exc.Unsupported:
+        # Only where the backbone breaks in code of its own (BART, DeBERTa).
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            torch.compile(model.backbone, **whole)(**inputs)
+        output = torch.compile(model, backend="eager")(**inputs)
+    assert_same(output.logits, model(**inputs).logits)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_two_adapters_share_the_backbone(family, tokenizer, backbone, tmp_path):
+    inputs = batch(tokenizer, SENTENCES[:2], padding=True)
+    before = copy.deepcopy(backbone)
+    three_labels = build_model(family, tokenizer, num_labels=3)
+    three_labels.base_model.load_state_dict(backbone.base_model.state_dict())
+    other = prompt(three_labels, seed=5, placement="after_first")
+    other.save_pretrained(tmp_path)
+    model = prompt(backbone)
+    first = model(**inputs).logits
+    model.load_adapter(tmp_path, "other")
+    model.set_adapter("other")
+    assert torch.equal(model(**inputs).logits, other(**inputs).logits)
+    model.rename_adapter("other", "three")
+    model.set_adapter("default")
+    model.delete_adapter("three")
+    assert torch.equal(model(**inputs).logits, first)
+    after = model.unload()
+    for (name, p), (_, q) in zip(after.named_parameters(), before.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+@torch.no_grad()
 def test_a_deep_copy_is_a_model_of_its_own(model, tokenizer):
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     twin = copy.deepcopy(model)

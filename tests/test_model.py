@@ -267,6 +267,36 @@ def test_a_model_without_a_head_is_refused():
         PromptModel(build("bert").bert, PromptEncoderConfig())
 
 
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (transformers.CanineConfig, "no table of token embeddings"),
+        (transformers.FNetConfig, "mixes all positions, padding included"),
+        (transformers.NystromformerConfig, "averages over segments of the padded length"),
+        (transformers.YosoConfig, "hashes all positions, padding included"),
+    ],
+)
+def test_what_cannot_be_p_tuned_is_refused_with_the_reason(config, reason):
+    with torch.device("meta"):
+        backbone = transformers.AutoModelForSequenceClassification.from_config(config())
+    with pytest.raises(PtuneError, match=reason):
+        PromptModel(backbone, PromptEncoderConfig())
+
+
+def test_an_embedding_that_gives_no_vectors_is_refused():
+    torch.manual_seed(0)
+    config = transformers.IBertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    backbone = transformers.AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(PtuneError, match="gives a tuple"):
+        prompt(backbone)(torch.arange(10, 16)[None])
+
+
 def test_neither_ids_nor_embeddings_is_an_error(model):
     with pytest.raises(PtuneError, match="input_ids or inputs_embeds"):
         model(attention_mask=torch.ones(1, 3))

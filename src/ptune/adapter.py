@@ -136,7 +136,7 @@ def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
     return {
         "model_type": model.config.model_type,
         "vocab_rows": model.get_input_embeddings().weight.shape[0],
-        "num_layers": config.num_hidden_layers,
+        "num_layers": getattr(config, "num_hidden_layers", None),
         "hidden_size": config.hidden_size,
     }
 

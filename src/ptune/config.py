@@ -108,7 +108,7 @@ class PromptEncoderConfig:
         return True
 
     def for_backbone(
-        self, *, token_dim: int, num_layers: int, num_heads: int
+        self, *, token_dim: int, num_layers: int | None, num_heads: int | None
     ) -> PromptEncoderConfig:
         """A copy with the backbone's sizes filled in.
 

@@ -69,6 +69,11 @@ class ExtraRows:
     def _after(self, table: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if self.rows is None or self._ids is None:
             return None
+        if not isinstance(output, Tensor):
+            raise PtuneError(
+                f"The token embedding {type(table).__name__} gives a {type(output).__name__} and "
+                "not a tensor, so that this backbone cannot be p-tuned. Choose another one."
+            )
         index = self._ids - self.size  # [batch, seq]
         self._ids = None
         if not len(self.rows):
@@ -142,6 +147,48 @@ def _in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(
         a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
     )
+
+
+# Families whose predictions depend on the padding around a text, prompt or no prompt.
+PADDING_MATTERS = {
+    "fnet": "it mixes all positions, padding included",
+    "nystromformer": "it averages over segments of the padded length",
+    "yoso": "it hashes all positions, padding included",
+}
+
+
+def check_family(backbone: PreTrainedModel) -> None:
+    """Refuse a backbone that cannot be p-tuned.
+
+    Raises:
+        PtuneError: It has no head or no table of token embeddings, or takes no attention mask, or
+            cannot keep the texts of a batch apart.
+    """
+    name = type(backbone).__name__
+    if backbone.base_model is backbone:
+        raise PtuneError(
+            f"{name} has no classification head; load the backbone with "
+            "AutoModelForSequenceClassification."
+        )
+    if reason := PADDING_MATTERS.get(backbone.config.model_type):
+        raise PtuneError(
+            f"{name} cannot be p-tuned: {reason}, so that a text's prediction would depend on the "
+            "batch it is in. Choose another backbone."
+        )
+    try:
+        table: Any = backbone.get_input_embeddings()
+    except NotImplementedError:
+        table = None
+    if getattr(table, "weight", None) is None or table.weight.ndim != 2:
+        raise PtuneError(
+            f"{name} cannot be p-tuned: it has no table of token embeddings that a prompt could be "
+            "rows of. Choose another backbone."
+        )
+    if "attention_mask" not in inspect.signature(backbone.forward).parameters:
+        raise PtuneError(
+            f"{name} cannot be p-tuned: it takes no attention mask, so that padding would change "
+            "its predictions. Choose another backbone."
+        )
 
 
 def max_positions(backbone: PreTrainedModel) -> int | None:
@@ -227,7 +274,6 @@ class PromptModel(PreTrainedModel):
     # The losses of Transformers' classifiers are means over the batch they see.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
         self,
@@ -238,11 +284,7 @@ class PromptModel(PreTrainedModel):
         adapter_name: str = "default",
     ) -> None:
         super().__init__(backbone.config)
-        if backbone.base_model is backbone:
-            raise PtuneError(
-                f"{type(backbone).__name__} has no classification head; load the backbone with "
-                "AutoModelForSequenceClassification."
-            )
+        check_family(backbone)
         self.max_positions = max_positions(backbone)
         # Before the backbone is touched: a prompt that does not fit leaves it as it is.
         config = self._fitted(config, backbone)
@@ -304,8 +346,8 @@ class PromptModel(PreTrainedModel):
         text_config = backbone.config.get_text_config()
         config = config.for_backbone(
             token_dim=weight_of(backbone.get_input_embeddings()).shape[1],
-            num_layers=text_config.num_hidden_layers,
-            num_heads=text_config.num_attention_heads,
+            num_layers=getattr(text_config, "num_hidden_layers", None),
+            num_heads=getattr(text_config, "num_attention_heads", None),
         )
         k = config.num_virtual_tokens
         if self.max_positions is not None and k >= self.max_positions:
@@ -702,6 +744,12 @@ class PromptModel(PreTrainedModel):
         return self.max_positions
 
     # What `PreTrainedModel` and `Trainer` ask for.
+
+    def _check_and_adjust_attn_implementation(self, implementation: Any, **kwargs: Any) -> Any:
+        return implementation  # the backbone has chosen
+
+    def _check_and_adjust_experts_implementation(self, implementation: Any) -> Any:
+        return implementation
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embedding."""
