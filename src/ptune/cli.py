@@ -45,25 +45,38 @@ errors = Console(stderr=True)
 DATA, PROMPT, TRAINING, OUTPUT, HUB = "Data", "Prompt", "Training", "Output", "Hub"
 
 
-def _flag(text: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel)
+def _flag(text: str, panel: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
 
 
-TextColumn = Annotated[str | None, _flag("Column with the text; found by name if not given.", DATA)]
-PairColumn = Annotated[str | None, _flag("Column with the second text of a pair.", DATA)]
-LabelColumn = Annotated[str | None, _flag("Column with the label; found by name.", DATA)]
+TextColumn = Annotated[
+    str | None, _flag("Column with the text; found by name if not given.", DATA, metavar="NAME")
+]
+PairColumn = Annotated[
+    str | None, _flag("Column with the second text of a pair.", DATA, metavar="NAME")
+]
+LabelColumn = Annotated[
+    str | None, _flag("Column with the label; found by name.", DATA, metavar="NAME")
+]
 DataDir = Annotated[
     Path | None,
-    _flag("Folder of GLUE's original TSV files; without it they come from the Hub.", DATA),
+    _flag(
+        "Folder of GLUE's original TSV files; without it they come from the Hub.",
+        DATA,
+        metavar="DIR",
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     _flag("Of the frozen backbone; auto: bfloat16 where the hardware multiplies it fast.", OUTPUT),
 ]
 Model = Annotated[
-    str | None, _flag("The backbone, if not the one that the adapter names.", HUB, "--model")
+    str | None,
+    _flag("The backbone, if not the one that the adapter names.", HUB, "--model", metavar="MODEL"),
 ]
-Revision = Annotated[str | None, _flag("Branch, tag or commit of the adapter on the Hub.", HUB)]
+Revision = Annotated[
+    str | None, _flag("Branch, tag or commit of the adapter on the Hub.", HUB, metavar="REV")
+]
 Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
 
 
@@ -109,39 +122,58 @@ def _setup(
 def train(
     context: typer.Context,
     output_dir: Annotated[
-        Path, _flag("Folder for the adapter, its scores and its pictures.", OUTPUT)
+        Path, _flag("Folder for the adapter, its scores and its pictures.", OUTPUT, metavar="DIR")
     ],
     model: Annotated[
-        str, _flag("Backbone: a Hub id, a folder, or minilm (embedded, needs no network).", PROMPT)
+        str,
+        _flag(
+            "Backbone: a Hub id, a folder, or minilm (embedded, needs no network).",
+            PROMPT,
+            metavar="MODEL",
+        ),
     ] = "minilm",
-    revision: Annotated[str | None, _flag("Revision of the backbone on the Hub.", HUB)] = None,
+    revision: Annotated[
+        str | None, _flag("Revision of the backbone on the Hub.", HUB, metavar="REV")
+    ] = None,
     task: Annotated[
         str | None,
-        _flag("GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.", DATA),
+        _flag(
+            "GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.", DATA, metavar="TASK"
+        ),
     ] = None,
     data_dir: DataDir = None,
     train_file: Annotated[
-        str | None, _flag("Your own CSV, TSV, JSON lines or Parquet file.", DATA)
+        str | None, _flag("Your own CSV, TSV, JSON lines or Parquet file.", DATA, metavar="FILE")
     ] = None,
     eval_file: Annotated[
-        str | None, _flag("The same to evaluate on; without it a fifth is held out.", DATA)
+        str | None,
+        _flag("The same to evaluate on; without it a fifth is held out.", DATA, metavar="FILE"),
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     problem_type: Annotated[
         Literal["single_label_classification", "multi_label_classification", "regression"] | None,
-        _flag("What the labels mean; told from them if not given.", DATA),
+        _flag(
+            "single_label_classification, multi_label_classification or regression; told from the "
+            "labels if not given.",
+            DATA,
+            metavar="TYPE",
+        ),
     ] = None,
     label_separator: Annotated[
-        str, _flag("Between the labels of one text, if it can have several.", DATA)
+        str, _flag("Between the labels of one text, if it can have several.", DATA, metavar="TEXT")
     ] = "|",
-    num_virtual_tokens: Annotated[int, _flag("Length of the prompt, in tokens.", PROMPT)] = 20,
+    num_virtual_tokens: Annotated[
+        int, _flag("Length of the prompt, in tokens.", PROMPT, metavar="N")
+    ] = 20,
     encoder: Annotated[
         Literal["MLP", "LSTM", "NONE"],
         _flag("Prompt encoder; NONE trains the rows themselves.", PROMPT),
     ] = "NONE",
-    encoder_hidden_size: Annotated[int, _flag("Width of the prompt encoder.", PROMPT)] = 128,
+    encoder_hidden_size: Annotated[
+        int, _flag("Width of the prompt encoder.", PROMPT, metavar="N")
+    ] = 128,
     placement: Annotated[
         Literal["after_first", "prefix"],
         _flag("Behind the first special token, or before the text as in PEFT.", PROMPT),
@@ -155,29 +187,34 @@ def train(
         _flag("Start the rows as words of the vocabulary, or at random.", PROMPT),
     ] = "vocab",
     backbone_dropout: Annotated[
-        bool, _flag("Train with the frozen backbone's dropout, as PEFT does.", PROMPT)
+        bool, _flag("Train with its dropout, as PEFT does.", PROMPT, "--backbone-dropout")
     ] = False,
-    learning_rate: Annotated[float, _flag("Of prompt and head.", TRAINING)] = 5e-3,
+    learning_rate: Annotated[float, _flag("Of prompt and head.", TRAINING, metavar="RATE")] = 5e-3,
     prompt_learning_rate: Annotated[
-        float | None, _flag("Of the prompt, if not the same.", TRAINING)
+        float | None, _flag("Of the prompt, if not the same.", TRAINING, metavar="RATE")
     ] = None,
     epochs: Annotated[
-        float | None, _flag("Passes over the data; 8, and more for small data sets.", TRAINING)
+        float | None,
+        _flag("Passes over the data; 8, and more for small data sets.", TRAINING, metavar="N"),
     ] = None,
-    batch_size: Annotated[int, _flag("Examples a step.", TRAINING)] = 32,
+    batch_size: Annotated[int, _flag("Examples a step.", TRAINING, metavar="N")] = 32,
     max_length: Annotated[
-        int | None, _flag("Cut texts to so many tokens; what the backbone allows.", TRAINING)
+        int | None,
+        _flag("Cut texts to so many tokens; what the backbone allows.", TRAINING, metavar="N"),
     ] = None,
     dtype: Dtype = "auto",
-    seed: Annotated[int, _flag("Of everything random.", TRAINING)] = 0,
-    overwrite: Annotated[bool, _flag("Replace the run in the output folder.", OUTPUT)] = False,
+    seed: Annotated[int, _flag("Of everything random.", TRAINING, metavar="N")] = 0,
+    overwrite: Annotated[
+        bool, _flag("Replace the run in the output folder.", OUTPUT, "--overwrite")
+    ] = False,
     resume: Annotated[
-        bool, _flag("Go on with the interrupted run in the output folder.", OUTPUT)
+        bool, _flag("Go on with the interrupted run there.", OUTPUT, "--resume")
     ] = False,
 ) -> None:
     """Train a classifier on a GLUE task or on your own file.
 
-    Examples:
+    For example:
+
     ptune train --task mrpc --data-dir glue --output-dir runs/mrpc
 
     ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
@@ -291,7 +328,8 @@ def predict(
 
     Standard input holds a text a line; for pairs the two texts stand apart by a tab.
 
-    Examples:
+    For example:
+
     ptune predict runs/mine "where is my parcel?"
 
     ptune predict runs/mine --file new.csv --output labels.csv
@@ -396,10 +434,14 @@ def push(
 
 @app.command()
 def demo(
-    output_dir: Annotated[Path, _flag("Folder for the run.", OUTPUT)] = Path("runs/demo"),
-    seed: Annotated[int, _flag("Of everything random.", TRAINING)] = 0,
-    epochs: Annotated[float | None, _flag("Passes over the data.", TRAINING)] = None,
-    overwrite: Annotated[bool, _flag("Replace the run in the output folder.", OUTPUT)] = False,
+    output_dir: Annotated[Path, _flag("Folder for the run.", OUTPUT, metavar="DIR")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, _flag("Of everything random.", TRAINING, metavar="N")] = 0,
+    epochs: Annotated[float | None, _flag("Passes over the data.", TRAINING, metavar="N")] = None,
+    overwrite: Annotated[
+        bool, _flag("Replace the run in the output folder.", OUTPUT, "--overwrite")
+    ] = False,
 ) -> None:
     """Train on the support mail that ptune brings, and classify a few messages.
 
