@@ -1,8 +1,9 @@
-"""Loading a backbone and its tokenizer, with errors for people."""
+"""A backbone: loading it and its tokenizer, and what there is to know about it."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -147,6 +149,85 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def weight_of(table: nn.Module) -> Tensor:
+    """The weight ``[V, dim]`` of a token-embedding table."""
+    weight = table.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+# Families whose predictions depend on the padding around a text, prompt or no prompt.
+PADDING_MATTERS = {
+    "fnet": "it mixes all positions, padding included",
+    "nystromformer": "it averages over segments of the padded length",
+    "yoso": "it hashes all positions, padding included",
+}
+
+
+def check_family(backbone: PreTrainedModel) -> None:
+    """Refuse a backbone that cannot be p-tuned.
+
+    Raises:
+        PtuneError: It has no head or no table of token embeddings, or takes no attention mask, or
+            cannot keep the texts of a batch apart.
+    """
+    name = type(backbone).__name__
+    if backbone.base_model is backbone:
+        raise PtuneError(
+            f"{name} has no classification head; load the backbone with "
+            "AutoModelForSequenceClassification."
+        )
+    if reason := PADDING_MATTERS.get(backbone.config.model_type):
+        raise PtuneError(
+            f"{name} cannot be p-tuned: {reason}, so that a text's prediction would depend on the "
+            "batch it is in. Choose another backbone."
+        )
+    try:
+        table: Any = backbone.get_input_embeddings()
+    except NotImplementedError:
+        table = None
+    if getattr(table, "weight", None) is None or table.weight.ndim != 2:
+        raise PtuneError(
+            f"{name} cannot be p-tuned: it has no table of token embeddings that a prompt could be "
+            "rows of. Choose another backbone."
+        )
+    if "attention_mask" not in inspect.signature(backbone.forward).parameters:
+        raise PtuneError(
+            f"{name} cannot be p-tuned: it takes no attention mask, so that padding would change "
+            "its predictions. Choose another backbone."
+        )
+
+
+def max_positions(backbone: PreTrainedModel) -> int | None:
+    """The longest sequence, virtual tokens included, that the backbone has positions for."""
+    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    for name, module in backbone.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1.
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            return positions - module.padding_idx - 1
+    return positions
+
+
+def names_of_head(backbone: PreTrainedModel) -> list[str]:
+    """Names of the parameters outside the base model, and of those that no checkpoint brought.
+
+    Transformers marks every parameter that it loaded from a checkpoint; an unmarked one inside a
+    loaded base model (a pooler, say) is random, and must be trained and saved like the head.
+    """
+    inside = {id(p) for p in backbone.base_model.parameters()}
+    loaded = any(getattr(p, "_is_hf_initialized", False) for p in backbone.base_model.parameters())
+    return [
+        name
+        for name, p in backbone.named_parameters()
+        if id(p) not in inside or (loaded and not getattr(p, "_is_hf_initialized", False))
+    ]
 
 
 def encode(

@@ -8,202 +8,29 @@ then does its own positions, padding and pooling; nothing here knows how.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import layout
+from ptune.backbone import check_family, max_positions, names_of_head, weight_of
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
+from ptune.hooks import (
+    ExtraRows,
+    MeanOverText,
+    WithoutDropout,
+    checkpointed_layers,
+    in_own_dtype,
+)
 from ptune.prompt import PromptEncoder, build_prompt_encoder
-
-
-def weight_of(table: nn.Module) -> Tensor:
-    """The weight ``[V, dim]`` of a token-embedding table."""
-    weight = table.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-class ExtraRows:
-    """Extra rows of an embedding table of V rows: id V + i reads `rows[i]`.
-
-    The id one past the last extra row reads the frozen table's own row `fallback`. It stands for a
-    pad token that belongs to a text, so that the backbone does not take it for padding.
-    """
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        weight = weight_of(backbone.get_input_embeddings())
-        self.size = weight.shape[0]  # V
-        self.rows: Tensor | None = None  # [extra, token_dim] while the backbone runs
-        self.fallback = 0
-        self._ids: Tensor | None = None
-        # Encoder and decoder may have a module each for one table.
-        tables = [m for m in backbone.modules() if getattr(m, "weight", None) is weight]
-        self._hooks = [
-            *(table.register_forward_pre_hook(self._before) for table in tables),
-            *(table.register_forward_hook(self._after) for table in tables),
-        ]
-
-    def remove(self) -> None:
-        """Take the rows off the table again."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _before(self, table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.rows is None:
-            return None
-        self._ids, *rest = args
-        return torch.where(self._ids < self.size, self._ids, self.fallback), *rest
-
-    def _after(self, table: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if self.rows is None or self._ids is None:
-            return None
-        if not isinstance(output, Tensor):
-            raise PtuneError(
-                f"The token embedding {type(table).__name__} gives a {type(output).__name__} and "
-                "not a tensor, so that this backbone cannot be p-tuned. Choose another one."
-            )
-        index = self._ids - self.size  # [batch, seq]
-        self._ids = None
-        if not len(self.rows):
-            return None
-        extra = (index >= 0) & (index < self.rows.shape[0])
-        rows = F.embedding(index.clamp(0, self.rows.shape[0] - 1), self.rows)
-        return torch.where(extra[..., None], rows.to(output.dtype), output)  # [batch, seq, dim]
-
-
-class MeanOverText:
-    """Lets the head read the mean of the text's last hidden states, whichever one it reads.
-
-    That is what sentence encoders were trained for. The mean stands at every position, and in
-    place of the base model's own pooled vector.
-    """
-
-    def __init__(self, base_model: nn.Module) -> None:
-        self.mask: Tensor | None = None  # [batch, seq], true at the text's own tokens
-        self._hook = base_model.register_forward_hook(self._after)
-
-    def remove(self) -> None:
-        """Let the head read what it used to."""
-        self._hook.remove()
-
-    def _after(self, base_model: nn.Module, args: Any, output: ModelOutput) -> ModelOutput | None:
-        if self.mask is None:
-            return None
-        states = output.last_hidden_state  # [batch, seq, hidden]
-        weights = self.mask[..., None].to(states.dtype)
-        self.mask = None
-        mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)  # [batch, hidden]
-        output.last_hidden_state = mean[:, None].expand_as(states)
-        if "pooler_output" in output:
-            output.pooler_output = mean
-        return output
-
-
-class WithoutDropout:
-    """Checkpointing for a layer that is frozen: it has to be called in training, but not train.
-
-    Transformers checkpoints a layer only where `layer.training` is set, and that flag would turn
-    the layer's own dropout on.
-    """
-
-    def __init__(self, checkpoint: Callable[..., Any], model: PromptModel) -> None:
-        self.checkpoint = checkpoint
-        self.prompt_config = model.prompt_config
-
-    def __call__(self, function: partial[Any], *args: Any) -> Any:
-        """Checkpoint `function`, the layer's forward pass bound to the layer."""
-        layer = function.args[0]
-
-        def run(*inputs: Any) -> Any:
-            layer.training = self.prompt_config.backbone_dropout
-            try:
-                return function(*inputs)
-            finally:
-                layer.training = True
-
-        return self.checkpoint(run, *args)
-
-
-def _checkpointed_layers(backbone: PreTrainedModel) -> list[Any]:
-    layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
-    return [layer for layer in layers if layer.gradient_checkpointing]
-
-
-def _in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Forward pre-hook: a float32 layer of the head behind a backbone in half precision."""
-    dtype = next(module.parameters(recurse=False)).dtype
-    return tuple(
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-    )
-
-
-# Families whose predictions depend on the padding around a text, prompt or no prompt.
-PADDING_MATTERS = {
-    "fnet": "it mixes all positions, padding included",
-    "nystromformer": "it averages over segments of the padded length",
-    "yoso": "it hashes all positions, padding included",
-}
-
-
-def check_family(backbone: PreTrainedModel) -> None:
-    """Refuse a backbone that cannot be p-tuned.
-
-    Raises:
-        PtuneError: It has no head or no table of token embeddings, or takes no attention mask, or
-            cannot keep the texts of a batch apart.
-    """
-    name = type(backbone).__name__
-    if backbone.base_model is backbone:
-        raise PtuneError(
-            f"{name} has no classification head; load the backbone with "
-            "AutoModelForSequenceClassification."
-        )
-    if reason := PADDING_MATTERS.get(backbone.config.model_type):
-        raise PtuneError(
-            f"{name} cannot be p-tuned: {reason}, so that a text's prediction would depend on the "
-            "batch it is in. Choose another backbone."
-        )
-    try:
-        table: Any = backbone.get_input_embeddings()
-    except NotImplementedError:
-        table = None
-    if getattr(table, "weight", None) is None or table.weight.ndim != 2:
-        raise PtuneError(
-            f"{name} cannot be p-tuned: it has no table of token embeddings that a prompt could be "
-            "rows of. Choose another backbone."
-        )
-    if "attention_mask" not in inspect.signature(backbone.forward).parameters:
-        raise PtuneError(
-            f"{name} cannot be p-tuned: it takes no attention mask, so that padding would change "
-            "its predictions. Choose another backbone."
-        )
-
-
-def max_positions(backbone: PreTrainedModel) -> int | None:
-    """The longest sequence, virtual tokens included, that the backbone has positions for."""
-    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    for name, module in backbone.named_modules():
-        # RoBERTa and its kin count positions from padding_idx + 1.
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            return positions - module.padding_idx - 1
-    return positions
 
 
 @dataclass
@@ -289,7 +116,7 @@ class PromptModel(PreTrainedModel):
         # Before the backbone is touched: a prompt that does not fit leaves it as it is.
         config = self._fitted(config, backbone)
         self.backbone = backbone
-        head_names = frozenset(_head_names(backbone))
+        head_names = frozenset(names_of_head(backbone))
         named = dict(backbone.named_parameters())
         self._as_it_came = _AsItCame(
             requires_grad={name: p.requires_grad for name, p in named.items()},
@@ -307,7 +134,7 @@ class PromptModel(PreTrainedModel):
         for name in {name.rpartition(".")[0] for name in head_names}:
             if name:
                 module = backbone.get_submodule(name)
-                self._hooks.append(module.register_forward_pre_hook(_in_own_dtype))
+                self._hooks.append(module.register_forward_pre_hook(in_own_dtype))
 
         # Decoders look for the pad token's id to find a text's end. Any id will do where there
         # is none, because a token of a text never shows that id (see `forward`).
@@ -610,7 +437,7 @@ class PromptModel(PreTrainedModel):
         self._mean.remove()
         for hook in self._hooks:
             hook.remove()
-        for layer in _checkpointed_layers(self.backbone):
+        for layer in checkpointed_layers(self.backbone):
             layer._gradient_checkpointing_func = layer._gradient_checkpointing_func.checkpoint
         came = self._as_it_came
         for name, parameter in self.backbone.named_parameters():
@@ -626,15 +453,15 @@ class PromptModel(PreTrainedModel):
         super().train(mode)
         if not self.prompt_config.backbone_dropout:
             self.backbone.base_model.eval()
-            for layer in _checkpointed_layers(self.backbone):
+            for layer in checkpointed_layers(self.backbone):
                 layer.training = mode
         return self
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
-        for layer in _checkpointed_layers(self.backbone):
+        for layer in checkpointed_layers(self.backbone):
             layer._gradient_checkpointing_func = WithoutDropout(
-                layer._gradient_checkpointing_func, self
+                layer._gradient_checkpointing_func, drops_out=self.prompt_config.backbone_dropout
             )
         self.train(self.training)
 
@@ -832,18 +659,3 @@ class PromptModel(PreTrainedModel):
         from ptune.adapter import load
 
         return load(model, model_id, **kwargs)
-
-
-def _head_names(backbone: PreTrainedModel) -> list[str]:
-    """Names of the parameters outside the base model, and of those that no checkpoint brought.
-
-    Transformers marks every parameter that it loaded from a checkpoint; an unmarked one inside a
-    loaded base model (a pooler, say) is random, and must be trained and saved like the head.
-    """
-    inside = {id(p) for p in backbone.base_model.parameters()}
-    loaded = any(getattr(p, "_is_hf_initialized", False) for p in backbone.base_model.parameters())
-    return [
-        name
-        for name, p in backbone.named_parameters()
-        if id(p) not in inside or (loaded and not getattr(p, "_is_hf_initialized", False))
-    ]
