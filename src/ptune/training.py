@@ -6,7 +6,6 @@ brings their own `Trainer`.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import platform
@@ -33,7 +32,7 @@ from transformers import (
 )
 
 from ptune import __version__, data, metrics, report
-from ptune.adapter import read_json, save, staged
+from ptune.adapter import read_json, save, staged, write_json
 from ptune.backbone import encode, is_mean_pooled, load_backbone, load_tokenizer
 from ptune.config import PromptEncoderConfig
 from ptune.data import Columns, Corpus
@@ -443,8 +442,7 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
     if keep:
         return
     with staged(folder) as stage:
-        text = json.dumps(asdict(settings), indent=2, ensure_ascii=False) + "\n"
-        (stage / SETTINGS_NAME).write_text(text, "utf-8")
+        write_json(stage / SETTINGS_NAME, asdict(settings))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     for name in (METRICS_NAME, CURVE_NAME, CONFUSION_NAME):
         (folder / name).unlink(missing_ok=True)
@@ -564,8 +562,7 @@ def train_run(
     }
     save(model, folder, trained_state=False)
     with staged(folder) as stage:
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        (stage / METRICS_NAME).write_text(text, "utf-8")
+        write_json(stage / METRICS_NAME, results)
         if any("loss" in e for e in epochs):
             report.learning_curve(epochs, corpus, results["majority"], stage / CURVE_NAME)
         for name, (truth, predicted) in answers.items():
