@@ -43,9 +43,21 @@ def prompt(backbone, seed=1, **options):
     return PromptModel(backbone, PromptEncoderConfig(**options)).eval()
 
 
-@pytest.fixture(params=["prefix", "after_first"])
+KINDS = {
+    "prefix": {"placement": "prefix"},
+    "after_first": {"placement": "after_first"},
+    "deep": {"depth": "deep", "encoder_reparameterization_type": "NONE"},
+}
+
+
+@pytest.fixture(params=list(KINDS))
 def model(backbone, request):
-    return prompt(backbone, placement=request.param)
+    return prompt(backbone, **KINDS[request.param])
+
+
+@pytest.fixture(params=["prefix", "deep"])
+def options(request):
+    return KINDS[request.param]
 
 
 def batch(tokenizer, *texts, **options):
@@ -188,7 +200,7 @@ def test_hidden_states_have_the_prompt_s_positions(model, tokenizer):
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     output = model(**inputs, output_hidden_states=True)
     states = output.get("encoder_hidden_states") or output.hidden_states
-    width = inputs["input_ids"].shape[1] + K
+    width = inputs["input_ids"].shape[1] + (K if model.form.takes_positions else 0)
     assert states[-1].shape[1] == width
 
 
@@ -212,8 +224,8 @@ def test_a_saved_adapter_reloads_bit_for_bit_under_another_seed(family, model, t
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_a_half_precision_backbone(family, tokenizer, dtype):
-    model = prompt(build_model(family, tokenizer).to(dtype)).train()
+def test_a_half_precision_backbone(family, tokenizer, dtype, options):
+    model = prompt(build_model(family, tokenizer).to(dtype), **options).train()
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     output = model(**inputs, labels=torch.tensor([0, 1]))
     output.loss.backward()
@@ -221,7 +233,7 @@ def test_a_half_precision_backbone(family, tokenizer, dtype):
     assert {p.dtype for p in trained} == {torch.float32}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
     assert {p.dtype for p in frozen(model) if p.is_floating_point()} <= {dtype, torch.float32}
-    whole = prompt(build_model(family, tokenizer))
+    whole = prompt(build_model(family, tokenizer), **options)
     with torch.no_grad():
         exact, rough = whole(**inputs).logits, model.eval()(**inputs).logits.float()
     assert (rough - exact).abs().max() < 0.1 * exact.abs().max() + 0.05
@@ -271,14 +283,16 @@ def test_a_backbone_of_int8_weights_trains_and_reloads(family, tokenizer, tmp_pa
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_gradient_checkpointing_recomputes_and_changes_nothing(family, tokenizer, backbone):
+def test_gradient_checkpointing_recomputes_and_changes_nothing(
+    family, tokenizer, backbone, options
+):
     layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers or not backbone.supports_gradient_checkpointing:
         pytest.skip("Transformers has no checkpointed layers for this family")
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     gradients, runs = [], []
     for checkpointing in (False, True):
-        model = prompt(build_model(family, tokenizer)).train()
+        model = prompt(build_model(family, tokenizer), **options).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
@@ -294,8 +308,8 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(family, tokenizer
 
 
 @torch.no_grad()
-def test_it_compiles_without_a_break_in_ptune(backbone, tokenizer):
-    model = prompt(backbone, placement="after_first")
+def test_it_compiles_without_a_break_in_ptune(backbone, tokenizer, options):
+    model = prompt(backbone, **options)
     inputs = dict(batch(tokenizer, SENTENCES[:2], padding=True))
     whole = {"backend": "eager", "fullgraph": True}
     torch._dynamo.reset()
@@ -311,14 +325,14 @@ def test_it_compiles_without_a_break_in_ptune(backbone, tokenizer):
 
 
 @torch.no_grad()
-def test_two_adapters_share_the_backbone(family, tokenizer, backbone, tmp_path):
+def test_two_adapters_share_the_backbone(family, tokenizer, backbone, tmp_path, options):
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     before = copy.deepcopy(backbone)
     three_labels = build_model(family, tokenizer, num_labels=3)
     three_labels.base_model.load_state_dict(backbone.base_model.state_dict())
     other = prompt(three_labels, seed=5, placement="after_first")
     other.save_pretrained(tmp_path)
-    model = prompt(backbone)
+    model = prompt(backbone, **options)
     first = model(**inputs).logits
     model.load_adapter(tmp_path, "other")
     model.set_adapter("other")
@@ -344,9 +358,9 @@ def test_a_deep_copy_is_a_model_of_its_own(model, tokenizer):
 
 
 @torch.no_grad()
-def test_the_backbone_comes_back_bit_for_bit(backbone, tokenizer):
+def test_the_backbone_comes_back_bit_for_bit(backbone, tokenizer, options):
     before = copy.deepcopy(backbone)
-    model = prompt(backbone)
+    model = prompt(backbone, **options)
     for p in model.parameters():
         if p.requires_grad:
             p.normal_()

@@ -3,7 +3,7 @@
 | file | holds | read by |
 | --- | --- | --- |
 | `adapter_config.json` | the prompt's configuration | ptune and 🤗 PEFT |
-| `adapter_model.safetensors` | `prompt_embeddings` [k, d] and `base_model.<head …>` | both |
+| `adapter_model.safetensors` | `prompt_embeddings` [k, width] and `base_model.<head …>` | both |
 | `ptune.json` | labels, problem type, the backbone's sizes | ptune |
 | `model.safetensors` | prompt encoder and head, to train on | `Trainer`, ptune |
 
@@ -66,7 +66,8 @@ class Adapter:
     Attributes:
         source: The folder or Hub id it came from, for messages.
         config: The prompt.
-        rows: ``[num_virtual_tokens, token_dim]``, float32.
+        rows: The prompt, ``[num_virtual_tokens, width]``, float32; an input prompt is as wide as
+            the backbone's token embedding.
         head: The head's parameters, under their names in the backbone.
         info: The content of `ptune.json`; empty for an adapter that the reference wrote.
         trained_state: The file `model.safetensors`, if there is one.
@@ -357,11 +358,11 @@ def read(source: str | os.PathLike[str], *, own_backbone: bool = False, **where:
         tensors = _tensors(weights_file, load_file)
 
     rows, head = split(tensors, str(weights_file))
-    wanted = (config.num_virtual_tokens, config.token_dim)
+    wanted = (config.num_virtual_tokens, config.token_dim if config.depth == "input" else None)
     if rows.ndim != 2 or rows.shape[0] != wanted[0] or wanted[1] not in (None, rows.shape[1]):
         raise PtuneError(
             f"{weights_file}: {ROWS_KEY!r} has the shape {list(rows.shape)}, and {CONFIG_NAME} "
-            f"says {list(wanted)}. One of the two files is damaged or of another adapter."
+            f"says {[n for n in wanted if n]}. One of the two files is damaged or of another adapter."
         )
     info_file = fetch(source, INFO_NAME, **where)
     return Adapter(
@@ -555,8 +556,11 @@ def _check_backbone(adapter: Adapter, backbone: PreTrainedModel) -> None:
         if key in adapter.info.get("backbone", {}) and adapter.info["backbone"][key] != value
     ]
     width = backbone.get_input_embeddings().weight.shape[1]
-    if width != adapter.rows.shape[1]:
-        differing.append(f"token embeddings {width} wide instead of {adapter.rows.shape[1]}")
+    trained_width = adapter.rows.shape[1]
+    if adapter.config.depth == "deep":  # what else it fits or does not, `PromptModel` says
+        trained_width = adapter.config.token_dim or width
+    if width != trained_width:
+        differing.append(f"token embeddings {width} wide instead of {trained_width}")
     if differing:
         raise PtuneError(
             f"The adapter {adapter.source} was trained on {trained_on}; the backbone {name} has "
@@ -592,7 +596,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         + (f" @ {config.revision}" if config.revision else ""),
         "backbone sizes": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items()),
         "prompt": f"{config.num_virtual_tokens} virtual tokens x {adapter.rows.shape[1]}, "
-        f"placement {config.placement}"
+        + ("in every layer" if config.depth == "deep" else f"placement {config.placement}")
         + (
             f", trained through {config.encoder_reparameterization_type}" if reparameterized else ""
         ),

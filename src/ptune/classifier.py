@@ -57,6 +57,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         model: The backbone: short name, Hub id or folder.
+        prompt: `deep`: virtual tokens in every layer; `input`: read with the text.
         num_virtual_tokens: Length of the prompt, in tokens.
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
@@ -83,6 +84,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self,
         model: str = "minilm",
         *,
+        prompt: str = "deep",
         num_virtual_tokens: int = 20,
         encoder: str = "NONE",
         encoder_hidden_size: int = 128,
@@ -98,6 +100,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         seed: int = 0,
     ) -> None:
         self.model = model
+        self.prompt = prompt
         self.num_virtual_tokens = num_virtual_tokens
         self.encoder = encoder
         self.encoder_hidden_size = encoder_hidden_size
@@ -336,6 +339,7 @@ def load(
     tokenizer = load_tokenizer(name, revision=found.config.revision, token=token, **local)
     classifier = PromptClassifier(
         name,
+        prompt=found.config.depth,
         num_virtual_tokens=found.config.num_virtual_tokens,
         encoder=found.config.encoder_reparameterization_type,
         placement=found.config.placement,

@@ -26,6 +26,7 @@ from ptune.errors import PtuneError
 
 if TYPE_CHECKING:
     from ptune.classifier import Prediction, PromptClassifier
+    from ptune.training import Run
 
 app = typer.Typer(
     name="ptune",
@@ -164,6 +165,10 @@ def train(
     label_separator: Annotated[
         str, _flag("Between the labels of one text, if it can have several.", DATA, metavar="TEXT")
     ] = "|",
+    prompt: Annotated[
+        Literal["deep", "input"],
+        _flag("In every layer (P-tuning v2), or read with the text.", PROMPT),
+    ] = "deep",
     num_virtual_tokens: Annotated[
         int, _flag("Length of the prompt, in tokens.", PROMPT, metavar="N")
     ] = 20,
@@ -204,6 +209,18 @@ def train(
     ] = None,
     dtype: Dtype = "auto",
     seed: Annotated[int, _flag("Of everything random.", TRAINING, metavar="N")] = 0,
+    seeds: Annotated[
+        int,
+        _flag(
+            "Train so many times, with one seed after the other, and say mean and spread.",
+            TRAINING,
+            metavar="N",
+        ),
+    ] = 1,
+    examples_per_label: Annotated[
+        int | None,
+        _flag("Train on so many examples of each label, drawn with the seed.", DATA, metavar="N"),
+    ] = None,
     overwrite: Annotated[
         bool, _flag("Replace the run in the output folder.", OUTPUT, "--overwrite")
     ] = False,
@@ -220,41 +237,59 @@ def train(
     ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
     """
     from ptune.report import TrainingProgress
-    from ptune.training import SETTINGS_NAME, TrainSettings, read_settings, train_run
+    from ptune.training import SETTINGS_NAME, TrainSettings, read_settings, train_run, train_seeds
 
+    if seeds < 1:
+        raise PtuneError(f"seeds is {seeds}; it must be a whole number of at least 1.")
     names = {f.name for f in dataclasses.fields(TrainSettings)}
     given: dict[str, Any] = {
         k: str(v) if isinstance(v, Path) else v for k, v in context.params.items() if k in names
     }
     given["training_arguments"] = training_arguments(context.args)
     settings = TrainSettings(**given)
-    if resume and (output_dir / SETTINGS_NAME).is_file():
+    first = output_dir if seeds == 1 else output_dir / f"seed-{seed}"
+    if resume and (first / SETTINGS_NAME).is_file():
         # The run's own settings hold; flags that were typed must agree with them.
         typed = {k for k in given if _was_typed(context, k)}
         typed |= {"training_arguments"} if context.args else set()
-        own = dataclasses.asdict(read_settings(output_dir))
+        own = dataclasses.asdict(read_settings(first))
         settings = TrainSettings(**{**own, **{k: given[k] for k in typed}})
+    how: dict[str, Any] = {
+        "overwrite": overwrite,
+        "resume": resume,
+        "progress": TrainingProgress(console),
+    }
     with _interruptible(output_dir):
-        run = train_run(
-            settings,
-            output_dir,
-            overwrite=overwrite,
-            resume=resume,
-            progress=TrainingProgress(console),
-        )
+        if seeds == 1:
+            _show_run(train_run(settings, output_dir, **how))
+        else:
+            spread = train_seeds(settings, output_dir, range(seed, seed + seeds), **how)
+            _show_spread(spread, output_dir, seeds)
+
+
+def _show_run(run: Run) -> None:
     scores = run.metrics["eval"]
     table = Table("", *[k.replace("_", " ") for k in scores], title=run.metrics["task"])
     table.add_row("p-tuned", *[f"{v:.4f}" for v in scores.values()])
     if base := run.metrics["majority"]:
         table.add_row("majority class", *[f"{base[k]:.4f}" if k in base else "" for k in scores])
     console.print(table)
-    console.print(
-        f"Saved in {output_dir}: adapter, metrics.json, settings.json, learning_curve.png, "
-        f'confusion_matrix.png.\nTry it: ptune predict {output_dir} "…"',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+    _say(
+        f"Saved in {run.folder}: adapter, metrics.json, settings.json, learning_curve.png, "
+        f'confusion_matrix.png.\nTry it: ptune predict {run.folder} "…"'
     )
+
+
+def _show_spread(spread: dict[str, dict[str, float]], folder: Path, seeds: int) -> None:
+    table = Table("", *[k.replace("_", " ") for k in spread], title=f"{seeds} seeds")
+    table.add_row("mean", *[f"{v['mean']:.4f}" for v in spread.values()])
+    table.add_row("standard deviation", *[f"{v['std']:.4f}" for v in spread.values()])
+    console.print(table)
+    _say(f"Saved in {folder}: seeds.json, and a run for each seed.")
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -429,7 +464,7 @@ def push(
         commit_message=message,
         license=license,
     )
-    console.print(f"Pushed to {url}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"Pushed to {url}")
 
 
 @app.command()
@@ -469,12 +504,9 @@ def demo(
 
     classifier = ptune.load(output_dir)
     _print_predictions(classifier, EXAMPLES)
-    console.print(
+    _say(
         f"Pictures: {output_dir}/learning_curve.png and {output_dir}/confusion_matrix.png\n"
-        f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'
     )
 
 

@@ -16,9 +16,12 @@ from ptune.errors import PtuneError
 
 CONFIG_NAME = "adapter_config.json"
 PEFT_TYPE = "P_TUNING"
+# The reference's deep prompt: read, and written as ptune's own.
+PREFIX_TUNING = "PREFIX_TUNING"
 # The release of the reference whose file format is written.
 PEFT_FORMAT = "0.21.2"
 
+Depth = Literal["input", "deep"]
 Placement = Literal["prefix", "after_first"]
 Pooling = Literal["family", "mean"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
@@ -44,11 +47,15 @@ class PromptEncoderConfig:
         base_model_name_or_path: The backbone's Hub id or folder.
         revision: The backbone's revision on the Hub.
         inference_mode: True in a saved adapter.
+        depth: ``"input"``: the virtual tokens are read like tokens of the text. ``"deep"``: they
+            are there anew in every layer (P-tuning v2); see `ptune.forms`.
         placement: ``"prefix"``: before the text, as in the reference. ``"after_first"``: right
             after the first token, which for most encoders is a special one.
         backbone_dropout: Train with the frozen backbone's own dropout, as the reference does.
         pooling: ``"family"``: the head reads the vector that its family reads (the first token's,
             the last one's). ``"mean"``: the mean over the text, as sentence encoders want it.
+        shift_positions: Deep prompts: count the text's positions from k, as the reference's
+            prefix tuning does, and not from 0, as the backbone was pretrained.
         prompt_init: ``"random"``: the encoder's own initial values, as in the reference.
             ``"vocab"``: the rows start as rows drawn from the backbone's vocabulary.
 
@@ -77,7 +84,9 @@ class PromptEncoderConfig:
     encoder_hidden_size: int | None = None
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
+    depth: Depth = "input"
     placement: Placement = "prefix"
+    shift_positions: bool = False
     backbone_dropout: bool = False
     pooling: Pooling = "family"
     prompt_init: Literal["random", "vocab"] = "random"
@@ -91,6 +100,10 @@ class PromptEncoderConfig:
             if (value := getattr(self, name)) not in allowed:
                 wanted = ", ".join(repr(choice) for choice in allowed if choice)
                 raise PtuneError(f"{name} is {value!r}; it must be one of {wanted}.")
+        if self.depth == "deep" and self.encoder_reparameterization_type == "LSTM":
+            raise PtuneError(
+                "encoder_reparameterization_type is 'LSTM'; a deep prompt takes 'MLP' or 'NONE'."
+            )
         for name in ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers"):
             value = getattr(self, name)
             if value is None and name == "encoder_hidden_size":
@@ -151,9 +164,12 @@ class PromptEncoderConfig:
                 therefore cannot honour.
         """
         met = content.get("peft_type")
-        if met != PEFT_TYPE:
+        if met == PREFIX_TUNING:
+            content = _from_prefix_tuning(content)
+        elif met != PEFT_TYPE:
             raise PtuneError(
-                f"The adapter's peft_type is {met!r}; ptune reads {PEFT_TYPE!r} (p-tuning)."
+                f"The adapter's peft_type is {met!r}; ptune reads {PEFT_TYPE!r} (p-tuning) and "
+                f"{PREFIX_TUNING!r} (prefix tuning, a deep prompt)."
             )
         known = {field.name for field in fields(cls)}
         if unknown := sorted(k for k in content.keys() - known if content[k] is not None):
@@ -179,13 +195,30 @@ class PromptEncoderConfig:
         return read_config(source, **where)
 
 
+def _from_prefix_tuning(content: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of the reference's prefix tuning as the deep prompt that it is."""
+    content = dict(content)
+    projected = content.pop("prefix_projection", False)
+    content.pop("init_weights", None)
+    return {
+        **content,
+        "peft_type": PEFT_TYPE,
+        "depth": "deep",
+        "shift_positions": True,
+        "encoder_reparameterization_type": "MLP" if projected else "NONE",
+        # The reference's is the width of a layer's keys, which the backbone knows better.
+        "token_dim": None,
+    }
+
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "task_type": ("SEQ_CLS", None),
     "peft_type": (PEFT_TYPE,),
+    "depth": ("input", "deep"),
     "placement": ("prefix", "after_first"),
     "encoder_reparameterization_type": ("MLP", "LSTM", "NONE"),
     "pooling": ("family", "mean"),
     "prompt_init": ("random", "vocab"),
 }
 # Fields the reference does not have, with defaults that are what it does.
-OWN_FIELDS = ("placement", "backbone_dropout", "pooling", "prompt_init")
+OWN_FIELDS = ("depth", "placement", "shift_positions", "backbone_dropout", "pooling", "prompt_init")

@@ -16,11 +16,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 from datasets import Dataset, load_dataset
 from pyarrow import parquet
@@ -807,6 +808,26 @@ def _hold_out(dataset: Dataset, problem_type: str, seed: int) -> tuple[Dataset, 
             "examples, or name a file with --eval-file."
         )
     return train, held_out
+
+
+def few_examples(corpus: Corpus, per_label: int, seed: int) -> Corpus:
+    """The corpus with only so many training examples of each label, drawn at random.
+
+    A label that has fewer keeps what it has. The evaluation sets stay whole.
+
+    Raises:
+        PtuneError: It is not one label a text, so that there are no examples "of a label".
+    """
+    if corpus.problem_type != "single_label_classification" or corpus.train is None:
+        raise PtuneError(
+            f"So many examples of each label can only be drawn where a text has one label; "
+            f"{corpus.name} is {corpus.problem_type}."
+        )
+    labels = np.asarray(corpus.train[LABEL])
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = [order[labels[order] == label][:per_label] for label in np.unique(labels)]
+    rows = np.sort(np.concatenate(chosen)).tolist()
+    return replace(corpus, train=corpus.train.select(rows))
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -28,11 +28,13 @@ class ExtraRows:
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
-        weight = weight_of(backbone.get_input_embeddings())
+        self.weight = weight = weight_of(backbone.get_input_embeddings())  # [V, token_dim]
         self.size = weight.shape[0]  # V
         self.rows: Tensor | None = None  # [extra, token_dim] while the backbone runs
         self.fallback = 0
         self._ids: Tensor | None = None
+        # Of the last forward pass: which extra row stands where, below zero where none does.
+        self.index: Tensor | None = None  # [batch, seq]
         # Encoder and decoder may have a module each for one table.
         tables = [m for m in backbone.modules() if getattr(m, "weight", None) is weight]
         self._hooks = [
@@ -59,7 +61,7 @@ class ExtraRows:
                 f"The token embedding {type(table).__name__} gives a {type(output).__name__} and "
                 "not a tensor, so that this backbone cannot be p-tuned. Choose another one."
             )
-        index = self._ids - self.size  # [batch, seq]
+        self.index = index = self._ids - self.size
         self._ids = None
         if not len(self.rows):
             return None

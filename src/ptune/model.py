@@ -23,6 +23,7 @@ from ptune import layout
 from ptune.backbone import check_family, max_positions, names_of_head, weight_of
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
+from ptune.forms import Form, InputRows, deep_form
 from ptune.hooks import (
     ExtraRows,
     MeanOverText,
@@ -89,8 +90,8 @@ class PromptModel(PreTrainedModel):
         backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen, and
             its embedding takes extra rows) and handed back as it came by `unload`.
         config: The prompt.
-        rows: The rows of a trained prompt, ``[num_virtual_tokens, token_dim]``: given for
-            inference, there is no encoder then.
+        rows: A trained prompt, ``[num_virtual_tokens, width]``: given for inference, there is no
+            encoder then.
 
     Raises:
         PtuneError: The prompt does not fit the backbone.
@@ -156,6 +157,7 @@ class PromptModel(PreTrainedModel):
 
         self._takes_use_cache = "use_cache" in inputs
         self._disabled = False
+        self._forms: dict[str, Form] = {}
         self.adapters: dict[str, AdapterState] = {}
         self.prompt_encoders = nn.ModuleDict()
         self.active_adapter = adapter_name
@@ -177,7 +179,7 @@ class PromptModel(PreTrainedModel):
             num_heads=getattr(text_config, "num_attention_heads", None),
         )
         k = config.num_virtual_tokens
-        if self.max_positions is not None and k >= self.max_positions:
+        if config.depth == "input" and self.max_positions is not None and k >= self.max_positions:
             raise PtuneError(
                 f"{k} virtual tokens do not fit: the backbone has {self.max_positions} positions "
                 "and a text needs some of them. Use a smaller num_virtual_tokens."
@@ -196,19 +198,31 @@ class PromptModel(PreTrainedModel):
     ) -> None:
         """Add an adapter; what is not given is new, or as the backbone came with it."""
         config = self._fitted(config, self.backbone)
-        table = self._table()
+        form, table = self._form_of(config), self._table()
         if rows is None:
-            encoder = build_prompt_encoder(config)
+            encoder = build_prompt_encoder(config, form.width)
             if config.prompt_init == "vocab":
-                drawn = torch.randint(len(table), (config.num_virtual_tokens,))
-                encoder.start_from(table.detach()[drawn.to(table.device)])
+                drawn = torch.randint(len(table), (config.num_virtual_tokens,)).to(table.device)
+                wide = encoder.embedding.embedding_dim == form.width
+                encoder.start_from(form.words(drawn) if wide else table[drawn].detach())
         else:
-            encoder = PromptEncoder(config)
-            encoder.start_from(rows)
+            encoder = self._fixed(rows, config)
         self.prompt_encoders[name] = encoder.to(table.device)
         head = head or {n: t.clone().float() for n, t in self._as_it_came.head.items()}
         labels = labels or self._as_it_came.labels
         self.adapters[name] = AdapterState(config, labels=labels, head=head)
+
+    def _form_of(self, config: PromptEncoderConfig) -> Form:
+        """What a prompt is inside this backbone; hung on it when first needed."""
+        if config.depth not in self._forms:
+            kind = InputRows if config.depth == "input" else deep_form(self.backbone)
+            self._forms[config.depth] = kind(self.backbone, self._extra_rows)
+        return self._forms[config.depth]
+
+    @property
+    def form(self) -> Form:
+        """The active adapter's."""
+        return self._forms[self.prompt_config.depth]
 
     # Several adapters on one backbone. One is active; the others' heads wait beside it.
 
@@ -354,7 +368,14 @@ class PromptModel(PreTrainedModel):
         """The longest text, in tokens, that fits beside the prompt; ``None``: no bound."""
         if self.max_positions is None:
             return None
-        return self.max_positions - self.prompt_config.num_virtual_tokens
+        return self.max_positions - self._positions_taken
+
+    @property
+    def _positions_taken(self) -> int:
+        """How many of the backbone's positions are not the text's."""
+        config = self.prompt_config
+        taken = self.form.takes_positions or config.shift_positions
+        return config.num_virtual_tokens if taken else 0
 
     def text_room(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """The longest text, in tokens, special ones included, that tokenising may produce.
@@ -421,10 +442,22 @@ class PromptModel(PreTrainedModel):
         )
 
     def use_rows(self, rows: Tensor) -> None:
-        """Take `rows`, ``[num_virtual_tokens, token_dim]``, as the prompt, without an encoder."""
-        encoder = PromptEncoder(self.prompt_config)
-        encoder.start_from(rows)
+        """Take `rows`, ``[num_virtual_tokens, width]``, as the prompt, without an encoder."""
+        encoder = self._fixed(rows, self.prompt_config)
         self.prompt_encoders[self.active_adapter] = encoder.to(self._table().device)
+
+    def _fixed(self, rows: Tensor, config: PromptEncoderConfig) -> PromptEncoder:
+        form = self._form_of(config)
+        wanted = (config.num_virtual_tokens, form.width)
+        if rows.shape != wanted:
+            raise PtuneError(
+                f"The prompt has the shape {list(rows.shape)}, and {type(self.backbone).__name__} "
+                f"takes a prompt of this kind as {list(wanted)}: it belongs to another backbone, "
+                "or was made in another way."
+            )
+        encoder = PromptEncoder(config, form.width)
+        encoder.start_from(rows)
+        return encoder
 
     def freeze(self) -> None:
         """Train nothing any more: for inference."""
@@ -433,6 +466,8 @@ class PromptModel(PreTrainedModel):
 
     def unload(self) -> PreTrainedModel:
         """Hand the backbone back as it came, bit for bit; this model is of no use afterwards."""
+        for form in self._forms.values():
+            form.remove()
         self._extra_rows.remove()
         self._mean.remove()
         for hook in self._hooks:
@@ -495,9 +530,11 @@ class PromptModel(PreTrainedModel):
         Raises:
             PtuneError: A text is longer than fits beside the prompt.
         """
-        rows = self.prompt_encoder()  # [k, token_dim]
-        if self._disabled:
-            rows = rows[:0]
+        prompt = self.prompt_encoder()  # [k, width]
+        for form in self._forms.values():
+            if form is not self.form:
+                form.enter(prompt.new_empty(0, form.width))
+        rows = self.form.enter(prompt[:0] if self._disabled else prompt)  # [k or 0, token_dim]
         k = rows.shape[0]
         size = self._extra_rows.size
         if inputs_embeds is not None:
@@ -543,6 +580,8 @@ class PromptModel(PreTrainedModel):
             inputs["position_ids"] = layout.place_positions(
                 position_ids, attention_mask, k, before, order
             )
+        elif self.prompt_config.shift_positions and self.takes_position_ids:
+            inputs["position_ids"] = self._shifted(inputs["attention_mask"])
         if labels is not None:
             inputs["labels"] = labels
         if self._takes_use_cache:
@@ -556,16 +595,23 @@ class PromptModel(PreTrainedModel):
         finally:
             self._extra_rows.rows = None
 
+    def _shifted(self, attention_mask: Tensor) -> Tensor:
+        """Positions ``[batch, seq]`` of a text that is counted from k."""
+        counted = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+        first = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", 0)
+        first -= self.max_positions or first  # RoBERTa and its kin count from padding_idx + 1
+        return counted + first + (0 if self._disabled else self.prompt_config.num_virtual_tokens)
+
     def _width(self, attention_mask: Tensor, k: int) -> int:
         """How many columns to keep: all, unless only padding makes the batch too wide."""
         width = k + attention_mask.shape[1]
         if self.max_positions is None or width <= self.max_positions:
             return width
         longest = int((attention_mask != 0).sum(dim=1).max())
-        if k + longest > self.max_positions:
+        if longest > (self.max_text_length or longest):
             raise PtuneError(
                 f"A text of {longest} tokens is too long: the backbone has {self.max_positions} "
-                f"positions and the prompt takes {k}, so at most {self.max_text_length} tokens "
+                f"positions and the prompt takes {self._positions_taken}, so at most {self.max_text_length} tokens "
                 f"fit. Tokenise with truncation=True, max_length={self.max_text_length}."
             )
         return self.max_positions
@@ -596,7 +642,7 @@ class PromptModel(PreTrainedModel):
 
     @torch.no_grad()
     def prompt_rows(self) -> Tensor:
-        """The prompt as inference needs it, ``[num_virtual_tokens, token_dim]``, float32."""
+        """The prompt as inference needs it, ``[num_virtual_tokens, width]``, float32."""
         return self.prompt_encoder().detach().float()
 
     def save_pretrained(

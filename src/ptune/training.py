@@ -12,9 +12,9 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,15 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
 METRICS_NAME = "metrics.json"
+SEEDS_NAME = "seeds.json"
 CURVE_NAME = "learning_curve.png"
 CONFUSION_NAME = "confusion_matrix.png"
 CHECKPOINTS = "checkpoints"
 
-# Small data sets want steps, not epochs: at least so many, within the largest number of epochs.
+# Small data sets want steps, not epochs: at least so many. However long a run is, it is evaluated
+# about as often as it would be in EPOCHS epochs.
 MIN_STEPS = 200
-EPOCHS, MAX_EPOCHS = 8, 30
+EPOCHS = 8
 
 
 @dataclass
@@ -65,6 +67,8 @@ class TrainSettings:
         text_column, text_pair_column, label_column: `None`: found by name.
         problem_type: `None`: told from the labels.
         label_separator: Between several labels in one string.
+        examples_per_label: Train on so many examples of each label only; `None`: on all.
+        prompt: `input`: virtual tokens are read with the text; `deep`: they are in every layer.
         num_virtual_tokens: Length of the prompt, in tokens.
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
@@ -75,7 +79,7 @@ class TrainSettings:
         backbone_dropout: Train with the frozen backbone's dropout.
         learning_rate: Of the head.
         prompt_learning_rate: Of the prompt; `None`: the head's.
-        epochs: Passes over the data; `None`: 8, and more where the data set is small.
+        epochs: Passes over the data; `None`: 8, and at least 200 steps.
         batch_size: Examples a step.
         max_length: Longest text in tokens, without the prompt; `None`: what the backbone allows.
         dtype: Of the frozen backbone.
@@ -94,6 +98,8 @@ class TrainSettings:
     label_column: str | None = None
     problem_type: str | None = None
     label_separator: str = "|"
+    examples_per_label: int | None = None
+    prompt: str = "deep"
     num_virtual_tokens: int = 20
     encoder: str = "NONE"
     encoder_hidden_size: int = 128
@@ -112,6 +118,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         whole = {"batch_size": 1, "seed": 0, "max_length": 1, "num_virtual_tokens": 1}
+        whole["examples_per_label"] = 1
         for name, least in whole.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -127,6 +134,7 @@ class TrainSettings:
     def prompt_config(self) -> PromptEncoderConfig:
         """The prompt that these settings describe."""
         return PromptEncoderConfig(
+            depth=self.prompt,  # type: ignore[arg-type]
             num_virtual_tokens=self.num_virtual_tokens,
             encoder_reparameterization_type=self.encoder,  # type: ignore[arg-type]
             encoder_hidden_size=self.encoder_hidden_size,
@@ -152,6 +160,12 @@ class TrainSettings:
         Raises:
             PtuneError: There are none, or too much is named.
         """
+        corpus = self._whole_corpus()
+        if self.examples_per_label is not None:
+            corpus = data.few_examples(corpus, self.examples_per_label, self.seed)
+        return corpus
+
+    def _whole_corpus(self) -> Corpus:
         if (self.task is None) == (self.train_file is None):
             raise PtuneError(
                 "Name what to learn: either a GLUE task (--task mrpc) or a file "
@@ -180,19 +194,23 @@ class TrainSettings:
             examples: How many there are to train on.
         """
         steps_an_epoch = math.ceil(examples / self.batch_size)
-        epochs = self.epochs
-        if epochs is None:
-            epochs = min(MAX_EPOCHS, max(EPOCHS, math.ceil(MIN_STEPS / steps_an_epoch)))
+        steps = math.ceil((self.epochs or EPOCHS) * steps_an_epoch)
+        few = self.epochs is None and steps < MIN_STEPS
+        if few:
+            steps = MIN_STEPS
+        every: dict[str, Any] = {
+            f"{what}_strategy": "steps" if few else "epoch" for what in ("eval", "save", "logging")
+        }
+        if few:
+            every |= {f"{what}_steps": MIN_STEPS // EPOCHS for what in ("eval", "save", "logging")}
         chosen: dict[str, Any] = {
-            "num_train_epochs": epochs,
+            "num_train_epochs": steps / steps_an_epoch if few else self.epochs or EPOCHS,
             "per_device_train_batch_size": self.batch_size,
             "per_device_eval_batch_size": 2 * self.batch_size,
             "learning_rate": self.learning_rate,
             "weight_decay": 0.01,
-            "warmup_steps": math.ceil(0.06 * epochs * steps_an_epoch),
-            "eval_strategy": "epoch",
-            "save_strategy": "epoch",
-            "logging_strategy": "epoch",
+            "warmup_steps": math.ceil(0.06 * steps),
+            **every,
             "save_total_limit": 2,
             "train_sampling_strategy": "group_by_length",
             "dataloader_pin_memory": torch.cuda.is_available(),
@@ -569,6 +587,57 @@ def train_run(
             picture = CONFUSION_NAME.replace(".png", f"_{name}.png") if name else CONFUSION_NAME
             report.confusion(truth, predicted, corpus, stage / picture)
     return Run(folder, model, results)
+
+
+def train_seeds(
+    settings: TrainSettings,
+    output_dir: str | Path,
+    seeds: Sequence[int],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: TrainerCallback | None = None,
+    corpus: Corpus | None = None,
+) -> dict[str, dict[str, float]]:
+    """Train once with each seed, each run in its own folder `seed-N` of `output_dir`.
+
+    Args:
+        settings, overwrite, resume, progress, corpus: As for `train_run`. Runs that are finished
+            are not done again when resuming.
+        output_dir: Also gets `seeds.json`, with what is returned and every run's scores.
+        seeds: Different from one another.
+
+    Returns:
+        For each score of the evaluation sets `mean` and `std`, the standard deviation over the
+        seeds.
+
+    Raises:
+        PtuneError: As for `train_run`.
+    """
+    folder = Path(output_dir)
+    runs = [(replace(settings, seed=seed), folder / f"seed-{seed}") for seed in seeds]
+    begun = {here: resume and (here / SETTINGS_NAME).is_file() for _, here in runs}
+    for own, here in runs:
+        check_folder(here, own, overwrite=overwrite, resume=begun[here])
+    scores: dict[int, dict[str, float]] = {}
+    for own, here in runs:
+        if begun[here] and (here / METRICS_NAME).is_file():
+            scores[own.seed] = read_json(here / METRICS_NAME)["eval"]
+            continue
+        how: dict[str, Any] = {"overwrite": overwrite, "resume": begun[here]}
+        run = train_run(own, here, **how, progress=progress, corpus=corpus)
+        scores[own.seed] = run.metrics["eval"]
+    spread = {
+        name: {
+            "mean": float(np.mean(values)),
+            "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        }
+        for name in scores[seeds[0]]
+        if (values := [found[name] for found in scores.values()])
+    }
+    with staged(folder) as stage:
+        write_json(stage / SEEDS_NAME, {"scores": {str(k): v for k, v in scores.items()}, **spread})
+    return spread
 
 
 def _evaluation_sets(trainer: Trainer) -> dict[str, Dataset]:

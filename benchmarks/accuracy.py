@@ -1,0 +1,426 @@
+"""How well does each method learn? One backbone, one data set, the same epochs for all.
+
+    python benchmarks/accuracy.py --task mrpc --data-dir glue --output-dir runs/accuracy
+
+runs every method with every seed, each run in a process of its own, and prints a table. It leaves
+`accuracy.json` and `accuracy.png` in the folder. Runs that the file already holds are not done
+again, so that an interrupted benchmark goes on. Scores are those of the last epoch. Nothing is
+chosen by looking at the evaluation set; each rival has the settings of its own documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = 20  # virtual tokens, of every prompt
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one data set with one seed."""
+
+    method: str
+    seed: int
+    model: str
+    epochs: float
+    task: str | None
+    data_dir: str | None
+    train_file: str | None
+    eval_file: str | None
+    shots: int | None
+
+    def settings(self, **options: Any) -> Any:
+        from ptune import TrainSettings
+
+        return TrainSettings(
+            model=self.model,
+            task=self.task,
+            data_dir=self.data_dir,
+            train_file=self.train_file,
+            eval_file=self.eval_file,
+            epochs=self.epochs,
+            seed=self.seed,
+            examples_per_label=self.shots,
+            **options,
+        )
+
+    def corpus(self) -> Any:
+        return self.settings().corpus()
+
+
+Scores = dict[str, float]
+Method = Callable[[Job], tuple[Scores, int]]  # scores, and how many parameters were trained
+
+
+def majority(job: Job) -> tuple[Scores, int]:
+    from ptune.training import majority
+
+    return majority(job.corpus()), 0
+
+
+def logistic_regression(job: Job) -> tuple[Scores, int]:
+    """On mean embeddings; of a pair on both, their product and their difference."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from ptune import data, metrics
+
+    corpus = job.corpus()
+    (evaluation,) = corpus.evaluation.values()
+    train, test = (_features(job.model, d) for d in (corpus.train, evaluation))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    classifier.fit(train, list(corpus.train[data.LABEL]))
+    scores = metrics.compute(
+        corpus.metrics, np.asarray(evaluation[data.LABEL]), classifier.predict(test)
+    )
+    coefficients = classifier[-1]
+    return scores, coefficients.coef_.size + coefficients.intercept_.size
+
+
+def _features(model: str, dataset: Any) -> np.ndarray:
+    import torch
+
+    from ptune import data
+    from ptune.backbone import load_backbone, load_tokenizer
+
+    tokenizer, backbone = load_tokenizer(model), load_backbone(model).base_model.eval()
+    columns = []
+    for name in (c for c in (data.TEXT, data.PAIR) if c in dataset.column_names):
+        texts, vectors = list(dataset[name]), []
+        for start in range(0, len(texts), 64):
+            batch = tokenizer(
+                texts[start : start + 64], padding=True, truncation=True, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                states = backbone(**batch).last_hidden_state.float()  # [batch, seq, hidden]
+            mask = batch["attention_mask"][..., None]
+            vectors.append((states * mask).sum(1) / mask.sum(1))
+        columns.append(torch.cat(vectors).numpy())
+    if len(columns) == 1:
+        return columns[0]
+    a, b = columns
+    return np.concatenate([a, b, a * b, np.abs(a - b)], axis=1)
+
+
+def rival(learning_rate: float, adapt: Callable[[Any], Any], room: int = 0) -> Method:
+    """A method of somebody else's under 🤗 `Trainer`.
+
+    `adapt` makes of a backbone what is to be trained; `room` tokens are kept free for it.
+    """
+
+    def run(job: Job) -> tuple[Scores, int]:
+        import torch
+        import transformers
+        from transformers import DataCollatorWithPadding, Trainer
+
+        from ptune import training
+        from ptune.backbone import fast_dtype, load_backbone, load_tokenizer
+
+        corpus, tokenizer = job.corpus(), load_tokenizer(job.model)
+        transformers.set_seed(job.seed)
+        backbone = load_backbone(job.model, labels=corpus.labels, problem_type=corpus.problem_type)
+        model = adapt(backbone)
+        # Frozen weights as ptune has them; what trains is float32, under autocast.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        limit = min(tokenizer.model_max_length, 512) - room
+        encoded = [
+            training.tokenize(tokenizer, d, limit)[0]
+            for d in (corpus.train, *corpus.evaluation.values())
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            settings = job.settings(learning_rate=learning_rate)
+            settings.training_arguments = {
+                "save_strategy": "no",
+                "eval_strategy": "no",
+                "bf16": fast_dtype() == torch.bfloat16,
+                "use_cpu": not torch.cuda.is_available(),
+                "label_names": ["labels"],
+            }
+            trainer = Trainer(
+                model=model,
+                args=settings.arguments(Path(folder), len(corpus.train)),
+                train_dataset=encoded[0],
+                eval_dataset=encoded[1],
+                data_collator=DataCollatorWithPadding(tokenizer),
+                compute_metrics=training.metric_function(corpus),
+            )
+            trainer.train()
+            found = trainer.evaluate()
+        scores = {name: found[f"eval_{name}"] for name in corpus.metrics}
+        return scores, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    return run
+
+
+def _peft(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def adapt(backbone: Any) -> Any:
+        import peft
+
+        return peft.get_peft_model(backbone, make(peft))
+
+    return adapt
+
+
+def _head_only(backbone: Any) -> Any:
+    for parameter in backbone.base_model.parameters():
+        parameter.requires_grad_(False)
+    return backbone
+
+
+def setfit(job: Job) -> tuple[Scores, int]:
+    """Contrastive tuning of a sentence encoder on few examples, then logistic regression."""
+    from sentence_transformers import SentenceTransformer
+    from setfit import SetFitModel, Trainer, TrainingArguments
+    from sklearn.linear_model import LogisticRegression
+
+    from ptune import data, metrics
+    from ptune.backbone import location
+
+    corpus = job.corpus()
+    (evaluation,) = corpus.evaluation.values()
+
+    def texts(dataset: Any) -> list[str]:
+        columns = [dataset[c] for c in (data.TEXT, data.PAIR) if c in dataset.column_names]
+        return [" ".join(parts) for parts in zip(*columns, strict=True)]
+
+    from datasets import Dataset
+
+    body = SentenceTransformer(location(job.model))
+    model = SetFitModel(model_body=body, model_head=LogisticRegression(max_iter=1000))
+    train = Dataset.from_dict(
+        {"text": texts(corpus.train), "label": list(corpus.train[data.LABEL])}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(output_dir=folder, num_epochs=1, batch_size=16, seed=job.seed)
+        Trainer(model=model, args=args, train_dataset=train).train()
+    predicted = np.asarray(model.predict(texts(evaluation)))
+    scores = metrics.compute(corpus.metrics, np.asarray(evaluation[data.LABEL]), predicted)
+    return scores, sum(p.numel() for p in body.parameters())
+
+
+def ours(**options: Any) -> Method:
+    """`ptune train`."""
+
+    def run(job: Job) -> tuple[Scores, int]:
+        from ptune import train_run
+
+        settings = job.settings(**options)
+        settings.training_arguments = {"save_strategy": "no"}
+        with tempfile.TemporaryDirectory() as folder:
+            results = train_run(settings, folder, overwrite=True, corpus=job.corpus()).metrics
+        scores = {k: v for k, v in results["eval"].items() if k != "loss"}
+        return scores, results["trainable_parameters"]
+
+    return run
+
+
+METHODS: dict[str, Method] = {
+    "majority class": majority,
+    "logistic regression": logistic_regression,
+    "head only": rival(1e-3, _head_only),
+    "PEFT p-tuning": rival(
+        1e-3,
+        _peft(
+            lambda peft: peft.PromptEncoderConfig(
+                task_type="SEQ_CLS", num_virtual_tokens=ROWS, encoder_hidden_size=128
+            )
+        ),
+        room=ROWS,
+    ),
+    "PEFT prefix tuning": rival(
+        1e-2,
+        _peft(lambda peft: peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=ROWS)),
+        room=ROWS,
+    ),
+    "PEFT LoRA": rival(
+        1e-3,
+        _peft(
+            lambda peft: peft.LoraConfig(
+                task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1
+            )
+        ),
+    ),
+    "full fine-tuning": rival(5e-5, lambda backbone: backbone.float()),
+    "SetFit": setfit,
+    "ptune input prompt": ours(prompt="input"),
+    "ptune deep prompt": ours(prompt="deep"),
+}
+DETERMINISTIC = ("majority class", "logistic regression")
+FEW_ONLY = ("SetFit",)
+
+
+def run_here(job: Job) -> None:
+    """Do one job and print what came out as JSON."""
+    started = time.perf_counter()
+    scores, trained = METHODS[job.method](job)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
+    result = {
+        "scores": scores,
+        "trained_parameters": trained,
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_memory_mb": round(peak / 1024),
+    }
+    print("RESULT " + json.dumps(result))
+
+
+def run_apart(job: Job) -> dict[str, Any]:
+    """Do one job in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "--job", json.dumps(vars(job))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    raise SystemExit(f"{job.method}, seed {job.seed}, failed:\n{done.stdout}{done.stderr}")
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Mean, and standard deviation over the seeds."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def summarise(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One record a method, over its seeds."""
+    rows = []
+    for method in (m for m in METHODS if m in results["runs"]):
+        runs = list(results["runs"][method].values())
+        row: dict[str, Any] = {"method": method, "seeds": len(runs)}
+        for name in runs[0]["scores"]:
+            row[name], row[f"{name}_std"] = mean_and_spread([r["scores"][name] for r in runs])
+        row["trained_parameters"] = runs[0]["trained_parameters"]
+        row["seconds"] = mean_and_spread([r["seconds"] for r in runs])[0]
+        row["peak_memory_mb"] = max(r["peak_memory_mb"] for r in runs)
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The table as Markdown."""
+    metrics = [k.removesuffix("_std") for k in rows[0] if k.endswith("_std")]
+    names = ["method", "seeds", *metrics, "trained", "seconds", "peak MB"]
+    print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
+    for row in rows:
+        spread = [row[f"{m}_std"] for m in metrics]
+        scores = [
+            f"{row[m]:.4f}" + ("" if math.isnan(s) else f" ± {s:.4f}")
+            for m, s in zip(metrics, spread, strict=True)
+        ]
+        cells = [row["method"], row["seeds"], *scores, f"{row['trained_parameters']:,}"]
+        cells += [f"{row['seconds']:.0f}", f"{row['peak_memory_mb']:,}"]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
+    """The first metric of every method, with its spread."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    metric = next(k.removesuffix("_std") for k in rows[0] if k.endswith("_std"))
+    figure, ax = plt.subplots(figsize=(8, 0.8 + 0.42 * len(rows)), layout="constrained")
+    values = [r[metric] for r in rows]
+    spread = [0 if math.isnan(r[f"{metric}_std"]) else r[f"{metric}_std"] for r in rows]
+    colours = ["#0072B2" if r["method"].startswith("ptune") else "#9a9a9a" for r in rows]
+    bars = ax.barh([r["method"] for r in rows], values, xerr=spread, color=colours, capsize=3)
+    ax.bar_label(bars, [f" {v:.3f}" for v in values], padding=4)
+    low, high = min(values), max(values)
+    ax.set_xlim(max(0, low - 0.35 * (high - low) - 0.01), high + 0.15 * (high - low) + 0.01)
+    ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlabel(f"{metric.replace('_', ' ')}, mean and standard deviation over the seeds")
+    ax.set_title(title, loc="left")
+    figure.savefig(file, dpi=120)
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("ptune", "torch", "transformers", "peft", "setfit", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--task", help="a GLUE task")
+    parser.add_argument("--data-dir", help="folder of GLUE's TSV files; without it, from the Hub")
+    parser.add_argument("--train-file", help="your own file, instead of a task")
+    parser.add_argument("--eval-file")
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--shots", type=int, help="so many training examples of each label")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        run_here(Job(**json.loads(args.job)))
+        return
+    if (args.task is None) == (args.train_file is None):
+        parser.error("name either --task or --train-file")
+
+    what = {k: getattr(args, k) for k in ("model", "task", "train_file", "epochs", "shots")}
+    file = args.output_dir / "accuracy.json"
+    results: dict[str, Any] = {**what, "runs": {}}
+    if file.is_file():
+        results = json.loads(file.read_text("utf-8"))
+        if differing := [k for k in what if results[k] != what[k]]:
+            parser.error(f"{file} is of another benchmark ({', '.join(differing)} differs)")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for method in args.methods or METHODS:
+        if method in FEW_ONLY and not args.shots:
+            continue
+        done = results["runs"].setdefault(method, {})
+        seeds = args.seeds[:1] if method in DETERMINISTIC and not args.shots else args.seeds
+        for seed in seeds:
+            if str(seed) in done:
+                continue
+            job = Job(
+                method=method,
+                seed=seed,
+                **what,
+                data_dir=args.data_dir,
+                eval_file=args.eval_file,
+            )
+            done[str(seed)] = result = run_apart(job)
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in result["scores"].items())
+            print(f"{method}, seed {seed}: {shown}  ({result['seconds']:.0f} s)", flush=True)
+            results["versions"] = versions()
+            beside = file.with_suffix(".writing")
+            beside.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+            beside.replace(file)
+    results["runs"] = {m: runs for m, runs in results["runs"].items() if runs}
+    rows = summarise(results)
+    name = args.task or Path(args.train_file).stem
+    few = f", {args.shots} examples a label" if args.shots else ""
+    title = f"{name} on {args.model}, {args.epochs:g} epochs{few}"
+    print(f"\n{title}\n")
+    print_table(rows)
+    draw(rows, title, args.output_dir / "accuracy.png")
+    print("\n" + ", ".join(f"{k} {v}" for k, v in results["versions"].items()))
+
+
+if __name__ == "__main__":
+    main()

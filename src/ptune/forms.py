@@ -1,0 +1,272 @@
+"""The forms a prompt takes inside a frozen backbone.
+
+| form | k virtual tokens are | where it goes |
+| --- | --- | --- |
+| `InputRows` | rows of the token-embedding table | every backbone |
+| `KeysAndValues` | keys and values that every layer's attention sees beside the text's | families that route attention through Transformers' `AttentionInterface` |
+| `RowsInEveryLayer` | rows of the table, replaced by others before every further layer | the rest |
+
+The last two are deep prompts (P-tuning v2, arXiv 2110.07602). A form knows how many numbers a
+virtual token has (`width`), whether it stands among the positions of the text, how to `enter` the
+backbone for a forward pass, and what the prompt would be if words stood in its place.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ptune.errors import PtuneError
+from ptune.hooks import ExtraRows
+
+
+class InputRows:
+    """The prompt is k rows of the token-embedding table, and nothing else."""
+
+    takes_positions = True
+
+    def __init__(self, backbone: PreTrainedModel, table: ExtraRows) -> None:
+        self.table = table
+        self.width = table.weight.shape[1]  # token_dim
+
+    def enter(self, prompt: Tensor) -> Tensor:
+        """Put a prompt ``[k, width]`` in; the result is its part in the table, ``[k, token_dim]``."""
+        return prompt
+
+    def words(self, ids: Tensor) -> Tensor:
+        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be."""
+        return self.table.weight[ids].detach().float()
+
+    def remove(self) -> None:
+        """Leave the backbone as it was."""
+
+
+class KeysAndValues:
+    """The prompt is k keys and k values in every attention of the backbone.
+
+    They take no position of the text's, and cost next to nothing. A virtual token is, for each
+    attention in the order of the forward pass, its key and its value: ``[attentions, 2, heads *
+    head_dim]``, laid out flat as 🤗 PEFT's prefix tuning does.
+    """
+
+    takes_positions = False
+
+    def __init__(self, backbone: PreTrainedModel, table: ExtraRows) -> None:
+        self.backbone = backbone
+        self.before = backbone.config._attn_implementation
+        kernel = self.before if self.before in _KERNELS else "sdpa"
+        if kernel == "sdpa" and not backbone._supports_sdpa:
+            kernel = "eager"
+        backbone.set_attn_implementation(f"{_PREFIX}{kernel}")
+        self.shapes: list[tuple[int, int]] = []  # heads, head_dim
+        self.slots: dict[nn.Module, _Slots] = {}
+        for module, key, _ in self._listen(torch.tensor([], dtype=torch.long)):
+            slots = self.slots.setdefault(module, _Slots())
+            slots.numbers.append(len(self.shapes))
+            self.shapes.append((key.shape[1], key.shape[3]))
+        for module, slots in self.slots.items():
+            module.ptune_slots = slots  # type: ignore[assignment]
+        self.width = sum(2 * heads * dim for heads, dim in self.shapes)
+
+    def enter(self, prompt: Tensor) -> Tensor:
+        """Put a prompt ``[k, width]`` in; nothing of it is in the table: ``[0, token_dim]``."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        if len(prompt):
+            for part, (heads, dim) in zip(
+                prompt.split([2 * h * d for h, d in self.shapes], dim=1), self.shapes, strict=True
+            ):
+                both = part.view(-1, 2, heads, dim).permute(1, 2, 0, 3)  # [2, heads, k, dim]
+                pairs.append((both[0], both[1]))
+        for slots in self.slots.values():
+            slots.pairs = [pairs[i] for i in slots.numbers] if pairs else []
+            slots.calls = 0
+        return prompt.new_empty(0, self.backbone.get_input_embeddings().weight.shape[1])
+
+    def words(self, ids: Tensor) -> Tensor:
+        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be."""
+        parts = []
+        for _, key, value in self._listen(ids):
+            both = torch.stack([key[0], value[0]])[:, :, : len(ids)]  # [2, heads, k, dim]
+            parts.append(both.permute(2, 0, 1, 3).flatten(1))  # [k, 2 * heads * dim]
+        return torch.cat(parts, dim=1).float()
+
+    def remove(self) -> None:
+        """Leave the backbone as it was."""
+        for module in self.slots:
+            del module.ptune_slots
+        self.backbone.set_attn_implementation(self.before)
+
+    def _listen(self, ids: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
+        """Module, keys and values ``[1, heads, seq, dim]`` of every attention, in order."""
+        global _listener
+        _listener = heard = []
+        try:
+            _read(self.backbone, ids)
+        finally:
+            _listener = None
+        return heard
+
+
+class RowsInEveryLayer:
+    """The prompt is k rows of the table, and k other rows in the input of every further layer.
+
+    A virtual token is its row for the table and then one for each layer but the first:
+    ``[token_dim + (layers - 1) * hidden]``.
+    """
+
+    takes_positions = True
+
+    def __init__(self, backbone: PreTrainedModel, table: ExtraRows) -> None:
+        self.backbone, self.table = backbone, table
+        config = backbone.config.get_text_config()
+        lists = [
+            m
+            for m in backbone.base_model.modules()
+            if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers
+        ]
+        if not lists:
+            raise PtuneError(
+                f"{type(backbone).__name__} cannot have a deep prompt: neither its attention nor "
+                "its layers are where Transformers usually has them. Use an input prompt."
+            )
+        self.sizes = [table.weight.shape[1]] + [config.hidden_size] * (len(lists[0]) - 1)
+        self.width = sum(self.sizes)
+        self.rows: list[Tensor] = []  # of each layer, [k, hidden]
+        self.heard: list[Tensor] | None = None
+        self._hooks = [
+            layer.register_forward_pre_hook(partial(self._before, i), with_kwargs=True)
+            for i, layer in enumerate(lists[0])
+            if i
+        ]
+
+    def enter(self, prompt: Tensor) -> Tensor:
+        """Put a prompt ``[k, width]`` in; the result is its part in the table, ``[k, token_dim]``."""
+        self.rows = list(prompt.split(self.sizes, dim=1)) if len(prompt) else []
+        return prompt[:, : self.sizes[0]]
+
+    @torch.no_grad()
+    def words(self, ids: Tensor) -> Tensor:
+        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be."""
+        self.rows, self.heard = [], []
+        _read(self.backbone, ids)
+        # One text: [1, seq, hidden], or [seq, 1, hidden] in XLNet.
+        states = [s.flatten(0, 1)[: len(ids)] for s in self.heard]
+        self.heard = None
+        return torch.cat([self.table.weight[ids].detach(), *states], dim=1).float()
+
+    def _before(
+        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        states, *rest = args if args else (kwargs.pop("hidden_states"),)
+        if self.heard is not None:
+            self.heard.append(states)
+        if not self.rows or self.table.index is None:
+            return (states, *rest), kwargs
+        rows, index = self.rows[layer], self.table.index  # [k, hidden], [batch, seq]
+        virtual = (index >= 0) & (index < len(rows))
+        own = nn.functional.embedding(index.clamp(0, len(rows) - 1), rows)
+        states = torch.where(virtual[..., None], own.to(states.dtype), states)
+        return (states, *rest), kwargs
+
+    def remove(self) -> None:
+        """Leave the backbone as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+Form = InputRows | KeysAndValues | RowsInEveryLayer
+
+
+def deep_form(backbone: PreTrainedModel) -> type[KeysAndValues] | type[RowsInEveryLayer]:
+    """Which form a deep prompt takes in this backbone."""
+    return KeysAndValues if backbone._can_set_attn_implementation() else RowsInEveryLayer
+
+
+class _Slots:
+    """Which attentions of the forward pass a module does, and their keys and values.
+
+    ALBERT calls one module for all layers; everywhere else a module has one slot, and counting
+    its calls changes nothing when gradient checkpointing calls it again.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # [heads, k, dim] each
+        self.calls = 0
+
+    def next(self) -> tuple[Tensor, Tensor] | None:
+        if not self.pairs:
+            return None
+        pair = self.pairs[self.calls % len(self.pairs)]
+        if len(self.pairs) > 1:
+            self.calls += 1
+        return pair
+
+
+@torch.no_grad()
+def _read(backbone: PreTrainedModel, ids: Tensor) -> None:
+    """Let the backbone read the tokens `ids`, ``[k]``, and an end: encoder-decoders look for one."""
+    end = backbone.config.get_text_config().eos_token_id
+    end = end[0] if isinstance(end, list) else end or 0
+    training = {m: m.training for m in backbone.modules()}
+    try:
+        text = torch.cat([ids, ids.new_tensor([end])])[None].to(backbone.device)
+        backbone.eval()(input_ids=text, attention_mask=torch.ones_like(text))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+# Transformers looks attention functions up by name; ptune's put a prompt before the kernel's keys.
+
+_PREFIX = "ptune_"
+_listener: list[tuple[nn.Module, Tensor, Tensor]] | None = None
+
+
+def _with_prompt(kernel: str) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        if _listener is not None:
+            _listener.append((module, key, value))
+        slots: _Slots | None = getattr(module, "ptune_slots", None)
+        if slots is not None and (pair := slots.next()) is not None:
+            batch, k = key.shape[0], pair[0].shape[1]
+            keys, values = (t.to(key).expand(batch, -1, -1, -1) for t in pair)
+            key = torch.cat([keys, key], dim=2)  # [batch, heads, k + seq, dim]
+            value = torch.cat([values, value], dim=2)
+            # Every token sees the prompt.
+            if attention_mask is not None:
+                sees = attention_mask.dtype == torch.bool
+                attention_mask = nn.functional.pad(attention_mask, (k, 0), value=sees)
+            if kwargs.get("position_bias") is not None:
+                kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
+        plain = sys.modules[type(module).__module__].eager_attention_forward
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, plain)
+        return function(module, query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def _full_sdpa_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    # Without a mask PyTorch would count causality from the prompt's first key.
+    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
+_KERNELS = {"eager": eager_mask, "sdpa": _full_sdpa_mask}
+for _kernel, _mask in _KERNELS.items():
+    AttentionInterface.register(_PREFIX + _kernel, _with_prompt(_kernel))
+    AttentionMaskInterface.register(_PREFIX + _kernel, _mask)
