@@ -220,8 +220,8 @@ def damage_by_missing_config(folder):
 
 def damage_by_a_newer_version(folder):
     file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "depth": "deep"}))
-    return "unknown field.*depth.*Upgrade"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "frequency": "high"}))
+    return "unknown field.*frequency.*Upgrade"
 
 
 def damage_by_a_pickle(folder):

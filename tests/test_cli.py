@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
@@ -287,7 +288,7 @@ def test_evaluate_prints_and_writes_the_scores(run_ptune, trained, mail, tmp_pat
 
 def test_info_names_backbone_size_labels_and_scores(run_ptune, trained, bert_folder):
     said = " ".join(run_ptune("info", trained).out.split())
-    for part in ("tiny-bert", "4 virtual tokens x 32", "a, b", "16", "accuracy"):
+    for part in ("tiny-bert", "4 virtual tokens x 128, in every layer", "a, b", "accuracy"):
         assert part in said
 
 
@@ -306,6 +307,41 @@ def test_the_command_without_words_shows_what_there_is(run_ptune):
 
 def test_the_version_is_the_packages(run_ptune):
     assert run_ptune("--version").out.strip() == ptune.__version__
+
+
+def test_several_seeds_are_several_runs_with_mean_and_spread(run_ptune, flags, tmp_path):
+    words = [*flags, "--seeds", 3, "--seed", 5, "--output-dir", tmp_path / "runs"]
+    done = run_ptune(*words)
+    assert done.code == 0, done
+    runs = [json.loads((tmp_path / f"runs/seed-{s}/metrics.json").read_text()) for s in (5, 6, 7)]
+    accuracies = [run["eval"]["accuracy"] for run in runs]
+    said = json.loads((tmp_path / "runs/seeds.json").read_text())["accuracy"]
+    assert said["mean"] == pytest.approx(statistics.mean(accuracies))
+    assert said["std"] == pytest.approx(statistics.stdev(accuracies))
+    for part in ("3 seeds", "mean", "standard deviation", f"{said['mean']:.4f}"):
+        assert part in done.out
+    # A finished run is not done again; one that is missing is.
+    before = contents(tmp_path / "runs/seed-5")
+    shutil.rmtree(tmp_path / "runs/seed-6")
+    assert run_ptune(*words, "--resume").code == 0
+    assert contents(tmp_path / "runs/seed-5") == before
+    again = json.loads((tmp_path / "runs/seed-6/metrics.json").read_text())
+    assert again["eval"] == runs[1]["eval"]
+
+
+def test_a_seed_whose_folder_is_taken_stops_before_any_training(refused, flags, tmp_path):
+    (tmp_path / "runs/seed-1").mkdir(parents=True)
+    (tmp_path / "runs/seed-1/mine.txt").write_text("mine")
+    refused([*flags, "--seeds", 2, "--output-dir", tmp_path / "runs"], "seed-1", "something")
+    assert not (tmp_path / "runs/seed-0").exists()
+
+
+def test_few_examples_of_each_label_are_drawn_with_the_seed(flags, tmp_path):
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        words = ["--examples-per-label", 3, "--seed", seed, "--output-dir", out]
+        assert call(*flags, *words) == 0
+        assert json.loads((out / "metrics.json").read_text())["train_examples"] == 6
 
 
 # What is refused before training.
@@ -338,11 +374,14 @@ def no_classifier(tmp_path_factory, tokenizer):
         (["--train-file", "nowhere.csv"], ["There is no file nowhere.csv"]),
         (["--num-virtual-tokens", "0"], ["num_virtual_tokens is 0", "at least 1"]),
         (["--num-virtual-tokens", "-3"], ["num_virtual_tokens is -3", "at least 1"]),
-        (["--num-virtual-tokens", "64"], ["64 virtual tokens", "64 positions", "smaller"]),
-        (["--num-virtual-tokens", "1000"], ["1000 virtual tokens", "64 positions", "smaller"]),
+        (["--prompt", "input", "--num-virtual-tokens", "64"], ["64 virtual tokens", "64 positions", "smaller"]),
+        (["--prompt", "input", "--num-virtual-tokens", "1000"], ["1000 virtual tokens", "64 positions", "smaller"]),
         (["--encoder", "MLP", "--encoder-hidden-size", "0"], ["encoder_hidden_size is 0"]),
         (["--model", "/nowhere/bert"], ["no backbone folder /nowhere/bert", "Check the path"]),
         (["--model", "no-such/backbone"], ["no-such/backbone", "--model minilm"]),
+        (["--seeds", "0"], ["seeds is 0", "at least 1"]),
+        (["--examples-per-label", "0"], ["examples_per_label is 0", "at least 1"]),
+        (["--encoder", "LSTM"], ["'LSTM'", "deep prompt", "'MLP' or 'NONE'"]),
         (["--resume"], ["holds no run to resume", "Leave out --resume"]),
     ],
 )
@@ -379,7 +418,7 @@ def test_a_value_out_of_range_is_refused_with_its_name_and_leaves_no_folder(
 
 def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(refused, flags, tmp_path):
     # The two special tokens of every text need two of the 64 positions.
-    words = ["--num-virtual-tokens", 63, "--output-dir", tmp_path / "run"]
+    words = ["--prompt", "input", "--num-virtual-tokens", 63, "--output-dir", tmp_path / "run"]
     refused([*flags, *words], "63 virtual tokens", "64 positions", "smaller")
     assert not (tmp_path / "run").exists()
 
@@ -470,7 +509,7 @@ def with_config(**changed):
 
 DAMAGE = {
     "cut short": (cut_short, ["adapter_model.safetensors", "damaged or cut short"]),
-    "of another length": (other_length, ["prompt_embeddings", "[3, 32]", "[4, 32]"]),
+    "of another length": (other_length, ["prompt_embeddings", "[3, 128]", "says [4]"]),
     "without a prompt": (without_rows, ["'prompt_embeddings'", "not a p-tuning adapter"]),
     "without weights": (
         lambda f: (f / "adapter_model.safetensors").unlink(),
@@ -592,7 +631,8 @@ def test_the_real_command_trains_on_texts_that_are_too_long_and_says_how_many(
     long, short = " ".join(texts), "short"
     rows = [f"{long if i < 10 else short} {i},{'ab'[i % 2]}" for i in range(20)]
     (tmp_path / "long.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    words = [*flags, "--train-file", tmp_path / "long.csv", "--output-dir", tmp_path / "run"]
+    words = [*flags, "--prompt", "input"]
+    words += ["--train-file", tmp_path / "long.csv", "--output-dir", tmp_path / "run"]
     done = subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cut = json.loads((tmp_path / "run" / "metrics.json").read_text())["truncated_texts"]

@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from ptune import PtuneError, metrics
+from ptune import PtuneError, data, metrics
 from ptune.data import (
     GLUE,
     Columns,
@@ -855,3 +855,20 @@ def test_the_real_mrpc_has_its_rows_and_its_majority(glue_folder):
         "accuracy": pytest.approx(0.6838, abs=5e-5),
         "f1": pytest.approx(0.8122, abs=5e-5),
     }
+
+
+def test_few_examples_are_so_many_of_each_label_and_depend_on_the_seed():
+    texts = [f"text {i}" for i in range(60)]
+    corpus = data.corpus_from_lists({"text": texts}, ["abc"[min(i % 5, 2)] for i in range(60)])
+    few = data.few_examples(corpus, 4, seed=0)
+    assert Counter(few.train["label"]) == {0: 4, 1: 4, 2: 4}
+    assert few.train["text"] == data.few_examples(corpus, 4, seed=0).train["text"]
+    assert few.train["text"] != data.few_examples(corpus, 4, seed=1).train["text"]
+    assert len(data.few_examples(corpus, 1000, seed=0).train) == 60
+    assert len(corpus.train) == 60
+
+
+def test_few_examples_of_each_label_need_one_label_a_text():
+    corpus = data.corpus_from_lists({"text": ["a", "b"]}, [0.5, 1.25])
+    with pytest.raises(PtuneError, match="regression"):
+        data.few_examples(corpus, 4, seed=0)

@@ -217,6 +217,27 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(
     assert a != c
 
 
+def test_little_data_is_trained_in_steps_and_evaluated_now_and_then(bert_folder, table, tmp_path):
+    run = ptune.train_run(
+        settings(bert_folder, table, epochs=None, examples_per_label=4, batch_size=8),
+        tmp_path / "run",
+    )
+    steps = [e["step"] for e in run.metrics["epochs"]]
+    assert steps == [25, 50, 75, 100, 125, 150, 175, 200]
+
+
+def test_much_data_is_trained_in_epochs():
+    chosen = ptune.TrainSettings(batch_size=10).arguments("unused", examples=1000)
+    assert (chosen.num_train_epochs, chosen.eval_strategy) == (8, "epoch")
+
+
+def test_each_kind_of_prompt_has_its_own_learning_rates():
+    deep, shallow = (ptune.TrainSettings(prompt=kind).rates for kind in ("deep", "input"))
+    assert deep != shallow
+    assert ptune.TrainSettings(learning_rate=0.25).rates == (0.25, deep[1])
+    assert ptune.TrainSettings(prompt_learning_rate=0.5).rates == (deep[0], 0.5)
+
+
 def test_a_run_learns_and_its_metrics_are_those_of_its_adapter(bert_folder, table, tmp_path):
     options = {"learning_rate": 0.05, "prompt_learning_rate": 0.05, "epochs": 20}
     run = ptune.train_run(settings(bert_folder, table, **options), tmp_path / "run")

@@ -64,9 +64,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         placement: `after_first`, or `prefix` as in the reference.
         pooling: What the head reads: `family`, `mean` (over the text) or `auto`.
         prompt_init: `vocab` or `random`.
-        learning_rate: Of the head.
-        prompt_learning_rate: Of the prompt; `None`: the head's.
-        epochs: Passes over the data; `None`: 8, and more where there is little.
+        learning_rate: Of the head; `None`: what suits the kind of prompt.
+        prompt_learning_rate: Of the prompt; likewise.
+        epochs: Passes over the data; `None`: 8, and at least 200 steps.
         batch_size: Examples a step, in training and in prediction.
         max_length: Longest text in tokens; `None`: what the backbone allows.
         dtype: Of the frozen backbone; `auto`: bfloat16 where it is fast.
@@ -91,7 +91,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         placement: str = "after_first",
         pooling: str = "auto",
         prompt_init: str = "vocab",
-        learning_rate: float = 5e-3,
+        learning_rate: float | None = None,
         prompt_learning_rate: float | None = None,
         epochs: float | None = None,
         batch_size: int = 32,

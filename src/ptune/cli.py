@@ -194,13 +194,16 @@ def train(
     backbone_dropout: Annotated[
         bool, _flag("Train with its dropout, as PEFT does.", PROMPT, "--backbone-dropout")
     ] = False,
-    learning_rate: Annotated[float, _flag("Of prompt and head.", TRAINING, metavar="RATE")] = 5e-3,
+    learning_rate: Annotated[
+        float | None,
+        _flag("Of the head; what suits the kind of prompt.", TRAINING, metavar="RATE"),
+    ] = None,
     prompt_learning_rate: Annotated[
-        float | None, _flag("Of the prompt, if not the same.", TRAINING, metavar="RATE")
+        float | None, _flag("Of the prompt; likewise.", TRAINING, metavar="RATE")
     ] = None,
     epochs: Annotated[
         float | None,
-        _flag("Passes over the data; 8, and more for small data sets.", TRAINING, metavar="N"),
+        _flag("Passes over the data; 8, and at least 200 steps.", TRAINING, metavar="N"),
     ] = None,
     batch_size: Annotated[int, _flag("Examples a step.", TRAINING, metavar="N")] = 32,
     max_length: Annotated[

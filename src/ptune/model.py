@@ -580,7 +580,11 @@ class PromptModel(PreTrainedModel):
             inputs["position_ids"] = layout.place_positions(
                 position_ids, attention_mask, k, before, order
             )
-        elif self.prompt_config.shift_positions and self.takes_position_ids:
+        elif (
+            self.prompt_config.shift_positions
+            and self.takes_position_ids
+            and not self.form.takes_positions
+        ):
             inputs["position_ids"] = self._shifted(inputs["attention_mask"])
         if labels is not None:
             inputs["labels"] = labels
