@@ -45,6 +45,7 @@ class Job:
     shots: int | None
 
     def settings(self, **options: Any) -> Any:
+        """As ptune's `TrainSettings`."""
         from ptune import TrainSettings
 
         return TrainSettings(
@@ -60,6 +61,7 @@ class Job:
         )
 
     def corpus(self) -> Any:
+        """The examples."""
         return self.settings().corpus()
 
 
@@ -68,6 +70,7 @@ Method = Callable[[Job], tuple[Scores, int]]  # scores, and how many parameters 
 
 
 def majority(job: Job) -> tuple[Scores, int]:
+    """Always the commonest label."""
     from ptune.training import majority
 
     return majority(job.corpus()), 0
@@ -76,6 +79,7 @@ def majority(job: Job) -> tuple[Scores, int]:
 def logistic_regression(job: Job) -> tuple[Scores, int]:
     """On mean embeddings; of a pair on both, their product and their difference."""
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -84,8 +88,11 @@ def logistic_regression(job: Job) -> tuple[Scores, int]:
     corpus = job.corpus()
     (evaluation,) = corpus.evaluation.values()
     train, test = (_features(job.model, d) for d in (corpus.train, evaluation))
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    classifier.fit(train, list(corpus.train[data.LABEL]))
+    # How strong the penalty is, is chosen on the training set.
+    grid = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]}
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    search = GridSearchCV(pipeline, grid, cv=4).fit(train, list(corpus.train[data.LABEL]))
+    classifier = search.best_estimator_
     scores = metrics.compute(
         corpus.metrics, np.asarray(evaluation[data.LABEL]), classifier.predict(test)
     )
@@ -253,9 +260,7 @@ METHODS: dict[str, Method] = {
     "PEFT LoRA": rival(
         1e-3,
         _peft(
-            lambda peft: peft.LoraConfig(
-                task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1
-            )
+            lambda peft: peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1)
         ),
     ),
     "full fine-tuning": rival(5e-5, lambda backbone: backbone.float()),
@@ -362,6 +367,7 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
+    """Run what was asked for and show it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--task", help="a GLUE task")

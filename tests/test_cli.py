@@ -347,6 +347,10 @@ def test_few_examples_of_each_label_are_drawn_with_the_seed(flags, tmp_path):
 # What is refused before training.
 
 
+# An input prompt takes positions from the text.
+INPUT = ("--prompt", "input")
+
+
 @pytest.fixture(scope="module")
 def no_classifier(tmp_path_factory, tokenizer):
     """A backbone without a class for sequence classification."""
@@ -374,8 +378,14 @@ def no_classifier(tmp_path_factory, tokenizer):
         (["--train-file", "nowhere.csv"], ["There is no file nowhere.csv"]),
         (["--num-virtual-tokens", "0"], ["num_virtual_tokens is 0", "at least 1"]),
         (["--num-virtual-tokens", "-3"], ["num_virtual_tokens is -3", "at least 1"]),
-        (["--prompt", "input", "--num-virtual-tokens", "64"], ["64 virtual tokens", "64 positions", "smaller"]),
-        (["--prompt", "input", "--num-virtual-tokens", "1000"], ["1000 virtual tokens", "64 positions", "smaller"]),
+        (
+            ["--prompt", "input", "--num-virtual-tokens", "64"],
+            ["64 virtual tokens", "64 positions", "smaller"],
+        ),
+        (
+            ["--prompt", "input", "--num-virtual-tokens", "1000"],
+            ["1000 virtual tokens", "64 positions", "smaller"],
+        ),
         (["--encoder", "MLP", "--encoder-hidden-size", "0"], ["encoder_hidden_size is 0"]),
         (["--model", "/nowhere/bert"], ["no backbone folder /nowhere/bert", "Check the path"]),
         (["--model", "no-such/backbone"], ["no-such/backbone", "--model minilm"]),

@@ -146,10 +146,11 @@ def test_the_attention_of_the_backbone_comes_back(kind):
 def test_an_input_prompt_and_a_deep_one_share_a_backbone(kind, tokenizer, texts):
     inputs = tokenizer(texts[:3], padding=True, return_tensors="pt")
     alone = {}
-    for name, config in {"input": PromptEncoderConfig(num_virtual_tokens=K), "deep": deep()}.items():
+    shallow = PromptEncoderConfig(num_virtual_tokens=K)
+    for name, config in {"input": shallow, "deep": deep()}.items():
         torch.manual_seed(4)
         alone[name] = PromptModel(build(kind), config).eval()
-    model = PromptModel(build(kind), PromptEncoderConfig(num_virtual_tokens=K)).eval()
+    model = PromptModel(build(kind), shallow).eval()
     model.add_adapter("deep", deep())
     for name, active in {"input": "default", "deep": "deep"}.items():
         model.set_adapter(active)

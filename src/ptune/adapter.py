@@ -358,8 +358,9 @@ def read(source: str | os.PathLike[str], *, own_backbone: bool = False, **where:
         tensors = _tensors(weights_file, load_file)
 
     rows, head = split(tensors, str(weights_file))
-    wanted = (config.num_virtual_tokens, config.token_dim if config.depth == "input" else None)
-    if rows.ndim != 2 or rows.shape[0] != wanted[0] or wanted[1] not in (None, rows.shape[1]):
+    width = config.token_dim if config.depth == "input" else None  # else the backbone says
+    wanted = (config.num_virtual_tokens, width)
+    if rows.ndim != 2 or rows.shape[0] != wanted[0] or width not in (None, rows.shape[1]):
         raise PtuneError(
             f"{weights_file}: {ROWS_KEY!r} has the shape {list(rows.shape)}, and {CONFIG_NAME} "
             f"says {[n for n in wanted if n]}. One of the two files is damaged or of another adapter."

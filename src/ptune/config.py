@@ -54,8 +54,8 @@ class PromptEncoderConfig:
         backbone_dropout: Train with the frozen backbone's own dropout, as the reference does.
         pooling: ``"family"``: the head reads the vector that its family reads (the first token's,
             the last one's). ``"mean"``: the mean over the text, as sentence encoders want it.
-        shift_positions: Deep prompts of keys and values: count the text's positions from k, as the reference's
-            prefix tuning does, and not from 0, as the backbone was pretrained.
+        shift_positions: Deep prompts of keys and values: count the text's positions from k, as
+            the reference's prefix tuning does, and not as the backbone was pretrained.
         prompt_init: ``"random"``: the encoder's own initial values, as in the reference.
             ``"vocab"``: the rows start as rows drawn from the backbone's vocabulary.
 

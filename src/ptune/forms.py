@@ -1,12 +1,13 @@
 """The forms a prompt takes inside a frozen backbone.
 
-| form | k virtual tokens are | where it goes |
-| --- | --- | --- |
-| `InputRows` | rows of the token-embedding table | every backbone |
-| `KeysAndValues` | keys and values that every layer's attention sees beside the text's | families that route attention through Transformers' `AttentionInterface` |
-| `RowsInEveryLayer` | rows of the table, replaced by others before every further layer | the rest |
+| form | k virtual tokens are |
+| --- | --- |
+| `InputRows` | rows of the token-embedding table |
+| `KeysAndValues` | keys and values that every layer's attention sees beside the text's |
+| `RowsInEveryLayer` | rows of the table, replaced by others before every further layer |
 
-The last two are deep prompts (P-tuning v2, arXiv 2110.07602). A form knows how many numbers a
+The first goes everywhere, the second where a family routes attention through Transformers'
+`AttentionInterface`, the third where it does not. The last two are deep prompts (P-tuning v2, arXiv 2110.07602). A form knows how many numbers a
 virtual token has (`width`), whether it stands among the positions of the text, how to `enter` the
 backbone for a forward pass, and what the prompt would be if words stood in its place.
 """
@@ -38,7 +39,7 @@ class InputRows:
         self.width = table.weight.shape[1]  # token_dim
 
     def enter(self, prompt: Tensor) -> Tensor:
-        """Put a prompt ``[k, width]`` in; the result is its part in the table, ``[k, token_dim]``."""
+        """Put a prompt ``[k, width]`` in; its part in the table, ``[k, token_dim]``, comes back."""
         return prompt
 
     def words(self, ids: Tensor) -> Tensor:
@@ -107,7 +108,8 @@ class KeysAndValues:
     def _listen(self, ids: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
         """Module, keys and values ``[1, heads, seq, dim]`` of every attention, in order."""
         global _listener
-        _listener = heard = []
+        heard: list[tuple[nn.Module, Tensor, Tensor]] = []
+        _listener = heard
         try:
             _read(self.backbone, ids)
         finally:
@@ -148,7 +150,7 @@ class RowsInEveryLayer:
         ]
 
     def enter(self, prompt: Tensor) -> Tensor:
-        """Put a prompt ``[k, width]`` in; the result is its part in the table, ``[k, token_dim]``."""
+        """Put a prompt ``[k, width]`` in; its part in the table, ``[k, token_dim]``, comes back."""
         self.rows = list(prompt.split(self.sizes, dim=1)) if len(prompt) else []
         return prompt[:, : self.sizes[0]]
 
@@ -213,7 +215,7 @@ class _Slots:
 
 @torch.no_grad()
 def _read(backbone: PreTrainedModel, ids: Tensor) -> None:
-    """Let the backbone read the tokens `ids`, ``[k]``, and an end: encoder-decoders look for one."""
+    """Let the backbone read the tokens `ids`, ``[k]``, and an end, which encoder-decoders want."""
     end = backbone.config.get_text_config().eos_token_id
     end = end[0] if isinstance(end, list) else end or 0
     training = {m: m.training for m in backbone.modules()}
