@@ -363,7 +363,8 @@ def read(source: str | os.PathLike[str], *, own_backbone: bool = False, **where:
     if rows.ndim != 2 or rows.shape[0] != wanted[0] or width not in (None, rows.shape[1]):
         raise PtuneError(
             f"{weights_file}: {ROWS_KEY!r} has the shape {list(rows.shape)}, and {CONFIG_NAME} "
-            f"says {[n for n in wanted if n]}. One of the two files is damaged or of another adapter."
+            f"says {[n for n in wanted if n]}. One of the two files is damaged or of another "
+            "adapter."
         )
     info_file = fetch(source, INFO_NAME, **where)
     return Adapter(

@@ -7,9 +7,10 @@
 | `RowsInEveryLayer` | rows of the table, replaced by others before every further layer |
 
 The first goes everywhere, the second where a family routes attention through Transformers'
-`AttentionInterface`, the third where it does not. The last two are deep prompts (P-tuning v2, arXiv 2110.07602). A form knows how many numbers a
-virtual token has (`width`), whether it stands among the positions of the text, how to `enter` the
-backbone for a forward pass, and what the prompt would be if words stood in its place.
+`AttentionInterface`, the third where it does not. The last two are deep prompts (P-tuning v2,
+arXiv 2110.07602). A form knows how many numbers a virtual token has (`width`), whether it stands
+among the positions of the text, how to `enter` the backbone for a forward pass, and what the
+prompt would be if words stood in its place.
 """
 
 from __future__ import annotations

@@ -616,7 +616,8 @@ class PromptModel(PreTrainedModel):
             raise PtuneError(
                 f"A text of {longest} tokens is too long: the backbone has {self.max_positions} "
                 f"positions and the prompt takes {self._positions_taken}, so at most "
-                f"{self.max_text_length} tokens fit. Tokenise with truncation=True, max_length={self.max_text_length}."
+                f"{self.max_text_length} tokens fit. Tokenise with truncation=True, "
+                f"max_length={self.max_text_length}."
             )
         return self.max_positions
 
