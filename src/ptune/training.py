@@ -267,9 +267,9 @@ class NotFinite(TrainerCallback):
         if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
             raise PtuneError(
                 f"The loss became NaN or infinite in step {state.global_step + 1} (learning rate "
-                f"{_largest_rate(kwargs['optimizer']):g}). The likely cause is a learning rate that "
-                "is too high: try a tenth of --learning-rate and --prompt-learning-rate, or --dtype "
-                "float32 if the backbone runs in float16."
+                f"{_largest_rate(kwargs['optimizer']):g}). The likely cause is a learning rate "
+                "that is too high: try a tenth of --learning-rate and --prompt-learning-rate, or "
+                "--dtype float32 if the backbone runs in float16."
             )
 
 
