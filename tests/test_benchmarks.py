@@ -1,0 +1,59 @@
+"""The benchmarks run, and their tables say what their files say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script, *words):
+    command = [sys.executable, str(FOLDER / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory, texts):
+    file = tmp_path_factory.mktemp("data") / "mail.csv"
+    rows = [f"{t} {i},{'ab'[n % 2]}" for i in range(4) for n, t in enumerate(texts)]
+    file.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return file
+
+
+@pytest.mark.slow
+def test_accuracy_compares_the_methods_and_goes_on_where_it_stopped(bert_folder, table, tmp_path):
+    words = ["--model", bert_folder, "--train-file", table, "--eval-file", table]
+    words += ["--epochs", 1, "--output-dir", tmp_path, "--methods"]
+    first = run("accuracy.py", *words, "majority class", "ptune deep prompt", "--seeds", 0)
+    assert first.returncode == 0, first.stderr
+    before = json.loads((tmp_path / "accuracy.json").read_text())["runs"]
+    done = run(
+        "accuracy.py", *words, "PEFT p-tuning", "ptune deep prompt", "logistic regression",
+        "--seeds", 0, 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "accuracy.json").read_text())
+    assert results["runs"]["ptune deep prompt"]["0"] == before["ptune deep prompt"]["0"]
+    assert set(results["runs"]["PEFT p-tuning"]) == {"0", "1"}
+    assert set(results["runs"]["logistic regression"]) == {"0"}
+    assert "peft" in results["versions"]
+    mean = sum(r["scores"]["accuracy"] for r in results["runs"]["PEFT p-tuning"].values()) / 2
+    (line,) = [r for r in done.stdout.splitlines() if r.startswith("| PEFT p-tuning")]
+    assert f"{mean:.4f} ±" in line
+    # k = 20 keys and values of two layers, 32 wide each, and a head of 32 x 2 + 2.
+    (line,) = [r for r in done.stdout.splitlines() if r.startswith("| ptune deep prompt")]
+    assert "2,626" in line
+    assert (tmp_path / "accuracy.png").stat().st_size > 5_000
+
+
+def test_accuracy_keeps_the_results_of_different_benchmarks_apart(tmp_path):
+    (tmp_path / "accuracy.json").write_text(
+        json.dumps({"model": "other", "task": "mrpc", "train_file": None, "epochs": 4.0,
+                    "shots": None, "runs": {}})
+    )  # fmt: skip
+    done = run("accuracy.py", "--task", "mrpc", "--output-dir", tmp_path)
+    assert done.returncode == 2
+    assert "model differs" in done.stderr
