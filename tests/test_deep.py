@@ -9,7 +9,7 @@ from conftest import SENTENCES, build
 from families import FAMILIES, build_model, build_tokenizer
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.forms import KeysAndValues, RowsInEveryLayer
+from ptune.forms import KeysAndValues, RowsInEveryLayer, SharedRows
 from ptune.peft import PeftModel
 
 K = 5
@@ -164,3 +164,66 @@ def test_an_input_prompt_and_a_deep_one_share_a_backbone(kind, tokenizer, texts)
             model.set_adapter(active)
             wanted = alone[name](**inputs).logits
             torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-6, rtol=1e-5)
+
+
+# An input prompt before a causal backbone's texts is read once for the whole batch.
+
+CAUSAL = ["GPT-2", "GPT-NeoX", "OPT", "OPT (projected)", "Llama", "Gemma", "Phi", "Qwen 2", "Qwen 3"]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_shared_prompt_gives_the_same_numbers_and_gradients(name):
+    backbone, tokenizer = made(name)
+    inputs = tokenizer(SENTENCES[:4], padding=True, return_tensors="pt")
+    results = []
+    for shared in (True, False):
+        torch.manual_seed(2)
+        model = PromptModel(
+            backbone(), PromptEncoderConfig(num_virtual_tokens=K, encoder_hidden_size=16)
+        ).train()
+        assert isinstance(model._forms["shared"], SharedRows)
+        seen = []
+        model.get_input_embeddings().register_forward_hook(
+            lambda _, args, out, seen=seen: seen.append(tuple(args[0].shape))
+        )
+        if not shared:
+            del model._forms["shared"]
+        output = model(**inputs, labels=torch.tensor([0, 1, 1, 0]))
+        output.loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append((output.logits, *gradients))
+        width = inputs["input_ids"].shape[1]
+        assert seen == ([(1, K), (4, width)] if shared else [(4, K + width)])
+    for one, other in zip(*results, strict=True):
+        scale = max(1.0, other.abs().max().item())
+        torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["BERT", "EuroBERT", "Mistral", "Gemma 3", "BART", "T5", "BLOOM"])
+def test_a_prompt_that_not_every_token_sees_as_it_is_is_not_shared(name):
+    backbone, _ = made(name)
+    before = backbone().config._attn_implementation
+    model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K))
+    assert "shared" not in model._forms
+    assert model.backbone.config._attn_implementation == before
+
+
+@torch.no_grad()
+def test_a_shared_prompt_is_read_once_where_nothing_trains():
+    backbone, tokenizer = made("Llama")
+    torch.manual_seed(2)
+    model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K)).eval()
+    model.use_rows(model.prompt_rows())
+    inputs = tokenizer(SENTENCES[:4], padding=True, return_tensors="pt")
+    seen = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _, args, out: seen.append(len(args[0]))
+    )
+    first = model(**inputs).logits
+    assert torch.equal(model(**inputs).logits, first)
+    assert seen == [1, 4, 4]
+    with model.disable_adapter():
+        assert not torch.allclose(model(**inputs).logits, first)
+    assert torch.equal(model(**inputs).logits, first)
+    model.prompt_encoder.embedding.weight.add_(0.5)  # another prompt is read anew
+    assert not torch.allclose(model(**inputs).logits, first)

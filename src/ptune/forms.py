@@ -16,7 +16,8 @@ prompt would be if words stood in its place.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,28 +31,116 @@ from ptune.errors import PtuneError
 from ptune.hooks import ExtraRows
 
 
-class InputRows:
+class Form:
+    """What a prompt is inside a backbone.
+
+    Attributes:
+        width: Numbers that a virtual token has.
+        takes_positions: Whether the prompt takes k of the positions that the backbone has.
+    """
+
+    takes_positions: bool
+
+    def __init__(self, table: ExtraRows, width: int) -> None:
+        self.table, self.width = table, width
+
+    def enter(self, prompt: Tensor) -> Tensor:
+        """Put a prompt ``[k, width]`` in, for the forward passes until another one enters.
+
+        Returns:
+            ``[n, token_dim]``: the rows, k or none, that stand among the text's tokens.
+        """
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Take the prompt out."""
+
+    def words(self, ids: Tensor) -> Tensor:
+        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be; float32."""
+        raise NotImplementedError
+
+    def remove(self) -> None:
+        """Leave the backbone as it was."""
+        self.leave()
+
+
+class InputRows(Form):
     """The prompt is k rows of the token-embedding table, and nothing else."""
 
     takes_positions = True
 
-    def __init__(self, backbone: PreTrainedModel, table: ExtraRows) -> None:
-        self.table = table
-        self.width = table.weight.shape[1]  # token_dim
+    def __init__(self, table: ExtraRows) -> None:
+        super().__init__(table, width=table.weight.shape[1])
 
-    def enter(self, prompt: Tensor) -> Tensor:
-        """Put a prompt ``[k, width]`` in; its part in the table, ``[k, token_dim]``, comes back."""
+    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
         return prompt
 
-    def words(self, ids: Tensor) -> Tensor:
-        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be."""
+    def words(self, ids: Tensor) -> Tensor:  # noqa: D102
         return self.table.weight[ids].detach().float()
+
+
+class Attentions:
+    """Every attention of a backbone, in the order of the forward pass.
+
+    They can be listened to, and be given keys and values that stand before the text's own.
+    Transformers looks attention functions up by name (`AttentionInterface`), and so no method of
+    the backbone is replaced. Only families that do so have this; see `reachable`.
+    """
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        self.backbone = backbone
+        self.before = backbone.config._attn_implementation
+        kernel = self.before if self.before in _KERNELS else "sdpa"
+        if kernel == "sdpa" and not backbone._supports_sdpa:
+            kernel = "eager"
+        backbone.set_attn_implementation(f"{_PREFIX}{kernel}")
+        self.shapes: list[tuple[int, int]] = []  # heads, head_dim
+        self.slots: dict[nn.Module, _Slots] = {}
+        self.giver: Form | None = None  # whose keys and values are there
+        for module, key, _ in self.reading(torch.tensor([], dtype=torch.long)):
+            slots = self.slots.setdefault(module, _Slots())
+            slots.numbers.append(len(self.shapes))
+            self.shapes.append((key.shape[1], key.shape[3]))
+        for module, slots in self.slots.items():
+            module.ptune_slots = slots  # type: ignore[assignment]
+
+    @staticmethod
+    def reachable(backbone: PreTrainedModel) -> bool:
+        """Whether this family routes attention through `AttentionInterface`."""
+        return backbone._can_set_attn_implementation()
+
+    def give(self, pairs: list[tuple[Tensor, Tensor]], giver: Form | None) -> None:
+        """Give each attention its keys and values, ``[heads, k, head_dim]``; nothing: none."""
+        self.giver = giver
+        for slots in self.slots.values():
+            slots.pairs = [pairs[i] for i in slots.numbers] if pairs else []
+            slots.calls = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[list[Heard]]:
+        """Hear module, keys and values ``[batch, heads, seq, head_dim]`` of every attention."""
+        global _listener
+        heard: list[Heard] = []
+        _listener = heard
+        try:
+            yield heard
+        finally:
+            _listener = None
+
+    def reading(self, ids: Tensor) -> list[Heard]:
+        """What is heard while the backbone reads the tokens `ids`, ``[k]``, and an end."""
+        with self.listening() as heard:
+            _read(self.backbone, ids)
+        return heard
 
     def remove(self) -> None:
         """Leave the backbone as it was."""
+        for module in self.slots:
+            del module.ptune_slots
+        self.backbone.set_attn_implementation(self.before)
 
 
-class KeysAndValues:
+class KeysAndValues(Form):
     """The prompt is k keys and k values in every attention of the backbone.
 
     They take no position of the text's, and cost next to nothing. A virtual token is, for each
@@ -61,64 +150,90 @@ class KeysAndValues:
 
     takes_positions = False
 
-    def __init__(self, backbone: PreTrainedModel, table: ExtraRows) -> None:
-        self.backbone = backbone
-        self.before = backbone.config._attn_implementation
-        kernel = self.before if self.before in _KERNELS else "sdpa"
-        if kernel == "sdpa" and not backbone._supports_sdpa:
-            kernel = "eager"
-        backbone.set_attn_implementation(f"{_PREFIX}{kernel}")
-        self.shapes: list[tuple[int, int]] = []  # heads, head_dim
-        self.slots: dict[nn.Module, _Slots] = {}
-        for module, key, _ in self._listen(torch.tensor([], dtype=torch.long)):
-            slots = self.slots.setdefault(module, _Slots())
-            slots.numbers.append(len(self.shapes))
-            self.shapes.append((key.shape[1], key.shape[3]))
-        for module, slots in self.slots.items():
-            module.ptune_slots = slots  # type: ignore[assignment]
-        self.width = sum(2 * heads * dim for heads, dim in self.shapes)
+    def __init__(self, attentions: Attentions, table: ExtraRows) -> None:
+        self.attentions = attentions
+        self.sizes = [2 * heads * dim for heads, dim in attentions.shapes]
+        super().__init__(table, width=sum(self.sizes))
 
-    def enter(self, prompt: Tensor) -> Tensor:
-        """Put a prompt ``[k, width]`` in; nothing of it is in the table: ``[0, token_dim]``."""
+    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
         pairs: list[tuple[Tensor, Tensor]] = []
         if len(prompt):
-            for part, (heads, dim) in zip(
-                prompt.split([2 * h * d for h, d in self.shapes], dim=1), self.shapes, strict=True
-            ):
+            parts = prompt.split(self.sizes, dim=1)
+            for part, (heads, dim) in zip(parts, self.attentions.shapes, strict=True):
                 both = part.view(-1, 2, heads, dim).permute(1, 2, 0, 3)  # [2, heads, k, dim]
                 pairs.append((both[0], both[1]))
-        for slots in self.slots.values():
-            slots.pairs = [pairs[i] for i in slots.numbers] if pairs else []
-            slots.calls = 0
-        return prompt.new_empty(0, self.backbone.get_input_embeddings().weight.shape[1])
+        self.attentions.give(pairs, self)
+        return prompt.new_empty(0, self.table.weight.shape[1])
 
-    def words(self, ids: Tensor) -> Tensor:
-        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be."""
+    def leave(self) -> None:  # noqa: D102
+        if self.attentions.giver is self:
+            self.attentions.give([], None)
+
+    def words(self, ids: Tensor) -> Tensor:  # noqa: D102
         parts = []
-        for _, key, value in self._listen(ids):
+        for _, key, value in self.attentions.reading(ids):
             both = torch.stack([key[0], value[0]])[:, :, : len(ids)]  # [2, heads, k, dim]
             parts.append(both.permute(2, 0, 1, 3).flatten(1))  # [k, 2 * heads * dim]
         return torch.cat(parts, dim=1).float()
 
-    def remove(self) -> None:
-        """Leave the backbone as it was."""
-        for module in self.slots:
-            del module.ptune_slots
-        self.backbone.set_attn_implementation(self.before)
 
-    def _listen(self, ids: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
-        """Module, keys and values ``[1, heads, seq, dim]`` of every attention, in order."""
-        global _listener
-        heard: list[tuple[nn.Module, Tensor, Tensor]] = []
-        _listener = heard
+class SharedRows(InputRows):
+    """An input prompt before the texts of a causal backbone, read once for a whole batch.
+
+    What stands before a text cannot depend on it there. So the backbone reads the prompt alone,
+    and its keys and values are what every text sees; positions count on from the prompt. The
+    numbers and gradients are those of `InputRows`.
+    """
+
+    def __init__(self, attentions: Attentions, table: ExtraRows) -> None:
+        super().__init__(table)
+        self.attentions = attentions
+        self._read: tuple[Tensor, int, torch.dtype, torch.device] | None = None
+
+    @staticmethod
+    def possible(backbone: PreTrainedModel) -> bool:
+        """Whether every attention of the backbone is in reach, looks back, and all the way."""
+        config = backbone.config.get_text_config()
+        if config.is_encoder_decoder or not Attentions.reachable(backbone):
+            return False
+        looks_back = {m.is_causal for m in backbone.modules() if hasattr(m, "is_causal")}
+        layers = getattr(config, "layer_types", None)
+        window = getattr(config, "sliding_window", None)
+        return looks_back == {True} and (
+            set(layers) == {"full_attention"} if layers else window is None
+        )
+
+    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
+        weight = self.table.weight
+        now = (prompt, prompt._version, weight.dtype, weight.device)
+        known = self._read is not None and self.attentions.giver is self
+        if known and self._read[0] is prompt and self._read[1:] == now[1:]:  # type: ignore[index]
+            return prompt[:0]
+        self._read = None
+        self.attentions.give([], None)
+        ids = torch.arange(self.table.size, self.table.size + len(prompt), device=prompt.device)
+        self.table.rows = prompt
         try:
-            _read(self.backbone, ids)
+            with self.attentions.listening() as heard:
+                self.attentions.backbone.base_model(
+                    input_ids=ids[None],
+                    attention_mask=torch.ones_like(ids)[None],
+                    use_cache=False,
+                )
         finally:
-            _listener = None
-        return heard
+            self.table.rows = None
+        self.attentions.give([(key[0], value[0]) for _, key, value in heard], self)
+        # Once a step in training; once and for all where nothing trains.
+        if isinstance(prompt, nn.Parameter) and not torch.is_grad_enabled():
+            self._read = now
+        return prompt[:0]
+
+    def leave(self) -> None:  # noqa: D102
+        if self.attentions.giver is self:
+            self.attentions.give([], None)
 
 
-class RowsInEveryLayer:
+class RowsInEveryLayer(Form):
     """The prompt is k rows of the table, and k other rows in the input of every further layer.
 
     A virtual token is its row for the table and then one for each layer but the first:
@@ -128,7 +243,7 @@ class RowsInEveryLayer:
     takes_positions = True
 
     def __init__(self, backbone: PreTrainedModel, table: ExtraRows) -> None:
-        self.backbone, self.table = backbone, table
+        self.backbone = backbone
         config = backbone.config.get_text_config()
         lists = [
             m
@@ -141,7 +256,7 @@ class RowsInEveryLayer:
                 "its layers are where Transformers usually has them. Use an input prompt."
             )
         self.sizes = [table.weight.shape[1]] + [config.hidden_size] * (len(lists[0]) - 1)
-        self.width = sum(self.sizes)
+        super().__init__(table, width=sum(self.sizes))
         self.rows: list[Tensor] = []  # of each layer, [k, hidden]
         self.heard: list[Tensor] | None = None
         self._hooks = [
@@ -150,14 +265,15 @@ class RowsInEveryLayer:
             if i
         ]
 
-    def enter(self, prompt: Tensor) -> Tensor:
-        """Put a prompt ``[k, width]`` in; its part in the table, ``[k, token_dim]``, comes back."""
+    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
         self.rows = list(prompt.split(self.sizes, dim=1)) if len(prompt) else []
         return prompt[:, : self.sizes[0]]
 
+    def leave(self) -> None:  # noqa: D102
+        self.rows = []
+
     @torch.no_grad()
-    def words(self, ids: Tensor) -> Tensor:
-        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be."""
+    def words(self, ids: Tensor) -> Tensor:  # noqa: D102
         self.rows, self.heard = [], []
         _read(self.backbone, ids)
         # One text: [1, seq, hidden], or [seq, 1, hidden] in XLNet.
@@ -179,18 +295,10 @@ class RowsInEveryLayer:
         states = torch.where(virtual[..., None], own.to(states.dtype), states)
         return (states, *rest), kwargs
 
-    def remove(self) -> None:
-        """Leave the backbone as it was."""
+    def remove(self) -> None:  # noqa: D102
+        super().remove()
         for hook in self._hooks:
             hook.remove()
-
-
-Form = InputRows | KeysAndValues | RowsInEveryLayer
-
-
-def deep_form(backbone: PreTrainedModel) -> type[KeysAndValues] | type[RowsInEveryLayer]:
-    """Which form a deep prompt takes in this backbone."""
-    return KeysAndValues if backbone._can_set_attn_implementation() else RowsInEveryLayer
 
 
 class _Slots:
@@ -231,7 +339,8 @@ def _read(backbone: PreTrainedModel, ids: Tensor) -> None:
 # Transformers looks attention functions up by name; ptune's put a prompt before the kernel's keys.
 
 _PREFIX = "ptune_"
-_listener: list[tuple[nn.Module, Tensor, Tensor]] | None = None
+Heard = tuple[nn.Module, Tensor, Tensor]
+_listener: list[Heard] | None = None
 
 
 def _with_prompt(kernel: str) -> Callable[..., Any]:

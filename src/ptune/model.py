@@ -23,7 +23,14 @@ from ptune import layout
 from ptune.backbone import check_family, max_positions, names_of_head, weight_of
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
-from ptune.forms import Form, InputRows, deep_form
+from ptune.forms import (
+    Attentions,
+    Form,
+    InputRows,
+    KeysAndValues,
+    RowsInEveryLayer,
+    SharedRows,
+)
 from ptune.hooks import (
     ExtraRows,
     MeanOverText,
@@ -158,6 +165,7 @@ class PromptModel(PreTrainedModel):
         self._takes_use_cache = "use_cache" in inputs
         self._disabled = False
         self._forms: dict[str, Form] = {}
+        self._attentions: Attentions | None = None
         self.adapters: dict[str, AdapterState] = {}
         self.prompt_encoders = nn.ModuleDict()
         self.active_adapter = adapter_name
@@ -215,9 +223,23 @@ class PromptModel(PreTrainedModel):
     def _form_of(self, config: PromptEncoderConfig) -> Form:
         """What a prompt is inside this backbone; hung on it when first needed."""
         if config.depth not in self._forms:
-            kind = InputRows if config.depth == "input" else deep_form(self.backbone)
-            self._forms[config.depth] = kind(self.backbone, self._extra_rows)
+            self._forms[config.depth] = self._new_form(config.depth)
         return self._forms[config.depth]
+
+    def _new_form(self, depth: str) -> Form:
+        backbone, table = self.backbone, self._extra_rows
+        if depth == "input":
+            if self.takes_position_ids and SharedRows.possible(backbone):
+                self._forms["shared"] = SharedRows(self._reach_attentions(), table)
+            return InputRows(table)
+        if not Attentions.reachable(backbone):
+            return RowsInEveryLayer(backbone, table)
+        return KeysAndValues(self._reach_attentions(), table)
+
+    def _reach_attentions(self) -> Attentions:
+        if self._attentions is None:
+            self._attentions = Attentions(self.backbone)
+        return self._attentions
 
     @property
     def form(self) -> Form:
@@ -468,6 +490,8 @@ class PromptModel(PreTrainedModel):
         """Hand the backbone back as it came, bit for bit; this model is of no use afterwards."""
         for form in self._forms.values():
             form.remove()
+        if self._attentions is not None:
+            self._attentions.remove()
         self._extra_rows.remove()
         self._mean.remove()
         for hook in self._hooks:
@@ -531,10 +555,13 @@ class PromptModel(PreTrainedModel):
             PtuneError: A text is longer than fits beside the prompt.
         """
         prompt = self.prompt_encoder()  # [k, width]
-        for form in self._forms.values():
-            if form is not self.form:
-                form.enter(prompt.new_empty(0, form.width))
-        rows = self.form.enter(prompt[:0] if self._disabled else prompt)  # [k or 0, token_dim]
+        form = self._form_for(position_ids, kwargs)
+        for other in self._forms.values():
+            if other is not form or self._disabled:
+                other.leave()
+        rows = prompt.new_empty(0, self._extra_rows.weight.shape[1])
+        if not self._disabled:
+            rows = form.enter(prompt)  # [k or 0, token_dim]
         k = rows.shape[0]
         size = self._extra_rows.size
         if inputs_embeds is not None:
@@ -580,11 +607,8 @@ class PromptModel(PreTrainedModel):
             inputs["position_ids"] = layout.place_positions(
                 position_ids, attention_mask, k, before, order
             )
-        elif (
-            self.prompt_config.shift_positions
-            and self.takes_position_ids
-            and not self.form.takes_positions
-        ):
+        elif self.takes_position_ids and self._positions_taken > k and not self._disabled:
+            # The prompt takes positions, but does not stand among the tokens.
             inputs["position_ids"] = self._shifted(inputs["attention_mask"])
         if labels is not None:
             inputs["labels"] = labels
@@ -599,17 +623,37 @@ class PromptModel(PreTrainedModel):
         finally:
             self._extra_rows.rows = None
 
+    def _form_for(self, position_ids: Tensor | None, kwargs: dict[str, Any]) -> Form:
+        """The form of this forward pass: read once for the whole batch where nobody can tell."""
+        config = self.backbone.config
+        plain = (
+            "shared" not in self._forms
+            or self.prompt_config.depth != "input"
+            or self.prompt_config.placement != "prefix"
+            or position_ids is not None
+            or any(
+                kwargs.get(name, getattr(config, name, False))
+                for name in ("output_hidden_states", "output_attentions")
+            )
+            or checkpointed_layers(self.backbone)
+            or torch.compiler.is_compiling()
+        )
+        return self.form if plain else self._forms["shared"]
+
     def _shifted(self, attention_mask: Tensor) -> Tensor:
         """Positions ``[batch, seq]`` of a text that is counted from k."""
         counted = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
         first = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", 0)
         first -= self.max_positions or first  # RoBERTa and its kin count from padding_idx + 1
-        return counted + first + (0 if self._disabled else self.prompt_config.num_virtual_tokens)
+        return counted + first + self.prompt_config.num_virtual_tokens
 
     def _width(self, attention_mask: Tensor, k: int) -> int:
         """How many columns to keep: all, unless only padding makes the batch too wide."""
         width = k + attention_mask.shape[1]
-        if self.max_positions is None or width <= self.max_positions:
+        if self.max_positions is None or self.max_text_length is None:
+            return width
+        room = k + self.max_text_length
+        if width <= room:
             return width
         longest = int((attention_mask != 0).sum(dim=1).max())
         if longest > (self.max_text_length or longest):
@@ -619,7 +663,7 @@ class PromptModel(PreTrainedModel):
                 f"{self.max_text_length} tokens fit. Tokenise with truncation=True, "
                 f"max_length={self.max_text_length}."
             )
-        return self.max_positions
+        return room
 
     # What `PreTrainedModel` and `Trainer` ask for.
 
