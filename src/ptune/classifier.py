@@ -29,6 +29,8 @@ Text = str | Sequence[str]
 
 # So many texts are read ahead and sorted by length.
 WINDOW = 2048
+# A batch for prediction has so many tokens, padding included, for each text of `batch_size`.
+TOKENS_A_TEXT = 128
 # Work that is likely to take longer than a few seconds shows a bar.
 LONG_WORK = 500
 
@@ -67,7 +69,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         learning_rate: Of the head; `None`: what suits the kind of prompt.
         prompt_learning_rate: Of the prompt; likewise.
         epochs: Passes over the data; `None`: 8, and at least 200 steps.
-        batch_size: Examples a step, in training and in prediction.
+        batch_size: Examples a step. Prediction takes texts of 128 times as many tokens at a time.
         max_length: Longest text in tokens; `None`: what the backbone allows.
         dtype: Of the frozen backbone; `auto`: bfloat16 where it is fast.
         seed: Of everything random.
@@ -181,9 +183,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         encoded, _ = encode(self.tokenizer_, columns, room)
         order = sorted(range(len(window)), key=lambda i: -len(encoded["input_ids"][i]))
         logits = np.empty((len(window), len(self.classes_)), dtype=np.float32)
-        size = 2 * self.batch_size
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+        while order:
+            # As many texts as make the batch's tokens: few long ones or many short ones.
+            size = max(1, TOKENS_A_TEXT * self.batch_size // len(encoded["input_ids"][order[0]]))
+            chosen, order = order[:size], order[size:]
             rows = {key: [values[i] for i in chosen] for key, values in encoded.items()}
             batch = self.tokenizer_.pad(rows, return_tensors="pt")
             output = self.prompt_model_(**batch.to(self.prompt_model_.device))
@@ -298,7 +301,7 @@ def load(
         model: The backbone, where it is not to be had under the name the adapter remembers.
         dtype: Of the backbone; ``"auto"``: bfloat16 where it is fast, else float32.
         device: ``None``: a GPU if there is one.
-        batch_size: Half the number of texts classified at a time.
+        batch_size: So many times 128 tokens are classified at a time.
         subfolder, revision, token, cache_dir, local_files_only: For the Hub.
 
     Raises:

@@ -1,0 +1,500 @@
+"""How fast is it? Rival and ptune in turn, on the same texts, in one process tree.
+
+    python benchmarks/speed.py --data-dir glue --output-dir runs/speed
+
+times training, inference, memory and start-up and prints ratios with their spread; `speed.json` and
+`speed.png` are left in the folder. Parts and backbones can be chosen (`--parts`, `--backbones`).
+Seconds depend on the machine; ratios are taken within a round, so that whatever else the machine
+does meets both sides.
+
+Rivals: the guide "P-tuning for sequence classification" on PEFT as it is written (float32, dropout,
+batches padded as they come), the same under bfloat16 autocast, and PEFT's LoRA. The floor is the
+time of the matrix products alone: those of every frozen layer, forwards and for the gradient of
+what goes in, in ptune's number format and for the tokens that ptune's batches have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ptune import PromptEncoderConfig, PromptModel, data
+from ptune.backbone import fast_dtype, load_backbone, load_tokenizer
+
+ROWS, BATCH = 20, 32  # virtual tokens; texts a step
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Batch = dict[str, torch.Tensor]
+Step = Callable[[Batch], None]
+
+
+# Backbones: MiniLM is real, the others have random weights; speed does not depend on them.
+
+
+def configuration(name: str) -> Any:
+    """The configuration of a backbone that is made from random weights."""
+    import transformers as tf
+
+    if name == "roberta-base":
+        return tf.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+    if name == "roberta-large":
+        return tf.RobertaConfig(
+            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, hidden_size=1024,
+            num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+        )  # fmt: skip
+    if name == "gpt2":
+        return tf.GPT2Config(pad_token_id=0)
+    return tf.LlamaConfig(  # of about 0.5 B parameters
+        vocab_size=32000, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
+        intermediate_size=4096, pad_token_id=0,
+    )  # fmt: skip
+
+
+BACKBONES = ("minilm", "roberta-base", "roberta-large", "gpt2", "llama-0.5b")
+
+
+def backbone(name: str, dtype: torch.dtype) -> Any:
+    """A fresh classifier, in the attention kernel that ptune takes for its number format."""
+    if name == "minilm":
+        return load_backbone(name, dtype=dtype)
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    options = {"attn_implementation": "eager"} if dtype != torch.float32 and DEVICE == "cpu" else {}
+    return AutoModelForSequenceClassification.from_config(
+        configuration(name), **options
+    ).to(dtype)  # fmt: skip
+
+
+def batches(examples: Any, name: str, *, by_length: bool) -> list[Batch]:
+    """Training batches of the examples; by length, as ptune's defaults make them, or as they come.
+
+    Other backbones get MiniLM's token ids: only how many there are matters.
+    """
+    tokenizer = load_tokenizer("minilm")
+    columns = [list(examples[c]) for c in (data.TEXT, data.PAIR) if c in examples.column_names]
+    encoded = dict(tokenizer(*columns))
+    if name != "minilm":
+        del encoded["token_type_ids"]
+    order = list(range(len(examples)))
+    if by_length:
+        order.sort(key=lambda i: len(encoded["input_ids"][i]))
+    made = []
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        batch = tokenizer.pad(
+            {k: [v[i] for i in chosen] for k, v in encoded.items()}, return_tensors="pt"
+        )
+        made.append({k: v.to(DEVICE) for k, v in batch.items()})
+        made[-1]["labels"] = torch.tensor([examples[data.LABEL][i] for i in chosen]).to(DEVICE)
+    return made
+
+
+# Contenders in training.
+
+
+def _step(model: Any, groups: Any, precision: Any = contextlib.nullcontext) -> Step:
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    model.to(DEVICE).train()
+
+    def step(batch: Batch) -> None:
+        with precision():
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _peft(name: str, kind: str) -> Any:
+    import peft
+
+    config = (
+        peft.LoraConfig(task_type="SEQ_CLS", r=8)
+        if kind == "lora"
+        else peft.PromptEncoderConfig(
+            task_type="SEQ_CLS", num_virtual_tokens=ROWS, encoder_hidden_size=128
+        )
+    )
+    return peft.get_peft_model(backbone(name, torch.float32), config)
+
+
+def rival(name: str, kind: str = "p-tuning", *, autocast: bool = False) -> Step:
+    """PEFT, as its guides train."""
+    model = _peft(name, kind)
+    groups = [p for p in model.parameters() if p.requires_grad]
+    if autocast:
+        return _step(model, groups, lambda: torch.autocast(DEVICE, torch.bfloat16))
+    return _step(model, groups)
+
+
+def ours(name: str, depth: str, *, share: bool = True) -> Step:
+    """What `ptune train` does by default."""
+    config = PromptEncoderConfig(
+        depth=depth,  # type: ignore[arg-type]
+        num_virtual_tokens=ROWS,
+        encoder_reparameterization_type="NONE",
+        placement="after_first" if name == "minilm" or name.startswith("roberta") else "prefix",
+        prompt_init="vocab",
+        pooling="mean" if name == "minilm" else "family",
+    )
+    model = PromptModel(backbone(name, fast_dtype(DEVICE)).to(DEVICE), config)
+    if not share:
+        model._forms.pop("shared", None)
+    return _step(model, model.parameter_groups(1e-3))
+
+
+def floor(name: str, depth: str) -> Step:
+    """The matrix products of the frozen layers, and nothing else."""
+    from transformers.pytorch_utils import Conv1D
+
+    dtype = fast_dtype(DEVICE)
+    model = backbone(name, dtype).base_model.to(DEVICE)
+    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1)
+    weights = [
+        m.weight.detach() if isinstance(m, nn.Linear) else m.weight.detach().T.contiguous()
+        for m in layers.modules()
+        if isinstance(m, nn.Linear | Conv1D)
+    ]
+    extra = ROWS if depth == "input" else 0
+
+    def step(batch: Batch) -> None:
+        rows, columns = batch["input_ids"].shape
+        tokens = rows * (columns + extra)
+        inputs = {
+            w.shape[1]: torch.ones(tokens, w.shape[1], dtype=dtype, device=DEVICE) for w in weights
+        }
+        grads = {
+            w.shape[0]: torch.ones(tokens, w.shape[0], dtype=dtype, device=DEVICE) for w in weights
+        }
+        for w in weights:
+            nn.functional.linear(inputs[w.shape[1]], w)
+        for w in weights:
+            grads[w.shape[0]] @ w
+
+    return step
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of `work`."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each round, in turn: A B C A B C."""
+    for work in contenders.values():
+        work()  # what is done once is not counted
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, work in contenders.items():
+            seconds[name].append(timed(work))
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, float]:
+    """How many times as long `slow` took: the median over the rounds, the least and the most."""
+    each = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+    return {"median": statistics.median(each), "least": min(each), "most": max(each)}
+
+
+def training(name: str, examples: Any, rounds: int) -> dict[str, Any]:
+    """Training steps on one backbone."""
+    as_they_come = batches(examples, name, by_length=False)
+    grouped = batches(examples, name, by_length=True)
+    causal = name.startswith(("gpt", "llama"))
+    made: dict[str, tuple[Step, list[Batch]]] = {
+        "guide on PEFT": (rival(name), as_they_come),
+        "guide, autocast": (rival(name, autocast=True), as_they_come),
+        "PEFT LoRA": (rival(name, "lora"), as_they_come),
+        "ptune input": (ours(name, "input"), grouped),
+        "ptune deep": (ours(name, "deep"), grouped),
+        "floor of input": (floor(name, "deep" if causal else "input"), grouped),
+        "floor of deep": (floor(name, "deep"), grouped),
+    }
+    if causal:
+        made["ptune input, not shared"] = (ours(name, "input", share=False), grouped)
+    work = {
+        label: (lambda step=step, which=which: [step(b) for b in which])
+        for label, (step, which) in made.items()
+    }
+    seconds = in_turn(work, rounds)
+    pairs = {
+        "guide on PEFT : ptune input": ("guide on PEFT", "ptune input"),
+        "guide, autocast : ptune input": ("guide, autocast", "ptune input"),
+        "guide on PEFT : ptune deep": ("guide on PEFT", "ptune deep"),
+        "PEFT LoRA : ptune deep": ("PEFT LoRA", "ptune deep"),
+        "ptune input : ptune deep": ("ptune input", "ptune deep"),
+        "floor : ptune input": ("floor of input", "ptune input"),
+        "floor : ptune deep": ("floor of deep", "ptune deep"),
+    }
+    if causal:
+        pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
+    steps = len(as_they_come)
+    return {
+        "seconds_a_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
+        "ratios": {label: ratio(seconds, *pair) for label, pair in pairs.items()},
+    }
+
+
+# Inference, with MiniLM.
+
+
+@contextlib.contextmanager
+def adapters() -> Iterator[tuple[Path, Path, Path]]:
+    """Untrained adapters on MiniLM: PEFT's, ptune's input prompt, ptune's deep prompt."""
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, shallow, deep = (Path(folder) / n for n in ("peft", "input", "deep"))
+        _peft("minilm", "p-tuning").save_pretrained(theirs)
+        for depth, where in (("input", shallow), ("deep", deep)):
+            model = PromptModel(
+                load_backbone("minilm"),
+                PromptEncoderConfig(
+                    depth=depth, encoder_reparameterization_type="NONE", pooling="mean"
+                ),
+            )
+            model.save_pretrained(where)
+        yield theirs, shallow, deep
+
+
+def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
+    """Throughput on many texts and latency of one, tokenisation included."""
+    import peft
+
+    import ptune
+
+    with adapters() as (theirs, shallow, deep):
+        tokenizer = load_tokenizer("minilm")
+        rival = peft.PeftModel.from_pretrained(
+            load_backbone("minilm", dtype="float32").to(DEVICE), theirs
+        ).eval()
+        classifiers = {d: ptune.load(p) for d, p in (("input", shallow), ("deep", deep))}
+
+        @torch.no_grad()
+        def guide(some: list[tuple[str, str]]) -> None:
+            for start in range(0, len(some), BATCH):
+                first, second = map(list, zip(*some[start : start + BATCH], strict=True))
+                batch = tokenizer(
+                    first, second, truncation=True, padding="longest", return_tensors="pt"
+                )
+                rival(**batch.to(DEVICE)).logits.softmax(dim=1).tolist()
+
+        many = in_turn(
+            {
+                "guide on PEFT": lambda: guide(texts),
+                "ptune input": lambda: list(classifiers["input"].logits(texts)),
+                "ptune deep": lambda: list(classifiers["deep"].logits(texts)),
+            },
+            rounds,
+        )
+        one = in_turn(
+            {
+                "guide on PEFT": lambda: guide(texts[:1]),
+                "ptune input": lambda: classifiers["input"](texts[0]),
+                "ptune deep": lambda: classifiers["deep"](texts[0]),
+            },
+            20 * rounds,
+        )
+        sizes = {
+            label: (folder / "adapter_model.safetensors").stat().st_size
+            for label, folder in (("PEFT", theirs), ("input", shallow), ("deep", deep))
+        }
+        loading = timed(lambda: ptune.load(deep))
+    return {
+        "texts_a_second": {k: len(texts) / statistics.median(v) for k, v in many.items()},
+        "latency_ms": {
+            k: {
+                "p50": 1000 * statistics.median(v),
+                "p95": 1000 * statistics.quantiles(v, n=20)[-1],
+            }
+            for k, v in one.items()
+        },
+        "ratios": {
+            f"{what}, guide on PEFT : ptune {depth}": ratio(s, "guide on PEFT", f"ptune {depth}")
+            for what, s in (("throughput", many), ("latency", one))
+            for depth in ("input", "deep")
+        },
+        "adapter_bytes": sizes,
+        "seconds_to_load": loading,
+    }
+
+
+# Memory, growth and start-up: in processes of their own.
+
+
+def _apart(what: str, **options: Any) -> Any:
+    command = [sys.executable, __file__, "--apart", json.dumps({"what": what, **options})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{what} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
+    """Do one thing and print what it took, as JSON."""
+    corpus = data.load_glue("mrpc", data_dir)
+    assert corpus.train is not None
+    if what == "growth":
+        import ptune
+
+        rows = [(r[data.TEXT], r[data.PAIR]) for r in corpus.train.select(range(1000))]
+        with adapters() as (_, _, deep):
+            classifier = ptune.load(deep)
+            list(classifier.logits(rows[:64]))
+            seconds = timed(
+                lambda: [None for _ in classifier.logits(rows[i % 1000] for i in range(texts))]
+            )
+    else:
+        step = {
+            "guide on PEFT": lambda: rival(name),
+            "ptune input": lambda: ours(name, "input"),
+            "ptune deep": lambda: ours(name, "deep"),
+        }[what]()
+        grouped = batches(
+            corpus.train.select(range(4 * BATCH)), name, by_length=what.startswith("ptune")
+        )
+        seconds = timed(lambda: [step(b) for b in grouped])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if DEVICE == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+
+
+def memory(name: str, data_dir: str | None) -> dict[str, Any]:
+    """Peak memory of a process that trains for four steps."""
+    kinds = ("guide on PEFT", "ptune input", "ptune deep")
+    peaks = {kind: _apart(kind, name=name, data_dir=data_dir, texts=0)["peak_mb"] for kind in kinds}
+    return {
+        "peak_mb": peaks,
+        "ratios": {
+            f"memory, {kind} : guide on PEFT": {"median": peaks[kind] / peaks["guide on PEFT"]}
+            for kind in kinds[1:]
+        },
+    }
+
+
+def growth(counts: list[int], data_dir: str | None) -> dict[str, Any]:
+    """Time and peak memory of classifying more and more texts."""
+    return {str(n): _apart("growth", name="minilm", data_dir=data_dir, texts=n) for n in counts}
+
+
+def startup(rounds: int) -> dict[str, float]:
+    """Seconds that importing and `ptune --help` take, median."""
+
+    def seconds(*command: str) -> float:
+        run = [timed(lambda: subprocess.run(command, capture_output=True)) for _ in range(rounds)]
+        return statistics.median(run)
+
+    nothing = seconds(sys.executable, "-c", "pass")
+    return {
+        "import ptune": seconds(sys.executable, "-c", "import ptune") - nothing,
+        "ptune --help": seconds(str(Path(sys.executable).with_name("ptune")), "--help"),
+    }
+
+
+# What is shown.
+
+
+def rows_of(results: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
+    """Every ratio: part, what, numbers."""
+    found = []
+    for part, content in results["parts"].items():
+        found += [(part, what, numbers) for what, numbers in content.get("ratios", {}).items()]
+    return found
+
+
+def show(results: dict[str, Any], folder: Path) -> None:
+    """Print the ratios and draw them."""
+    rows = rows_of(results)
+    print("| part | ratio | median | least … most |\n| --- | --- | --- | --- |")
+    for part, what, n in rows:
+        spread = f"{n['least']:.2f} … {n['most']:.2f}" if "least" in n else ""
+        print(f"| {part} | {what} | {n['median']:.2f} | {spread} |")
+    for part in ("start-up", "growth"):
+        if content := results["parts"].get(part):
+            print(f"\n{part}: {json.dumps(content)}")
+    if not rows:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.8 + 0.34 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    bars = ax.barh(
+        [f"{part}: {what}" for part, what, _ in rows],
+        [n["median"] for _, _, n in rows],
+        color="#0072B2",
+    )
+    ax.bar_label(bars, fmt=" %.2f")
+    ax.axvline(1, color="#666666", lw=1, ls=":")
+    ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlabel("ratio, median over the rounds")
+    figure.savefig(folder / "speed.png", dpi=120)
+
+
+def main() -> None:
+    """Run what was asked for and show it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-dir", help="GLUE's folder, for MRPC; without it, from the Hub")
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES[:2]))
+    parts = ("training", "inference", "memory", "start-up", "growth")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts[:-1]))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/speed"))
+    parser.add_argument("--apart", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.apart:
+        run_apart(**json.loads(args.apart))
+        return
+    corpus = data.load_glue("mrpc", args.data_dir)
+    assert corpus.train is not None
+    examples = corpus.train.select(range(4 * BATCH))
+    found: dict[str, Any] = {}
+    for name in args.backbones:
+        if "training" in args.parts:
+            found[f"training, {name}"] = training(name, examples, args.rounds)
+        if "memory" in args.parts:
+            found[f"memory, {name}"] = memory(name, args.data_dir)
+    if "inference" in args.parts:
+        texts = [(r[data.TEXT], r[data.PAIR]) for r in corpus.train.select(range(512))]
+        found["inference, minilm"] = inference(texts, args.rounds)
+    if "start-up" in args.parts:
+        found["start-up"] = startup(args.rounds)
+    if "growth" in args.parts:
+        found["growth"] = growth(args.texts, args.data_dir)
+    results = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE}, {fast_dtype(DEVICE)}",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "rounds": args.rounds,
+        "parts": found,
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "speed.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    show(results, args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
