@@ -168,7 +168,17 @@ def test_an_input_prompt_and_a_deep_one_share_a_backbone(kind, tokenizer, texts)
 
 # An input prompt before a causal backbone's texts is read once for the whole batch.
 
-CAUSAL = ["GPT-2", "GPT-NeoX", "OPT", "OPT (projected)", "Llama", "Gemma", "Phi", "Qwen 2", "Qwen 3"]
+CAUSAL = [
+    "GPT-2",
+    "GPT-NeoX",
+    "OPT",
+    "OPT (projected)",
+    "Llama",
+    "Gemma",
+    "Phi",
+    "Qwen 2",
+    "Qwen 3",
+]
 
 
 @pytest.mark.parametrize("name", CAUSAL)

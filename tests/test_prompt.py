@@ -73,6 +73,8 @@ def test_no_encoder_means_plain_rows():
         ("encoder_hidden_size", 0),
         ("encoder_dropout", 1.0),
         ("placement", "suffix"),
+        ("depth", "shallow"),
+        ("prompt_init_scale", 0.0),
         ("encoder_reparameterization_type", "GRU"),
         ("task_type", "CAUSAL_LM"),
     ],

@@ -65,7 +65,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
         pooling: What the head reads: `family`, `mean` (over the text) or `auto`.
-        prompt_init: `vocab` or `random`.
+        prompt_init: `vocab` or `random`; `None`: what suits the kind of prompt.
+        prompt_init_scale: By what the initial vectors are multiplied; likewise.
         learning_rate: Of the head; `None`: what suits the kind of prompt.
         prompt_learning_rate: Of the prompt; likewise.
         epochs: Passes over the data; `None`: 8, and at least 200 steps.
@@ -92,7 +93,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         encoder_hidden_size: int = 128,
         placement: str = "after_first",
         pooling: str = "auto",
-        prompt_init: str = "vocab",
+        prompt_init: str | None = None,
+        prompt_init_scale: float | None = None,
         learning_rate: float | None = None,
         prompt_learning_rate: float | None = None,
         epochs: float | None = None,
@@ -109,6 +111,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.placement = placement
         self.pooling = pooling
         self.prompt_init = prompt_init
+        self.prompt_init_scale = prompt_init_scale
         self.learning_rate = learning_rate
         self.prompt_learning_rate = prompt_learning_rate
         self.epochs = epochs
@@ -348,6 +351,7 @@ def load(
         placement=found.config.placement,
         pooling=found.config.pooling,
         prompt_init=found.config.prompt_init,
+        prompt_init_scale=found.config.prompt_init_scale,
         max_length=prompt_model.max_length,
         batch_size=batch_size,
         dtype=dtype,

@@ -188,9 +188,13 @@ def train(
         _flag("What the head reads; auto: the mean for a sentence encoder.", PROMPT),
     ] = "auto",
     prompt_init: Annotated[
-        Literal["vocab", "random"],
-        _flag("Start the rows as words of the vocabulary, or at random.", PROMPT),
-    ] = "vocab",
+        Literal["vocab", "random"] | None,
+        _flag("Start as words of the vocabulary, or at random; what suits the prompt.", PROMPT),
+    ] = None,
+    prompt_init_scale: Annotated[
+        float | None,
+        _flag("Multiply the start by this; what suits the prompt.", PROMPT, metavar="X"),
+    ] = None,
     backbone_dropout: Annotated[
         bool, _flag("Train with its dropout, as PEFT does.", PROMPT, "--backbone-dropout")
     ] = False,

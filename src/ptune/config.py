@@ -57,7 +57,9 @@ class PromptEncoderConfig:
         shift_positions: Deep prompts of keys and values: count the text's positions from k, as
             the reference's prefix tuning does, and not as the backbone was pretrained.
         prompt_init: ``"random"``: the encoder's own initial values, as in the reference.
-            ``"vocab"``: the rows start as rows drawn from the backbone's vocabulary.
+            ``"vocab"``: the prompt starts as words drawn from the backbone's vocabulary; a deep
+            one as their keys and values, or as their hidden states.
+        prompt_init_scale: By what the initial vectors are multiplied.
 
     Raises:
         PtuneError: A value is out of its range; the message names it.
@@ -90,6 +92,7 @@ class PromptEncoderConfig:
     backbone_dropout: bool = False
     pooling: Pooling = "family"
     prompt_init: Literal["random", "vocab"] = "random"
+    prompt_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
         # The reference's enumerations are strings too; plain strings go into the file.
@@ -110,6 +113,10 @@ class PromptEncoderConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PtuneError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if not self.prompt_init_scale > 0:
+            raise PtuneError(
+                f"prompt_init_scale is {self.prompt_init_scale!r}; it must be a number above 0."
+            )
         if not 0.0 <= self.encoder_dropout < 1.0:
             raise PtuneError(
                 f"encoder_dropout is {self.encoder_dropout!r}; it must be at least 0 and below 1."
@@ -221,4 +228,12 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "prompt_init": ("random", "vocab"),
 }
 # Fields the reference does not have, with defaults that are what it does.
-OWN_FIELDS = ("depth", "placement", "shift_positions", "backbone_dropout", "pooling", "prompt_init")
+OWN_FIELDS = (
+    "depth",
+    "placement",
+    "shift_positions",
+    "backbone_dropout",
+    "pooling",
+    "prompt_init",
+    "prompt_init_scale",
+)

@@ -213,6 +213,7 @@ class PromptModel(PreTrainedModel):
                 drawn = torch.randint(len(table), (config.num_virtual_tokens,)).to(table.device)
                 wide = encoder.embedding.embedding_dim == form.width
                 encoder.start_from(form.words(drawn) if wide else table[drawn].detach())
+            encoder.start_from(encoder.embedding.weight.detach() * config.prompt_init_scale)
         else:
             encoder = self._fixed(rows, config)
         self.prompt_encoders[name] = encoder.to(table.device)

@@ -52,9 +52,22 @@ CHECKPOINTS = "checkpoints"
 # about as often as it would be in EPOCHS epochs.
 MIN_STEPS = 200
 EPOCHS = 8
-# Learning rates of head and prompt, by kind of prompt. A prompt wants a far larger one; measured
-# on MRPC and the demo's mail (docs/which.md).
-RATES = {"input": (5e-3, 5e-3), "deep": (5e-3, 6e-2)}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What suits a kind of prompt; measured on MRPC and the demo's mail (docs/which.md)."""
+
+    learning_rate: float
+    prompt_learning_rate: float
+    prompt_init: str
+    prompt_init_scale: float
+
+
+DEFAULTS = {
+    "input": Defaults(5e-3, 5e-3, "vocab", 1.0),
+    "deep": Defaults(5e-3, 6e-2, "random", 0.5),
+}
 
 
 @dataclass
@@ -78,7 +91,8 @@ class TrainSettings:
         placement: `after_first`, or `prefix` as in the reference.
         pooling: What the head reads: `family`, `mean`, or `auto`: the mean over the text for a
             sentence encoder, else what its family reads.
-        prompt_init: `vocab` or `random`.
+        prompt_init: `vocab` or `random`; `None`: what suits the kind of prompt.
+        prompt_init_scale: By what the initial vectors are multiplied; likewise.
         backbone_dropout: Train with the frozen backbone's dropout.
         learning_rate: Of the head; `None`: what suits the kind of prompt.
         prompt_learning_rate: Of the prompt; likewise.
@@ -108,7 +122,8 @@ class TrainSettings:
     encoder_hidden_size: int = 128
     placement: str = "after_first"
     pooling: str = "auto"
-    prompt_init: str = "vocab"
+    prompt_init: str | None = None
+    prompt_init_scale: float | None = None
     backbone_dropout: bool = False
     learning_rate: float | None = None
     prompt_learning_rate: float | None = None
@@ -127,7 +142,7 @@ class TrainSettings:
             if value is not None and (not isinstance(value, int) or value < least):
                 wanted = f"a whole number of at least {least}"
                 raise PtuneError(f"{name} is {value!r}; it must be {wanted}.")
-        if self.prompt not in RATES:
+        if self.prompt not in DEFAULTS:
             raise PtuneError(f"prompt is {self.prompt!r}; it must be 'input' or 'deep'.")
         for name in ("learning_rate", "prompt_learning_rate", "epochs"):
             value = getattr(self, name)
@@ -139,15 +154,18 @@ class TrainSettings:
     @property
     def rates(self) -> tuple[float, float]:
         """Learning rates of head and prompt."""
-        head, prompt = RATES[self.prompt]
-        given = self.learning_rate, self.prompt_learning_rate
+        suits, head, prompt = DEFAULTS[self.prompt], self.learning_rate, self.prompt_learning_rate
         return (
-            head if given[0] is None else given[0],
-            prompt if given[1] is None else given[1],
+            suits.learning_rate if head is None else head,
+            suits.prompt_learning_rate if prompt is None else prompt,
         )
 
     def prompt_config(self) -> PromptEncoderConfig:
         """The prompt that these settings describe."""
+        start = DEFAULTS[self.prompt]
+        scale = self.prompt_init_scale
+        if scale is None:  # a start that was asked for is taken as it is
+            scale = start.prompt_init_scale if self.prompt_init is None else 1.0
         return PromptEncoderConfig(
             depth=self.prompt,  # type: ignore[arg-type]
             num_virtual_tokens=self.num_virtual_tokens,
@@ -155,7 +173,8 @@ class TrainSettings:
             encoder_hidden_size=self.encoder_hidden_size,
             placement=self.placement,  # type: ignore[arg-type]
             pooling=self._pooling(),
-            prompt_init=self.prompt_init,  # type: ignore[arg-type]
+            prompt_init=self.prompt_init or start.prompt_init,  # type: ignore[arg-type]
+            prompt_init_scale=scale,
             backbone_dropout=self.backbone_dropout,
             revision=self.revision,
         )
