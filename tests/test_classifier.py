@@ -79,6 +79,21 @@ def test_answers_come_in_the_order_of_the_texts_whatever_their_length(classifier
     np.testing.assert_allclose(together[::17], alone, atol=1e-5)
 
 
+def test_batches_hold_many_short_texts_or_few_long_ones(classifier, texts):
+    long = " ".join(texts)  # cut to what the backbone allows
+    shapes = []
+    hook = classifier.prompt_model_.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    list(classifier.logits(["short"] * 2000 + [long] * 100))
+    hook.remove()
+    budget = 128 * classifier.batch_size
+    assert sum(rows for rows, _ in shapes) == 2100
+    assert all(rows * width <= budget for rows, width in shapes)
+    assert shapes[0] == (budget // 60, 60)
+    assert max(rows for rows, _ in shapes) > 5 * shapes[0][0]
+
+
 def test_a_pair_is_a_tuple_and_two_texts_are_a_list(classifier, texts):
     assert isinstance(classifier((texts[0], texts[1])), ptune.Prediction)
     assert len(classifier([texts[0], texts[1]])) == 2

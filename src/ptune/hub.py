@@ -361,10 +361,16 @@ def _what_it_does(
         on = f"the frozen [{backbone.name}](https://huggingface.co/{backbone.name})"
     learned = f"Trained on {scores['task']}. " if scores.get("task") else ""
     size = found.rows.numel() + sum(t.numel() for t in found.head.values())
+    deep = found.config.depth == "deep"
+    method = (
+        "[P-tuning v2](https://arxiv.org/abs/2110.07602)"
+        if deep
+        else "[p-tuning](https://arxiv.org/abs/2103.10385)"
+    )
     return (
         f"This classifier {does}. {learned}It is a prompt of {len(found.rows)} learned virtual "
-        f"tokens and a head, together {size:,} parameters, for {on}: "
-        "[p-tuning](https://arxiv.org/abs/2103.10385), with ptune."
+        f"tokens{' in every layer' if deep else ''} and a head, together {size:,} parameters, for "
+        f"{on}: {method}, with ptune."
     )
 
 
