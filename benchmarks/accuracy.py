@@ -5,8 +5,8 @@
 runs every method with every seed, each run in a process of its own, and prints a table. It leaves
 `accuracy.json` and `accuracy.png` in the folder. Runs that the file already holds are not done
 again, so that an interrupted benchmark goes on. Scores are those of the last epoch, so no epoch is
-chosen by looking at the evaluation set. ptune has its defaults, and those *were* chosen on MRPC's dev
-set (docs/which.md): on other data the comparison is fairer. Rivals have common settings.
+chosen by looking at the evaluation set. ptune has its defaults, and those *were* chosen on MRPC's
+dev set (docs/which.md): on other data the comparison is fairer. Rivals have common settings.
 """
 
 from __future__ import annotations
