@@ -135,9 +135,10 @@ class TrainSettings:
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        whole = {"batch_size": 1, "seed": 0, "max_length": 1, "num_virtual_tokens": 1}
-        whole["examples_per_label"] = 1
-        for name, least in whole.items():
+        least_of = {"seed": 0} | dict.fromkeys(
+            ("batch_size", "max_length", "num_virtual_tokens", "examples_per_label"), 1
+        )
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 wanted = f"a whole number of at least {least}"
