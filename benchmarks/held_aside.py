@@ -9,7 +9,7 @@
 | --- | --- |
 | `topic` | which of five sections a BBC headline stood in |
 | `tweet` | whether a tweet is positive or negative (those that all its annotators agreed on) |
-| `headline` | a pair: does this paragraph stand below this headline, or below another of the section |
+| `headline` | a pair: does this paragraph stand below this headline, or another of its section |
 """
 
 from __future__ import annotations

@@ -109,6 +109,8 @@ class PromptModel(PreTrainedModel):
     # The losses of Transformers' classifiers are means over the batch they see.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
+    # Read an input prompt once for a whole batch, where the backbone cannot tell (`SharedRows`).
+    share_prompt = True
 
     def __init__(
         self,
@@ -628,7 +630,8 @@ class PromptModel(PreTrainedModel):
         """The form of this forward pass: read once for the whole batch where nobody can tell."""
         config = self.backbone.config
         plain = (
-            "shared" not in self._forms
+            not self.share_prompt
+            or "shared" not in self._forms
             or self.prompt_config.depth != "input"
             or self.prompt_config.placement != "prefix"
             or position_ids is not None
