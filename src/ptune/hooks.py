@@ -155,7 +155,8 @@ class HeadPerRow:
     """
 
     def __init__(self, backbone: PreTrainedModel, names: Iterable[str]) -> None:
-        self.heads: list[dict[str, Tensor]] = []  # of each row, while the backbone runs
+        # Of each row, or one for all, while the backbone runs.
+        self.heads: list[dict[str, Tensor]] = []
         self._names: dict[nn.Module, dict[str, str]] = {}  # of each layer's parameters
         for name in names:
             path, _, parameter = name.rpartition(".")
@@ -176,11 +177,11 @@ class HeadPerRow:
         if not self.heads:
             return None
         inputs, names = args[0], self._names[layer]
-        flat = inputs.reshape(len(self.heads), -1, inputs.shape[-1])  # [batch, positions, in]
+        flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])  # [batch, positions, in]
         weights = [head[names["weight"]] for head in self.heads]
         width = max(weight.shape[0] for weight in weights)
         result = flat.new_zeros(*flat.shape[:2], width)  # [batch, positions, out]
-        # So many rows at a time that their weights side by side take some megabytes at most.
+        # So many heads at a time that their weights side by side take some megabytes at most.
         size = max(1, _NUMBERS_AT_A_TIME // max(weight.numel() for weight in weights))
         for start in range(0, len(weights), size):
             some = slice(start, start + size)
@@ -188,8 +189,9 @@ class HeadPerRow:
                 parameter: side_by_side([head[name] for head in self.heads[some]])
                 for parameter, name in names.items()
             }
-            part = _layer_per_row(layer, flat[some], **own)
-            result[some, :, : part.shape[2]] = part
+            rows = some if len(weights) > 1 else slice(None)
+            part = _layer_per_row(layer, flat[rows], **own)
+            result[rows, :, : part.shape[2]] = part
         return result.reshape(*inputs.shape[:-1], width)
 
 
@@ -199,7 +201,7 @@ _NUMBERS_AT_A_TIME = 2**23
 def _layer_per_row(
     layer: nn.Module, rows: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """What a layer makes of ``[rows, positions, in]`` with parameters ``[rows, …]``."""
+    """What a layer makes of ``[rows, positions, in]`` with parameters ``[rows or 1, …]``."""
     if isinstance(layer, nn.LayerNorm):
         normal = F.layer_norm(rows, layer.normalized_shape, eps=layer.eps)
         result = normal * weight[:, None]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import layout
-from ptune.backbone import check_family, max_positions, names_of_head, weight_of
+from ptune.backbone import check_family, max_positions, names_of_head, smallest, weight_of
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.forms import (
@@ -125,7 +125,7 @@ class PromptModel(PreTrainedModel):
         check_family(backbone)
         self.max_positions = max_positions(backbone)
         # Before the backbone is touched: a prompt that does not fit leaves it as it is.
-        config = self._fitted(config, backbone)
+        config = self.fitted(config, backbone)
         self.backbone = backbone
         head_names = frozenset(names_of_head(backbone))
         named = dict(backbone.named_parameters())
@@ -179,10 +179,12 @@ class PromptModel(PreTrainedModel):
         """The frozen token-embedding table, ``[V, token_dim]``."""
         return weight_of(self.backbone.get_input_embeddings())
 
-    def _fitted(
-        self, config: PromptEncoderConfig, backbone: PreTrainedModel
-    ) -> PromptEncoderConfig:
-        """The configuration with the backbone's sizes filled in, if the prompt fits it."""
+    def fitted(self, config: PromptEncoderConfig, backbone: PreTrainedModel) -> PromptEncoderConfig:
+        """The configuration with the backbone's sizes filled in.
+
+        Raises:
+            PtuneError: The prompt does not fit the backbone.
+        """
         text_config = backbone.config.get_text_config()
         config = config.for_backbone(
             token_dim=weight_of(backbone.get_input_embeddings()).shape[1],
@@ -208,8 +210,8 @@ class PromptModel(PreTrainedModel):
         head: dict[str, Tensor] | None = None,
     ) -> None:
         """Add an adapter; what is not given is new, or as the backbone came with it."""
-        config = self._fitted(config, self.backbone)
-        form, table = self._form_of(config), self._table()
+        config = self.fitted(config, self.backbone)
+        form, table = self.form_of(config), self._table()
         if rows is None:
             encoder = build_prompt_encoder(config, form.width)
             if config.prompt_init == "vocab":
@@ -224,7 +226,11 @@ class PromptModel(PreTrainedModel):
         labels = labels or self._as_it_came.labels
         self.adapters[name] = AdapterState(config, labels=labels, head=head)
 
-    def _form_of(self, config: PromptEncoderConfig) -> Form:
+    def has_form(self, config: PromptEncoderConfig) -> bool:
+        """Whether prompts of this kind have been met."""
+        return config.depth in self._forms
+
+    def form_of(self, config: PromptEncoderConfig) -> Form:
         """What a prompt is inside this backbone; hung on it when first needed."""
         if config.depth not in self._forms:
             self._forms[config.depth] = self._new_form(config.depth)
@@ -408,10 +414,7 @@ class PromptModel(PreTrainedModel):
 
         What the prompt needs is taken off the text. ``None``: no bound.
         """
-        # A tokenizer that knows no bound says 1e30.
-        bounds = [self.max_text_length, self.max_length, tokenizer.model_max_length]
-        known = [bound for bound in bounds if bound is not None and bound < 10**9]
-        return min(known) if known else None
+        return smallest(self.max_text_length, self.max_length, tokenizer.model_max_length)
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names, as in the backbone, and parameters of the head."""
@@ -473,7 +476,19 @@ class PromptModel(PreTrainedModel):
         self.prompt_encoders[self.active_adapter] = encoder.to(self._table().device)
 
     def _fixed(self, rows: Tensor, config: PromptEncoderConfig) -> PromptEncoder:
-        form = self._form_of(config)
+        form = self.form_of(config)
+        self.check_rows(rows, config)
+        encoder = PromptEncoder(config, form.width)
+        encoder.start_from(rows)
+        return encoder
+
+    def check_rows(self, rows: Tensor, config: PromptEncoderConfig) -> None:
+        """Refuse a prompt that does not have the shape of its kind in this backbone.
+
+        Raises:
+            PtuneError: It has not.
+        """
+        form = self.form_of(config)
         wanted = (config.num_virtual_tokens, form.width)
         if rows.shape != wanted:
             raise PtuneError(
@@ -481,9 +496,6 @@ class PromptModel(PreTrainedModel):
                 f"takes a prompt of this kind as {list(wanted)}: it belongs to another backbone, "
                 "or was made in another way."
             )
-        encoder = PromptEncoder(config, form.width)
-        encoder.start_from(rows)
-        return encoder
 
     def freeze(self) -> None:
         """Train nothing any more: for inference."""
@@ -604,7 +616,7 @@ class PromptModel(PreTrainedModel):
             """A prompt's number as each row's: one for all, or ``[batch, 1]``."""
             if which is None or len(set(values)) == 1:
                 return values[0]
-            return which.new_tensor(values)[which][:, None]
+            return torch.tensor(values, device=which.device)[which][:, None]
 
         rows, lengths, starts = self._enter(prompts, which)
         total, size = rows.shape[0], self._extra_rows.size
