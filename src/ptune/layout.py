@@ -1,9 +1,10 @@
 """Where virtual tokens stand in a batch.
 
-Rows of a batch arrive padded on either side, with holes perhaps. One stable sort puts every row's
+Rows of a batch arrive padded on either side, with holes perhaps. One permutation puts every row's
 tokens in order, the prompt among them, and the padding behind (or before) them: then the backbone
 counts its own positions, finds its own padding and pools as it always does, and what stands
-around a text cannot change its prediction. Pure tensor functions; nothing here knows a model.
+around a text cannot change its prediction. Pure tensor functions; nothing here knows a model, and
+exporters can trace them for any batch.
 """
 
 from __future__ import annotations
@@ -42,11 +43,20 @@ def prompt_order(
     """
     real = attention_mask != 0  # [batch, seq]
     batch, seq = real.shape
-    # A token's rank in its row counts 1, 3, 5, ...; the prompt is an even number in between.
-    rank = real.long().cumsum(dim=1) * 2 - 1
-    text = torch.where(real, rank, -1 if padding == "left" else 2 * seq + 2)
-    prompt = torch.full((batch, num_virtual_tokens), 2 * before, device=real.device)
-    return torch.cat([prompt, text], dim=1).argsort(dim=1, stable=True)  # [batch, k + seq]
+    k = num_virtual_tokens
+    tokens = real.sum(dim=1, keepdim=True)  # [batch, 1]
+    # Where each column of "virtual tokens, row as it came" goes; no two go to the same place.
+    rank = real.long().cumsum(dim=1) - 1  # [batch, seq], of a token among its row's tokens
+    text = rank + k * (rank >= before)
+    prompt = tokens.clamp_max(before) + torch.arange(k, device=real.device)  # [batch, k]
+    pad = (~real).long().cumsum(dim=1) - 1  # [batch, seq], likewise of padding
+    if padding == "left":
+        text, prompt = text + seq - tokens, prompt + seq - tokens
+    else:
+        pad = pad + k + tokens
+    places = torch.cat([prompt, torch.where(real, text, pad)], dim=1)  # [batch, k + seq]
+    columns = torch.arange(k + seq, device=real.device).expand(batch, -1)
+    return torch.empty_like(places).scatter(1, places, columns)
 
 
 def trim(order: Tensor, width: int, padding: Side = "right") -> Tensor:
@@ -70,7 +80,7 @@ def place(text: Tensor, virtual: Tensor, order: Tensor) -> Tensor:
         >>> place(torch.tensor([[9, 5, 6]]), torch.tensor([100, 101]), order).tolist()
         [[100, 101, 5, 6, 9]]
     """
-    virtual = virtual.to(text.dtype).expand(len(text), -1)  # [batch, k]
+    virtual = virtual.to(text.dtype).expand(text.shape[0], -1)  # [batch, k]
     return torch.cat([virtual, text], dim=1).gather(1, order)
 
 
