@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
+# Which texts of a window, and their `input_ids` and so on, a list a text.
+Batch = tuple[list[int], dict[str, list[list[int]]]]
 
 # So many texts are read ahead and sorted by length.
 WINDOW = 2048
@@ -51,7 +53,113 @@ class Prediction:
     probabilities: dict[str, float]
 
 
-class PromptClassifier(ClassifierMixin, BaseEstimator):
+class TextClassifier:
+    """Texts in, labels and probabilities out, whatever runs the backbone.
+
+    Texts are strings; pairs are tuples or lists of two strings.
+
+    Attributes:
+        classes_: Label values, in the order of the probabilities.
+        problem_type_: As in Transformers' configurations.
+        tokenizer_: The backbone's tokenizer.
+        batch_size: So many times 128 tokens are classified at a time.
+    """
+
+    classes_: np.ndarray
+    problem_type_: str
+    tokenizer_: transformers.PreTrainedTokenizerBase
+    batch_size: int
+
+    def _text_room(self) -> int | None:
+        """The longest text in tokens; longer ones are cut. ``None``: no bound."""
+        raise NotImplementedError
+
+    def _run(self, batches: Iterable[Batch]) -> Iterable[tuple[list[int], np.ndarray]]:
+        """Logits ``[n, num_labels]`` of each batch, in any order of the batches."""
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names, in the order of the probabilities."""
+        return [str(c) for c in self.classes_]
+
+    # Prediction.
+
+    def logits(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
+        """Logits ``[num_labels]`` of each text, in the order in which they came.
+
+        Texts are read ahead by the window, so an endless iterator is welcome and memory stays
+        flat. Within a window, batches are made of texts of like length.
+        """
+        texts: Iterator[Any] = iter([X] if _is_one_text(X) else X)
+        started = 0
+        while window := list(itertools.islice(texts, WINDOW)):
+            yield from self._window(window, started)
+            started += len(window)
+
+    def _window(self, window: list[Text], started: int) -> np.ndarray:
+        columns = list(_columns(window, started).values())
+        encoded, _ = encode(self.tokenizer_, columns, self._text_room())
+        logits = np.empty((len(window), len(self.classes_)), dtype=np.float32)
+        for chosen, found in self._run(self._batches(encoded)):
+            logits[chosen] = found
+        return logits
+
+    def _batches(self, encoded: dict[str, list[list[int]]]) -> Iterator[Batch]:
+        for chosen in batches([len(ids) for ids in encoded["input_ids"]], self.batch_size):
+            yield chosen, {key: [values[i] for i in chosen] for key, values in encoded.items()}
+
+    def stream(self, X: Text | Iterable[Text]) -> Iterator[Prediction]:
+        """A `Prediction` for each text, as they come; for streams of any length."""
+        for logits in self.logits(X):
+            yield prediction_of(logits, self.labels, self.problem_type_)
+
+    def __call__(self, X: Text | Iterable[Text]) -> Prediction | list[Prediction]:
+        """One `Prediction` for one text (or one pair, as a tuple), a list for several."""
+        if _is_one_text(X):
+            return next(self.stream(X))
+        return list(self._with_bar(self.stream(X), X))
+
+    def predict_proba(self, X: Text | Iterable[Text]) -> np.ndarray:
+        """Probabilities, ``[n, num_labels]``, in the order of `classes_`."""
+        if self.problem_type_ == "regression":
+            raise PtuneError("A regression has no probabilities; use predict.")
+        logits = list(self._with_bar(self.logits(X), X))
+        return _probabilities(
+            np.asarray(logits).reshape(-1, len(self.classes_)), self.problem_type_
+        )
+
+    def predict(self, X: Text | Iterable[Text]) -> np.ndarray:
+        """Labels ``[n]``; for several labels a text ``[n, num_labels]`` zeros and ones."""
+        logits = np.asarray(list(self._with_bar(self.logits(X), X)))
+        logits = logits.reshape(-1, len(self.classes_))
+        decided = metrics.decide(logits, self.problem_type_)
+        single = self.problem_type_ == "single_label_classification"
+        return self.classes_[decided] if single else decided
+
+    def score(self, X: Iterable[Text], y: Sequence[Any], sample_weight: Any = None) -> float:
+        """Accuracy; for regression Pearson's correlation."""
+        predicted = self.predict(X)
+        if self.problem_type_ == "regression":
+            return metrics.compute(["pearson"], np.asarray(y, dtype=float), predicted)["pearson"]
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+
+    def evaluate(self, dataset: data.Dataset, names: Iterable[str]) -> dict[str, float]:
+        """Metrics of `names` on a data set with the columns of `ptune.data`."""
+        pairs = data.PAIR in dataset.column_names
+        texts = [(r[data.TEXT], r[data.PAIR]) if pairs else r[data.TEXT] for r in dataset]
+        logits = np.asarray(list(self._with_bar(self.logits(texts), texts)))
+        decided = metrics.decide(logits, self.problem_type_)
+        return metrics.compute(names, np.asarray(dataset[data.LABEL]), decided)
+
+    def _with_bar(self, results: Iterator[Any], X: Any) -> Iterable[Any]:
+        total = len(X) if hasattr(X, "__len__") and not _is_one_text(X) else None
+        if total is None or total < LONG_WORK:
+            return results
+        return track(results, description="classifying", total=total, transient=True)
+
+
+class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
     """A p-tuned text classifier with scikit-learn's verbs.
 
     `ptune.load` gives a trained one. A new one is trained with `fit` and can be handed to
@@ -159,87 +267,21 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = np.asarray(labels)
         self.problem_type_ = problem_type
 
-    @property
-    def labels(self) -> list[str]:
-        """Label names, in the order of the probabilities."""
-        return [str(c) for c in self.classes_]
-
     # Prediction.
 
-    def logits(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
-        """Logits ``[num_labels]`` of each text, in the order in which they came.
-
-        Texts are read ahead by the window, so an endless iterator is welcome and memory stays
-        flat. Within a window, batches are made of texts of like length.
-        """
+    def logits(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:  # noqa: D102
         check_is_fitted(self)
-        texts: Iterator[Any] = iter([X] if _is_one_text(X) else X)
-        started = 0
-        while window := list(itertools.islice(texts, WINDOW)):
-            yield from self._window(window, started)
-            started += len(window)
+        return super().logits(X)
 
-    @torch.inference_mode()
-    def _window(self, window: list[Text], started: int) -> np.ndarray:
-        room = self.prompt_model_.text_room(self.tokenizer_)
-        columns = list(_columns(window, started).values())
-        encoded, _ = encode(self.tokenizer_, columns, room)
-        logits = np.empty((len(window), len(self.classes_)), dtype=np.float32)
-        for chosen in batches([len(ids) for ids in encoded["input_ids"]], self.batch_size):
-            rows = {key: [values[i] for i in chosen] for key, values in encoded.items()}
+    def _text_room(self) -> int | None:
+        return self.prompt_model_.text_room(self.tokenizer_)
+
+    def _run(self, batches: Iterable[Batch]) -> Iterator[tuple[list[int], np.ndarray]]:
+        for chosen, rows in batches:
             batch = self.tokenizer_.pad(rows, return_tensors="pt")
-            output = self.prompt_model_(**batch.to(self.prompt_model_.device))
-            logits[chosen] = output.logits.float().cpu().numpy()
-        return logits
-
-    def stream(self, X: Text | Iterable[Text]) -> Iterator[Prediction]:
-        """A `Prediction` for each text, as they come; for streams of any length."""
-        for logits in self.logits(X):
-            yield prediction_of(logits, self.labels, self.problem_type_)
-
-    def __call__(self, X: Text | Iterable[Text]) -> Prediction | list[Prediction]:
-        """One `Prediction` for one text (or one pair, as a tuple), a list for several."""
-        if _is_one_text(X):
-            return next(self.stream(X))
-        return list(self._with_bar(self.stream(X), X))
-
-    def predict_proba(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Probabilities, ``[n, num_labels]``, in the order of `classes_`."""
-        if self.problem_type_ == "regression":
-            raise PtuneError("A regression has no probabilities; use predict.")
-        logits = list(self._with_bar(self.logits(X), X))
-        return _probabilities(
-            np.asarray(logits).reshape(-1, len(self.classes_)), self.problem_type_
-        )
-
-    def predict(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Labels ``[n]``; for several labels a text ``[n, num_labels]`` zeros and ones."""
-        logits = np.asarray(list(self._with_bar(self.logits(X), X)))
-        logits = logits.reshape(-1, len(self.classes_))
-        decided = metrics.decide(logits, self.problem_type_)
-        single = self.problem_type_ == "single_label_classification"
-        return self.classes_[decided] if single else decided
-
-    def score(self, X: Iterable[Text], y: Sequence[Any], sample_weight: Any = None) -> float:
-        """Accuracy; for regression Pearson's correlation."""
-        predicted = self.predict(X)
-        if self.problem_type_ == "regression":
-            return metrics.compute(["pearson"], np.asarray(y, dtype=float), predicted)["pearson"]
-        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
-
-    def evaluate(self, dataset: data.Dataset, names: Iterable[str]) -> dict[str, float]:
-        """Metrics of `names` on a data set with the columns of `ptune.data`."""
-        pairs = data.PAIR in dataset.column_names
-        texts = [(r[data.TEXT], r[data.PAIR]) if pairs else r[data.TEXT] for r in dataset]
-        logits = np.asarray(list(self._with_bar(self.logits(texts), texts)))
-        decided = metrics.decide(logits, self.problem_type_)
-        return metrics.compute(names, np.asarray(dataset[data.LABEL]), decided)
-
-    def _with_bar(self, results: Iterator[Any], X: Any) -> Iterable[Any]:
-        total = len(X) if hasattr(X, "__len__") and not _is_one_text(X) else None
-        if total is None or total < LONG_WORK:
-            return results
-        return track(results, description="classifying", total=total, transient=True)
+            with torch.inference_mode():
+                output = self.prompt_model_(**batch.to(self.prompt_model_.device))
+            yield chosen, output.logits.float().cpu().numpy()
 
     # Files.
 

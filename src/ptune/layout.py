@@ -3,8 +3,8 @@
 Rows of a batch arrive padded on either side, with holes perhaps, and each may have a prompt of its
 own length. Every row's tokens are put in order, the prompt among them, and the padding behind (or
 before) them: then the backbone counts its own positions, finds its own padding and pools as it
-always does, and what stands around a text cannot change its prediction. Pure tensor functions;
-nothing here knows a model.
+always does, and what stands around a text cannot change its prediction. Pure tensor functions that
+exporters can trace for any batch; nothing here knows a model.
 """
 
 from __future__ import annotations
