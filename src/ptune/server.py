@@ -45,7 +45,9 @@ from ptune.errors import PtuneError
 try:
     import uvicorn
     from fastapi import Depends, FastAPI, HTTPException, Request, Response
-    from fastapi.responses import FileResponse, JSONResponse
+    from fastapi import Path as PathParameter
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
     from fastapi.staticfiles import StaticFiles
     from fastapi_offline import FastAPIOffline
@@ -62,6 +64,7 @@ try:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError
     from pythonjsonlogger.json import JsonFormatter  # noqa: F401 (the logging configuration's)
     from starlette.exceptions import HTTPException as AnyHTTPException
+    from starlette.routing import Route
 except ImportError as error:
     raise PtuneError(
         f"Serving needs the package {error.name!r}. Install it: pip install 'ptune[serve]'"
@@ -74,7 +77,11 @@ log = logging.getLogger("ptune.server")
 
 WEB = Path(__file__).parent / "web"
 # What a task may be called: one part of a path, and the same on every file system.
-TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+TASK_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+NAMES = (
+    "A task's name has 1 to 128 letters (A to Z), digits, '_', '-' and '.', and does not begin "
+    "with '.' or '-'."
+)
 # Of a waiting client that was refused, seconds.
 RETRY_AFTER = "1"
 # While it stops, the server goes on to answer for so long that it does, seconds.
@@ -160,10 +167,7 @@ def place_of(folder: Path, task: str) -> Path:
         PtuneError: The task cannot be called so, or its files lie elsewhere.
     """
     if not TASK_NAME.fullmatch(task):
-        raise PtuneError(
-            "A task's name has 1 to 128 letters (A to Z), digits, '_', '-' and '.', and does not "
-            "begin with '.' or '-'."
-        )
+        raise PtuneError(NAMES)
     root = folder.resolve()
     files = (CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, TRAINED_STATE_NAME)
     for path in (root / task, *(root / task / name for name in files)):
@@ -177,7 +181,9 @@ def place_of(folder: Path, task: str) -> Path:
 
 # What is sent and answered. The shapes are those of text-embeddings-inference.
 
-_TextsOfOne = Annotated[list[str], Field(min_length=1, max_length=2)]
+# That a text is not only spaces is said in the schema and checked by `check`, which says it better.
+_Text = Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
+_TextsOfOne = Annotated[list[_Text], Field(min_length=1, max_length=2)]
 
 
 class PredictRequest(BaseModel):
@@ -186,7 +192,7 @@ class PredictRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     inputs: Annotated[
-        str | _TextsOfOne | Annotated[list[_TextsOfOne], Field(min_length=1)],
+        _Text | _TextsOfOne | Annotated[list[_TextsOfOne], Field(min_length=1)],
         Field(
             description="A text; a pair of texts [a, b]; or a batch [[text], [a, b], …].",
             examples=["where is my parcel?", ["It rains.", "Rain falls."], [["a"], ["b"]]],
@@ -265,6 +271,7 @@ def refuse(
 
 
 _bearer = HTTPBearer(auto_error=False, description="The server's token, if it has one.")
+TaskName = Annotated[str, PathParameter(pattern=TASK_NAME.pattern, description=NAMES)]
 Shown = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
@@ -448,20 +455,33 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         description="Text classifiers on one frozen language model. "
         "Requests and answers have the shape of text-embeddings-inference's `/predict`.",
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.stopping = False
     app.add_middleware(_Observed, metrics=metrics, stopping=lambda: app.state.stopping)
 
-    async def in_words(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, AnyHTTPException)
         body: Any = error.detail
+        headers = dict(error.headers or {})
         if not isinstance(body, dict):
-            kind = ERROR_TYPES.get(error.status_code, "bad_request")
-            body = {"error": f"{body}.", "error_type": kind}
-        return JSONResponse(body, error.status_code, error.headers)
+            body = {
+                "error": f"{body}.",
+                "error_type": ERROR_TYPES.get(error.status_code, "bad_request"),
+            }
+        if error.status_code == 405:  # each route knows only its own method
+            path = request.scope["path"]
+            routes = [r for r in app.routes if isinstance(r, Route) and r.path_regex.match(path)]
+            headers["Allow"] = ", ".join(sorted({m for r in routes for m in r.methods or ()}))
+        return JSONResponse(body, error.status_code, headers)
 
-    app.add_exception_handler(AnyHTTPException, in_words)
+    async def misnamed(_: Request, __: Exception) -> Response:
+        # Of a request, FastAPI itself checks only the task's name.
+        return JSONResponse({"error": NAMES, "error_type": "validation"}, 422)
+
+    app.add_exception_handler(AnyHTTPException, refused)
+    app.add_exception_handler(RequestValidationError, misnamed)
 
     # Who may.
 
@@ -474,7 +494,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
 
     async def as_client(shown: Shown) -> None:
         allowed = (settings.token, settings.admin_token)
-        if settings.token is not None and not any(shows(shown, token) for token in allowed):
+        if not any(shows(shown, token) for token in allowed):
             refuse(
                 401,
                 "Show the server's token: Authorization: Bearer TOKEN.",
@@ -495,7 +515,8 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         if app.state.stopping:
             refuse(503, "The server stops. Ask another one.", headers={"Retry-After": RETRY_AFTER})
 
-    client, admin, working = Depends(as_client), Depends(as_admin), Depends(while_open)
+    client = [] if settings.token is None else [Depends(as_client)]
+    admin, working = Depends(as_admin), Depends(while_open)
 
     def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         return {status: {"model": ErrorBody} for status in statuses}
@@ -512,18 +533,22 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             refuse(415, "The body must be JSON, with Content-Type: application/json.")
+        too_large = f"The body is larger than {settings.max_body:,} bytes."
+        # Only digits pass h11.
+        if int(request.headers.get("content-length", 0)) > settings.max_body:
+            refuse(413, too_large)
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > settings.max_body:
-                refuse(413, f"The body is larger than {settings.max_body:,} bytes.")
+                refuse(413, too_large)
         try:
             wanted = PredictRequest.model_validate_json(bytes(body))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             if first["type"] == "json_invalid":
                 refuse(400, f"{first['msg']}.")
-            refuse(422, _in_words(first))
+            refuse(422, _what_is_wrong(first))
         check(wanted.texts())
         return wanted
 
@@ -546,7 +571,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
     @app.post(
         "/tasks/{task}/predict",
         tags=["predict"],
-        dependencies=[client, working],
+        dependencies=[*client, working],
         response_model=list[LabelScore] | list[list[LabelScore]],
         responses=errors(400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503),
         openapi_extra={
@@ -556,7 +581,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
             }
         },
     )
-    async def predict(task: str, request: Request) -> Response:
+    async def predict(task: TaskName, request: Request) -> Response:
         """Labels and their scores, the highest first; for a batch, a list of them for each text."""
         known(task)
         said: dict[str, Any] = {"task": task}
@@ -599,7 +624,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
 
     # The tasks.
 
-    @app.get("/tasks", tags=["tasks"], dependencies=[client], responses=errors(401))
+    @app.get("/tasks", tags=["tasks"], dependencies=client, responses=errors(401))
     def tasks() -> list[Task]:
         """Every task."""
         found = []
@@ -610,8 +635,8 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
                 continue
         return sorted(found, key=lambda task: task.name)
 
-    @app.get("/tasks/{task}", tags=["tasks"], dependencies=[client], responses=errors(401, 404))
-    def task(task: str) -> Task:
+    @app.get("/tasks/{task}", tags=["tasks"], dependencies=client, responses=errors(401, 404))
+    def task(task: TaskName) -> Task:
         """One task."""
         return _task(known(task))
 
@@ -621,7 +646,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         dependencies=[admin, working],
         responses={201: {"model": Task}, **errors(401, 403, 404, 422, 503)},
     )
-    def put_task(task: str, response: Response) -> Task:
+    def put_task(task: TaskName, response: Response) -> Task:
         """Add the adapter in the sub-folder of that name, or read it anew."""
         try:
             place = place_of(settings.folder, task)
@@ -643,7 +668,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         status_code=204,
         responses=errors(401, 403, 404, 503),
     )
-    def delete_task(task: str) -> None:
+    def delete_task(task: TaskName) -> None:
         """Serve a task no longer. Its files stay."""
         known(task)
         try:
@@ -664,7 +689,13 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         """The server takes requests."""
         return {"status": "ready"}
 
-    @app.get("/metrics", tags=["server"], dependencies=[client], responses=errors(401))
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        dependencies=client,
+        response_class=PlainTextResponse,
+        responses=errors(401),
+    )
     def prometheus() -> Response:
         """Numbers for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -684,7 +715,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def _in_words(error: Any) -> str:
+def _what_is_wrong(error: Any) -> str:
     """What is wrong with a request, without what it holds."""
     place = error["loc"][0] if error["loc"] else None
     if place == "inputs" and error["type"] != "missing":
@@ -716,7 +747,15 @@ def _task(info: TaskInfo) -> Task:
 
 
 class _Server(uvicorn.Server):
-    """Says farewell before it closes: whoever asks while it stops gets an answer."""
+    """Says when it listens, and farewell before it closes."""
+
+    def __init__(self, config: uvicorn.Config, listens: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.listens = listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.stopping = True  # type: ignore[union-attr]
@@ -759,10 +798,13 @@ def serve(settings: ServeSettings, started: Callable[[str, int], None] | None = 
         )
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        log.info("serving", extra={"url": url, "tasks": len(bank)})
-        if started is not None:
-            started(url, len(bank))
-        _Server(config).run(sockets=[listener])
+
+        def listens() -> None:
+            log.info("serving", extra={"url": url, "tasks": len(bank)})
+            if started is not None:
+                started(url, len(bank))
+
+        _Server(config, listens).run(sockets=[listener])
 
 
 def load_bank(settings: ServeSettings) -> PromptBank:
