@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import resource
 import subprocess
@@ -102,24 +101,14 @@ def logistic_regression(job: Job) -> tuple[Scores, int]:
 
 
 def _features(model: str, dataset: Any) -> np.ndarray:
-    import torch
-
     from ptune import data
-    from ptune.backbone import load_backbone, load_tokenizer
+    from ptune.demo import mean_embeddings
 
-    tokenizer, backbone = load_tokenizer(model), load_backbone(model).base_model.eval()
-    columns = []
-    for name in (c for c in (data.TEXT, data.PAIR) if c in dataset.column_names):
-        texts, vectors = list(dataset[name]), []
-        for start in range(0, len(texts), 64):
-            batch = tokenizer(
-                texts[start : start + 64], padding=True, truncation=True, return_tensors="pt"
-            )
-            with torch.inference_mode():
-                states = backbone(**batch).last_hidden_state.float()  # [batch, seq, hidden]
-            mask = batch["attention_mask"][..., None]
-            vectors.append((states * mask).sum(1) / mask.sum(1))
-        columns.append(torch.cat(vectors).numpy())
+    columns = [
+        mean_embeddings(dataset[name], model)
+        for name in (data.TEXT, data.PAIR)
+        if name in dataset.column_names
+    ]
     if len(columns) == 1:
         return columns[0]
     a, b = columns
@@ -297,21 +286,19 @@ def run_apart(job: Job) -> dict[str, Any]:
     raise SystemExit(f"{job.method}, seed {job.seed}, failed:\n{done.stdout}{done.stderr}")
 
 
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Mean, and standard deviation over the seeds."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
 def summarise(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One record a method, over its seeds."""
+    from ptune.metrics import mean_and_std
+
     rows = []
     for method in (m for m in METHODS if m in results["runs"]):
         runs = list(results["runs"][method].values())
         row: dict[str, Any] = {"method": method, "seeds": len(runs)}
         for name in runs[0]["scores"]:
-            row[name], row[f"{name}_std"] = mean_and_spread([r["scores"][name] for r in runs])
+            found = mean_and_std([r["scores"][name] for r in runs])
+            row[name], row[f"{name}_std"] = found["mean"], found["std"]
         row["trained_parameters"] = runs[0]["trained_parameters"]
-        row["seconds"] = mean_and_spread([r["seconds"] for r in runs])[0]
+        row["seconds"] = mean_and_std([r["seconds"] for r in runs])["mean"]
         row["peak_memory_mb"] = max(r["peak_memory_mb"] for r in runs)
         rows.append(row)
     return rows
@@ -323,10 +310,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     names = ["method", "seeds", *metrics, "trained", "seconds", "peak MB"]
     print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
     for row in rows:
-        spread = [row[f"{m}_std"] for m in metrics]
+        several = row["seeds"] > 1
         scores = [
-            f"{row[m]:.4f}" + ("" if math.isnan(s) else f" ± {s:.4f}")
-            for m, s in zip(metrics, spread, strict=True)
+            f"{row[m]:.4f}" + (f" ± {row[f'{m}_std']:.4f}" if several else "") for m in metrics
         ]
         cells = [row["method"], row["seeds"], *scores, f"{row['trained_parameters']:,}"]
         cells += [f"{row['seconds']:.0f}", f"{row['peak_memory_mb']:,}"]
@@ -343,7 +329,7 @@ def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     metric = next(k.removesuffix("_std") for k in rows[0] if k.endswith("_std"))
     figure, ax = plt.subplots(figsize=(8, 0.8 + 0.42 * len(rows)), layout="constrained")
     values = [r[metric] for r in rows]
-    spread = [0 if math.isnan(r[f"{metric}_std"]) else r[f"{metric}_std"] for r in rows]
+    spread = [r[f"{metric}_std"] for r in rows]
     colours = ["#0072B2" if r["method"].startswith("ptune") else "#9a9a9a" for r in rows]
     bars = ax.barh([r["method"] for r in rows], values, xerr=spread, color=colours, capsize=3)
     ax.bar_label(bars, [f" {v:.3f}" for v in values], padding=4)

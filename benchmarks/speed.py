@@ -154,8 +154,7 @@ def ours(name: str, depth: str, *, share: bool = True) -> Step:
         pooling="mean" if name == "minilm" else "family",
     )
     model = PromptModel(backbone(name, fast_dtype(DEVICE)).to(DEVICE), config)
-    if not share:
-        model._forms.pop("shared", None)
+    model.share_prompt = share
     return _step(model, model.parameter_groups(1e-3))
 
 

@@ -196,8 +196,7 @@ def test_a_shared_prompt_gives_the_same_numbers_and_gradients(name):
         model.get_input_embeddings().register_forward_hook(
             lambda _, args, out, seen=seen: seen.append(tuple(args[0].shape))
         )
-        if not shared:
-            del model._forms["shared"]
+        model.share_prompt = shared
         output = model(**inputs, labels=torch.tensor([0, 1, 1, 0]))
         output.loss.backward()
         gradients = [p.grad for p in model.parameters() if p.requires_grad]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ptune.bank import PromptBank as PromptBank
     from ptune.classifier import Prediction as Prediction
     from ptune.classifier import PromptClassifier as PromptClassifier
     from ptune.classifier import load as load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Imported when first used: `import ptune` itself costs next to nothing.
 _HOME = {
     "Prediction": "classifier",
+    "PromptBank": "bank",
     "PromptClassifier": "classifier",
     "load": "classifier",
     "PromptEncoderConfig": "config",

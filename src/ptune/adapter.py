@@ -489,13 +489,7 @@ def load_beside(
         PtuneError: As for `load`; the model is unchanged.
     """
     adapter = source if isinstance(source, Adapter) else read(source, own_backbone=True, **where)
-    _check_backbone(adapter, model.backbone)
-    head = dict(model.head_parameters())
-    if missing := sorted(head.keys() - adapter.head.keys()):
-        raise PtuneError(f"The adapter {adapter.source} does not hold {', '.join(missing)}.")
-    for key, tensor in adapter.head.items():
-        if key not in head or tensor.shape[1:] != head[key].shape[1:]:
-            raise PtuneError(f"{key} of the adapter {adapter.source} does not fit the backbone.")
+    check_beside(model, adapter)
     labels = {"id2label": dict(enumerate(adapter.labels)), "problem_type": adapter.problem_type}
     config = replace(adapter.config, inference_mode=not is_trainable)
     if is_trainable:
@@ -503,6 +497,29 @@ def load_beside(
     model.put_adapter(name, config, adapter.rows, labels, adapter.head)
     state = model.adapters[name]
     state.max_length, state.trains = adapter.info.get("max_length"), is_trainable
+
+
+def check_beside(model: PromptModel, adapter: Adapter) -> None:
+    """Refuse an adapter that cannot stand beside the one that a model has.
+
+    Raises:
+        PtuneError: It belongs to another backbone, or its head is not whole.
+    """
+    _check_backbone(adapter, model.backbone)
+    head, labels = dict(model.head_parameters()), model.config.num_labels
+    if missing := sorted(head.keys() - adapter.head.keys()):
+        raise PtuneError(f"The adapter {adapter.source} does not hold {', '.join(missing)}.")
+    for key, tensor in adapter.head.items():
+        if key not in head:
+            raise PtuneError(f"{key} of the adapter {adapter.source} is none of the backbone's.")
+        wanted = list(head[key].shape)
+        if wanted[0] == labels:  # the layer that has a row a label
+            wanted[0] = len(adapter.labels)
+        if list(tensor.shape) != wanted:
+            raise PtuneError(
+                f"{key} of the adapter {adapter.source} has the shape {list(tensor.shape)}; "
+                f"{wanted} would fit the backbone and its {len(adapter.labels)} labels."
+            )
 
 
 def put(model: PromptModel, rows: torch.Tensor, head: dict[str, torch.Tensor]) -> None:

@@ -66,10 +66,15 @@ def _revision_of(name: str, revision: str | None) -> str | None:
 
 def fast_dtype(device: str | torch.device | None = None) -> torch.dtype:
     """bfloat16 where the hardware multiplies it fast, else float32."""
-    if torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cuda":
+    if torch.device(device or default_device()).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if fast.get("amx_bf16") or fast.get("avx512_bf16") else torch.float32
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_backbone(
@@ -232,23 +237,34 @@ def names_of_head(backbone: PreTrainedModel) -> list[str]:
     ]
 
 
+def smallest(*bounds: int | None) -> int | None:
+    """The smallest of bounds on texts, in tokens; ``None``: no bound."""
+    # A tokenizer that knows no bound says 1e30.
+    known = [bound for bound in bounds if bound is not None and bound < 10**9]
+    return min(known) if known else None
+
+
 def encode(
-    tokenizer: transformers.PreTrainedTokenizerBase, columns: list[list[str]], room: int | None
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    columns: list[list[str]],
+    room: int | Sequence[int | None] | None,
 ) -> tuple[dict[str, list[list[int]]], int]:
     """Token ids of texts or pairs.
 
     Args:
         tokenizer: The backbone's.
         columns: The texts; or the first texts and the second texts.
-        room: The longest text in tokens; longer ones are cut.
+        room: The longest text in tokens, for all or for each; longer ones are cut.
 
     Returns:
         `input_ids` and so on, a list a text, and how many texts were cut.
     """
     encoded = dict(tokenizer(*columns, verbose=False))
-    long = [i for i, ids in enumerate(encoded["input_ids"]) if room and len(ids) > room]
-    for i in long:
-        cut = tokenizer(*[column[i] for column in columns], truncation=True, max_length=room)
+    ids = encoded["input_ids"]
+    rooms = room if isinstance(room, Sequence) else [room] * len(ids)
+    long = [(i, most) for i, most in enumerate(rooms) if most and len(ids[i]) > most]
+    for i, most in long:
+        cut = tokenizer(*[column[i] for column in columns], truncation=True, max_length=most)
         for key, value in cut.items():
             encoded[key][i] = value
     return encoded, len(long)

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from ptune import adapter, data, metrics
-from ptune.backbone import encode, load_backbone, load_tokenizer
+from ptune.backbone import default_device, encode, load_backbone, load_tokenizer
 from ptune.errors import PtuneError
 from ptune.model import PromptModel
 
@@ -184,12 +184,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         room = self.prompt_model_.text_room(self.tokenizer_)
         columns = list(_columns(window, started).values())
         encoded, _ = encode(self.tokenizer_, columns, room)
-        order = sorted(range(len(window)), key=lambda i: -len(encoded["input_ids"][i]))
         logits = np.empty((len(window), len(self.classes_)), dtype=np.float32)
-        while order:
-            # As many texts as make the batch's tokens: few long ones or many short ones.
-            size = max(1, TOKENS_A_TEXT * self.batch_size // len(encoded["input_ids"][order[0]]))
-            chosen, order = order[:size], order[size:]
+        for chosen in batches([len(ids) for ids in encoded["input_ids"]], self.batch_size):
             rows = {key: [values[i] for i in chosen] for key, values in encoded.items()}
             batch = self.tokenizer_.pad(rows, return_tensors="pt")
             output = self.prompt_model_(**batch.to(self.prompt_model_.device))
@@ -199,7 +195,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     def stream(self, X: Text | Iterable[Text]) -> Iterator[Prediction]:
         """A `Prediction` for each text, as they come; for streams of any length."""
         for logits in self.logits(X):
-            yield self._prediction(logits)
+            yield prediction_of(logits, self.labels, self.problem_type_)
 
     def __call__(self, X: Text | Iterable[Text]) -> Prediction | list[Prediction]:
         """One `Prediction` for one text (or one pair, as a tuple), a list for several."""
@@ -238,19 +234,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         logits = np.asarray(list(self._with_bar(self.logits(texts), texts)))
         decided = metrics.decide(logits, self.problem_type_)
         return metrics.compute(names, np.asarray(dataset[data.LABEL]), decided)
-
-    def _prediction(self, logits: np.ndarray) -> Prediction:
-        names = self.labels
-        if self.problem_type_ == "regression":
-            value = float(logits[0])
-            return Prediction(value, value, {names[0]: value})
-        p = _probabilities(logits[None], self.problem_type_)[0]
-        by_name = {name: float(v) for name, v in zip(names, p, strict=True)}
-        if self.problem_type_ == "multi_label_classification":
-            chosen = [name for name, v in by_name.items() if v > 0.5]
-            return Prediction(chosen, float(p.max()), by_name)
-        best = int(p.argmax())
-        return Prediction(names[best], float(p[best]), by_name)
 
     def _with_bar(self, results: Iterator[Any], X: Any) -> Iterable[Any]:
         total = len(X) if hasattr(X, "__len__") and not _is_one_text(X) else None
@@ -341,7 +324,7 @@ def load(
         **local,
     )
     prompt_model = adapter.load(backbone, found)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     tokenizer = load_tokenizer(name, revision=found.config.revision, token=token, **local)
     classifier = PromptClassifier(
         name,
@@ -358,6 +341,32 @@ def load(
     )
     classifier._set(prompt_model.to(device), tokenizer, found.labels, problem_type)
     return classifier
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Which texts of `lengths`, in tokens, to classify together: those of like length.
+
+    As many as have 128 tokens times `batch_size`: few long ones or many short ones.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, TOKENS_A_TEXT * batch_size // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def prediction_of(logits: np.ndarray, labels: Sequence[str], problem_type: str) -> Prediction:
+    """What the logits ``[num_labels]`` of a text say."""
+    if problem_type == "regression":
+        value = float(logits[0])
+        return Prediction(value, value, {labels[0]: value})
+    p = _probabilities(logits[None], problem_type)[0]
+    by_name = {name: float(v) for name, v in zip(labels, p, strict=True)}
+    if problem_type == "multi_label_classification":
+        chosen = [name for name, v in by_name.items() if v > 0.5]
+        return Prediction(chosen, float(p.max()), by_name)
+    best = int(p.argmax())
+    return Prediction(labels[best], float(p[best]), by_name)
 
 
 def _is_one_text(X: Any) -> bool:

@@ -245,7 +245,7 @@ def train(
     ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
     """
     from ptune.report import TrainingProgress
-    from ptune.training import SETTINGS_NAME, TrainSettings, read_settings, train_run, train_seeds
+    from ptune.training import TrainSettings, is_begun, read_settings, train_run, train_seeds
 
     if seeds < 1:
         raise PtuneError(f"seeds is {seeds}; it must be a whole number of at least 1.")
@@ -256,7 +256,7 @@ def train(
     given["training_arguments"] = training_arguments(context.args)
     settings = TrainSettings(**given)
     first = output_dir if seeds == 1 else output_dir / f"seed-{seed}"
-    if resume and (first / SETTINGS_NAME).is_file():
+    if resume and is_begun(first):
         # The run's own settings hold; flags that were typed must agree with them.
         typed = {k for k in given if _was_typed(context, k)}
         typed |= {"training_arguments"} if context.args else set()

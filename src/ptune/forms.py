@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ptune import layout
+from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
-from ptune.hooks import ExtraRows
+from ptune.hooks import ExtraRows, side_by_side
 
 
 class Form:
@@ -44,11 +47,18 @@ class Form:
     def __init__(self, table: ExtraRows, width: int) -> None:
         self.table, self.width = table, width
 
-    def enter(self, prompt: Tensor) -> Tensor:
-        """Put a prompt ``[k, width]`` in, for the forward passes until another one enters.
+    def enter(self, prompts: list[Tensor], which: Tensor | None, start: int) -> list[Tensor]:
+        """Put prompts in, for the forward passes until others enter.
+
+        Args:
+            prompts: ``[k, width]`` each; empty, ``[0, width]``, where the batch's prompt has
+                another form.
+            which: ``[batch]``: the prompt of each row of the batch. ``None``: there is one, and
+                all rows have it.
+            start: The extra row of the table where the returned rows will begin.
 
         Returns:
-            ``[n, token_dim]``: the rows, k or none, that stand among the text's tokens.
+            ``[n, token_dim]`` each: the rows, k or none, that stand among the text's tokens.
         """
         raise NotImplementedError
 
@@ -64,6 +74,41 @@ class Form:
         self.leave()
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt in a forward pass, and how it wants the text to be read.
+
+    Attributes:
+        form: What it is inside the backbone.
+        rows: ``[k, width]``.
+        before: How many tokens of the text stand before it.
+        shifts: Whether the text's positions count from k, though it stands among none of them.
+        mean: Whether the head reads the mean over the text.
+    """
+
+    form: Form
+    rows: Tensor
+    before: int = 0
+    shifts: bool = False
+    mean: bool = False
+
+    @classmethod
+    def of(cls, config: PromptEncoderConfig, form: Form, rows: Tensor) -> Prompt:
+        """The prompt `rows` that `config` describes."""
+        return cls(
+            form,
+            rows,
+            before=layout.TOKENS_BEFORE[config.placement],
+            shifts=config.shift_positions,
+            mean=config.pooling == "mean",
+        )
+
+    @property
+    def positions(self) -> int:
+        """How many of the backbone's positions it takes from the text."""
+        return len(self.rows) if self.form.takes_positions or self.shifts else 0
+
+
 class InputRows(Form):
     """The prompt is k rows of the token-embedding table, and nothing else."""
 
@@ -72,8 +117,10 @@ class InputRows(Form):
     def __init__(self, table: ExtraRows) -> None:
         super().__init__(table, width=table.weight.shape[1])
 
-    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
-        return prompt
+    def enter(  # noqa: D102
+        self, prompts: list[Tensor], which: Tensor | None, start: int
+    ) -> list[Tensor]:
+        return prompts
 
     def words(self, ids: Tensor) -> Tensor:  # noqa: D102
         return self.table.weight[ids].detach().float()
@@ -109,11 +156,23 @@ class Attentions:
         """Whether this family routes attention through `AttentionInterface`."""
         return backbone._can_set_attn_implementation()
 
-    def give(self, pairs: list[tuple[Tensor, Tensor]], giver: Form | None) -> None:
-        """Give each attention its keys and values, ``[heads, k, head_dim]``; nothing: none."""
+    def give(
+        self,
+        pairs: list[tuple[Tensor, Tensor]],
+        giver: Form | None,
+        seen: Tensor | None = None,
+    ) -> None:
+        """Give each attention its keys and values.
+
+        Args:
+            pairs: ``[1 or batch, heads, k, head_dim]`` each; nothing: none.
+            giver: Whose they are.
+            seen: ``[batch, k]``, true where a row of the batch has a key; ``None``: everywhere.
+        """
         self.giver = giver
         for slots in self.slots.values():
             slots.pairs = [pairs[i] for i in slots.numbers] if pairs else []
+            slots.seen = seen
             slots.calls = 0
 
     @contextmanager
@@ -155,15 +214,23 @@ class KeysAndValues(Form):
         self.sizes = [2 * heads * dim for heads, dim in attentions.shapes]
         super().__init__(table, width=sum(self.sizes))
 
-    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
+    def enter(  # noqa: D102
+        self, prompts: list[Tensor], which: Tensor | None, start: int
+    ) -> list[Tensor]:
+        rows, seen = prompts[0][None], None  # [1, k, width]: one for the whole batch
+        if which is not None:
+            rows = side_by_side(prompts)[which]  # [batch, longest k, width]
+            lengths = which.new_tensor([len(p) for p in prompts])[which]  # [batch]
+            seen = torch.arange(rows.shape[1], device=which.device) < lengths[:, None]
         pairs: list[tuple[Tensor, Tensor]] = []
-        if len(prompt):
-            parts = prompt.split(self.sizes, dim=1)
+        if rows.shape[1]:
+            parts = rows.split(self.sizes, dim=2)
             for part, (heads, dim) in zip(parts, self.attentions.shapes, strict=True):
-                both = part.view(-1, 2, heads, dim).permute(1, 2, 0, 3)  # [2, heads, k, dim]
+                # [2, 1 or batch, heads, k, dim]
+                both = part.unflatten(2, (2, heads, dim)).permute(2, 0, 3, 1, 4)
                 pairs.append((both[0], both[1]))
-        self.attentions.give(pairs, self)
-        return prompt.new_empty(0, self.table.weight.shape[1])
+        self.attentions.give(pairs, self, seen)
+        return [p.new_empty(0, self.table.weight.shape[1]) for p in prompts]
 
     def leave(self) -> None:  # noqa: D102
         if self.attentions.giver is self:
@@ -203,12 +270,15 @@ class SharedRows(InputRows):
             set(layers) == {"full_attention"} if layers else window is None
         )
 
-    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
+    def enter(  # noqa: D102
+        self, prompts: list[Tensor], which: Tensor | None, start: int
+    ) -> list[Tensor]:
+        (prompt,) = prompts
         weight = self.table.weight
         now = (prompt, prompt._version, weight.dtype, weight.device)
         known = self._read is not None and self.attentions.giver is self
         if known and self._read[0] is prompt and self._read[1:] == now[1:]:  # type: ignore[index]
-            return prompt[:0]
+            return [prompt[:0]]
         self._read = None
         self.attentions.give([], None)
         ids = torch.arange(self.table.size, self.table.size + len(prompt), device=prompt.device)
@@ -222,11 +292,11 @@ class SharedRows(InputRows):
                 )
         finally:
             self.table.rows = None
-        self.attentions.give([(key[0], value[0]) for _, key, value in heard], self)
+        self.attentions.give([(key, value) for _, key, value in heard], self)
         # Once a step in training; once and for all where nothing trains.
         if isinstance(prompt, nn.Parameter) and not torch.is_grad_enabled():
             self._read = now
-        return prompt[:0]
+        return [prompt[:0]]
 
     def leave(self) -> None:  # noqa: D102
         if self.attentions.giver is self:
@@ -257,7 +327,8 @@ class RowsInEveryLayer(Form):
             )
         self.sizes = [table.weight.shape[1]] + [config.hidden_size] * (len(lists[0]) - 1)
         super().__init__(table, width=sum(self.sizes))
-        self.rows: list[Tensor] = []  # of each layer, [k, hidden]
+        self.rows: list[Tensor] = []  # of each layer, [rows, hidden]
+        self.start = 0  # the row of the table that is the first of them
         self.heard: list[Tensor] | None = None
         self._hooks = [
             layer.register_forward_pre_hook(partial(self._before, i), with_kwargs=True)
@@ -265,9 +336,12 @@ class RowsInEveryLayer(Form):
             if i
         ]
 
-    def enter(self, prompt: Tensor) -> Tensor:  # noqa: D102
-        self.rows = list(prompt.split(self.sizes, dim=1)) if len(prompt) else []
-        return prompt[:, : self.sizes[0]]
+    def enter(  # noqa: D102
+        self, prompts: list[Tensor], which: Tensor | None, start: int
+    ) -> list[Tensor]:
+        rows = torch.cat(prompts)
+        self.rows, self.start = list(rows.split(self.sizes, dim=1)) if len(rows) else [], start
+        return [p[:, : self.sizes[0]] for p in prompts]
 
     def leave(self) -> None:  # noqa: D102
         self.rows = []
@@ -289,7 +363,7 @@ class RowsInEveryLayer(Form):
             self.heard.append(states)
         if not self.rows or self.table.index is None:
             return (states, *rest), kwargs
-        rows, index = self.rows[layer], self.table.index  # [k, hidden], [batch, seq]
+        rows, index = self.rows[layer], self.table.index - self.start  # [batch, seq]
         virtual = (index >= 0) & (index < len(rows))
         own = nn.functional.embedding(index.clamp(0, len(rows) - 1), rows)
         states = torch.where(virtual[..., None], own.to(states.dtype), states)
@@ -310,7 +384,8 @@ class _Slots:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        self.pairs: list[tuple[Tensor, Tensor]] = []  # [heads, k, dim] each
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # [1 or batch, heads, k, dim] each
+        self.seen: Tensor | None = None  # [batch, k]
         self.calls = 0
 
     def next(self) -> tuple[Tensor, Tensor] | None:
@@ -356,14 +431,14 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
             _listener.append((module, key, value))
         slots: _Slots | None = getattr(module, "ptune_slots", None)
         if slots is not None and (pair := slots.next()) is not None:
-            batch, k = key.shape[0], pair[0].shape[1]
+            batch, k = key.shape[0], pair[0].shape[2]
             keys, values = (t.to(key).expand(batch, -1, -1, -1) for t in pair)
+            if slots.seen is not None and attention_mask is None:
+                attention_mask = key.new_zeros(batch, 1, 1, key.shape[2])
             key = torch.cat([keys, key], dim=2)  # [batch, heads, k + seq, dim]
             value = torch.cat([values, value], dim=2)
-            # Every token sees the prompt.
             if attention_mask is not None:
-                sees = attention_mask.dtype == torch.bool
-                attention_mask = nn.functional.pad(attention_mask, (k, 0), value=sees)
+                attention_mask = _with_keys(attention_mask, k, slots.seen)
             if kwargs.get("position_bias") is not None:
                 kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
         plain = sys.modules[type(module).__module__].eager_attention_forward
@@ -371,6 +446,20 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
         return function(module, query, key, value, attention_mask, **kwargs)
 
     return attend
+
+
+def _with_keys(mask: Tensor, k: int, seen: Tensor | None) -> Tensor:
+    """A mask ``[batch, 1, queries, seq]`` with k keys before the text's.
+
+    Every token sees those that are `seen`, ``[batch, k]``; ``None``: all of them.
+    """
+    if seen is None:
+        return nn.functional.pad(mask, (k, 0), value=mask.dtype == torch.bool)
+    seen = seen[:, None, None]  # [batch, 1, 1, k]
+    if mask.dtype != torch.bool:
+        seen = torch.where(seen, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
+    shape = torch.broadcast_shapes(mask.shape[:-1], seen.shape[:-1])
+    return torch.cat([seen.expand(*shape, -1), mask.expand(*shape, -1)], dim=-1)
 
 
 def _full_sdpa_mask(*args: Any, **kwargs: Any) -> Tensor | None:

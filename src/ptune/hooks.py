@@ -5,7 +5,7 @@ Forward hooks only: no class or method of the backbone is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,16 @@ from ptune.errors import PtuneError
 class ExtraRows:
     """Extra rows of an embedding table of V rows: id V + i reads `rows[i]`.
 
-    The id one past the last extra row reads the frozen table's own row `fallback`. It stands for a
-    pad token that belongs to a text, so that the backbone does not take it for padding.
+    The ids past the last extra row read the frozen table's own rows `disguised`, in their order.
+    They stand for tokens of a text that the backbone would take for something else by their ids:
+    a pad token for padding.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.weight = weight = weight_of(backbone.get_input_embeddings())  # [V, token_dim]
         self.size = weight.shape[0]  # V
         self.rows: Tensor | None = None  # [extra, token_dim] while the backbone runs
-        self.fallback = 0
+        self.disguised: tuple[int, ...] = ()
         self._ids: Tensor | None = None
         # Of the last forward pass: which extra row stands where, below zero where none does.
         self.index: Tensor | None = None  # [batch, seq]
@@ -50,8 +51,11 @@ class ExtraRows:
     def _before(self, table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self.rows is None:
             return None
-        self._ids, *rest = args
-        return torch.where(self._ids < self.size, self._ids, self.fallback), *rest
+        self._ids, *rest = ids, *_ = args
+        shown = torch.where(ids < self.size, ids, 0)
+        for id_, own in enumerate(self.disguised, start=self.size + self.rows.shape[0]):
+            shown = torch.where(ids == id_, own, shown)
+        return shown, *rest
 
     def _after(self, table: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if self.rows is None or self._ids is None:
@@ -79,6 +83,7 @@ class MeanOverText:
 
     def __init__(self, base_model: nn.Module) -> None:
         self.mask: Tensor | None = None  # [batch, seq], true at the text's own tokens
+        self.rows: Tensor | None = None  # [batch, 1], true where it is wanted; None: everywhere
         self._hook = base_model.register_forward_hook(self._after)
 
     def remove(self) -> None:
@@ -92,8 +97,13 @@ class MeanOverText:
         weights = self.mask[..., None].to(states.dtype)
         self.mask = None
         mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)  # [batch, hidden]
-        output.last_hidden_state = mean[:, None].expand_as(states)
+        if self.rows is None:
+            output.last_hidden_state = mean[:, None].expand_as(states)
+        else:
+            output.last_hidden_state = torch.where(self.rows[..., None], mean[:, None], states)
         if "pooler_output" in output:
+            if self.rows is not None:
+                mean = torch.where(self.rows, mean, output.pooler_output)
             output.pooler_output = mean
         return output
 
@@ -135,3 +145,73 @@ def in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(
         a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
     )
+
+
+class HeadPerRow:
+    """Gives every row of a batch a head of its own, in place of the backbone's.
+
+    Heads may have different numbers of labels: the logits of all are as wide as those of the
+    largest, and zero behind a row's own.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, names: Iterable[str]) -> None:
+        # Of each row, or one for all, while the backbone runs.
+        self.heads: list[dict[str, Tensor]] = []
+        self._names: dict[nn.Module, dict[str, str]] = {}  # of each layer's parameters
+        for name in names:
+            path, _, parameter = name.rpartition(".")
+            self._names.setdefault(backbone.get_submodule(path), {})[parameter] = name
+        for layer, own in self._names.items():
+            whole = own.keys() == dict(layer.named_parameters()).keys()
+            if not isinstance(layer, nn.Linear | nn.LayerNorm) or not whole:
+                raise PtuneError(
+                    f"The head of {type(backbone).__name__} has parameters of a "
+                    f"{type(layer).__name__} ({', '.join(own.values())}); rows of one batch can "
+                    "have heads of their own where these are made of Linear and LayerNorm. Load "
+                    "the classifiers one by one instead (ptune.load)."
+                )
+        for layer in self._names:
+            layer.register_forward_hook(self._after)
+
+    def _after(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not self.heads:
+            return None
+        inputs, names = args[0], self._names[layer]
+        flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])  # [batch, positions, in]
+        weights = [head[names["weight"]] for head in self.heads]
+        width = max(weight.shape[0] for weight in weights)
+        result = flat.new_zeros(*flat.shape[:2], width)  # [batch, positions, out]
+        # So many heads at a time that their weights side by side take some megabytes at most.
+        size = max(1, _NUMBERS_AT_A_TIME // max(weight.numel() for weight in weights))
+        for start in range(0, len(weights), size):
+            some = slice(start, start + size)
+            own = {
+                parameter: side_by_side([head[name] for head in self.heads[some]])
+                for parameter, name in names.items()
+            }
+            rows = some if len(weights) > 1 else slice(None)
+            part = _layer_per_row(layer, flat[rows], **own)
+            result[rows, :, : part.shape[2]] = part
+        return result.reshape(*inputs.shape[:-1], width)
+
+
+_NUMBERS_AT_A_TIME = 2**23
+
+
+def _layer_per_row(
+    layer: nn.Module, rows: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """What a layer makes of ``[rows, positions, in]`` with parameters ``[rows or 1, …]``."""
+    if isinstance(layer, nn.LayerNorm):
+        normal = F.layer_norm(rows, layer.normalized_shape, eps=layer.eps)
+        result = normal * weight[:, None]
+    else:
+        result = rows @ weight.mT  # [rows, positions, out]
+    return result if bias is None else result + bias[:, None]
+
+
+def side_by_side(tensors: list[Tensor]) -> Tensor:
+    """Tensors ``[n, …]`` as one, ``[tensors, longest n, …]``, with zeros behind the shorter."""
+    if len({t.shape for t in tensors}) == 1:
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)

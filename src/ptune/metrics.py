@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,3 +70,14 @@ def compute(names: Iterable[str], labels: Array, predictions: Array) -> dict[str
         {'accuracy': 0.75}
     """
     return {name: float(METRICS[name](labels, predictions)) for name in names}
+
+
+def mean_and_std(values: Sequence[float]) -> dict[str, float]:
+    """`mean` and `std` of one score over several runs; the deviation of a sample, 0 for one run.
+
+    Example:
+        >>> mean_and_std([0.5, 0.75, 1.0])
+        {'mean': 0.75, 'std': 0.25}
+    """
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": spread}

@@ -8,7 +8,7 @@ then does its own positions, padding and pooling; nothing here knows how.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import layout
-from ptune.backbone import check_family, max_positions, names_of_head, weight_of
+from ptune.backbone import check_family, max_positions, names_of_head, smallest, weight_of
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.forms import (
@@ -28,6 +28,7 @@ from ptune.forms import (
     Form,
     InputRows,
     KeysAndValues,
+    Prompt,
     RowsInEveryLayer,
     SharedRows,
 )
@@ -109,6 +110,8 @@ class PromptModel(PreTrainedModel):
     # The losses of Transformers' classifiers are means over the batch they see.
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
+    # Read an input prompt once for a whole batch, where the backbone cannot tell (`SharedRows`).
+    share_prompt = True
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class PromptModel(PreTrainedModel):
         check_family(backbone)
         self.max_positions = max_positions(backbone)
         # Before the backbone is touched: a prompt that does not fit leaves it as it is.
-        config = self._fitted(config, backbone)
+        config = self.fitted(config, backbone)
         self.backbone = backbone
         head_names = frozenset(names_of_head(backbone))
         named = dict(backbone.named_parameters())
@@ -176,10 +179,12 @@ class PromptModel(PreTrainedModel):
         """The frozen token-embedding table, ``[V, token_dim]``."""
         return weight_of(self.backbone.get_input_embeddings())
 
-    def _fitted(
-        self, config: PromptEncoderConfig, backbone: PreTrainedModel
-    ) -> PromptEncoderConfig:
-        """The configuration with the backbone's sizes filled in, if the prompt fits it."""
+    def fitted(self, config: PromptEncoderConfig, backbone: PreTrainedModel) -> PromptEncoderConfig:
+        """The configuration with the backbone's sizes filled in.
+
+        Raises:
+            PtuneError: The prompt does not fit the backbone.
+        """
         text_config = backbone.config.get_text_config()
         config = config.for_backbone(
             token_dim=weight_of(backbone.get_input_embeddings()).shape[1],
@@ -205,8 +210,8 @@ class PromptModel(PreTrainedModel):
         head: dict[str, Tensor] | None = None,
     ) -> None:
         """Add an adapter; what is not given is new, or as the backbone came with it."""
-        config = self._fitted(config, self.backbone)
-        form, table = self._form_of(config), self._table()
+        config = self.fitted(config, self.backbone)
+        form, table = self.form_of(config), self._table()
         if rows is None:
             encoder = build_prompt_encoder(config, form.width)
             if config.prompt_init == "vocab":
@@ -221,7 +226,11 @@ class PromptModel(PreTrainedModel):
         labels = labels or self._as_it_came.labels
         self.adapters[name] = AdapterState(config, labels=labels, head=head)
 
-    def _form_of(self, config: PromptEncoderConfig) -> Form:
+    def has_form(self, config: PromptEncoderConfig) -> bool:
+        """Whether prompts of this kind have been met."""
+        return config.depth in self._forms
+
+    def form_of(self, config: PromptEncoderConfig) -> Form:
         """What a prompt is inside this backbone; hung on it when first needed."""
         if config.depth not in self._forms:
             self._forms[config.depth] = self._new_form(config.depth)
@@ -405,10 +414,7 @@ class PromptModel(PreTrainedModel):
 
         What the prompt needs is taken off the text. ``None``: no bound.
         """
-        # A tokenizer that knows no bound says 1e30.
-        bounds = [self.max_text_length, self.max_length, tokenizer.model_max_length]
-        known = [bound for bound in bounds if bound is not None and bound < 10**9]
-        return min(known) if known else None
+        return smallest(self.max_text_length, self.max_length, tokenizer.model_max_length)
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names, as in the backbone, and parameters of the head."""
@@ -470,7 +476,19 @@ class PromptModel(PreTrainedModel):
         self.prompt_encoders[self.active_adapter] = encoder.to(self._table().device)
 
     def _fixed(self, rows: Tensor, config: PromptEncoderConfig) -> PromptEncoder:
-        form = self._form_of(config)
+        form = self.form_of(config)
+        self.check_rows(rows, config)
+        encoder = PromptEncoder(config, form.width)
+        encoder.start_from(rows)
+        return encoder
+
+    def check_rows(self, rows: Tensor, config: PromptEncoderConfig) -> None:
+        """Refuse a prompt that does not have the shape of its kind in this backbone.
+
+        Raises:
+            PtuneError: It has not.
+        """
+        form = self.form_of(config)
         wanted = (config.num_virtual_tokens, form.width)
         if rows.shape != wanted:
             raise PtuneError(
@@ -478,9 +496,6 @@ class PromptModel(PreTrainedModel):
                 f"takes a prompt of this kind as {list(wanted)}: it belongs to another backbone, "
                 "or was made in another way."
             )
-        encoder = PromptEncoder(config, form.width)
-        encoder.start_from(rows)
-        return encoder
 
     def freeze(self) -> None:
         """Train nothing any more: for inference."""
@@ -555,16 +570,56 @@ class PromptModel(PreTrainedModel):
         Raises:
             PtuneError: A text is longer than fits beside the prompt.
         """
-        prompt = self.prompt_encoder()  # [k, width]
-        form = self._form_for(position_ids, kwargs)
-        for other in self._forms.values():
-            if other is not form or self._disabled:
-                other.leave()
-        rows = prompt.new_empty(0, self._extra_rows.weight.shape[1])
-        if not self._disabled:
-            rows = form.enter(prompt)  # [k or 0, token_dim]
-        k = rows.shape[0]
-        size = self._extra_rows.size
+        if self._disabled:
+            prompt = Prompt(self.form, self.prompt_encoder()[:0])
+        else:
+            form = self._form_for(position_ids, kwargs)
+            prompt = Prompt.of(self.prompt_config, form, self.prompt_encoder())
+        return self.run(
+            [prompt],
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            **kwargs,
+        )
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        which: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """Let the backbone read a batch, each row with its own prompt, in one forward pass.
+
+        Args:
+            prompts: Any, of this model's forms.
+            which: ``[batch]``: the prompt of each row. ``None``: there is one, and all rows have
+                it.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, labels: As
+                for `forward`.
+
+        Raises:
+            PtuneError: A text is longer than fits beside its prompt.
+        """
+
+        def of_rows(values: list[int]) -> int | Tensor:
+            """A prompt's number as each row's: one for all, or ``[batch, 1]``."""
+            if which is None or len(set(values)) == 1:
+                return values[0]
+            return torch.tensor(values, device=which.device)[which][:, None]
+
+        rows, lengths, starts = self._enter(prompts, which)
+        total, size = rows.shape[0], self._extra_rows.size
         if inputs_embeds is not None:
             if input_ids is not None:
                 raise PtuneError("Give input_ids or inputs_embeds, not both.")
@@ -576,29 +631,44 @@ class PromptModel(PreTrainedModel):
             # A given vector is one more row of the table.
             batch, seq, dim = inputs_embeds.shape
             rows = torch.cat([rows.to(inputs_embeds.dtype), inputs_embeds.reshape(-1, dim)])
-            input_ids = torch.arange(batch * seq, device=rows.device).view(batch, seq) + size + k
+            input_ids = (
+                torch.arange(batch * seq, device=rows.device).view(batch, seq) + size + total
+            )
         if input_ids is None:
             raise PtuneError("Give input_ids or inputs_embeds; both are missing.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
 
-        before = layout.TOKENS_BEFORE[self.prompt_config.placement]
-        order = layout.prompt_order(attention_mask, k, before, self._padding_side)
-        order = layout.trim(order, self._width(attention_mask, k), self._padding_side)
+        k, before = of_rows(lengths), of_rows([p.before for p in prompts])
+        virtual = torch.arange(max(lengths), device=input_ids.device)  # [longest k]
+        virtual_mask = virtual < k  # [longest k] or [batch, longest k]
+        order = layout.prompt_order(attention_mask, virtual_mask, before, self._padding_side)
+        width = self._width(
+            attention_mask, order.shape[1], k, of_rows([p.positions for p in prompts])
+        )
+        order = layout.trim(order, width, self._padding_side)
         # Asked for each time: `Trainer` sets it to the tokenizer's.
         pad = self.config.get_text_config().pad_token_id
         # A pad token that is part of a text must not look like padding, and padding must.
         text_ids = torch.where(input_ids == pad, size + rows.shape[0], input_ids)
+        disguised = [pad]
+        if self.config.is_encoder_decoder:
+            # The head reads the last end token, and Transformers wants as many in every text.
+            disguised.append(end := self.config.eos_token_id)
+            ends = (input_ids == end) & (attention_mask != 0)
+            inner = ends & (ends.flip(1).cumsum(1).flip(1) > 1)
+            text_ids = torch.where(inner, size + rows.shape[0] + 1, text_ids)
         text_ids = torch.where(attention_mask != 0, text_ids, pad)
-        virtual_ids = torch.arange(size, size + k, device=input_ids.device)
+        virtual_ids = torch.where(virtual_mask, size + of_rows(starts) + virtual, pad)
         inputs = {
             "input_ids": layout.place(text_ids, virtual_ids, order),
-            "attention_mask": layout.place(attention_mask, attention_mask.new_ones(k), order),
+            "attention_mask": layout.place(attention_mask, virtual_mask, order),
         }
         if token_type_ids is not None:
             inputs["token_type_ids"] = layout.place(
-                token_type_ids, token_type_ids.new_zeros(k), order
+                token_type_ids, torch.zeros_like(virtual), order
             )
+        shift = of_rows([p.positions - n for p, n in zip(prompts, lengths, strict=True)])
         if position_ids is not None:
             if not self.takes_position_ids:
                 raise PtuneError(
@@ -606,29 +676,56 @@ class PromptModel(PreTrainedModel):
                 )
             position_ids = position_ids.expand_as(input_ids)
             inputs["position_ids"] = layout.place_positions(
-                position_ids, attention_mask, k, before, order
+                position_ids, attention_mask, virtual_mask, before, order
             )
-        elif self.takes_position_ids and self._positions_taken > k and not self._disabled:
-            # The prompt takes positions, but does not stand among the tokens.
-            inputs["position_ids"] = self._shifted(inputs["attention_mask"])
+        elif self.takes_position_ids and (isinstance(shift, Tensor) or shift > 0):
+            # A prompt takes positions, but does not stand among the tokens.
+            inputs["position_ids"] = self._shifted(inputs["attention_mask"], shift)
         if labels is not None:
             inputs["labels"] = labels
         if self._takes_use_cache:
             kwargs.setdefault("use_cache", False)  # nothing is generated
-        self._extra_rows.rows, self._extra_rows.fallback = rows, pad
-        if self.prompt_config.pooling == "mean" and not self._disabled:
+        mean = of_rows([p.mean for p in prompts])
+        if isinstance(mean, Tensor) or mean:
             is_text = attention_mask != 0
-            self._mean.mask = layout.place(is_text, is_text.new_zeros(k), order)
+            self._mean.mask = layout.place(is_text, torch.zeros_like(virtual), order)
+            self._mean.rows = mean if isinstance(mean, Tensor) else None
+        self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
         try:
             return self.backbone(**inputs, **kwargs)
         finally:
-            self._extra_rows.rows = None
+            self._extra_rows.rows = self._mean.mask = None
+
+    def _enter(
+        self, prompts: Sequence[Prompt], which: Tensor | None
+    ) -> tuple[Tensor, list[int], list[int]]:
+        """Put the prompts of a batch in.
+
+        Returns:
+            The rows ``[n, token_dim]`` of them all that stand among the tokens; for each prompt
+            how many of these are its own, and which is the first.
+        """
+        rows: list[Tensor] = []
+        lengths, starts, total = [0] * len(prompts), [0] * len(prompts), 0
+        for form in self._forms.values():
+            if all(p.form is not form for p in prompts):
+                form.leave()
+                continue
+            none = prompts[0].rows.new_empty(0, form.width)
+            own = [p.rows if p.form is form else none for p in prompts]
+            for i, entered in enumerate(form.enter(own, which, total)):
+                if prompts[i].form is form:
+                    lengths[i], starts[i] = len(entered), total
+                    total += len(entered)
+                    rows.append(entered)
+        return torch.cat(rows), lengths, starts
 
     def _form_for(self, position_ids: Tensor | None, kwargs: dict[str, Any]) -> Form:
         """The form of this forward pass: read once for the whole batch where nobody can tell."""
         config = self.backbone.config
         plain = (
-            "shared" not in self._forms
+            not self.share_prompt
+            or "shared" not in self._forms
             or self.prompt_config.depth != "input"
             or self.prompt_config.placement != "prefix"
             or position_ids is not None
@@ -641,30 +738,43 @@ class PromptModel(PreTrainedModel):
         )
         return self.form if plain else self._forms["shared"]
 
-    def _shifted(self, attention_mask: Tensor) -> Tensor:
-        """Positions ``[batch, seq]`` of a text that is counted from k."""
+    def _shifted(self, attention_mask: Tensor, shift: int | Tensor) -> Tensor:
+        """Positions ``[batch, seq]`` of texts that are counted from `shift`, ``[batch, 1]``."""
         counted = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
         first = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", 0)
         first -= self.max_positions or first  # RoBERTa and its kin count from padding_idx + 1
-        return counted + first + self.prompt_config.num_virtual_tokens
+        return counted + first + shift
 
-    def _width(self, attention_mask: Tensor, k: int) -> int:
-        """How many columns to keep: all, unless only padding makes the batch too wide."""
-        width = k + attention_mask.shape[1]
-        if self.max_positions is None or self.max_text_length is None:
+    def _width(
+        self, attention_mask: Tensor, width: int, k: int | Tensor, positions: int | Tensor
+    ) -> int:
+        """How many of `width` columns to keep.
+
+        All, unless only padding makes the batch too wide or the prompts differ.
+
+        Args:
+            attention_mask: ``[batch, seq]``, of the texts.
+            width: Columns that there are.
+            k: Columns that are the prompt's; ``[batch, 1]`` where prompts differ.
+            positions: Positions that the prompt takes from the text; likewise.
+        """
+        bound = self.max_positions
+        seq = attention_mask.shape[1]
+        alike = isinstance(k, int) and isinstance(positions, int)
+        if alike and (bound is None or seq + positions <= bound):
             return width
-        room = k + self.max_text_length
-        if width <= room:
-            return width
-        longest = int((attention_mask != 0).sum(dim=1).max())
-        if longest > (self.max_text_length or longest):
+        lengths = (attention_mask != 0).sum(dim=1, keepdim=True)  # [batch, 1]
+        if bound is not None and (worst := int((lengths + positions).max())) > bound:
+            row = int((lengths + positions).argmax())
+            longest = int(lengths[row])
+            fits = bound - worst + longest
             raise PtuneError(
-                f"A text of {longest} tokens is too long: the backbone has {self.max_positions} "
-                f"positions and the prompt takes {self._positions_taken}, so at most "
-                f"{self.max_text_length} tokens fit. Tokenise with truncation=True, "
-                f"max_length={self.max_text_length}."
+                f"A text of {longest} tokens is too long: the backbone has {bound} "
+                f"positions and the prompt takes {worst - longest}, so at most "
+                f"{fits} tokens fit. Tokenise with truncation=True, "
+                f"max_length={fits}."
             )
-        return room
+        return max(1, int((lengths + k).max()))
 
     # What `PreTrainedModel` and `Trainer` ask for.
 

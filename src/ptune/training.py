@@ -233,11 +233,11 @@ class TrainSettings:
         few = self.epochs is None and steps < MIN_STEPS
         if few:
             steps = MIN_STEPS
-        every: dict[str, Any] = {
-            f"{what}_strategy": "steps" if few else "epoch" for what in ("eval", "save", "logging")
-        }
-        if few:
-            every |= {f"{what}_steps": MIN_STEPS // EPOCHS for what in ("eval", "save", "logging")}
+        every: dict[str, Any] = {}
+        for what in ("eval", "save", "logging"):
+            every[f"{what}_strategy"] = "steps" if few else "epoch"
+            if few:
+                every[f"{what}_steps"] = MIN_STEPS // EPOCHS
         chosen: dict[str, Any] = {
             "num_train_epochs": steps / steps_an_epoch if few else self.epochs or EPOCHS,
             "per_device_train_batch_size": self.batch_size,
@@ -505,6 +505,11 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
         (folder / name).unlink(missing_ok=True)
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is a run in the folder, finished or not."""
+    return (folder / SETTINGS_NAME).is_file()
+
+
 def read_settings(folder: Path) -> TrainSettings:
     """The settings of a run.
 
@@ -512,7 +517,7 @@ def read_settings(folder: Path) -> TrainSettings:
         PtuneError: There are none, or they are of another version.
     """
     file = folder / SETTINGS_NAME
-    if not file.is_file():
+    if not is_begun(folder):
         raise PtuneError(f"{folder} holds no run ({SETTINGS_NAME}).")
     content = read_json(file)
     known = {f.name for f in fields(TrainSettings)}
@@ -655,7 +660,7 @@ def train_seeds(
     """
     folder = Path(output_dir)
     runs = [(replace(settings, seed=seed), folder / f"seed-{seed}") for seed in seeds]
-    begun = {here: resume and (here / SETTINGS_NAME).is_file() for _, here in runs}
+    begun = {here: resume and is_begun(here) for _, here in runs}
     for own, here in runs:
         check_folder(here, own, overwrite=overwrite, resume=begun[here])
     scores: dict[int, dict[str, float]] = {}
@@ -667,12 +672,8 @@ def train_seeds(
         run = train_run(own, here, **how, progress=progress, corpus=corpus)
         scores[own.seed] = run.metrics["eval"]
     spread = {
-        name: {
-            "mean": float(np.mean(values)),
-            "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        }
+        name: metrics.mean_and_std([found[name] for found in scores.values()])
         for name in scores[seeds[0]]
-        if (values := [found[name] for found in scores.values()])
     }
     with staged(folder) as stage:
         write_json(stage / SEEDS_NAME, {"scores": {str(k): v for k, v in scores.items()}, **spread})

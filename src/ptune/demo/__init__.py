@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from transformers import AutoModel, TrainerCallback
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+from transformers import TrainerCallback
 
 from ptune import metrics
-from ptune.backbone import MINILM, load_tokenizer, location, quiet_transformers
+from ptune.backbone import MINILM, load_backbone, load_tokenizer
 from ptune.data import LABEL, TEXT, Dataset
 from ptune.training import Run, TrainSettings, train_run
 
@@ -68,24 +71,25 @@ def logistic_regression(train: Dataset, test: Dataset) -> tuple[dict[str, float]
         Accuracy and macro-F1, and the number of fitted parameters.
     """
     classifier = LogisticRegression(C=10.0, max_iter=1000)
-    classifier.fit(_embeddings(train[TEXT]), train[LABEL])
-    predicted = classifier.predict(_embeddings(test[TEXT]))
+    # Of length 1, as the model's authors use them.
+    pipeline = make_pipeline(Normalizer(), classifier)
+    pipeline.fit(mean_embeddings(train[TEXT]), train[LABEL])
+    predicted = pipeline.predict(mean_embeddings(test[TEXT]))
     scores = metrics.compute(["accuracy", "f1_macro"], np.asarray(test[LABEL]), predicted)
     return scores, classifier.coef_.size + classifier.intercept_.size
 
 
 @torch.inference_mode()
-def _embeddings(texts: list[str]) -> np.ndarray:
-    """Mean-pooled, normalised embeddings ``[n, 384]``, as the model's authors use it."""
-    tokenizer = load_tokenizer(MINILM)
-    with quiet_transformers():
-        encoder = AutoModel.from_pretrained(location(MINILM))
+def mean_embeddings(texts: Iterable[str], model: str = MINILM) -> np.ndarray:
+    """The mean of the backbone's last hidden states over each text, ``[n, hidden]``, float32."""
+    tokenizer, texts = load_tokenizer(model), list(texts)
+    encoder = load_backbone(model, dtype="float32").base_model.eval()
     vectors = []
-    texts = list(texts)
     for start in range(0, len(texts), 64):
-        batch = tokenizer(texts[start : start + 64], padding=True, return_tensors="pt")
-        states = encoder(**batch).last_hidden_state  # [batch, seq, 384]
+        batch = tokenizer(
+            texts[start : start + 64], padding=True, truncation=True, return_tensors="pt"
+        )
+        states = encoder(**batch).last_hidden_state  # [batch, seq, hidden]
         mask = batch["attention_mask"][..., None]
-        mean = (states * mask).sum(dim=1) / mask.sum(dim=1)
-        vectors.append(torch.nn.functional.normalize(mean, dim=1))
+        vectors.append((states * mask).sum(dim=1) / mask.sum(dim=1))
     return torch.cat(vectors).numpy()
