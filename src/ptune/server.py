@@ -135,6 +135,8 @@ class ServeSettings:
                 raise PtuneError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.timeout > 0:
             raise PtuneError(f"timeout is {self.timeout}; it must be more than 0 seconds.")
+        if not 0 <= self.port <= 65_535:
+            raise PtuneError(f"port is {self.port}; it must be between 0 and 65535.")
         if self.max_connections < 2:
             raise PtuneError(f"max_connections is {self.max_connections}; it must be at least 2.")
         if self.queue < self.max_texts:
@@ -244,6 +246,12 @@ class ErrorBody(BaseModel):
     error_type: str
 
 
+UNKNOWN = "There is no such task; GET /tasks lists those there are."
+PAIRS = "The task was trained on pairs of texts: inputs is [a, b], or a batch [[a, b], …]."
+NO_PAIRS = (
+    "The task was trained on single texts, and inputs holds a pair. A batch of two texts is "
+    "[[a], [b]]."
+)
 # In one word what a status means, where nothing more precise was said.
 ERROR_TYPES = {
     400: "bad_request",
@@ -278,12 +286,19 @@ Shown = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 # The batches.
 
 
+# What the task is, and a text's logits [num_labels].
+Answer = tuple[TaskInfo, np.ndarray]
+
+
+class _TooLong(Exception):
+    """A text that was not to be cut has more tokens than its task reads."""
+
+
 @dataclass
 class _Job:
-    task: str
-    texts: list[Text]
-    # What the task is, and logits [num_labels] of each text.
-    answer: Future[tuple[TaskInfo, list[np.ndarray]]] = field(default_factory=Future)
+    requests: list[tuple[str, Text]]
+    may_cut: bool
+    answers: Future[list[Answer]] = field(default_factory=Future)
 
 
 class Batcher:
@@ -316,7 +331,7 @@ class Batcher:
         Raises:
             queue.Full: Too many texts wait.
         """
-        self._count(len(job.texts))
+        self._count(len(job.requests))
         self._queue.put(job)
 
     def _count(self, texts: int) -> None:
@@ -328,46 +343,45 @@ class Batcher:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            jobs, texts = [job], len(job.texts)
+            jobs, texts = [job], len(job.requests)
             while texts < self.batch_size and not self._queue.empty():
                 more = self._queue.get()
                 if more is None:
                     self._queue.put(None)  # stop, after this batch
                     break
                 jobs.append(more)
-                texts += len(more.texts)
+                texts += len(more.requests)
             self._count(-texts)
             # A client that gave up, or whose time is over, has cancelled its job.
-            self._answer([j for j in jobs if j.answer.set_running_or_notify_cancel()])
+            self._answer([j for j in jobs if j.answers.set_running_or_notify_cancel()])
 
     def _answer(self, jobs: list[_Job]) -> None:
         """Answer every job; one that fails disturbs no other."""
         if not jobs:
             return
         try:
-            answers = self._compute(jobs)
+            answers = iter(self._compute(jobs))
         except Exception as error:
             if len(jobs) == 1:
-                jobs[0].answer.set_exception(error)
+                jobs[0].answers.set_exception(error)
                 return
-            for job in jobs:
-                self._answer([job])
+            half = len(jobs) // 2
+            self._answer(jobs[:half])
+            self._answer(jobs[half:])
         else:
-            for job, answer in zip(jobs, answers, strict=True):
-                job.answer.set_result(answer)
+            for job in jobs:
+                job.answers.set_result([next(answers) for _ in job.requests])
 
-    def _compute(self, jobs: list[_Job]) -> list[tuple[TaskInfo, list[np.ndarray]]]:
-        requests = [(job.task, text) for job in jobs for text in job.texts]
+    def _compute(self, jobs: list[_Job]) -> list[Answer]:
         started = time.perf_counter()
-        while True:
-            tasks = {job.task: self.bank.task(job.task) for job in jobs}
-            logits = iter(self.bank.logits(requests, batch_size=self.batch_size))
-            # A task that was replaced meanwhile may have other labels.
-            if all(self.bank.task(name) == task for name, task in tasks.items()):
-                break
+        uncut = [request for job in jobs if not job.may_cut for request in job.requests]
+        if excess := max(self.bank.excess(uncut), default=0):
+            raise _TooLong(excess)
+        requests = [request for job in jobs for request in job.requests]
+        answers = list(self.bank.answers(requests, batch_size=self.batch_size))
         self.metrics.batch_texts.observe(len(requests))
         self.metrics.batch_seconds.observe(time.perf_counter() - started)
-        return [(tasks[job.task], [next(logits) for _ in job.texts]) for job in jobs]
+        return answers
 
 
 class Metrics:
@@ -527,7 +541,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         try:
             return bank.task(task)
         except PtuneError:
-            refuse(404, "There is no such task; GET /tasks lists those there are.")
+            refuse(404, UNKNOWN)
 
     async def read(request: Request) -> PredictRequest:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -583,7 +597,8 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
     )
     async def predict(task: TaskName, request: Request) -> Response:
         """Labels and their scores, the highest first; for a batch, a list of them for each text."""
-        known(task)
+        if task not in bank:
+            refuse(404, UNKNOWN)
         said: dict[str, Any] = {"task": task}
         request.scope["state"]["said"] = said
         deadline = asyncio.get_running_loop().time() + settings.timeout
@@ -596,12 +611,13 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
                 f"The body did not arrive within {settings.timeout:g} seconds.",
                 headers={"Connection": "close"},
             )
-        job = _Job(task, wanted.texts())
-        said["texts"] = len(job.texts)
+        texts = wanted.texts()
+        said["texts"] = len(texts)
+        job = _Job([(task, text) for text in texts], may_cut=wanted.truncate is not False)
         try:
             batcher.submit(job)
             async with asyncio.timeout_at(deadline):
-                info, logits = await asyncio.wrap_future(job.answer)
+                answers = await asyncio.wrap_future(job.answers)
         except queue.Full:
             refuse(
                 429,
@@ -615,12 +631,21 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
                 error_type="timeout",
                 headers={"Retry-After": RETRY_AFTER},
             )
+        except _TooLong as error:
+            refuse(
+                413,
+                f"A text is {error} tokens longer than the task reads, and truncate is false.",
+            )
         except PtuneError as error:
-            known(task)  # it may have been removed meanwhile
+            if task not in bank:  # removed meanwhile
+                refuse(404, UNKNOWN)
             refuse(422, str(error))
-        metrics.texts.labels(task).inc(len(job.texts))
-        answers = [_scores(info, row, wanted.raw_scores) for row in logits]
-        return JSONResponse(answers if wanted.is_batch else answers[0])
+        pairs = answers[0][0].pairs
+        if pairs is not None and any(isinstance(text, str) is pairs for text in texts):
+            refuse(422, PAIRS if pairs else NO_PAIRS)
+        metrics.texts.labels(task).inc(len(texts))
+        scores = [_scores(*answer, raw=wanted.raw_scores) for answer in answers]
+        return JSONResponse(scores if wanted.is_batch else scores[0])
 
     # The tasks.
 
@@ -730,7 +755,7 @@ def _what_is_wrong(error: Any) -> str:
     return f"{str(place)[:80]}: {error['msg']}."
 
 
-def _scores(task: TaskInfo, logits: np.ndarray, raw: bool) -> list[dict[str, Any]]:
+def _scores(task: TaskInfo, logits: np.ndarray, *, raw: bool) -> list[dict[str, Any]]:
     plain = raw or task.problem_type == "regression"
     scores = logits if plain else _probabilities(logits[None], task.problem_type)[0]
     if not np.isfinite(scores).all():
@@ -837,7 +862,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise PtuneError(
             f"Cannot listen on {host}, port {port}: {error}. Name another --host or --port."
         ) from error

@@ -61,6 +61,7 @@ function aboutTask() {
         task.labels.slice(0, 8).join(", ") +
         (count > 8 ? ", …" : "");
   $("pair-row").hidden = task.pairs === false;
+  $("pair").required = task.pairs === true;
 }
 
 function row({ label, score }) {
