@@ -524,7 +524,8 @@ class PromptBank:
 
 def _checked(request: Any) -> tuple[str, tuple[str, ...]]:
     """A request's task and its text, or its two texts."""
-    if not isinstance(request, tuple | list) or len(request) != 2:
+    is_request = isinstance(request, tuple | list) and len(request) == 2
+    if not is_request or not isinstance(request[0], str):
         raise PtuneError(f"{request!r} is no request; wanted is a task and a text, (task, text).")
     task, text = request
     texts = (text,) if isinstance(text, str) else text
@@ -559,7 +560,11 @@ def _by_name(task: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files fail in ways of their own
-        reason = str(error) if isinstance(error, PtuneError) else first_line(error)
+        reason = (
+            str(error)
+            if isinstance(error, PtuneError)
+            else f"its files are damaged ({first_line(error)}). Save or fetch it again."
+        )
         raise PtuneError(f"The adapter of the task {task!r} is refused: {reason}") from error
 
 
