@@ -325,6 +325,19 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(hasty):
             pass
 
 
+def test_a_client_that_goes_away_is_no_failure_of_the_server(server):
+    with socket.create_connection((server.host, server.port), timeout=20) as connection:
+        head = "POST /tasks/task1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 14\r\n\r\n{{".encode())
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (
+        gone := [r for r in server.records() if r.get("status") == 499]
+    ):
+        time.sleep(0.05)
+    assert gone
+    assert not [r for r in server.records() if r["message"] == "failure"]
+
+
 # Batches.
 
 

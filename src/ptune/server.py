@@ -64,6 +64,7 @@ try:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError
     from pythonjsonlogger.json import JsonFormatter  # noqa: F401 (the logging configuration's)
     from starlette.exceptions import HTTPException as AnyHTTPException
+    from starlette.requests import ClientDisconnect
     from starlette.routing import Route
 except ImportError as error:
     raise PtuneError(
@@ -430,6 +431,8 @@ class _Observed:
 
         try:
             await self.app(scope, receive, observed)
+        except ClientDisconnect:  # before its body was here
+            status = 499
         except Exception as error:
             # What an exception says may be a text; where it comes from is not.
             where = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
