@@ -603,7 +603,7 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
         if task not in bank:
             refuse(404, UNKNOWN)
         said: dict[str, Any] = {"task": task}
-        request.scope["state"]["said"] = said
+        request.state.said = said
         deadline = asyncio.get_running_loop().time() + settings.timeout
         try:
             async with asyncio.timeout_at(deadline):
@@ -807,8 +807,8 @@ def serve(settings: ServeSettings, started: Callable[[str, int], None] | None = 
     """
     listener = _bind(settings.host, settings.port)
     with listener, _exits_cleanly():
-        _log_as_json()
         bank = load_bank(settings)
+        _log_as_json()
         for name, reason in bank.refused.items():
             log.warning("task refused", extra={"task": name, "reason": reason})
         config = uvicorn.Config(
