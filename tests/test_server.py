@@ -114,6 +114,22 @@ def test_a_long_text_is_cut_and_refused_where_that_is_not_wanted(client, stage):
     assert client.post(url, json={"inputs": "short", "truncate": False}).status_code == 200
 
 
+@pytest.mark.parametrize("pairs", [True, False])
+def test_where_a_task_says_whether_it_wants_pairs_the_other_kind_is_refused(client, stage, pairs):
+    name = f"pairs{pairs}"
+    shutil.copytree(stage.served / "task1", stage.served / name)
+    (stage.served / name / "metrics.json").write_text(json.dumps({"text_pairs": pairs}))
+    assert client.put(f"/tasks/{name}", headers=AS_ADMIN).json()["pairs"] is pairs
+    inputs = {True: ["a", "b"], False: "a"}
+    right, wrong = (
+        client.post(f"/tasks/{name}/predict", json={"inputs": inputs[kind]})
+        for kind in (pairs, not pairs)
+    )
+    assert (right.status_code, wrong.status_code) == (200, 422)
+    assert "trained on" in wrong.json()["error"]
+    assert client.delete(f"/tasks/{name}", headers=AS_ADMIN).status_code == 204
+
+
 def test_the_tasks_are_listed(client):
     found = client.get("/tasks").json()
     assert [t["name"] for t in found] == [

@@ -172,7 +172,9 @@ def place_of(folder: Path, task: str) -> Path:
     if not TASK_NAME.fullmatch(task):
         raise PtuneError(NAMES)
     root = folder.resolve()
-    files = (CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, TRAINED_STATE_NAME)
+    # The last one says whether it was trained on pairs.
+    files = [CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, TRAINED_STATE_NAME]
+    files.append("metrics.json")
     for path in (root / task, *(root / task / name for name in files)):
         if not path.resolve().is_relative_to(root):
             raise PtuneError(
