@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import peak_memory_mb
 
 ROWS = 20  # virtual tokens, of every prompt
 
@@ -37,7 +37,7 @@ class Job:
     method: str
     seed: int
     model: str
-    epochs: float
+    epochs: float | None
     task: str | None
     data_dir: str | None
     train_file: str | None
@@ -206,7 +206,10 @@ def setfit(job: Job) -> tuple[Scores, int]:
         {"text": texts(corpus.train), "label": list(corpus.train[data.LABEL])}
     )
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(output_dir=folder, num_epochs=1, batch_size=16, seed=job.seed)
+        # 20 pairs of either kind a text, as in the paper (arXiv 2209.11055).
+        args = TrainingArguments(
+            output_dir=folder, num_epochs=1, num_iterations=20, batch_size=16, seed=job.seed
+        )
         Trainer(model=model, args=args, train_dataset=train).train()
     predicted = np.asarray(model.predict(texts(evaluation)))
     scores = metrics.compute(corpus.metrics, np.asarray(evaluation[data.LABEL]), predicted)
@@ -266,12 +269,11 @@ def run_here(job: Job) -> None:
     """Do one job and print what came out as JSON."""
     started = time.perf_counter()
     scores, trained = METHODS[job.method](job)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
     result = {
         "scores": scores,
         "trained_parameters": trained,
         "seconds": round(time.perf_counter() - started, 1),
-        "peak_memory_mb": round(peak / 1024),
+        "peak_memory_mb": round(peak_memory_mb()),
     }
     print("RESULT " + json.dumps(result))
 
@@ -361,7 +363,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of GLUE's TSV files; without it, from the Hub")
     parser.add_argument("--train-file", help="your own file, instead of a task")
     parser.add_argument("--eval-file")
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--epochs", type=float, help="4; with --shots the steps of `ptune train`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shots", type=int, help="so many training examples of each label")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD")
@@ -374,6 +376,8 @@ def main() -> None:
     if (args.task is None) == (args.train_file is None):
         parser.error("name either --task or --train-file")
 
+    if args.epochs is None and not args.shots:
+        args.epochs = 4.0
     what = {k: getattr(args, k) for k in ("model", "task", "train_file", "epochs", "shots")}
     file = args.output_dir / "accuracy.json"
     results: dict[str, Any] = {**what, "runs": {}}
@@ -407,8 +411,9 @@ def main() -> None:
     results["runs"] = {m: runs for m, runs in results["runs"].items() if runs}
     rows = summarise(results)
     name = args.task or Path(args.train_file).stem
-    few = f", {args.shots} examples a label" if args.shots else ""
-    title = f"{name} on {args.model}, {args.epochs:g} epochs{few}"
+    budget = [f"{args.epochs:g} epochs"] if args.epochs else []
+    few = [f"{args.shots} examples a label"] if args.shots else []
+    title = ", ".join([f"{name} on {args.model}", *budget, *few])
     print(f"\n{title}\n")
     print_table(rows)
     draw(rows, title, args.output_dir / "accuracy.png")

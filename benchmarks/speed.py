@@ -20,7 +20,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import peak_memory_mb
 from torch import nn
 
 from ptune import PromptEncoderConfig, PromptModel, data
@@ -373,9 +373,7 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
             corpus.train.select(range(4 * BATCH)), name, by_length=what.startswith("ptune")
         )
         seconds = timed(lambda: [step(b) for b in grouped])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if DEVICE == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
+    peak = peak_memory_mb() if DEVICE == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps({"seconds": seconds, "peak_mb": peak}))
 
 

@@ -28,9 +28,10 @@ TASKS = {
         "multi_label_classification",
         {"num_virtual_tokens": 3, "placement": "after_first", "pooling": "mean"},
     ),
-    "deep": (
-        ["score"],
-        "regression",
+    "deep": (["score"], "regression", {"num_virtual_tokens": 4, "depth": "deep"}),
+    "as deep": (
+        ["good", "bad"],
+        "single_label_classification",
         {"num_virtual_tokens": 4, "depth": "deep"},
     ),
     "shifted": (
@@ -155,6 +156,11 @@ def test_any_mix_in_any_order_is_each_task_s_own_answer(
     order = data.draw(st.permutations(range(len(requests))))
     shuffled = shared_bank.logits([requests[i] for i in order])
     assert_same(shuffled, [found[i] for i in order])
+
+
+def test_deep_prompts_of_one_length_alone(own, shared_bank):
+    requests = [(task, text) for text in TEXTS for task in ("deep", "as deep")]
+    assert_same(shared_bank.logits(requests), alone(own, requests))
 
 
 def test_predictions_are_those_of_the_classifiers(own, shared_bank):

@@ -360,16 +360,16 @@ class PromptBank:
         config = model.fitted(found.config, model.backbone)
         form = self._form(config)
         model.check_rows(found.rows, config)
-        for name, tensor in {"prompt": found.rows, **found.head}.items():
-            if not tensor.isfinite().all():
-                raise PtuneError(
-                    f"{found.source} is damaged: {name} holds numbers that are not finite. Train "
-                    "it again."
-                )
         # Copies: what was read is the file itself, mapped into memory.
         table = weight_of(model.get_input_embeddings())
         rows = found.rows.to(table.device, table.dtype, copy=True)
         head = {name: t.to(table.device, copy=True) for name, t in found.head.items()}
+        for name, tensor in {"prompt": rows, **head}.items():
+            if not tensor.isfinite().all():
+                raise PtuneError(
+                    f"{found.source} is damaged: {name} holds numbers that are not finite in "
+                    f"{str(tensor.dtype).removeprefix('torch.')}. Train it again."
+                )
         return _Weights(Prompt.of(config, form, rows), head)
 
     def _form(self, config: PromptEncoderConfig) -> Form:
@@ -504,8 +504,6 @@ class PromptBank:
         """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
         weights = self._take(dict.fromkeys(tasks))
         number = {task: i for i, task in enumerate(weights)}
-        device = self.model.device
-        which = torch.tensor([number[task] for task in tasks], device=device)
         batch = self.tokenizer.pad(
             {key: [text[key] for text in texts] for key in texts[0]}, return_tensors="pt"
         )
@@ -514,8 +512,8 @@ class PromptBank:
         try:
             output = self.model.run(
                 [w.prompt for w in weights.values()],
-                None if one else which,
-                **batch.to(device),
+                None if one else [number[task] for task in tasks],
+                **batch.to(self.model.device),
             )
         finally:
             self._heads.heads = []

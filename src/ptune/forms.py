@@ -16,7 +16,7 @@ prompt would be if words stood in its place.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,14 +47,14 @@ class Form:
     def __init__(self, table: ExtraRows, width: int) -> None:
         self.table, self.width = table, width
 
-    def enter(self, prompts: list[Tensor], which: Tensor | None, start: int) -> list[Tensor]:
+    def enter(self, prompts: list[Tensor], which: Sequence[int] | None, start: int) -> list[Tensor]:
         """Put prompts in, for the forward passes until others enter.
 
         Args:
             prompts: ``[k, width]`` each; empty, ``[0, width]``, where the batch's prompt has
                 another form.
-            which: ``[batch]``: the prompt of each row of the batch. ``None``: there is one, and
-                all rows have it.
+            which: The prompt of each row of the batch. ``None``: there is one, and all rows have
+                it.
             start: The extra row of the table where the returned rows will begin.
 
         Returns:
@@ -118,7 +118,7 @@ class InputRows(Form):
         super().__init__(table, width=table.weight.shape[1])
 
     def enter(  # noqa: D102
-        self, prompts: list[Tensor], which: Tensor | None, start: int
+        self, prompts: list[Tensor], which: Sequence[int] | None, start: int
     ) -> list[Tensor]:
         return prompts
 
@@ -215,13 +215,15 @@ class KeysAndValues(Form):
         super().__init__(table, width=sum(self.sizes))
 
     def enter(  # noqa: D102
-        self, prompts: list[Tensor], which: Tensor | None, start: int
+        self, prompts: list[Tensor], which: Sequence[int] | None, start: int
     ) -> list[Tensor]:
         rows, seen = prompts[0][None], None  # [1, k, width]: one for the whole batch
         if which is not None:
-            rows = side_by_side(prompts)[which]  # [batch, longest k, width]
-            lengths = which.new_tensor([len(p) for p in prompts])[which]  # [batch]
-            seen = torch.arange(rows.shape[1], device=which.device) < lengths[:, None]
+            rows = side_by_side([prompts[i] for i in which])  # [batch, longest k, width]
+            lengths = [[len(prompts[i])] for i in which]  # [batch, 1]
+            if min(lengths) != max(lengths):
+                columns = torch.arange(rows.shape[1], device=rows.device)
+                seen = columns < torch.tensor(lengths, device=rows.device)
         pairs: list[tuple[Tensor, Tensor]] = []
         if rows.shape[1]:
             parts = rows.split(self.sizes, dim=2)
@@ -271,7 +273,7 @@ class SharedRows(InputRows):
         )
 
     def enter(  # noqa: D102
-        self, prompts: list[Tensor], which: Tensor | None, start: int
+        self, prompts: list[Tensor], which: Sequence[int] | None, start: int
     ) -> list[Tensor]:
         (prompt,) = prompts
         weight = self.table.weight
@@ -337,7 +339,7 @@ class RowsInEveryLayer(Form):
         ]
 
     def enter(  # noqa: D102
-        self, prompts: list[Tensor], which: Tensor | None, start: int
+        self, prompts: list[Tensor], which: Sequence[int] | None, start: int
     ) -> list[Tensor]:
         rows = torch.cat(prompts)
         self.rows, self.start = list(rows.split(self.sizes, dim=1)) if len(rows) else [], start

@@ -589,7 +589,7 @@ class PromptModel(PreTrainedModel):
     def run(
         self,
         prompts: Sequence[Prompt],
-        which: Tensor | None = None,
+        which: Sequence[int] | None = None,
         *,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -603,8 +603,7 @@ class PromptModel(PreTrainedModel):
 
         Args:
             prompts: Any, of this model's forms.
-            which: ``[batch]``: the prompt of each row. ``None``: there is one, and all rows have
-                it.
+            which: The prompt of each row. ``None``: there is one, and all rows have it.
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, labels: As
                 for `forward`.
 
@@ -616,7 +615,7 @@ class PromptModel(PreTrainedModel):
             """A prompt's number as each row's: one for all, or ``[batch, 1]``."""
             if which is None or len(set(values)) == 1:
                 return values[0]
-            return torch.tensor(values, device=which.device)[which][:, None]
+            return torch.tensor([[values[i]] for i in which], device=rows.device)
 
         rows, lengths, starts = self._enter(prompts, which)
         total, size = rows.shape[0], self._extra_rows.size
@@ -697,7 +696,7 @@ class PromptModel(PreTrainedModel):
             self._extra_rows.rows = self._mean.mask = None
 
     def _enter(
-        self, prompts: Sequence[Prompt], which: Tensor | None
+        self, prompts: Sequence[Prompt], which: Sequence[int] | None
     ) -> tuple[Tensor, list[int], list[int]]:
         """Put the prompts of a batch in.
 

@@ -1,0 +1,268 @@
+"""What does a bank of many tasks cost? Beside one task, and beside PEFT switching adapters.
+
+    pip install -c constraints.txt -e ".[benchmarks]"
+    python benchmarks/bank.py --data-dir glue --output-dir runs/bank
+
+| part | what is compared |
+| --- | --- |
+| throughput | as many texts as there are tasks, each for another task, and the same texts for one task with `ptune.load` |
+| switching | a stream of requests for random tasks, in batches of 64: the bank, and PEFT, which holds the same adapters and takes a batch task by task (`set_adapter`) |
+| memory | how much a process grows by each further task |
+
+All on MiniLM, with random adapters of two labels. Bank and rival run in turn, on the same texts and
+in the same number format, and their answers are compared first. `bank.json` is left in the folder.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from speed import DEVICE, in_turn, ratio, timed
+
+import ptune
+from ptune import PromptBank, PromptEncoderConfig, PromptModel, adapter, data
+from ptune.backbone import load_backbone, load_tokenizer
+
+Pair = tuple[str, str]
+Request = tuple[str, Pair]
+
+
+@contextmanager
+def adapters(tasks: int, depth: str, virtual_tokens: int) -> Iterator[Path]:
+    """A folder of so many random adapters, each in a folder of its own; PEFT reads input ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = PromptEncoderConfig(
+            depth=depth,  # type: ignore[arg-type]
+            num_virtual_tokens=virtual_tokens,
+            encoder_reparameterization_type="NONE",
+        )
+        first = Path(folder) / "task 0"
+        PromptModel(load_backbone("minilm"), config).save_pretrained(first)
+        shapes = {n: t.shape for n, t in load_file(first / adapter.WEIGHTS_NAME).items()}
+        torch.manual_seed(0)
+        for i in range(tasks):
+            place = Path(folder) / f"task {i}"
+            place.mkdir(exist_ok=True)
+            for name in (adapter.CONFIG_NAME, adapter.INFO_NAME):
+                (place / name).write_bytes((first / name).read_bytes())
+            tensors = {n: torch.randn(shape) * 0.1 for n, shape in shapes.items()}
+            save_file(tensors, place / adapter.WEIGHTS_NAME, metadata={"format": "pt"})
+        yield Path(folder)
+
+
+def throughput(folder: Path, texts: list[Pair], dtype: str, rounds: int) -> dict[str, Any]:
+    """Every row of every batch another task, and one task with its own classifier."""
+    bank = PromptBank.from_folder(folder, dtype=dtype)
+    names = list(bank)
+    requests = list(zip(names, texts, strict=False))
+    classifier = ptune.load(folder / names[0], dtype=dtype)
+    one = [(names[0], text) for _, text in requests]
+    some = [text for _, text in requests]
+    found, wanted = bank.logits(one[:16]), list(classifier.logits(some[:16]))
+    contenders: dict[str, Callable[[], Any]] = {
+        "one task (ptune.load)": lambda: list(classifier.logits(some)),
+        "bank, each row another task": lambda: bank.logits(requests),
+        "bank, one task": lambda: bank.logits(one),
+    }
+    seconds = in_turn(contenders, rounds)
+    return {
+        "tasks": len(bank),
+        "largest_difference": float(np.abs(np.asarray(found) - np.asarray(wanted)).max()),
+        "texts_a_second": {k: len(some) / statistics.median(v) for k, v in seconds.items()},
+        "ratios": {
+            "throughput, each row another task : one task": ratio(
+                seconds, "one task (ptune.load)", "bank, each row another task"
+            ),
+            "throughput, bank with one task : one task": ratio(
+                seconds, "one task (ptune.load)", "bank, one task"
+            ),
+        },
+    }
+
+
+def switching_rival(folder: Path, names: list[str], dtype: str) -> tuple[Any, float]:
+    """PEFT with every adapter loaded: a batch's requests are taken task by task."""
+    import peft
+
+    backbone = load_backbone("minilm", dtype=dtype).to(DEVICE)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer("minilm")
+    numbers = {name: f"task_{i}" for i, name in enumerate(names)}
+    model: Any = None
+
+    def load() -> None:
+        nonlocal model
+        for name in names:
+            if model is None:
+                model = peft.PeftModel.from_pretrained(
+                    backbone, folder / name, adapter_name=numbers[name]
+                )
+            else:
+                model.load_adapter(folder / name, adapter_name=numbers[name])
+
+    seconds = timed(load)
+    model.eval()
+    on = DEVICE if dtype == "bfloat16" else None
+
+    @torch.inference_mode()
+    def answer(batch: list[Request]) -> list[np.ndarray]:
+        by_task: dict[str, list[int]] = {}
+        for i, (task, _) in enumerate(batch):
+            by_task.setdefault(task, []).append(i)
+        answers = [np.empty(0)] * len(batch)
+        for task, rows in by_task.items():
+            model.set_adapter(numbers[task])
+            first, second = map(list, zip(*(batch[i][1] for i in rows), strict=True))
+            inputs = tokenizer(first, second, truncation=True, padding=True, return_tensors="pt")
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=on is not None):
+                logits = model(**inputs.to(DEVICE)).logits.float().cpu().numpy()
+            for i, row in zip(rows, logits, strict=True):
+                answers[i] = row
+        return answers
+
+    return answer, seconds
+
+
+def switching(
+    folder: Path, texts: list[Pair], dtype: str, rounds: int, requests: int
+) -> dict[str, Any]:
+    """A stream of requests for random tasks, 64 at a time."""
+    bank = PromptBank.from_folder(folder, dtype=dtype)
+    names = list(bank)
+    chosen = random.Random(0)
+    stream = [(chosen.choice(names), texts[i % len(texts)]) for i in range(requests)]
+    batches = [stream[i : i + 64] for i in range(0, len(stream), 64)]
+    rival, loading = switching_rival(folder, names, dtype)
+    found, wanted = np.asarray(bank.logits(batches[0])), np.asarray(rival(batches[0]))
+    contenders: dict[str, Callable[[], Any]] = {
+        "PEFT, switching": lambda: [rival(b) for b in batches],
+        "bank": lambda: [bank.logits(b) for b in batches],
+    }
+    seconds = in_turn(contenders, rounds)
+    return {
+        "tasks": len(bank),
+        "largest_difference": float(np.abs(found - wanted).max()),
+        "largest_logit": float(np.abs(wanted).max()),
+        "seconds_to_load": {"PEFT": loading},
+        "requests_a_second": {k: len(stream) / statistics.median(v) for k, v in seconds.items()},
+        "ratios": {
+            "requests a second, bank : PEFT switching": ratio(seconds, "PEFT, switching", "bank")
+        },
+    }
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def grow(folder: str, dtype: str, text: Pair) -> None:
+    """Print how many bytes each task takes, in a process of its own."""
+    places = sorted(Path(folder).iterdir())
+    bank = PromptBank("minilm", dtype=dtype)
+    # What is made once, for the first tasks and the first answers, is not a task's.
+    for place in places[:10]:
+        bank.add(place.name, place)
+    bank.logits([(name, text) for name in bank])
+    before, used = resident(), bank.memory_used
+    for place in places[10:]:
+        bank.add(place.name, place)
+    after = resident()
+    further = len(places) - 10
+    print(
+        json.dumps(
+            {
+                "tasks": further,
+                "kilobytes_a_task": (after - before) / further / 1000,
+                "of_which_numbers": (bank.memory_used - used) / further / 1000,
+            }
+        )
+    )
+
+
+def memory(folder: Path, texts: list[Pair], dtype: str) -> dict[str, Any]:
+    """How much memory each further task takes."""
+    options = json.dumps({"folder": str(folder), "dtype": dtype, "text": texts[0]})
+    done = subprocess.run(
+        [sys.executable, __file__, "--apart", options], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"memory failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print what was found."""
+    print("| part | ratio | median | least … most |\n| --- | --- | --- | --- |")
+    for part, content in results["parts"].items():
+        for what, n in content.get("ratios", {}).items():
+            print(f"| {part} | {what} | {n['median']:.2f} | {n['least']:.2f} … {n['most']:.2f} |")
+    for part, content in results["parts"].items():
+        rest = {k: v for k, v in content.items() if k != "ratios"}
+        print(f"\n{part}: {json.dumps(rest)}")
+
+
+def main() -> None:
+    """Run what was asked for and show it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-dir", help="GLUE's folder, for MRPC; without it, from the Hub")
+    parts = ("throughput", "switching", "memory")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--prompts", nargs="+", choices=("input", "deep"), default=["input"])
+    parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=1024, help="of the stream")
+    parser.add_argument("--virtual-tokens", type=int, default=20)
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/bank"))
+    parser.add_argument("--apart", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.apart:
+        grow(**json.loads(args.apart))
+        return
+    if args.dtype == "auto":
+        args.dtype = str(ptune.backbone.fast_dtype(DEVICE)).removeprefix("torch.")
+    corpus = data.load_glue("mrpc", args.data_dir)
+    assert corpus.train is not None
+    rows = corpus.train.select(range(min(args.tasks, len(corpus.train))))
+    texts = [(r[data.TEXT], r[data.PAIR]) for r in rows]
+    found: dict[str, Any] = {}
+    for depth in args.prompts:
+        with adapters(args.tasks, depth, args.virtual_tokens) as folder:
+            if "memory" in args.parts:
+                found[f"memory, {depth}"] = memory(folder, texts, args.dtype)
+            if "throughput" in args.parts:
+                found[f"throughput, {depth}"] = throughput(folder, texts, args.dtype, args.rounds)
+            if "switching" in args.parts and depth == "input":  # PEFT has no such deep prompts
+                found["switching, input"] = switching(
+                    folder, texts, args.dtype, args.rounds, args.requests
+                )
+    results = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE}, {args.dtype}",
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "rounds": args.rounds,
+        "parts": found,
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "bank.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

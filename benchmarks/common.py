@@ -1,0 +1,20 @@
+"""What the benchmarks share."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held so far.
+
+    Linux counts what the parent held when it started this process towards `ru_maxrss`; VmHWM is
+    the process's own.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
