@@ -432,25 +432,40 @@ class PromptBank:
             PtuneError: A request is none, its text is empty or there is no such task; or an
                 adapter that is not in memory has changed on disk. The message names the task.
         """
-        return [logits for _, logits in self._answers(requests, batch_size)]
+        return [logits for _, logits in self.answers(requests, batch_size=batch_size)]
 
     def predict(self, requests: Sequence[tuple[str, Text]]) -> list[Prediction]:
         """What each request's task says of its text, in order; raises as `logits` does."""
         return [
             prediction_of(logits, info.labels, info.problem_type)
-            for info, logits in self._answers(requests, batch_size=32)
+            for info, logits in self.answers(requests)
         ]
 
-    def _answers(
-        self, requests: Iterable[tuple[str, Text]], batch_size: int
+    def answers(
+        self, requests: Iterable[tuple[str, Text]], *, batch_size: int = 32
     ) -> Iterator[tuple[TaskInfo, np.ndarray]]:
-        checked = [_checked(request) for request in requests]
-        with self._tables:
-            tasks = [self._known(name) for name, _ in checked]
-        pairs = zip(tasks, (texts for _, texts in checked), strict=True)
+        """As `logits`, each with the task as it was when the call began."""
+        pairs = iter(self._tasks_and_texts(requests))
         while window := list(itertools.islice(pairs, WINDOW)):
             for (task, _), logits in zip(window, self._window(window, batch_size), strict=True):
                 yield task.info, logits
+
+    def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
+        """How many tokens of each text its task does not read; raises as `logits` does."""
+        found = self._tasks_and_texts(requests)
+        with self._running:
+            whole = self._encode(found, cut=False)
+        return [
+            max(0, len(text["input_ids"]) - task.room) if task.room is not None else 0
+            for (task, _), text in zip(found, whole, strict=True)
+        ]
+
+    def _tasks_and_texts(
+        self, requests: Iterable[tuple[str, Text]]
+    ) -> list[tuple[_Task, tuple[str, ...]]]:
+        checked = [_checked(request) for request in requests]
+        with self._tables:
+            return [(self._known(name), texts) for name, texts in checked]
 
     def _window(
         self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int
@@ -466,7 +481,9 @@ class PromptBank:
                 answers[i] = row[: len(task.info.labels)]
         return answers
 
-    def _encode(self, window: list[tuple[_Task, tuple[str, ...]]]) -> list[dict[str, list[int]]]:
+    def _encode(
+        self, window: list[tuple[_Task, tuple[str, ...]]], *, cut: bool = True
+    ) -> list[dict[str, list[int]]]:
         """Token ids and so on of each text or pair; texts together, and pairs."""
         encoded: list[dict[str, list[int]]] = [{} for _ in window]
         for columns in (1, 2):
@@ -475,7 +492,7 @@ class PromptBank:
                 found, _ = encode(
                     self.tokenizer,
                     [[window[i][1][c] for i in some] for c in range(columns)],
-                    [window[i][0].room for i in some],
+                    [window[i][0].room if cut else None for i in some],
                 )
                 for key, values in found.items():
                     for i, value in zip(some, values, strict=True):

@@ -44,6 +44,7 @@ errors = Console(stderr=True)
 
 # Groups in which `--help` shows the flags.
 DATA, PROMPT, TRAINING, OUTPUT, HUB = "Data", "Prompt", "Training", "Output", "Hub"
+SERVER, LIMITS = "Server", "Limits"
 
 
 def _flag(text: str, panel: str, *names: str, metavar: str | None = None) -> Any:
@@ -434,6 +435,82 @@ def info(adapter: Adapter, revision: Revision = None) -> None:
     for key, value in describe(adapter, revision=revision).items():
         table.add_row(key, str(value))
     console.print(table, markup=False)
+
+
+@app.command()
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Its sub-folders with an adapter are the tasks.")
+    ],
+    host: Annotated[
+        str, _flag("Address to listen on; a public one wants a token.", SERVER, metavar="ADDRESS")
+    ] = "127.0.0.1",
+    port: Annotated[int, _flag("Port to listen on; 0: a free one.", SERVER, metavar="N")] = 8080,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients must show, as a bearer token.",
+            rich_help_panel=SERVER,
+            envvar="PTUNE_TOKEN",
+            show_envvar=True,
+        ),
+    ] = None,
+    admin_token: Annotated[
+        str | None,
+        typer.Option(
+            help="What adding and removing tasks takes; without one nobody does.",
+            rich_help_panel=SERVER,
+            envvar="PTUNE_ADMIN_TOKEN",
+            show_envvar=True,
+        ),
+    ] = None,
+    batch_size: Annotated[int, _flag("Texts a forward pass.", LIMITS, metavar="N")] = 64,
+    queue: Annotated[
+        int, _flag("Texts that may wait; more are refused with 429.", LIMITS, metavar="N")
+    ] = 1024,
+    timeout: Annotated[
+        float, _flag("Seconds that a request may take.", LIMITS, metavar="SECONDS")
+    ] = 30.0,
+    max_body: Annotated[int, _flag("Bytes of a request.", LIMITS, metavar="N")] = 1_000_000,
+    max_texts: Annotated[int, _flag("Texts of a request.", LIMITS, metavar="N")] = 64,
+    max_chars: Annotated[int, _flag("Characters of a text.", LIMITS, metavar="N")] = 20_000,
+    max_connections: Annotated[
+        int, _flag("Clients connected at a time.", LIMITS, metavar="N")
+    ] = 1024,
+    memory: Annotated[
+        int | None,
+        _flag("MB of adapters in memory; the others wait on disk.", LIMITS, metavar="MB"),
+    ] = None,
+    model: Model = None,
+    dtype: Dtype = "auto",
+) -> None:
+    """Serve every adapter of a folder over HTTP, from one backbone in memory.
+
+    POST /tasks/NAME/predict takes {"inputs": "a text"}; a page to try it by hand is at /, and all
+    that can be asked at /docs. Ctrl-C and SIGTERM finish what was accepted.
+
+    Example: ptune serve runs
+    """
+    from ptune.server import ServeSettings, serve
+
+    settings = ServeSettings(
+        folder=folder,
+        model=model,
+        dtype=dtype,
+        memory_budget=None if memory is None else memory * 1_000_000,
+        host=host,
+        port=port,
+        token=token,
+        admin_token=admin_token,
+        batch_size=batch_size,
+        queue=queue,
+        timeout=timeout,
+        max_body=max_body,
+        max_texts=max_texts,
+        max_chars=max_chars,
+        max_connections=max_connections,
+    )
+    serve(settings, lambda url, tasks: _say(f"Serving {tasks} tasks at {url} (Ctrl-C stops)"))
 
 
 @app.command()
