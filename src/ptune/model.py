@@ -155,7 +155,7 @@ class PromptModel(PreTrainedModel):
         self._mean = MeanOverText(backbone.base_model)
         # Padding goes behind the text, but before it where the head reads the last position.
         last = getattr(text_config, "summary_type", None) == "last"
-        self._padding_side: layout.Side = "left" if last else "right"
+        self.padding_side: layout.Side = "left" if last else "right"
         inputs = inspect.signature(backbone.forward).parameters
         inside = inspect.signature(backbone.base_model.forward).parameters
         self.takes_position_ids = "position_ids" in inputs or (
@@ -583,8 +583,8 @@ class PromptModel(PreTrainedModel):
             attention_mask = torch.ones_like(input_ids)
 
         before = layout.TOKENS_BEFORE[self.prompt_config.placement]
-        order = layout.prompt_order(attention_mask, k, before, self._padding_side)
-        order = layout.trim(order, self._width(attention_mask, k), self._padding_side)
+        order = layout.prompt_order(attention_mask, k, before, self.padding_side)
+        order = layout.trim(order, self._width(attention_mask, k), self.padding_side)
         # Asked for each time: `Trainer` sets it to the tokenizer's.
         pad = self.config.get_text_config().pad_token_id
         # A pad token that is part of a text must not look like padding, and padding must.
