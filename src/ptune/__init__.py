@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ptune.classifier import load as load
     from ptune.config import PromptEncoderConfig as PromptEncoderConfig
     from ptune.errors import PtuneError as PtuneError
+    from ptune.export import export_transformers as export_transformers
     from ptune.model import PromptModel as PromptModel
     from ptune.training import TrainSettings as TrainSettings
     from ptune.training import train_run as train_run
@@ -30,6 +31,7 @@ _HOME = {
     "load": "classifier",
     "PromptEncoderConfig": "config",
     "PtuneError": "errors",
+    "export_transformers": "export",
     "PromptModel": "model",
     "TrainSettings": "training",
     "train_run": "training",

@@ -113,8 +113,8 @@ def staged(folder: Path) -> Iterator[Path]:
         ) from error
     try:
         yield stage
+        open_up(stage)
         for file in sorted(stage.iterdir()):
-            file.chmod(0o666 & ~_umask())  # some writers make files for the owner only
             file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:
         raise PtuneError(
@@ -125,10 +125,12 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _umask() -> int:
+def open_up(folder: Path) -> None:
+    """Let others read the files of a folder as the umask has it; some writers do not."""
     mask = os.umask(0o022)
     os.umask(mask)
-    return mask
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
 
 
 def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:

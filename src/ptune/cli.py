@@ -389,11 +389,9 @@ def predict(
     classifier = ptune.load(adapter, model=model, revision=revision, dtype=dtype)
     source: Any
     if file:
-        from ptune.data import PAIR, TEXT, unlabelled_texts
+        from ptune.data import unlabelled_texts
 
-        table = unlabelled_texts(file, columns=Columns(text_column, text_pair_column))
-        pairs = PAIR in table.column_names
-        source = [(r[TEXT], r[PAIR]) if pairs else r[TEXT] for r in table]
+        source = _texts_of(unlabelled_texts(file, columns=Columns(text_column, text_pair_column)))
     elif texts and texts != ["-"]:
         source = [(texts[0], pair)] if pair is not None else texts
     else:
@@ -511,6 +509,59 @@ def serve(
         max_connections=max_connections,
     )
     serve(settings, lambda url, tasks: _say(f"Serving {tasks} tasks at {url} (Ctrl-C stops)"))
+
+
+@app.command()
+def export(
+    adapter: Adapter,
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result.")],
+    to: Annotated[
+        Literal["transformers"],
+        _flag("An ordinary Transformers checkpoint, from an input prompt.", OUTPUT),
+    ] = "transformers",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], _flag("Of the weights.", OUTPUT)
+    ] = "float32",
+    check_file: Annotated[
+        Path | None,
+        _flag("Try the result on the texts of this file, too.", DATA, metavar="FILE"),
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    overwrite: Annotated[
+        bool, _flag("Replace a checkpoint that ptune did not export.", OUTPUT, "--overwrite")
+    ] = False,
+    model: Model = None,
+    revision: Revision = None,
+) -> None:
+    """Write a classifier in a form that needs no ptune.
+
+    The result is opened again and must give ptune's own logits before the folder gets its name.
+
+    Example: ptune export runs/mail exported/mail
+    """
+    from ptune.data import Columns, unlabelled_texts
+    from ptune.export import export_transformers
+
+    texts: list[Any] = []
+    if check_file:
+        texts = _texts_of(
+            unlabelled_texts(check_file, columns=Columns(text_column, text_pair_column))
+        )
+    check = export_transformers(
+        adapter,
+        output_dir,
+        dtype=dtype,
+        check_texts=texts,
+        overwrite=overwrite,
+        model=model,
+        revision=revision,
+    )
+    _say(
+        f"Exported to {output_dir}. On {check.texts} texts its logits differ from ptune's by at "
+        f"most {check.difference:.1e} of the largest.\n"
+        f'Try it: pipeline("text-classification", "{output_dir}")("…", truncation=True)'
+    )
 
 
 @app.command()
@@ -662,6 +713,13 @@ def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
             yield (first, second) if tab else first
     except UnicodeDecodeError as error:
         raise PtuneError(f"Standard input is not UTF-8: {error}.") from error
+
+
+def _texts_of(table: Iterable[dict[str, Any]]) -> list[Any]:
+    """The texts or pairs of a table of `ptune.data`."""
+    from ptune.data import PAIR, TEXT
+
+    return [(row[TEXT], row[PAIR]) if PAIR in row else row[TEXT] for row in table]
 
 
 def _record(text: Any, prediction: Prediction) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class PromptModel(PreTrainedModel):
         self._mean = MeanOverText(backbone.base_model)
         # Padding goes behind the text, but before it where the head reads the last position.
         last = getattr(text_config, "summary_type", None) == "last"
-        self._padding_side: layout.Side = "left" if last else "right"
+        self.padding_side: layout.Side = "left" if last else "right"
         inputs = inspect.signature(backbone.forward).parameters
         inside = inspect.signature(backbone.base_model.forward).parameters
         self.takes_position_ids = "position_ids" in inputs or (
@@ -641,11 +641,11 @@ class PromptModel(PreTrainedModel):
         k, before = of_rows(lengths), of_rows([p.before for p in prompts])
         virtual = torch.arange(max(lengths), device=input_ids.device)  # [longest k]
         virtual_mask = virtual < k  # [longest k] or [batch, longest k]
-        order = layout.prompt_order(attention_mask, virtual_mask, before, self._padding_side)
+        order = layout.prompt_order(attention_mask, virtual_mask, before, self.padding_side)
         width = self._width(
             attention_mask, order.shape[1], k, of_rows([p.positions for p in prompts])
         )
-        order = layout.trim(order, width, self._padding_side)
+        order = layout.trim(order, width, self.padding_side)
         # Asked for each time: `Trainer` sets it to the tokenizer's.
         pad = self.config.get_text_config().pad_token_id
         # A pad token that is part of a text must not look like padding, and padding must.

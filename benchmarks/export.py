@@ -1,0 +1,253 @@
+"""Does an exported checkpoint say what ptune says, where there is no ptune?
+
+    python3 -m venv plain && plain/bin/pip install torch transformers
+    python benchmarks/export.py --data-dir glue --python plain/bin/python --output-dir runs/export
+
+For each family: trains a few steps of an input prompt on MRPC, exports it, lets the other
+interpreter classify the whole dev set with `pipeline("text-classification")`, and compares logits
+and accuracy with ptune's own, in float32. Prints a table, leaves `export.json` in the folder, and
+exits with 1 if logits are further apart than 1e-5 of the largest, or a label is another one.
+
+MiniLM is real. The others have random weights, in the shapes of their families, and a tokenizer of
+their family's class trained on MRPC's sentences; their accuracy means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers as tf
+from tokenizers import models, pre_tokenizers, trainers
+
+import ptune
+from ptune import data
+
+LIMIT = 1e-5
+VOCABULARY, POSITIONS = 8000, 256
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 256, "num_hidden_layers": 4}
+SIZES |= {"num_attention_heads": 4, "initializer_range": 0.1}
+
+STRANGER = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("ptune") is None, "this interpreter has ptune"
+import torch, transformers
+torch.set_num_threads(int(sys.argv[1]))
+folder, pairs = json.load(sys.stdin)
+classify = transformers.pipeline("text-classification", model=folder, device="cpu")
+answers = classify(
+    [{"text": one, "text_pair": two} for one, two in pairs],
+    batch_size=16, truncation=True, top_k=None, function_to_apply="none",
+)
+logits = [{a["label"]: a["score"] for a in row} for row in answers]
+versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+print("answer", json.dumps([versions, logits]))
+"""
+
+
+# Families with random weights.
+
+
+def words_of(sentences: list[str], kind: str, special: list[str]) -> dict[str, Any]:
+    """A vocabulary and merges trained on sentences, as tokenizer classes take them."""
+    made = tokenizers.Tokenizer(models.BPE())
+    options: dict[str, Any] = {"vocab_size": VOCABULARY, "special_tokens": special}
+    if kind == "bytes":
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.train_from_iterator(sentences, trainers.BpeTrainer(show_progress=False, **options))
+    model = json.loads(made.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(merge) for merge in model["merges"]]}
+
+
+def roberta(sentences: list[str]) -> tuple[Any, Any]:
+    """RoBERTa: positions count from the pad token's id; its own post-processor."""
+    words = words_of(sentences, "bytes", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    config = tf.RobertaConfig(
+        **SIZES, intermediate_size=512, max_position_embeddings=POSITIONS + 2, type_vocab_size=1
+    )
+    return config, tf.RobertaTokenizer(**words)
+
+
+def gpt2(sentences: list[str]) -> tuple[Any, Any]:
+    """GPT-2: no token before a text, and no pad token."""
+    end = "<|endoftext|>"
+    words = words_of(sentences, "bytes", [end])
+    config = tf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=256, n_layer=4, n_head=4, n_positions=POSITIONS,
+        bos_token_id=0, eos_token_id=0, initializer_range=0.1,
+    )  # fmt: skip
+    return config, tf.GPT2Tokenizer(**words, unk_token=end, bos_token=end, eos_token=end)
+
+
+def opt(sentences: list[str]) -> tuple[Any, Any]:
+    """OPT: GPT-2's tokenizer with </s> before a text."""
+    words = words_of(sentences, "bytes", ["<s>", "<pad>", "</s>", "<unk>"])
+    sizes = {k: v for k, v in SIZES.items() if k != "initializer_range"}
+    config = tf.OPTConfig(
+        **sizes, ffn_dim=512, word_embed_proj_dim=256, max_position_embeddings=POSITIONS,
+        pad_token_id=1, bos_token_id=2, eos_token_id=2, init_std=0.1,
+    )  # fmt: skip
+    tokenizer = tf.GPT2Tokenizer(
+        **words, add_bos_token=True, bos_token="</s>", eos_token="</s>", pad_token="<pad>",
+        unk_token="<unk>",
+    )  # fmt: skip
+    return config, tokenizer
+
+
+def bloom(sentences: list[str]) -> tuple[Any, Any]:
+    """BLOOM: byte-level, positions by ALiBi, so that a text may have any length."""
+    words = words_of(sentences, "bytes", ["<unk>", "<s>", "</s>", "<pad>"])
+    made = tokenizers.Tokenizer(models.BPE(**words))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    config = tf.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=256, n_layer=4, n_head=4, pad_token_id=3,
+        initializer_range=0.1,
+    )  # fmt: skip
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return config, tf.PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+def llama(sentences: list[str]) -> tuple[Any, Any]:
+    """Llama: sentencepiece's BPE with <s> before a text, and no pad token."""
+    words = words_of(sentences, "sentencepiece", ["<unk>", "<s>", "</s>"])
+    config = tf.LlamaConfig(
+        **SIZES, intermediate_size=512, max_position_embeddings=POSITIONS, num_key_value_heads=2
+    )
+    return config, tf.LlamaTokenizer(**words, add_bos_token=True)
+
+
+# Name: how its backbone is made, and where the prompt stands.
+FAMILIES: dict[str, tuple[Callable[[list[str]], tuple[Any, Any]] | None, str]] = {
+    "minilm": (None, "after_first"),
+    "roberta": (roberta, "after_first"),
+    "gpt2": (gpt2, "prefix"),
+    "opt": (opt, "after_first"),
+    "bloom": (bloom, "prefix"),
+    "llama": (llama, "after_first"),
+}
+
+
+def backbone(name: str, sentences: list[str], folder: Path) -> str:
+    """Make a family's backbone; its name or folder."""
+    make = FAMILIES[name][0]
+    if make is None:
+        return name
+    config, tokenizer = make(sentences)
+    torch.manual_seed(0)
+    tf.AutoModelForSequenceClassification.from_config(config).base_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+# One family.
+
+
+def train(name: str, model: str, args: argparse.Namespace, folder: Path) -> None:
+    """A few steps of an input prompt on MRPC."""
+    settings = ptune.TrainSettings(
+        model=model,
+        task="mrpc",
+        data_dir=args.data_dir,
+        prompt="input",
+        placement=FAMILIES[name][1],
+        pooling="family",
+        training_arguments={"max_steps": args.steps, "eval_strategy": "no", "save_strategy": "no"},
+    )
+    ptune.train_run(settings, folder, overwrite=True)
+
+
+def elsewhere(python: str, folder: Path, pairs: list[tuple[str, str]]) -> tuple[Any, Any]:
+    """What the exported checkpoint says in an interpreter without ptune."""
+    done = subprocess.run(
+        [python, "-I", "-c", STRANGER, str(torch.get_num_threads())],
+        input=json.dumps([str(folder), pairs]),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"{python} failed:\n{done.stderr}")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("answer ")]
+    versions, logits = json.loads(line.removeprefix("answer "))
+    return versions, logits
+
+
+def compare(name: str, args: argparse.Namespace, corpus: data.Corpus) -> dict[str, Any]:
+    """Train, export, classify on both sides."""
+    folder = args.output_dir / name
+    assert corpus.train is not None
+    sentences = [*corpus.train[data.TEXT], *corpus.train[data.PAIR]]
+    adapter = args.adapter if name == "minilm" and args.adapter else folder / "adapter"
+    if adapter != args.adapter:
+        train(name, backbone(name, sentences, folder / "backbone"), args, adapter)
+    started = time.perf_counter()
+    check = ptune.export_transformers(adapter, folder / "exported")
+    seconds = time.perf_counter() - started
+    classifier = ptune.load(adapter, dtype="float32")
+    dev = next(iter(corpus.evaluation.values()))
+    dev = dev.select(range(min(len(dev), args.examples or len(dev))))
+    pairs = list(zip(dev[data.TEXT], dev[data.PAIR], strict=True))
+    ours = np.asarray(list(classifier.logits(pairs)), dtype=np.float64)
+    versions, answers = elsewhere(args.python, folder / "exported", pairs)
+    theirs = np.asarray([[row[label] for label in classifier.labels] for row in answers])
+    gold = np.asarray(dev[data.LABEL])
+    apart = np.abs(ours - theirs).max()
+    return {
+        "texts": len(pairs),
+        "largest_difference": float(apart),
+        "relative_to_the_largest_logit": float(apart / np.abs(ours).max()),
+        "other_labels": int((ours.argmax(1) != theirs.argmax(1)).sum()),
+        "accuracy_ptune": float((ours.argmax(1) == gold).mean()),
+        "accuracy_exported": float((theirs.argmax(1) == gold).mean()),
+        "difference_in_the_export's_own_check": check.difference,
+        "export_seconds": seconds,
+        "versions_elsewhere": versions,
+    }
+
+
+def main() -> int:
+    """Compare every family; 1 if one differs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-dir", help="GLUE's folder, for MRPC; without it, from the Hub")
+    parser.add_argument("--python", required=True, help="an interpreter without ptune")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--adapter", type=Path, help="a trained adapter of MiniLM")
+    parser.add_argument("--steps", type=int, default=20, help="training steps, without --adapter")
+    parser.add_argument("--examples", type=int, help="so many of the dev set; all")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/export"))
+    args = parser.parse_args()
+    corpus = data.load_glue("mrpc", args.data_dir)
+    results = {name: compare(name, args, corpus) for name in args.families}
+    versions = {"ptune": ptune.__version__, "transformers": tf.__version__}
+    (args.output_dir / "export.json").write_text(
+        json.dumps({"versions": versions, "families": results}, indent=2) + "\n", "utf-8"
+    )
+    print("| family | texts | largest difference | relative | accuracy, ptune | exported |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, found in results.items():
+        print(
+            f"| {name} | {found['texts']} | {found['largest_difference']:.1e} "
+            f"| {found['relative_to_the_largest_logit']:.1e} | {found['accuracy_ptune']:.4f} "
+            f"| {found['accuracy_exported']:.4f} |"
+        )
+    good = [
+        r["relative_to_the_largest_logit"] <= LIMIT and not r["other_labels"]
+        for r in results.values()
+    ]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
