@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ptune.config import PromptEncoderConfig as PromptEncoderConfig
     from ptune.errors import PtuneError as PtuneError
     from ptune.model import PromptModel as PromptModel
+    from ptune.onnx import export_onnx as export_onnx
+    from ptune.runtime import load_exported as load_exported
     from ptune.training import TrainSettings as TrainSettings
     from ptune.training import train_run as train_run
 
@@ -29,6 +31,8 @@ _HOME = {
     "PromptEncoderConfig": "config",
     "PtuneError": "errors",
     "PromptModel": "model",
+    "export_onnx": "onnx",
+    "load_exported": "runtime",
     "TrainSettings": "training",
     "train_run": "training",
 }

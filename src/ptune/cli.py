@@ -25,7 +25,7 @@ from rich.table import Table
 from ptune.errors import PtuneError
 
 if TYPE_CHECKING:
-    from ptune.classifier import Prediction, PromptClassifier
+    from ptune.classifier import Prediction, TextClassifier
     from ptune.training import Run
 
 app = typer.Typer(
@@ -79,6 +79,10 @@ Revision = Annotated[
     str | None, _flag("Branch, tag or commit of the adapter on the Hub.", HUB, metavar="REV")
 ]
 Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
+Runtime = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    _flag("What runs it: torch an adapter, the others what `ptune export` wrote.", OUTPUT),
+]
 
 
 def _version(value: bool) -> None:
@@ -313,6 +317,7 @@ def evaluate(
     model: Model = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    runtime: Runtime = "torch",
     output: Annotated[
         Path | None, _flag("Also write the scores to this JSON file.", OUTPUT)
     ] = None,
@@ -321,10 +326,9 @@ def evaluate(
 
     Example: ptune evaluate runs/mine --file b.csv
     """
-    import ptune
     from ptune.data import Columns, evaluation_sets
 
-    classifier = ptune.load(adapter, model=model, revision=revision, dtype=dtype)
+    classifier = _load(adapter, runtime, model=model, revision=revision, dtype=dtype)
     sets, metrics = evaluation_sets(
         task=task,
         data_dir=data_dir,
@@ -365,6 +369,7 @@ def predict(
     model: Model = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    runtime: Runtime = "torch",
 ) -> None:
     """Classify texts, a file, or the lines of standard input.
 
@@ -378,14 +383,13 @@ def predict(
 
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
     """
-    import ptune
     from ptune.data import Columns
 
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair wants exactly one text before it.")
-    classifier = ptune.load(adapter, model=model, revision=revision, dtype=dtype)
+    classifier = _load(adapter, runtime, model=model, revision=revision, dtype=dtype)
     source: Any
     if file:
         from ptune.data import PAIR, TEXT, unlabelled_texts
@@ -434,6 +438,33 @@ def info(adapter: Adapter, revision: Revision = None) -> None:
     for key, value in describe(adapter, revision=revision).items():
         table.add_row(key, str(value))
     console.print(table, markup=False)
+
+
+@app.command()
+def export(
+    adapter: Adapter,
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result.")],
+    to: Annotated[
+        Literal["onnx"], _flag("onnx: a graph for ONNX Runtime, OpenVINO and others.", OUTPUT)
+    ],
+    int8: Annotated[bool, _flag("Quantise the ONNX graph.", OUTPUT, "--int8")] = False,
+    model: Model = None,
+    revision: Revision = None,
+) -> None:
+    """Write a classifier in a form that needs no ptune.
+
+    The result is opened again and must give ptune's own logits before it gets its name.
+
+    Example: ptune export runs/mail exported/mail --to onnx
+    """
+    from ptune.onnx import export_onnx
+
+    check = export_onnx(adapter, output_dir, int8=int8, model=model, revision=revision)
+    _say(
+        f"Exported to {output_dir}. On {check.texts} texts its logits differ from PyTorch's by at "
+        f"most {check.difference:.1e} of the largest.\n"
+        f'Try it: ptune predict {output_dir} "…" --runtime onnx'
+    )
 
 
 @app.command()
@@ -517,6 +548,18 @@ def demo(
     )
 
 
+def _load(adapter: str, runtime: str, **options: Any) -> TextClassifier:
+    """An adapter, or what was exported from one."""
+    import ptune
+
+    if runtime == "torch":
+        return ptune.load(adapter, **options)
+    for name in ("model", "revision"):
+        if options.pop(name) is not None:
+            raise PtuneError(f"--{name} is for adapters; an export holds its own backbone.")
+    return ptune.load_exported(adapter, runtime, **options)  # type: ignore[arg-type]
+
+
 @contextmanager
 def _interruptible(output_dir: Path) -> Iterator[None]:
     """Ctrl-C during training ends with what to do next and exit code 130."""
@@ -597,7 +640,7 @@ def _record(text: Any, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _emit(classifier: PromptClassifier, source: Iterable[Any], form: str, out: Any) -> int:
+def _emit(classifier: TextClassifier, source: Iterable[Any], form: str, out: Any) -> int:
     """Write a record a text, as the predictions come."""
     import itertools
 
@@ -624,7 +667,7 @@ def _emit(classifier: PromptClassifier, source: Iterable[Any], form: str, out: A
     return count
 
 
-def _print_predictions(classifier: PromptClassifier, texts: list[Any]) -> None:
+def _print_predictions(classifier: TextClassifier, texts: list[Any]) -> None:
     table = Table("text", "label", "probability", "next")
     for text, prediction in zip(texts, classifier.stream(texts), strict=True):
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
