@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ptune.errors import PtuneError as PtuneError
     from ptune.export import export_transformers as export_transformers
     from ptune.model import PromptModel as PromptModel
+    from ptune.onnx import export_onnx as export_onnx
+    from ptune.runtime import load_exported as load_exported
     from ptune.training import TrainSettings as TrainSettings
     from ptune.training import train_run as train_run
 
@@ -33,6 +35,8 @@ _HOME = {
     "PtuneError": "errors",
     "export_transformers": "export",
     "PromptModel": "model",
+    "export_onnx": "onnx",
+    "load_exported": "runtime",
     "TrainSettings": "training",
     "train_run": "training",
 }

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -338,6 +339,11 @@ def load(
     Example:
         ``ptune.load("runs/mrpc")(("A pair of texts.", "Two texts."))``
     """
+    if (Path(source) / "model.onnx").is_file():
+        raise PtuneError(
+            f"{source} is an export to ONNX, and no adapter. Name its runtime (`--runtime onnx` or "
+            "`openvino`; ptune.load_exported in Python)."
+        )
     found = adapter.read(
         source,
         own_backbone=model is not None,

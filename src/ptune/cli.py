@@ -25,7 +25,7 @@ from rich.table import Table
 from ptune.errors import PtuneError
 
 if TYPE_CHECKING:
-    from ptune.classifier import Prediction, PromptClassifier
+    from ptune.classifier import Prediction, TextClassifier
     from ptune.training import Run
 
 app = typer.Typer(
@@ -80,6 +80,10 @@ Revision = Annotated[
     str | None, _flag("Branch, tag or commit of the adapter on the Hub.", HUB, metavar="REV")
 ]
 Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
+Runtime = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    _flag("What runs it: torch an adapter, the others what `ptune export` wrote.", OUTPUT),
+]
 
 
 def _version(value: bool) -> None:
@@ -314,6 +318,7 @@ def evaluate(
     model: Model = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    runtime: Runtime = "torch",
     output: Annotated[
         Path | None, _flag("Also write the scores to this JSON file.", OUTPUT)
     ] = None,
@@ -322,10 +327,9 @@ def evaluate(
 
     Example: ptune evaluate runs/mine --file b.csv
     """
-    import ptune
     from ptune.data import Columns, evaluation_sets
 
-    classifier = ptune.load(adapter, model=model, revision=revision, dtype=dtype)
+    classifier = _load(adapter, runtime, model=model, revision=revision, dtype=dtype)
     sets, metrics = evaluation_sets(
         task=task,
         data_dir=data_dir,
@@ -366,6 +370,7 @@ def predict(
     model: Model = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
+    runtime: Runtime = "torch",
 ) -> None:
     """Classify texts, a file, or the lines of standard input.
 
@@ -379,14 +384,13 @@ def predict(
 
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
     """
-    import ptune
     from ptune.data import Columns
 
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair wants exactly one text before it.")
-    classifier = ptune.load(adapter, model=model, revision=revision, dtype=dtype)
+    classifier = _load(adapter, runtime, model=model, revision=revision, dtype=dtype)
     source: Any
     if file:
         from ptune.data import unlabelled_texts
@@ -516,12 +520,17 @@ def export(
     adapter: Adapter,
     output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result.")],
     to: Annotated[
-        Literal["transformers"],
-        _flag("An ordinary Transformers checkpoint, from an input prompt.", OUTPUT),
+        Literal["transformers", "onnx"],
+        _flag(
+            "An ordinary Transformers checkpoint, from an input prompt; or a graph for ONNX "
+            "Runtime, OpenVINO and others, from any prompt.",
+            OUTPUT,
+        ),
     ] = "transformers",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], _flag("Of the weights.", OUTPUT)
+        Literal["float32", "bfloat16", "float16"], _flag("Of a checkpoint's weights.", OUTPUT)
     ] = "float32",
+    int8: Annotated[bool, _flag("Quantise an ONNX graph.", OUTPUT, "--int8")] = False,
     check_file: Annotated[
         Path | None,
         _flag("Try the result on the texts of this file, too.", DATA, metavar="FILE"),
@@ -529,7 +538,7 @@ def export(
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     overwrite: Annotated[
-        bool, _flag("Replace a checkpoint that ptune did not export.", OUTPUT, "--overwrite")
+        bool, _flag("Replace what ptune did not export.", OUTPUT, "--overwrite")
     ] = False,
     model: Model = None,
     revision: Revision = None,
@@ -538,29 +547,41 @@ def export(
 
     The result is opened again and must give ptune's own logits before the folder gets its name.
 
-    Example: ptune export runs/mail exported/mail
+    For example:
+
+    ptune export runs/mail exported/mail
+
+    ptune export runs/mail exported/mail --to onnx
     """
     from ptune.data import Columns, unlabelled_texts
-    from ptune.export import export_transformers
 
     texts: list[Any] = []
     if check_file:
         texts = _texts_of(
             unlabelled_texts(check_file, columns=Columns(text_column, text_pair_column))
         )
-    check = export_transformers(
-        adapter,
-        output_dir,
-        dtype=dtype,
-        check_texts=texts,
-        overwrite=overwrite,
-        model=model,
-        revision=revision,
-    )
+    how: dict[str, Any] = {"check_texts": texts, "overwrite": overwrite}
+    how |= {"model": model, "revision": revision}
+    if to == "onnx":
+        from ptune.onnx import export_onnx
+
+        if dtype != "float32":
+            raise PtuneError(
+                "An ONNX graph is in float32 or, with --int8, quantised; --dtype is "
+                "for --to transformers."
+            )
+        check = export_onnx(adapter, output_dir, int8=int8, **how)
+        try_it = f'ptune predict {output_dir} "…" --runtime onnx'
+    else:
+        from ptune.export import export_transformers
+
+        if int8:
+            raise PtuneError("--int8 is for --to onnx; a checkpoint has --dtype.")
+        check = export_transformers(adapter, output_dir, dtype=dtype, **how)
+        try_it = f'pipeline("text-classification", "{output_dir}")("…", truncation=True)'
     _say(
         f"Exported to {output_dir}. On {check.texts} texts its logits differ from ptune's by at "
-        f"most {check.difference:.1e} of the largest.\n"
-        f'Try it: pipeline("text-classification", "{output_dir}")("…", truncation=True)'
+        f"most {check.difference:.1e} of the largest.\nTry it: {try_it}"
     )
 
 
@@ -643,6 +664,18 @@ def demo(
         f"Pictures: {output_dir}/learning_curve.png and {output_dir}/confusion_matrix.png\n"
         f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'
     )
+
+
+def _load(adapter: str, runtime: str, **options: Any) -> TextClassifier:
+    """An adapter, or what was exported from one."""
+    import ptune
+
+    if runtime == "torch":
+        return ptune.load(adapter, **options)
+    for name in ("model", "revision"):
+        if options.pop(name) is not None:
+            raise PtuneError(f"--{name} is for adapters; an export holds its own backbone.")
+    return ptune.load_exported(adapter, runtime, **options)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -732,7 +765,7 @@ def _record(text: Any, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _emit(classifier: PromptClassifier, source: Iterable[Any], form: str, out: Any) -> int:
+def _emit(classifier: TextClassifier, source: Iterable[Any], form: str, out: Any) -> int:
     """Write a record a text, as the predictions come."""
     import itertools
 
@@ -759,7 +792,7 @@ def _emit(classifier: PromptClassifier, source: Iterable[Any], form: str, out: A
     return count
 
 
-def _print_predictions(classifier: PromptClassifier, texts: list[Any]) -> None:
+def _print_predictions(classifier: TextClassifier, texts: list[Any]) -> None:
     table = Table("text", "label", "probability", "next")
     for text, prediction in zip(texts, classifier.stream(texts), strict=True):
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])

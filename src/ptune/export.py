@@ -53,7 +53,7 @@ ExportDtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Check:
-    """What the exported checkpoint did on the texts of the check.
+    """What an export did on the texts of the check.
 
     Attributes:
         texts: How many there were.
@@ -384,12 +384,12 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         PtuneError: It is a file; or holds something else, and no checkpoint or not `overwrite`.
     """
     if folder.exists() and not folder.is_dir():
-        raise PtuneError(f"{folder} is a file; wanted is a folder for the checkpoint.")
+        raise PtuneError(f"{folder} is a file; wanted is a folder for the export.")
     if not folder.is_dir() or not any(folder.iterdir()) or (folder / MARK_NAME).is_file():
         return
     if not (folder / "config.json").is_file():
         raise PtuneError(
-            f"The folder {folder} holds something that is no checkpoint, and is left alone. Name "
+            f"The folder {folder} holds something that is no export, and is left alone. Name "
             "another one."
         )
     if not overwrite:
