@@ -39,7 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
+# `torchrun` and `accelerate launch` start it several times; one of them speaks.
+FIRST = os.environ.get("RANK", "0") == "0"
+console = Console(quiet=not FIRST)
 errors = Console(stderr=True)
 
 # Groups in which `--help` shows the flags.
@@ -111,6 +113,9 @@ def _setup(
     if not verbose:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+    if not FIRST:
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
 
 
 @app.command(
@@ -209,7 +214,9 @@ def train(
         float | None,
         _flag("Passes over the data; 8, and at least 200 steps.", TRAINING, metavar="N"),
     ] = None,
-    batch_size: Annotated[int, _flag("Examples a step.", TRAINING, metavar="N")] = 32,
+    batch_size: Annotated[
+        int, _flag("Examples a step, of each process.", TRAINING, metavar="N")
+    ] = 32,
     max_length: Annotated[
         int | None,
         _flag("Cut texts to so many tokens; what the backbone allows.", TRAINING, metavar="N"),
@@ -260,7 +267,9 @@ def train(
         typed = {k for k in given if _was_typed(context, k)}
         typed |= {"training_arguments"} if context.args else set()
         own = dataclasses.asdict(read_settings(first))
-        settings = TrainSettings(**{**own, **{k: given[k] for k in typed}})
+        settings = TrainSettings(
+            **{**own, "processes": settings.processes, **{k: given[k] for k in typed}}
+        )
     how: dict[str, Any] = {
         "overwrite": overwrite,
         "resume": resume,
@@ -523,12 +532,13 @@ def _interruptible(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        errors.print(
-            f"Interrupted. Go on with: ptune train --resume --output-dir {output_dir}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        if FIRST:
+            errors.print(
+                f"Interrupted. Go on with: ptune train --resume --output-dir {output_dir}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         raise typer.Exit(130) from error
 
 
@@ -652,8 +662,11 @@ def main() -> None:
     try:
         app()
     except PtuneError as error:
+        where = "" if FIRST else f" in process {os.environ['RANK']}"
         errors.print(
-            f"[bold red]Error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True
+            f"[bold red]Error{where}:[/bold red] {_plain(str(error))}",
+            highlight=False,
+            soft_wrap=True,
         )
         sys.exit(2)
 

@@ -106,8 +106,8 @@ class PromptModel(PreTrainedModel):
 
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
-    # The losses of Transformers' classifiers are means over the batch they see.
-    accepts_loss_kwargs = False
+    # `Trainer` says how many labels a step has, on all processes together; see `forward`.
+    accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
 
     def __init__(
@@ -535,6 +535,7 @@ class PromptModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """Classify a batch of texts.
@@ -547,6 +548,8 @@ class PromptModel(PreTrainedModel):
             position_ids: ``[batch, seq]``, counted for the text alone.
             inputs_embeds: ``[batch, seq, token_dim]``, in place of `input_ids`.
             labels: ``[batch]``, or ``[batch, num_labels]`` for several labels a text.
+            num_items_in_batch: How many labels there are in the step that this batch is a part of:
+                the parts' losses then add up to the mean over the step.
 
         Returns:
             What the backbone returns: `logits` as ``[batch, num_labels]`` and, with labels,
@@ -620,9 +623,13 @@ class PromptModel(PreTrainedModel):
             is_text = attention_mask != 0
             self._mean.mask = layout.place(is_text, is_text.new_zeros(k), order)
         try:
-            return self.backbone(**inputs, **kwargs)
+            output = self.backbone(**inputs, **kwargs)
         finally:
             self._extra_rows.rows = None
+        if labels is not None and num_items_in_batch is not None:
+            # The losses of Transformers' classifiers are means over the batch they see.
+            output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)
+        return output
 
     def _form_for(self, position_ids: Tensor | None, kwargs: dict[str, Any]) -> Form:
         """The form of this forward pass: read once for the whole batch where nobody can tell."""
