@@ -1,18 +1,13 @@
 """Several processes train what one does with a larger batch."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import build
 from safetensors.torch import load_file
-
-from ptune import training
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 

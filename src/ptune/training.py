@@ -270,17 +270,26 @@ class TrainSettings:
             "save_total_limit": 2,
             "train_sampling_strategy": "group_by_length",
             "dataloader_pin_memory": torch.cuda.is_available(),
+            # Said, because processes on CPUs are not told from one that is alone.
+            "use_cpu": not torch.accelerator.is_available(),
+            "ddp_find_unused_parameters": False,  # all that trains has a gradient
             "ddp_broadcast_buffers": False,  # they belong to the frozen part
             "report_to": "none",
             "disable_tqdm": True,
             "seed": self.seed,
         }
         try:
-            return TrainingArguments(
+            args = TrainingArguments(
                 output_dir=str(output_dir), **{**chosen, **self.training_arguments}
             )
         except (TypeError, ValueError) as error:
             raise PtuneError(f"TrainingArguments refused these settings: {error}") from error
+        if args.world_size != self.processes:
+            raise PtuneError(
+                f"{self.processes} process(es) were started together, and {args.world_size} found "
+                "each other. Start them with torchrun or `accelerate launch`."
+            )
+        return args
 
 
 @dataclass
