@@ -18,8 +18,16 @@ from ptune.data import (
     labelled_texts,
     load_files,
     load_glue,
-    unlabelled_texts,
 )
+
+
+def rows_of(batch):
+    return batch.to_pylist() if isinstance(batch, pyarrow.RecordBatch) else batch
+
+
+def texts_in(path):
+    return [row["text"] for batch in data.read_batches(path, 2) for row in rows_of(batch)]
+
 
 # GLUE, as its zip files have it. Each task: file → lines.
 
@@ -521,18 +529,37 @@ def test_numbers_to_be_predicted_make_a_regression(file, values, problem_type):
 def test_words_that_programs_take_for_nothing_or_dates_are_texts(file, text, ending):
     rows = [(text, "ab"[i % 2]) for i in range(10)]
     content = as_csv([(f'"{t}"', v) for t, v in rows]) if ending == "csv" else as_json_lines(rows)
-    assert set(unlabelled_texts(file(f"a.{ending}", content))["text"]) == {text}
+    assert set(texts_in(file(f"a.{ending}", content))) == {text}
 
 
 def test_quoted_texts_keep_commas_quotes_and_line_breaks(file):
     rows = [(f'"one, ""two""\nthree {i}"', "ab"[i % 2]) for i in range(10)]
-    texts = unlabelled_texts(file("a.csv", as_csv(rows)))["text"]
-    assert list(texts) == [f'one, "two"\nthree {i}' for i in range(10)]
+    texts = texts_in(file("a.csv", as_csv(rows)))
+    assert texts == [f'one, "two"\nthree {i}' for i in range(10)]
 
 
 def test_a_quote_inside_a_text_is_text(file):
     path = file("a.tsv", 'text\tlabel\nhe said "hi" there\ta\nfoo\tb\n')
-    assert list(unlabelled_texts(path)["text"]) == ['he said "hi" there', "foo"]
+    assert texts_in(path) == ['he said "hi" there', "foo"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_a_file_is_read_so_many_rows_at_a_time(file, tmp_path, ending, size):
+    path = tmp_path / f"a.{ending}"
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(7)]
+    if ending == "parquet":
+        write_parquet(path, [tuple(row.values()) for row in rows])
+    elif ending == "json":
+        path.write_text(json.dumps(rows))
+    elif ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        mark = {"csv": ",", "tsv": "\t"}[ending]
+        path.write_text("\n".join([f"text{mark}label", *(mark.join(r.values()) for r in rows)]))
+    batches = list(data.read_batches(path, size))
+    assert [len(b) for b in batches] == [len(rows[i : i + size]) for i in range(0, 7, size)]
+    assert [row for batch in batches for row in rows_of(batch)] == rows
 
 
 def test_windows_files_read_like_any_other(file):
@@ -546,14 +573,13 @@ def test_blank_lines_are_nothing(file):
 
 
 def test_a_file_that_changed_is_read_anew(file):
-    before = unlabelled_texts(file("a.csv", "text\nold text\n"))
-    after = unlabelled_texts(file("a.csv", "text\nnew text\n"))
-    assert (before[0]["text"], after[0]["text"]) == ("old text", "new text")
+    assert texts_in(file("a.csv", "text\nold text\n")) == ["old text"]
+    assert texts_in(file("a.csv", "text\nnew text\n")) == ["new text"]
 
 
 def test_a_very_long_text_is_read_whole(file):
     long = "word " * 50_000
-    assert unlabelled_texts(file("a.csv", f"text\n{long}\n"))[0]["text"] == long
+    assert texts_in(file("a.csv", f"text\n{long}\n")) == [long]
 
 
 # The fifth that is held out.

@@ -378,8 +378,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    refused(source, out, "no checkpoint")
-    refused(source, out, "no checkpoint", overwrite=True)
+    refused(source, out, "no export")
+    refused(source, out, "no export", overwrite=True)
     (tmp_path / "file").write_text("")
     refused(source, tmp_path / "file", "is a file")
 

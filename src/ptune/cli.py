@@ -5,7 +5,6 @@ Nothing heavy is imported before a subcommand runs, so that `ptune --help` answe
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import json
@@ -13,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +24,8 @@ from rich.table import Table
 from ptune.errors import PtuneError
 
 if TYPE_CHECKING:
-    from ptune.classifier import Prediction, TextClassifier
+    from ptune.classifier import Prediction
+    from ptune.scoring import Recipe
     from ptune.training import Run
 
 app = typer.Typer(
@@ -39,7 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
+# `torchrun` and `accelerate launch` start it several times; one of them speaks.
+FIRST = os.environ.get("RANK", "0") == "0"
+console = Console(quiet=not FIRST)
 errors = Console(stderr=True)
 
 # Groups in which `--help` shows the flags.
@@ -116,6 +118,9 @@ def _setup(
     if not verbose:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+    if not FIRST:
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
 
 
 @app.command(
@@ -214,7 +219,9 @@ def train(
         float | None,
         _flag("Passes over the data; 8, and at least 200 steps.", TRAINING, metavar="N"),
     ] = None,
-    batch_size: Annotated[int, _flag("Examples a step.", TRAINING, metavar="N")] = 32,
+    batch_size: Annotated[
+        int, _flag("Examples a step, of each process.", TRAINING, metavar="N")
+    ] = 32,
     max_length: Annotated[
         int | None,
         _flag("Cut texts to so many tokens; what the backbone allows.", TRAINING, metavar="N"),
@@ -265,7 +272,9 @@ def train(
         typed = {k for k in given if _was_typed(context, k)}
         typed |= {"training_arguments"} if context.args else set()
         own = dataclasses.asdict(read_settings(first))
-        settings = TrainSettings(**{**own, **{k: given[k] for k in typed}})
+        settings = TrainSettings(
+            **{**own, "processes": settings.processes, **{k: given[k] for k in typed}}
+        )
     how: dict[str, Any] = {
         "overwrite": overwrite,
         "resume": resume,
@@ -328,8 +337,9 @@ def evaluate(
     Example: ptune evaluate runs/mine --file b.csv
     """
     from ptune.data import Columns, evaluation_sets
+    from ptune.runtime import open_classifier
 
-    classifier = _load(adapter, runtime, model=model, revision=revision, dtype=dtype)
+    classifier = open_classifier(adapter, runtime, model=model, revision=revision, dtype=dtype)
     sets, metrics = evaluation_sets(
         task=task,
         data_dir=data_dir,
@@ -358,7 +368,8 @@ def predict(
         str | None, _flag("The second text of a pair; the first is the argument.", DATA)
     ] = None,
     file: Annotated[
-        Path | None, _flag("Classify the texts of a CSV, TSV, JSON lines or Parquet file.", DATA)
+        Path | None,
+        _flag("Classify the texts of a CSV, TSV, JSON lines or Parquet file, or a folder.", DATA),
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
@@ -366,13 +377,22 @@ def predict(
         Literal["table", "jsonl", "csv"] | None,
         _flag("Table on a terminal for typed texts, else JSON lines.", OUTPUT),
     ] = None,
-    output: Annotated[Path | None, _flag("Write to this file; .csv means CSV.", OUTPUT)] = None,
+    output: Annotated[
+        Path | None,
+        _flag("Write to this file, as its ending says; or a folder, a file for each.", OUTPUT),
+    ] = None,
     model: Model = None,
     revision: Revision = None,
     dtype: Dtype = "auto",
     runtime: Runtime = "torch",
+    ray: Annotated[
+        bool, _flag("Share the files of a folder among the workers of Ray.", OUTPUT, "--ray")
+    ] = False,
+    workers: Annotated[
+        int | None, _flag("So many; one for each GPU, or CPU.", OUTPUT, metavar="N")
+    ] = None,
 ) -> None:
-    """Classify texts, a file, or the lines of standard input.
+    """Classify texts, a file, a folder of files, or the lines of standard input.
 
     Standard input holds a text a line; for pairs the two texts stand apart by a tab.
 
@@ -382,48 +402,69 @@ def predict(
 
     ptune predict runs/mine --file new.csv --output labels.csv
 
+    ptune predict runs/mine --file mails/ --output labelled/
+
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
     """
+    from ptune import scoring
     from ptune.data import Columns
 
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair wants exactly one text before it.")
-    classifier = _load(adapter, runtime, model=model, revision=revision, dtype=dtype)
-    source: Any
-    if file:
-        from ptune.data import unlabelled_texts
-
-        source = _texts_of(unlabelled_texts(file, columns=Columns(text_column, text_pair_column)))
-    elif texts and texts != ["-"]:
-        source = [(texts[0], pair)] if pair is not None else texts
-    else:
-        source = _lines(sys.stdin)
+    columns = Columns(text_column, text_pair_column)
+    recipe = scoring.Recipe(adapter, columns, model, revision, dtype, runtime)
+    if file and output:
+        _predict_files(file, output, recipe, format, ray=ray, workers=workers)
+        return
+    if ray or (file and file.is_dir()):
+        raise PtuneError("A folder, and Ray, want --file and --output. Name both.")
     typed = bool(texts) and texts != ["-"]
-    as_csv = output is not None and output.suffix.lower() == ".csv"
-    chosen = format or (
-        "csv"
-        if as_csv
-        else "table"
-        if typed and output is None and console.is_terminal
-        else "jsonl"
-    )
-    if chosen == "table":
-        _print_predictions(classifier, source)
-    elif output is None:
-        _emit(classifier, source, chosen, sys.stdout)
+    classifier = recipe.load()
+    if file:
+        source = scoring.Source.of_file(file, columns)
+    elif pair is not None and texts:
+        source = scoring.Source.of_texts([(texts[0], pair)])
     else:
+        source = scoring.Source.of_texts(texts if typed and texts else _lines(sys.stdin))
+    if output:
         from ptune.adapter import staged
 
+        form = format if format in ("csv", "jsonl") else scoring.form_of(output)
         with (
             staged(output.absolute().parent) as stage,
-            (stage / output.name).open("w", encoding="utf-8", newline="") as f,
+            scoring.writer(stage / output.name, form, classifier) as out,
         ):
-            count = _emit(classifier, source, chosen, f)
+            count = scoring.write(classifier, source, out)
         errors.print(
             f"{count} predictions in {output}", markup=False, highlight=False, soft_wrap=True
         )
+    elif format == "table" or (format is None and typed and console.is_terminal):
+        for _, shown, predicted in scoring.predictions(classifier, source):
+            _print_predictions(shown, predicted)
+    else:
+        out = scoring.text_writer(sys.stdout, format or "jsonl")
+        scoring.write(classifier, source, out)
+
+
+def _predict_files(
+    file: Path, output: Path, recipe: Recipe, format: str | None, *, ray: bool, workers: int | None
+) -> None:
+    from rich.progress import track
+
+    from ptune import scoring
+
+    def show(results: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(results, "files", total, console=errors, transient=True)
+
+    jobs = scoring.jobs(file, output, recipe, format)
+    todo = [job for job in jobs if not job.is_done()]
+    rows = scoring.do(todo, recipe, ray=ray, workers=workers, show=show)
+    before = f"; {len(jobs) - len(todo)} files were done before" if len(todo) < len(jobs) else ""
+    errors.print(
+        f"{rows} predictions in {output}{before}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -553,13 +594,13 @@ def export(
 
     ptune export runs/mail exported/mail --to onnx
     """
-    from ptune.data import Columns, unlabelled_texts
+    from ptune.data import Columns
+    from ptune.scoring import Source
 
     texts: list[Any] = []
     if check_file:
-        texts = _texts_of(
-            unlabelled_texts(check_file, columns=Columns(text_column, text_pair_column))
-        )
+        source = Source.of_file(check_file, Columns(text_column, text_pair_column))
+        texts = [text for _, some in source.read() for text in some]
     how: dict[str, Any] = {"check_texts": texts, "overwrite": overwrite}
     how |= {"model": model, "revision": revision}
     if to == "onnx":
@@ -659,23 +700,11 @@ def demo(
     import ptune
 
     classifier = ptune.load(output_dir)
-    _print_predictions(classifier, EXAMPLES)
+    _print_predictions(EXAMPLES, list(classifier.stream(EXAMPLES)))
     _say(
         f"Pictures: {output_dir}/learning_curve.png and {output_dir}/confusion_matrix.png\n"
         f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'
     )
-
-
-def _load(adapter: str, runtime: str, **options: Any) -> TextClassifier:
-    """An adapter, or what was exported from one."""
-    import ptune
-
-    if runtime == "torch":
-        return ptune.load(adapter, **options)
-    for name in ("model", "revision"):
-        if options.pop(name) is not None:
-            raise PtuneError(f"--{name} is for adapters; an export holds its own backbone.")
-    return ptune.load_exported(adapter, runtime, **options)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -684,12 +713,13 @@ def _interruptible(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        errors.print(
-            f"Interrupted. Go on with: ptune train --resume --output-dir {output_dir}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        if FIRST:
+            errors.print(
+                f"Interrupted. Go on with: ptune train --resume --output-dir {output_dir}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         raise typer.Exit(130) from error
 
 
@@ -748,53 +778,9 @@ def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
         raise PtuneError(f"Standard input is not UTF-8: {error}.") from error
 
 
-def _texts_of(table: Iterable[dict[str, Any]]) -> list[Any]:
-    """The texts or pairs of a table of `ptune.data`."""
-    from ptune.data import PAIR, TEXT
-
-    return [(row[TEXT], row[PAIR]) if PAIR in row else row[TEXT] for row in table]
-
-
-def _record(text: Any, prediction: Prediction) -> dict[str, Any]:
-    shown = {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
-    return {
-        **shown,
-        "label": prediction.label,
-        "score": round(prediction.score, 6),
-        "probabilities": {k: round(v, 6) for k, v in prediction.probabilities.items()},
-    }
-
-
-def _emit(classifier: TextClassifier, source: Iterable[Any], form: str, out: Any) -> int:
-    """Write a record a text, as the predictions come."""
-    import itertools
-
-    one, two = itertools.tee(source)
-    writer: Any = None
-    count = 0
-    for text, prediction in zip(one, classifier.stream(two), strict=True):
-        record = _record(text, prediction)
-        if form == "jsonl":
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
-        else:
-            probabilities = record.pop("probabilities")
-            row = dict(record)
-            if not isinstance(row["label"], float):
-                # A label may be called like one of the columns before it.
-                row |= {f"{k} (label)" if k in row else k: v for k, v in probabilities.items()}
-            if isinstance(row["label"], list):
-                row["label"] = "|".join(row["label"])
-            if writer is None:
-                writer = csv.DictWriter(out, list(row))
-                writer.writeheader()
-            writer.writerow(row)
-        count += 1
-    return count
-
-
-def _print_predictions(classifier: TextClassifier, texts: list[Any]) -> None:
+def _print_predictions(texts: Sequence[Any], predictions: Sequence[Prediction]) -> None:
     table = Table("text", "label", "probability", "next")
-    for text, prediction in zip(texts, classifier.stream(texts), strict=True):
+    for text, prediction in zip(texts, predictions, strict=True):
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         label = prediction.label
         shown = ", ".join(label) if isinstance(label, list) else str(label)
@@ -820,8 +806,11 @@ def main() -> None:
     try:
         app()
     except PtuneError as error:
+        where = "" if FIRST else f" in process {os.environ['RANK']}"
         errors.print(
-            f"[bold red]Error:[/bold red] {_plain(str(error))}", highlight=False, soft_wrap=True
+            f"[bold red]Error{where}:[/bold red] {_plain(str(error))}",
+            highlight=False,
+            soft_wrap=True,
         )
         sys.exit(2)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-import io
+import itertools
 import json
 import logging
 import math
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -476,14 +476,37 @@ def evaluation_sets(
     return corpus.evaluation, corpus.metrics
 
 
-def unlabelled_texts(file: str | Path, *, columns: Columns = Columns()) -> Dataset:
-    """The texts of a file, whatever else is in it.
+def lines(file: Path, newline: str = "\n") -> Iterator[str]:
+    """The lines of a UTF-8 file, with or without a byte-order mark, as they are read.
 
     Raises:
-        PtuneError: As for `load_files`.
+        PtuneError: It is not there, or is not UTF-8.
     """
-    raw = read_table(file)
-    return Dataset.from_dict(_texts(raw, find_columns(raw, columns, file, labelled=False), file))
+    _check_there(file)
+    try:
+        with file.open(encoding="utf-8-sig", newline=newline) as f:
+            yield from f
+    except UnicodeDecodeError as error:
+        raise PtuneError(_not_utf8(file)) from error
+
+
+def _check_there(file: Path) -> None:
+    if not file.is_file():
+        raise PtuneError(f"There is no file {file}. {_near_path(file)}".rstrip())
+
+
+def _not_utf8(file: Path) -> str:
+    with file.open("rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return (
+                    f"{file} is not UTF-8: byte 0x{line[error.start]:02x} in line {number}. "
+                    "Convert it, for example with "
+                    f"`iconv -f latin1 -t utf-8 {file.name} > utf8-{file.name}`."
+                )
+    return f"{file} was changed while it was read. Try again."
 
 
 def read_text(file: Path) -> str:
@@ -492,20 +515,32 @@ def read_text(file: Path) -> str:
     Raises:
         PtuneError: It is not there, is empty, or is not UTF-8.
     """
-    if not file.is_file():
-        raise PtuneError(f"There is no file {file}. {_near_path(file)}".rstrip())
-    data = file.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PtuneError(
-            f"{file} is not UTF-8: byte 0x{data[error.start]:02x} in line {line}. Convert it, for "
-            f"example with `iconv -f latin1 -t utf-8 {file.name} > utf8-{file.name}`."
-        ) from error
+    text = "".join(lines(file, newline=""))
     if not text.strip():
         raise PtuneError(f"{file} is empty; wanted are a header and examples.")
     return text
+
+
+# So many rows of a file at a time, or one batch of a Parquet file, which keeps its types.
+Batch: TypeAlias = list[dict[str, Any]] | pyarrow.RecordBatch
+
+
+def read_batches(file: str | Path, size: int) -> Iterator[Batch]:
+    """A CSV, TSV, JSON lines or Parquet file as it is, `size` rows at a time, in flat memory.
+
+    Only a JSON file that is one list is read as a whole. Cells of CSV and TSV files are strings.
+
+    Raises:
+        PtuneError: As for `read_table`, but that a file without rows gives none.
+    """
+    file = Path(file)
+    kind = _kind(file)
+    if kind == ".parquet":
+        yield from _parquet_batches(file, size)
+        return
+    rows = _records(file) if kind in (".json", ".jsonl") else _named_rows(file)
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
 
 
 def read_table(file: str | Path) -> Table:
@@ -515,49 +550,71 @@ def read_table(file: str | Path) -> Table:
         PtuneError: It is not there, empty, damaged, or of another format.
     """
     file = Path(file)
-    kind = file.suffix.lower()
-    if kind not in FORMATS:
-        met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
-        raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.")
+    kind = _kind(file)
+    if kind != ".parquet" and not any(line.strip() for line in lines(file)):
+        raise PtuneError(f"{file} is empty; wanted are a header and examples.")
     if kind == ".parquet":
-        table = _read_parquet(file)
-    elif kind in (".csv", ".tsv"):
-        table = _read_delimited(file, "," if kind == ".csv" else "\t")
+        batches = [batch.to_pylist() for batch in _parquet_batches(file, 2**16)]
+        table = _table(row for batch in batches for row in batch)
+    elif kind in (".json", ".jsonl"):
+        table = _table(_records(file))
     else:
-        table = _read_json(file)
+        table = {name: _typed(cells) for name, cells in _table(_named_rows(file)).items()}
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table
 
 
-def _read_delimited(file: Path, separator: str) -> Table:
-    """CSV (RFC 4180), or the same with tabs."""
+def _kind(file: Path) -> str:
+    """A file's ending.
+
+    Raises:
+        PtuneError: It is not one that ptune reads.
+    """
+    kind = file.suffix.lower()
+    if kind not in FORMATS:
+        met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
+        raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.")
+    return kind
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Rows as columns; a key that a row has not is ``None`` there."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _named_rows(file: Path) -> Iterator[dict[str, str]]:
+    """Rows of CSV (RFC 4180), or of the same with tabs."""
     csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
-    reader = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
+    separator = "," if file.suffix.lower() == ".csv" else "\t"
+    reader = csv.reader(lines(file, newline=""), delimiter=separator, strict=True)
     care = (
         'A text with a separator, a quote or a line break belongs in quotes ("), and a quote '
         'inside is doubled (""). JSON lines (.jsonl) need no such care.'
     )
-    rows: list[list[str]] = []
+    names: list[str] = []
     started = 1
     try:
         for row in reader:
-            if rows and row and len(row) != len(rows[0]):
+            if not names:
+                names = [name.strip() for name in row]
+                if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
+                    raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
+            elif row and len(row) != len(names):
                 raise PtuneError(
                     f"Line {started} of {file} has {len(row)} cell(s), and the header has "
-                    f"{len(rows[0])}. {care}"
+                    f"{len(names)}. {care}"
                 )
-            rows += [row] if row else []
+            elif row:
+                yield dict(zip(names, row, strict=True))
             started = reader.line_num + 1
     except csv.Error as error:
         raise PtuneError(
             f"{file} could not be read as {file.suffix[1:]}: the quoting in line {started} is "
             f"broken ({error}). {care}"
         ) from error
-    names = [name.strip() for name in rows[0]]
-    if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
-        raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
-    return {name: _typed([row[i] for row in rows[1:]]) for i, name in enumerate(names)}
 
 
 def _typed(cells: list[str]) -> list[Any]:
@@ -567,37 +624,44 @@ def _typed(cells: list[str]) -> list[Any]:
     return [json.loads(cell) for cell in cells]
 
 
-def _read_json(file: Path) -> Table:
-    """JSON lines, or one JSON list; a key that an object has not is ``None`` there."""
-    text = read_text(file)
-    whole = text.lstrip().startswith("[")
-    records: list[Any] = []
-    for number, part in enumerate([text] if whole else text.split("\n"), 1):
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of JSON lines, or of one JSON list."""
+    parts = lines(file)
+    count = 0
+    for number, part in enumerate(parts, 1):
+        whole = not count and part.lstrip().startswith("[")
+        if whole:
+            part += "".join(parts)
+        if not part.strip():
+            continue
         try:
-            records += [json.loads(part)] if part.strip() else []
+            found = json.loads(part)
         except json.JSONDecodeError as error:
             raise PtuneError(
                 f"{file} could not be read as json: line {number + error.lineno - 1} is broken or "
                 f'cut short ({error.msg}). Wanted is an object a line, such as {{"text": "…", '
                 '"label": "…"}.'
             ) from error
-    records = records[0] if whole else records
-    if wrong := [i for i, record in enumerate(records) if not isinstance(record, dict)]:
-        raise PtuneError(
-            f"Example {wrong[0] + 1} of {file} is {str(records[wrong[0]])[:50]!r}; wanted is an "
-            'object such as {"text": "…", "label": "…"}.'
-        )
-    names = dict.fromkeys(name for record in records for name in record)
-    return {name: [record.get(name) for record in records] for name in names}
+        for record in found if whole else [found]:
+            count += 1
+            if not isinstance(record, dict):
+                raise PtuneError(
+                    f"Example {count} of {file} is {str(record)[:50]!r}; wanted is an object such "
+                    'as {"text": "…", "label": "…"}.'
+                )
+            yield record
 
 
-def _read_parquet(file: Path) -> Table:
-    if not file.is_file():
-        raise PtuneError(f"There is no file {file}. {_near_path(file)}".rstrip())
+def _parquet_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
+    """At least one batch, which says what columns there are."""
+    _check_there(file)
     if not file.stat().st_size:
         raise PtuneError(f"{file} is empty. Write or fetch it again.")
     try:
-        return dict(parquet.read_table(file).to_pydict())
+        with parquet.ParquetFile(file) as f:
+            if not f.metadata.num_rows:
+                yield pyarrow.RecordBatch.from_pylist([], schema=f.schema_arrow)
+            yield from f.iter_batches(size)
     except (pyarrow.ArrowException, OSError) as error:
         reason = first_line(error).rstrip(".")
         raise PtuneError(
@@ -607,14 +671,14 @@ def _read_parquet(file: Path) -> Table:
 
 
 def find_columns(
-    table: Table, asked: Columns, file: str | Path, *, labelled: bool = True
+    names: Iterable[str], asked: Columns, file: str | Path, *, labelled: bool = True
 ) -> Columns:
     """Which columns to read: those asked for, else those whose names say so.
 
     Raises:
         PtuneError: One that was asked for is missing, or none can be told from its name.
     """
-    names = list(table)
+    names = list(names)
     for name in (asked.text, asked.text_pair, asked.label if labelled else None):
         if name is not None and name not in names:
             raise PtuneError(f"{file} has no column {name!r}; {_near(name, names)}.")
@@ -651,8 +715,13 @@ def _texts(table: Table, columns: Columns, file: str | Path) -> dict[str, list[A
     return result
 
 
-def check_texts(values: Iterable[Any], where: str) -> list[str]:
+def check_texts(values: Iterable[Any], where: str, before: int = 0) -> list[str]:
     """A list of texts, none of them missing, empty or a number.
+
+    Args:
+        values: The texts.
+        where: What they are, for messages.
+        before: How many came before them.
 
     Raises:
         PtuneError: One is; the message says which.
@@ -665,10 +734,11 @@ def check_texts(values: Iterable[Any], where: str) -> list[str]:
             "column? Name another with --text-column."
         )
     if wrong := [i for i, v in enumerate(values) if not isinstance(v, str) or not v.strip()]:
-        shown = ", ".join(str(i + 1) for i in wrong[:5]) + (", …" if len(wrong) > 5 else "")
+        shown = ", ".join(str(before + i + 1) for i in wrong[:5])
+        shown += ", …" if len(wrong) > 5 else ""
         raise PtuneError(
             f"The {where} has {len(wrong)} empty, missing or non-text value(s), in example {shown} "
-            f"of {len(values)}. Fill them in or leave those examples out."
+            f"of {before + len(values)}. Fill them in or leave those examples out."
         )
     return values
 

@@ -107,8 +107,8 @@ class PromptModel(PreTrainedModel):
 
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
-    # The losses of Transformers' classifiers are means over the batch they see.
-    accepts_loss_kwargs = False
+    # `Trainer` says how many labels a step has, on all processes together; see `forward`.
+    accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
     # Read an input prompt once for a whole batch, where the backbone cannot tell (`SharedRows`).
     share_prompt = True
@@ -550,6 +550,7 @@ class PromptModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """Classify a batch of texts.
@@ -562,6 +563,8 @@ class PromptModel(PreTrainedModel):
             position_ids: ``[batch, seq]``, counted for the text alone.
             inputs_embeds: ``[batch, seq, token_dim]``, in place of `input_ids`.
             labels: ``[batch]``, or ``[batch, num_labels]`` for several labels a text.
+            num_items_in_batch: How many labels there are in the step that this batch is a part of:
+                the parts' losses then add up to the mean over the step.
 
         Returns:
             What the backbone returns: `logits` as ``[batch, num_labels]`` and, with labels,
@@ -575,7 +578,7 @@ class PromptModel(PreTrainedModel):
         else:
             form = self._form_for(position_ids, kwargs)
             prompt = Prompt.of(self.prompt_config, form, self.prompt_encoder())
-        return self.run(
+        output = self.run(
             [prompt],
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -585,6 +588,10 @@ class PromptModel(PreTrainedModel):
             labels=labels,
             **kwargs,
         )
+        if labels is not None and num_items_in_batch is not None:
+            # The losses of Transformers' classifiers are means over the batch they see.
+            output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)  # type: ignore[index,call-overload]
+        return output
 
     def run(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 
 from ptune.adapter import read_json
 from ptune.backbone import fast_dtype, load_tokenizer
-from ptune.classifier import Batch, TextClassifier
+from ptune.classifier import Batch, TextClassifier, load
 from ptune.errors import PtuneError, first_line
 from ptune.export import MARK_NAME
 
@@ -190,3 +190,24 @@ def load_exported(
             "give: they are not of one export. Export or fetch it again."
         )
     return ExportedClassifier(engine, tokenizer, mark, batch_size)
+
+
+def open_classifier(
+    source: str,
+    runtime: str = "torch",
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+) -> TextClassifier:
+    """An adapter on PyTorch, or what was exported from one on another runtime.
+
+    Raises:
+        PtuneError: As for `ptune.load` and `load_exported`; or a backbone is named for an export.
+    """
+    if runtime == "torch":
+        return load(source, model=model, revision=revision, dtype=dtype)
+    for name, given in (("model", model), ("revision", revision)):
+        if given is not None:
+            raise PtuneError(f"--{name} is for adapters; an export holds its own backbone.")
+    return load_exported(source, runtime, dtype=dtype)  # type: ignore[arg-type]

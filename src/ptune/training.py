@@ -1,13 +1,15 @@
-"""Training with 🤗 `Trainer`, unmodified.
+"""Training with 🤗 `Trainer`.
 
 `train_run` is `ptune train`: settings in, a run folder out. The parts it is made of serve whoever
-brings their own `Trainer`.
+brings their own `Trainer`, unmodified. `torchrun` and `accelerate launch` start it in several
+processes, each of which runs all of this; what is one's alone (files, questions) is the first's.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import platform
 import shutil
 import signal
@@ -21,7 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import synchronize_rng_states
 from datasets import Dataset
+from torch import distributed
+from torch.nn import functional
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -30,6 +36,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ptune import __version__, data, metrics, report
 from ptune.adapter import read_json, save, staged, write_json
@@ -52,6 +59,16 @@ CHECKPOINTS = "checkpoints"
 # about as often as it would be in EPOCHS epochs.
 MIN_STEPS = 200
 EPOCHS = 8
+
+
+def processes() -> int:
+    """How many processes train together, as `torchrun` and `accelerate launch` say."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files, of those that train together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
@@ -97,10 +114,11 @@ class TrainSettings:
         learning_rate: Of the head; `None`: what suits the kind of prompt.
         prompt_learning_rate: Of the prompt; likewise.
         epochs: Passes over the data; `None`: 8, and at least 200 steps.
-        batch_size: Examples a step.
+        batch_size: Examples a step, of each process.
         max_length: Longest text in tokens, without the prompt; `None`: what the backbone allows.
         dtype: Of the frozen backbone.
         seed: Of everything random.
+        processes: How many train together.
         training_arguments: Any other field of 🤗 `TrainingArguments`.
     """
 
@@ -132,6 +150,7 @@ class TrainSettings:
     max_length: int | None = None
     dtype: str = "auto"
     seed: int = 0
+    processes: int = field(default_factory=processes)
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -228,7 +247,9 @@ class TrainSettings:
             output_dir: Where checkpoints go.
             examples: How many there are to train on.
         """
-        steps_an_epoch = math.ceil(examples / self.batch_size)
+        accumulated = self.training_arguments.get("gradient_accumulation_steps", 1)
+        examples_a_step = self.batch_size * accumulated * self.processes
+        steps_an_epoch = math.ceil(examples / examples_a_step)
         steps = math.ceil((self.epochs or EPOCHS) * steps_an_epoch)
         few = self.epochs is None and steps < MIN_STEPS
         if few:
@@ -249,16 +270,26 @@ class TrainSettings:
             "save_total_limit": 2,
             "train_sampling_strategy": "group_by_length",
             "dataloader_pin_memory": torch.cuda.is_available(),
+            # Said, because processes on CPUs are not told from one that is alone.
+            "use_cpu": not torch.accelerator.is_available(),
+            "ddp_find_unused_parameters": False,  # all that trains has a gradient
+            "ddp_broadcast_buffers": False,  # they belong to the frozen part
             "report_to": "none",
             "disable_tqdm": True,
             "seed": self.seed,
         }
         try:
-            return TrainingArguments(
+            args = TrainingArguments(
                 output_dir=str(output_dir), **{**chosen, **self.training_arguments}
             )
         except (TypeError, ValueError) as error:
             raise PtuneError(f"TrainingArguments refused these settings: {error}") from error
+        if args.world_size != self.processes:
+            raise PtuneError(
+                f"{self.processes} process(es) were started together, and {args.world_size} found "
+                "each other. Start them with torchrun or `accelerate launch`."
+            )
+        return args
 
 
 @dataclass
@@ -298,7 +329,10 @@ def _largest_rate(optimizer: Any) -> float:
 
 
 class StopAndSave(TrainerCallback):
-    """On Ctrl-C: finish the step, write a checkpoint, stop. A second Ctrl-C stops at once."""
+    """On Ctrl-C: finish the step, write a checkpoint, stop. A second Ctrl-C stops at once.
+
+    Of several processes, all stop behind the same step, whichever was told.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -324,8 +358,62 @@ class StopAndSave(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask `Trainer` for a checkpoint and the end."""
+        if args.world_size > 1:
+            told = torch.tensor(float(self.asked), device=args.device)
+            distributed.all_reduce(told, distributed.ReduceOp.MAX)
+            self.asked = bool(told)
         if self.asked:
             control.should_save = control.should_training_stop = True
+
+
+class Shares(Sampler[list[int]]):
+    """One process's share of every batch that all take together.
+
+    The batches are those that one process would take, and so is the order of the examples; a last
+    batch that is too small to be shared is everybody's.
+
+    Args:
+        batches: Of all processes together.
+        process: Which of them this is.
+        processes: How many there are.
+    """
+
+    def __init__(self, batches: BatchSampler, process: int, processes: int) -> None:
+        self.batches, self.process, self.processes = batches, process, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # Processes drop out different texts, so that their generators have come apart.
+        synchronize_rng_states(["torch"])
+        for batch in self.batches:
+            shared = len(batch) >= self.processes
+            yield batch[self.process :: self.processes] if shared else batch
+
+
+class SharingTrainer(Trainer):
+    """A `Trainer` whose processes do together what one of them would do with a larger batch.
+
+    `Trainer` itself gives every process a batch of its own and fills the last ones up with examples
+    from the start.
+    """
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of this process."""
+        args, dataset = self.args, self.train_dataset
+        if args.world_size == 1 or args.train_sampling_strategy != "group_by_length":
+            return super().get_train_dataloader()
+        size = args.train_batch_size * args.world_size
+        sampler = LengthGroupedSampler(size * args.gradient_accumulation_steps, dataset=dataset)
+        batches = BatchSampler(sampler, size, args.dataloader_drop_last)
+        return DataLoader(
+            dataset,
+            batch_sampler=Shares(batches, args.process_index, args.world_size),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
 
 
 def tokenize(
@@ -359,12 +447,23 @@ def tokenize(
     return encoded, truncated
 
 
+# What the heads of Transformers compute, as means over all examples.
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "single_label_classification": functional.cross_entropy,
+    "multi_label_classification": functional.binary_cross_entropy_with_logits,
+    "regression": lambda logits, labels: functional.mse_loss(logits[:, 0], labels),
+}
+
+
 def metric_function(corpus: Corpus) -> Callable[[Any], dict[str, float]]:
     """`compute_metrics` for `Trainer`."""
 
     def compute(prediction: Any) -> dict[str, float]:
-        predicted = metrics.decide(_logits(prediction.predictions), corpus.problem_type)
-        return metrics.compute(corpus.metrics, np.asarray(prediction.label_ids), predicted)
+        logits, labels = _logits(prediction.predictions), np.asarray(prediction.label_ids)
+        # `Trainer`'s own is wrong where a last batch was filled up for the sake of all processes.
+        loss = LOSSES[corpus.problem_type](torch.tensor(logits), torch.tensor(labels))
+        predicted = metrics.decide(logits, corpus.problem_type)
+        return {"loss": float(loss), **metrics.compute(corpus.metrics, labels, predicted)}
 
     return compute
 
@@ -382,7 +481,7 @@ def build_trainer(
     prompt_learning_rate: float | None,
     callbacks: list[TrainerCallback],
 ) -> tuple[Trainer, dict[str, int]]:
-    """A plain `Trainer` for a prompt, and how many texts of which set were cut."""
+    """A `Trainer` for a prompt, and how many texts of which set were cut."""
     room = model.text_room(tokenizer)
     assert corpus.train is not None
     frame = tokenizer.num_special_tokens_to_add(pair=data.PAIR in corpus.train.column_names)
@@ -407,7 +506,7 @@ def build_trainer(
     )
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        trainer = Trainer(
+        trainer = SharingTrainer(
             model=model,
             args=args,
             train_dataset=train,
@@ -460,19 +559,23 @@ def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def check_folder(folder: Path, settings: TrainSettings, *, overwrite: bool, resume: bool) -> None:
     """Refuse, before any work is done, to touch a folder that holds something.
 
+    Of several processes the first one looks; the others may come when it has begun to write.
+
     Raises:
         PtuneError: It holds something and neither flag was given; or there is nothing to resume,
             or what is there was made with other settings.
     """
+    if not is_first():
+        return
     settings_file = folder / SETTINGS_NAME
     if folder.exists() and not folder.is_dir():
         raise PtuneError(f"{folder} is a file; wanted is a folder for the results.")
     if resume:
         if not settings_file.is_file():
             raise PtuneError(f"{folder} holds no run to resume. Leave out --resume to start one.")
-        before, now = read_json(settings_file), asdict(settings)
-        if differing := [k for k in now if now[k] != before.get(k)]:
-            listed = ", ".join(f"{k} was {before.get(k)!r} and is {now[k]!r}" for k in differing)
+        before, now = asdict(read_settings(folder)), asdict(settings)
+        if differing := [k for k in now if now[k] != before[k]]:
+            listed = ", ".join(f"{k} was {before[k]!r} and is {now[k]!r}" for k in differing)
             raise PtuneError(
                 f"The run in {folder} was started with other settings: {listed}. Resume it with "
                 "its own, or start another folder."
@@ -496,7 +599,7 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
     Raises:
         PtuneError: It cannot be written.
     """
-    if keep:
+    if keep or not is_first():
         return
     with staged(folder) as stage:
         write_json(stage / SETTINGS_NAME, asdict(settings))
@@ -612,6 +715,7 @@ def train_run(
         "train_examples": len(corpus.train),
         "eval_examples": {n or "eval": len(d) for n, d in corpus.evaluation.items()},
         "truncated_texts": truncated,
+        "processes": settings.processes,
         "trainable_parameters": trainable,
         "all_parameters": total,
         "seconds": round(seconds, 1),
@@ -622,7 +726,18 @@ def train_run(
             "python": platform.python_version(),
         },
     }
-    save(model, folder, trained_state=False)
+    run = Run(folder, model, results)
+    if is_first():
+        _write_results(run, corpus, answers)
+    return run
+
+
+def _write_results(
+    run: Run, corpus: Corpus, answers: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Adapter, scores and pictures; `answers` are true labels and predictions of every set."""
+    folder, results, epochs = run.folder, run.metrics, run.metrics["epochs"]
+    save(run.model, folder, trained_state=False)
     with staged(folder) as stage:
         write_json(stage / METRICS_NAME, results)
         if any("loss" in e for e in epochs):
@@ -630,7 +745,6 @@ def train_run(
         for name, (truth, predicted) in answers.items():
             picture = CONFUSION_NAME.replace(".png", f"_{name}.png") if name else CONFUSION_NAME
             report.confusion(truth, predicted, corpus, stage / picture)
-    return Run(folder, model, results)
 
 
 def train_seeds(
@@ -675,8 +789,10 @@ def train_seeds(
         name: metrics.mean_and_std([found[name] for found in scores.values()])
         for name in scores[seeds[0]]
     }
-    with staged(folder) as stage:
-        write_json(stage / SEEDS_NAME, {"scores": {str(k): v for k, v in scores.items()}, **spread})
+    if is_first():
+        with staged(folder) as stage:
+            by_seed = {str(k): v for k, v in scores.items()}
+            write_json(stage / SEEDS_NAME, {"scores": by_seed, **spread})
     return spread
 
 
