@@ -197,9 +197,10 @@ def test_a_run_says_whether_it_was_trained_on_pairs(bank, folder, tmp_path):
     assert bank.task("run").pairs is True
 
 
-def test_a_text_is_cut_to_what_its_own_task_has_room_for(own, shared_bank):
+@pytest.mark.parametrize("tasks", [list(TASKS), ["prefix", "mean", "deep"]])
+def test_a_text_is_cut_to_what_its_own_task_has_room_for(own, shared_bank, tasks):
     """64 positions: 5 are taken by one task's prompt, none by another's."""
-    requests = [(task, "the parcel never came " * 40) for task in TASKS]
+    requests = [(task, "the parcel never came " * 40) for task in tasks]
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
 

@@ -57,3 +57,27 @@ def test_accuracy_keeps_the_results_of_different_benchmarks_apart(tmp_path):
     done = run("accuracy.py", "--task", "mrpc", "--output-dir", tmp_path)
     assert done.returncode == 2
     assert "model differs" in done.stderr
+
+
+@pytest.mark.slow
+def test_bank_compares_it_with_one_task_and_with_switching(texts, tmp_path):
+    folder = tmp_path / "glue" / "MRPC"
+    folder.mkdir(parents=True)
+    lines = [f"1\t1\t2\t{t} {i}\t{t}" for i in range(2) for t in texts]
+    for name in ("train", "dev", "test"):
+        header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+        (folder / f"{name}.tsv").write_text("\n".join([header, *lines]) + "\n")
+    done = run(
+        "bank.py", "--data-dir", tmp_path / "glue", "--tasks", 12, "--virtual-tokens", 3,
+        "--requests", 70, "--rounds", 1, "--dtype", "float32", "--output-dir", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parts = json.loads((tmp_path / "bank.json").read_text())["parts"]
+    assert parts["memory, input"]["of_which_numbers"] == pytest.approx((3 * 384 + 770) * 4 / 1000)
+    # The rivals answered the same.
+    for part in ("throughput, input", "switching, input"):
+        assert parts[part]["tasks"] == 12
+        assert parts[part]["largest_difference"] < 1e-4
+    (line,) = [r for r in done.stdout.splitlines() if "bank : PEFT switching" in r]
+    ratio = parts["switching, input"]["ratios"]["requests a second, bank : PEFT switching"]
+    assert f"| {ratio['median']:.2f} |" in line
