@@ -471,7 +471,6 @@ def test_an_answer_names_the_methods_of_a_path(client):
 def test_under_load_no_answer_is_wrong_while_tasks_come_and_go(server, stage):
     found = measure_load(server, stage, clients=16, seconds=3)
     assert found["holds"], found
-    assert found["met"]["answered"] > 20
     assert found["moves"]["replaced: 200"] > 0
 
 
