@@ -392,11 +392,9 @@ def predict(
     classifier = _load(adapter, runtime, model=model, revision=revision, dtype=dtype)
     source: Any
     if file:
-        from ptune.data import PAIR, TEXT, unlabelled_texts
+        from ptune.data import unlabelled_texts
 
-        table = unlabelled_texts(file, columns=Columns(text_column, text_pair_column))
-        pairs = PAIR in table.column_names
-        source = [(r[TEXT], r[PAIR]) if pairs else r[TEXT] for r in table]
+        source = _texts_of(unlabelled_texts(file, columns=Columns(text_column, text_pair_column)))
     elif texts and texts != ["-"]:
         source = [(texts[0], pair)] if pair is not None else texts
     else:
@@ -448,6 +446,12 @@ def export(
         Literal["onnx"], _flag("onnx: a graph for ONNX Runtime, OpenVINO and others.", OUTPUT)
     ],
     int8: Annotated[bool, _flag("Quantise the ONNX graph.", OUTPUT, "--int8")] = False,
+    check_file: Annotated[
+        Path | None,
+        _flag("Try the result on the texts of this file, too.", DATA, metavar="FILE"),
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
     model: Model = None,
     revision: Revision = None,
 ) -> None:
@@ -457,9 +461,17 @@ def export(
 
     Example: ptune export runs/mail exported/mail --to onnx
     """
+    from ptune.data import Columns, unlabelled_texts
     from ptune.onnx import export_onnx
 
-    check = export_onnx(adapter, output_dir, int8=int8, model=model, revision=revision)
+    texts: list[Any] = []
+    if check_file:
+        texts = _texts_of(
+            unlabelled_texts(check_file, columns=Columns(text_column, text_pair_column))
+        )
+    check = export_onnx(
+        adapter, output_dir, int8=int8, check_texts=texts, model=model, revision=revision
+    )
     _say(
         f"Exported to {output_dir}. On {check.texts} texts its logits differ from PyTorch's by at "
         f"most {check.difference:.1e} of the largest.\n"
@@ -628,6 +640,13 @@ def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
             yield (first, second) if tab else first
     except UnicodeDecodeError as error:
         raise PtuneError(f"Standard input is not UTF-8: {error}.") from error
+
+
+def _texts_of(table: Iterable[dict[str, Any]]) -> list[Any]:
+    """The texts or pairs of a table of `ptune.data`."""
+    from ptune.data import PAIR, TEXT
+
+    return [(row[TEXT], row[PAIR]) if PAIR in row else row[TEXT] for row in table]
 
 
 def _record(text: Any, prediction: Prediction) -> dict[str, Any]:
