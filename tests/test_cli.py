@@ -292,7 +292,7 @@ def test_info_names_backbone_size_labels_and_scores(run_ptune, trained, bert_fol
         assert part in said
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info", "demo"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info", "export", "demo"])
 def test_every_subcommand_has_help(run_ptune, command):
     done = run_ptune(command, "--help")
     assert done.code == 0

@@ -99,7 +99,8 @@ def test_it_runs_with_nothing_but_onnxruntime_and_tokenizers(export):
     classifier, folder = export
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    for texts in ([*SENTENCES, LONG], PAIRS):
+    for texts, side in (([*SENTENCES, LONG], "right"), (PAIRS, "right"), (SENTENCES, "left")):
+        tokenizer.enable_padding(**{**tokenizer.padding, "direction": side})
         encoded = tokenizer.encode_batch(texts)
         tensors = {
             "input_ids": [e.ids for e in encoded],
