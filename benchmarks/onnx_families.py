@@ -1,0 +1,89 @@
+"""Which families export to ONNX? Tiny seeded models of every family under test.
+
+    python benchmarks/onnx_families.py --write docs/onnx.md [--families BERT GPT-2]
+
+exports an input prompt and a deep prompt of each with `ptune.export_onnx`, runs both on ONNX
+Runtime and on OpenVINO, and writes the table: the largest difference from PyTorch's logits, in
+units of the largest logit, in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import ptune
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from conftest import SENTENCES
+from families import FAMILIES, build_model, build_tokenizer
+
+from ptune.onnx import _difference
+
+KINDS = {
+    "input": {"placement": "prefix"},
+    "deep": {"depth": "deep", "encoder_reparameterization_type": "NONE"},
+}
+START, END = "<!-- families -->\n", "<!-- /families -->"
+
+
+def outcome(name: str, kind: str, folder: Path) -> str:
+    """The largest difference of both runtimes; or why there is none."""
+    family = FAMILIES[name]
+    tokenizer = build_tokenizer(family, SENTENCES)
+    backbone = build_model(family, tokenizer)
+    backbone.save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    backbone.name_or_path = str(folder / "backbone")
+    torch.manual_seed(1)
+    config = ptune.PromptEncoderConfig(
+        num_virtual_tokens=5, encoder_hidden_size=16, **KINDS[kind]
+    )  # fmt: skip
+    ptune.PromptModel(backbone, config).save_pretrained(folder / "adapter")
+    classifier = ptune.load(folder / "adapter", dtype="float32", device="cpu")
+    sets = [SENTENCES, list(zip(SENTENCES[:4], SENTENCES[4:], strict=True))]
+    expected = [list(classifier.logits(texts)) for texts in sets]
+    cells = []
+    try:
+        ptune.export_onnx(folder / "adapter", folder / "out")
+        for runtime in ("onnx", "openvino"):
+            try:
+                exported = ptune.load_exported(folder / "out", runtime, dtype="float32")
+                cells.append(f"{_difference(exported, sets, expected):.0e}")
+            except (ptune.PtuneError, RuntimeError) as error:
+                cells.append(str(error).splitlines()[0][:160])
+    except ptune.PtuneError as error:
+        cells = [str(error).splitlines()[0][:160], ""]
+    return " | ".join(cells)
+
+
+def main() -> None:
+    """Run them and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--write", type=Path, help="a file with the table's two marks")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "| family | input, ONNX Runtime | input, OpenVINO | deep, ONNX Runtime | deep, OpenVINO |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in given.families:
+        cells = []
+        for kind in KINDS:
+            with tempfile.TemporaryDirectory() as folder:
+                cells.append(outcome(name, kind, Path(folder)))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    if given.write:
+        before, rest = given.write.read_text("utf-8").split(START)
+        table = "\n".join([START.rstrip(), *lines, END])
+        given.write.write_text(before + table + rest.split(END)[1], "utf-8")
+
+
+if __name__ == "__main__":
+    main()

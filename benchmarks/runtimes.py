@@ -1,0 +1,119 @@
+"""How fast is an exported classifier? PEFT, PyTorch, ONNX Runtime and OpenVINO in turn.
+
+    ptune train --task mrpc --data-dir glue --output-dir runs/mrpc
+    python benchmarks/runtimes.py --adapter runs/mrpc --data-dir glue --output-dir runs/runtimes
+
+exports the adapter (on MiniLM, trained on MRPC) in float32 and in int8, times MRPC's dev texts on
+every runtime, tokenisation included, and prints a table of throughput, ratio and accuracy;
+`runtimes.json` is left in the folder. The rival is the guide "P-tuning for sequence classification"
+on PEFT as it is written: float32, batches of 32 padded as they come. It is not trained here, so it
+has no accuracy. Ratios are taken within a round, so that whatever else the machine does meets all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from speed import BATCH, _peft, in_turn, ratio
+
+import ptune
+from ptune import data
+from ptune.backbone import load_tokenizer
+from ptune.classifier import TextClassifier
+
+RIVAL = "PEFT, float32"
+Pairs = list[tuple[str, str]]
+
+
+def guide(texts: Pairs) -> Callable[[], Any]:
+    """Inference as PEFT's guide does it."""
+    tokenizer = load_tokenizer("minilm")
+    model = _peft("minilm", "p-tuning").eval()
+
+    @torch.no_grad()
+    def work() -> None:
+        for start in range(0, len(texts), BATCH):
+            first, second = map(list, zip(*texts[start : start + BATCH], strict=True))
+            batch = tokenizer(
+                first, second, truncation=True, padding="longest", return_tensors="pt"
+            )
+            model(**batch).logits.softmax(dim=1).tolist()
+
+    return work
+
+
+def contenders(adapter: Path, folder: Path) -> dict[str, TextClassifier]:
+    """The adapter in PyTorch, and its exports on every runtime."""
+    exported = {"float32": folder / "float32", "int8": folder / "int8"}
+    for name, where in exported.items():
+        ptune.export_onnx(adapter, where, int8=name == "int8")
+    made: dict[str, TextClassifier] = {
+        "ptune, PyTorch, float32": ptune.load(adapter, dtype="float32", device="cpu"),
+        "ptune, PyTorch, auto": ptune.load(adapter, device="cpu"),
+        "ONNX Runtime, float32": ptune.load_exported(exported["float32"], "onnx"),
+        "ONNX Runtime, int8": ptune.load_exported(exported["int8"], "onnx"),
+    }
+    for dtype in ("float32", "bfloat16"):
+        made[f"OpenVINO, {dtype}"] = ptune.load_exported(
+            exported["float32"],
+            "openvino",
+            dtype=dtype,  # type: ignore[arg-type]
+        )
+    made["OpenVINO, int8"] = ptune.load_exported(exported["int8"], "openvino")
+    return made
+
+
+def main() -> None:
+    """Time them and show it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--adapter", type=Path, required=True, help="trained on MRPC, on minilm")
+    parser.add_argument("--data-dir", help="GLUE's folder; without it, from the Hub")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, help="so many of the dev texts; all")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/runtimes"))
+    args = parser.parse_args()
+    examples = data.load_glue("mrpc", args.data_dir).evaluation[""]
+    examples = examples.select(range(min(args.texts or len(examples), len(examples))))
+    texts: Pairs = [(r[data.TEXT], r[data.PAIR]) for r in examples]
+    with tempfile.TemporaryDirectory() as folder:
+        classifiers = contenders(args.adapter, Path(folder))
+    accuracy = {
+        name: classifier.evaluate(examples, ["accuracy"])["accuracy"]
+        for name, classifier in classifiers.items()
+    }
+    work: dict[str, Callable[[], Any]] = {RIVAL: guide(texts)}
+    for name, classifier in classifiers.items():
+        work[name] = lambda c=classifier: list(c.logits(texts))  # type: ignore[misc]
+    seconds = in_turn(work, args.rounds)
+    results = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("torch", "peft", "onnxruntime", "openvino")},
+        "texts": len(texts),
+        "rounds": args.rounds,
+        "texts_a_second": {k: len(texts) / statistics.median(v) for k, v in seconds.items()},
+        "accuracy": accuracy,
+        "ratios": {name: ratio(seconds, RIVAL, name) for name in classifiers},
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    file = args.output_dir / "runtimes.json"
+    file.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    print("| | texts a second | times PEFT (least to most) | accuracy |\n| --- | --- | --- | --- |")
+    for name in work:
+        r = results["ratios"].get(name)
+        times = f"{r['median']:.2f} ({r['least']:.2f} to {r['most']:.2f})" if r else "1"
+        score = f"{accuracy[name]:.4f}" if name in accuracy else ""
+        print(f"| {name} | {results['texts_a_second'][name]:.0f} | {times} | {score} |")
+
+
+if __name__ == "__main__":
+    main()
