@@ -81,3 +81,18 @@ def test_bank_compares_it_with_one_task_and_with_switching(texts, tmp_path):
     (line,) = [r for r in done.stdout.splitlines() if "bank : PEFT switching" in r]
     ratio = parts["switching, input"]["ratios"]["requests a second, bank : PEFT switching"]
     assert f"| {ratio['median']:.2f} |" in line
+
+
+@pytest.mark.slow
+def test_scoring_is_complete_though_a_worker_of_ray_is_killed(bert_folder, table, tmp_path):
+    words = ["--model", bert_folder, "--train-file", table, "--output-dir", tmp_path / "runs"]
+    words += ["--rows", 6000, "--files", 6, "--dtype", "float32"]
+    words += ["--parts", "worker", "--workers", 1]
+    done = run("scoring.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "runs/scoring.json").read_text())["a worker killed"]
+    assert found["killed"] == 1
+    assert found["workers seen"] > 1
+    assert 3 <= found["files done when killed"] < 6
+    # What it checks is what it says: a row less is a failure.
+    assert "6000 rows: none lost, none twice, in order" in done.stdout

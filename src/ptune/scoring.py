@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -394,15 +395,14 @@ class Worker:
     Ray makes one in each of its processes; without Ray there is one, here.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, todo: list[Job]) -> None:
+        self.recipe, self.todo = recipe, todo
         self.classifier = recipe.load()
 
-    def __call__(self, item: dict[str, Job]) -> dict[str, Any]:
-        """Do a file; `rows` says how many it had, `error` why it could not be done."""
-        job = item["job"]
+    def __call__(self, item: dict[str, int]) -> dict[str, Any]:
+        """Do the file of that number; `rows` says how many it had, `error` why it could not be."""
         try:
-            return {"rows": self._do(job), "error": ""}
+            return {"rows": self._do(self.todo[item["job"]]), "error": ""}
         except PtuneError as error:
             return {"rows": 0, "error": str(error)}
 
@@ -512,9 +512,9 @@ def do(
 
 
 def _here(todo: list[Job], recipe: Recipe) -> Iterator[dict[str, Any]]:
-    worker = Worker(recipe)
-    for job in todo:
-        yield worker({"job": job})
+    worker = Worker(recipe, todo)
+    for i in range(len(todo)):
+        yield worker({"job": i})
 
 
 def _on_ray(todo: list[Job], recipe: Recipe, workers: int | None) -> Iterator[dict[str, Any]]:
@@ -524,9 +524,11 @@ def _on_ray(todo: list[Job], recipe: Recipe, workers: int | None) -> Iterator[di
     """
     try:
         import ray
+        import ray.data
     except ImportError as error:
         raise PtuneError("Ray is not installed. Install it: pip install 'ptune[ray]'.") from error
-    if not ray.is_initialized():
+    started = not ray.is_initialized()
+    if started:
         here: dict[str, Any] = {
             "address": "local",
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -534,14 +536,17 @@ def _on_ray(todo: list[Job], recipe: Recipe, workers: int | None) -> Iterator[di
         }
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         ray.init(**({} if "RAY_ADDRESS" in os.environ else here), **quiet)
+    # ptune shows its own bar.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     there = ray.cluster_resources()
     kind = "GPU" if there.get("GPU") else "CPU"
     size = min(workers or int(there[kind]), len(todo))
-    files = ray.data.from_items([{"job": job} for job in todo], override_num_blocks=len(todo))
+    numbers = [{"job": i} for i in range(len(todo))]
+    files = ray.data.from_items(numbers, override_num_blocks=len(todo))
     pool = files.map(
         Worker,
-        fn_constructor_args=(recipe,),
+        fn_constructor_args=(recipe, todo),
         compute=ray.data.ActorPoolStrategy(size=size),
         num_cpus=1 if kind == "CPU" else None,
         num_gpus=1 if kind == "GPU" else None,
@@ -550,3 +555,6 @@ def _on_ray(todo: list[Job], recipe: Recipe, workers: int | None) -> Iterator[di
         yield from pool.iter_rows()
     except ray.exceptions.RayError as error:
         raise PtuneError(f"Ray gave up: {first_line(error)}") from error
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,203 @@
+"""Are predictions complete when workers die? A folder of files, on Ray, with murder.
+
+    python benchmarks/scoring.py --data-dir glue --rows 100000 --output-dir runs/scoring
+
+makes Parquet files of short texts from MRPC, classifies them with `ptune predict --ray`, kills a
+worker by SIGKILL when half of the files are done, and looks at what came out: every row once, in
+order, with the columns it had. The same again with everything killed, and then started anew; and
+without Ray. `--parts` chooses. Says how long it took and the largest memory of a worker;
+`scoring.json` has it all.
+
+The adapter is `--adapter`, or an untrained one on `--model`: what is predicted does not matter, but
+that a text is given the same prediction however often its worker was killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow
+import torch
+from pyarrow import parquet
+
+import ptune
+from ptune import PromptEncoderConfig, PromptModel, adapter, data
+from ptune.backbone import load_backbone
+
+
+def untrained(model: str, folder: Path) -> Path:
+    """An adapter that knows nothing, on a backbone."""
+    torch.manual_seed(0)
+    backbone = load_backbone(model, labels=["no", "yes"], dtype="float32")
+    config = PromptEncoderConfig(
+        depth="deep", encoder_reparameterization_type="NONE", prompt_init_scale=0.5
+    )
+    adapter.save(PromptModel(backbone, config), folder, trained_state=False)
+    return folder
+
+
+def texts(options: argparse.Namespace) -> Iterator[str]:
+    """Short texts, without end, no two alike."""
+    if options.train_file:
+        corpus = data.load_files(options.train_file)
+    else:
+        corpus = data.load_glue("mrpc", options.data_dir)
+    assert corpus.train is not None
+    short = [" ".join(text.split()[:12]) for text in corpus.train[data.TEXT]]
+    number = 0
+    while True:
+        for text in short:
+            yield f"{number} {text}"
+            number += 1
+
+
+def make_files(folder: Path, options: argparse.Namespace) -> None:
+    """The input: `rows` rows in `files` files."""
+    folder.mkdir()
+    source, first = texts(options), 0
+    for i in range(options.files):
+        last = options.rows * (i + 1) // options.files
+        rows = {"id": list(range(first, last)), "text": [next(source) for _ in range(first, last)]}
+        parquet.write_table(pyarrow.table(rows), folder / f"part-{i:04}.parquet")
+        first = last
+
+
+def finished(folder: Path) -> list[Path]:
+    """The files that are there."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def workers(process: psutil.Process) -> dict[int, psutil.Process]:
+    """Ray's actors with a classifier, below a process."""
+    found = {}
+    for child in process.children(recursive=True):
+        try:
+            if child.cmdline()[0].startswith("ray::MapWorker"):
+                found[child.pid] = child
+        except (psutil.Error, IndexError):
+            continue
+    return found
+
+
+def classify(
+    source: Path, target: Path, options: argparse.Namespace, *, ray: bool = True, kill: str = ""
+) -> dict[str, Any]:
+    """One call of the command; what is killed when half of the files are done: worker or all."""
+    words = [sys.executable, "-m", "ptune", "predict", str(options.adapter), "--file", str(source)]
+    words += ["--output", str(target), "--dtype", options.dtype]
+    if ray:
+        words += ["--ray", *(["--workers", str(options.workers)] if options.workers else [])]
+    started, killed, seen, memory = time.perf_counter(), 0, set(), 0
+    log = options.output_dir / "log.txt"
+    with log.open("w") as f:
+        process = psutil.Popen(words, stdout=f, stderr=subprocess.STDOUT)
+    at_work = None
+    while process.poll() is None:
+        mine = workers(process) if ray else {process.pid: process}
+        seen |= mine.keys()
+        for one in mine.values():
+            try:
+                memory = max(memory, one.memory_info().rss)
+            except psutil.Error:
+                continue
+        done = len(finished(target))
+        if kill and not killed and done >= options.files // 2:
+            assert done < options.files, "all was done before anything could be killed"
+            at_work = done
+            if kill == "worker":
+                victim = max(mine.values(), key=lambda p: p.cpu_times().user)
+                victim.kill()
+            else:
+                below = process.children(recursive=True)
+                process.kill()
+                psutil.wait_procs(below, timeout=60)
+            killed += 1
+        time.sleep(0.05)
+    if process.returncode and kill != "all":
+        sys.exit(f"ptune ended with {process.returncode}:\n{log.read_text()}")
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "killed": killed,
+        "files done when killed": at_work,
+        "workers seen": len(seen),
+        "largest worker, MB": round(memory / 2**20),
+    }
+
+
+def check(source: Path, target: Path) -> int:
+    """Every row once, in order, as it was; how many there are."""
+    inputs, outputs = finished(source), finished(target)
+    assert [p.name for p in inputs] == [p.name for p in outputs], "files are missing"
+    rows = 0
+    for before, after in zip(inputs, outputs, strict=True):
+        given, got = parquet.read_table(before), parquet.read_table(after)
+        assert got.select(given.column_names).equals(given), f"{after}: rows differ"
+        assert got.column_names == ["id", "text", "label", "score", "probabilities"]
+        assert got.column("label").null_count == 0
+        rows += len(got)
+    assert not list(target.glob(".writing-*")), "something was left behind"
+    return rows
+
+
+def same(one: Path, other: Path) -> None:
+    """Two outputs hold the same predictions."""
+    for a, b in zip(finished(one), finished(other), strict=True):
+        x, y = (parquet.read_table(p).column("score").to_numpy() for p in (a, b))
+        assert abs(x - y).max() < 1e-5, f"{a} and {b} differ"
+
+
+def main() -> None:
+    """Run it and print what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--files", type=int, default=50)
+    parser.add_argument("--workers", type=int)
+    parts = ("worker", "all", "alone")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--adapter", type=Path, help="an untrained one if not given")
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--data-dir", help="folder of GLUE's original files")
+    parser.add_argument("--train-file", help="texts from a file of your own")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/scoring"))
+    options = parser.parse_args()
+    shutil.rmtree(options.output_dir, ignore_errors=True)
+    options.output_dir.mkdir(parents=True)
+    options.adapter = options.adapter or untrained(options.model, options.output_dir / "adapter")
+    source, target = options.output_dir / "in", options.output_dir / "out"
+    make_files(source, options)
+
+    results: dict[str, Any] = {"rows": options.rows, "files": options.files}
+    if "worker" in options.parts:
+        results["a worker killed"] = classify(source, target / "worker", options, kill="worker")
+        assert check(source, target / "worker") == options.rows
+    if "all" in options.parts:
+        results["all killed"] = classify(source, target / "all", options, kill="all")
+        before = {p.name: p.stat().st_mtime_ns for p in finished(target / "all")}
+        assert 0 < len(before) < options.files
+        results["then resumed"] = classify(source, target / "all", options)
+        assert check(source, target / "all") == options.rows
+        again = [n for n, t in before.items() if (target / "all" / n).stat().st_mtime_ns != t]
+        assert not again, f"classified twice: {again}"
+    if "alone" in options.parts:
+        results["without Ray"] = classify(source, target / "alone", options, ray=False)
+        assert check(source, target / "alone") == options.rows
+    for part in options.parts[1:]:
+        same(target / options.parts[0], target / part)
+    results["versions"] = {"ptune": ptune.__version__, "torch": torch.__version__}
+    (options.output_dir / "scoring.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+    print(f"{options.rows} rows: none lost, none twice, in order, and all with their predictions.")
+
+
+if __name__ == "__main__":
+    main()
