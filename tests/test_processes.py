@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import build
 from safetensors.torch import load_file
-from torch.utils.data import BatchSampler
 
 import ptune
 from ptune import PtuneError, training
@@ -48,7 +47,7 @@ def command(settings, *words):
 
 @pytest.mark.slow
 def test_two_processes_train_the_adapter_of_one_with_the_doubled_batch(settings, tmp_path):
-    # The last step of an epoch has a batch of 8, and one of 1 that cannot be shared.
+    # The last step of an epoch has nine examples: a batch of 8, and one that cannot be shared.
     words = ["--batch-size", 4, "--gradient-accumulation-steps", 2]
     words += ["--epochs", 3, "--output-dir", tmp_path / "two"]
     done = subprocess.run(command(settings, *words), capture_output=True, text=True)
@@ -103,19 +102,41 @@ def test_ctrl_c_stops_all_behind_the_same_step_with_a_checkpoint(settings, tmp_p
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
-@pytest.mark.parametrize("examples", [41, 48, 5])
-def test_every_example_of_a_batch_counts_the_same_wherever_it_is(monkeypatch, processes, examples):
+@pytest.mark.parametrize("examples", [1, 5, 41, 48, 49])
+@pytest.mark.parametrize(("size", "accumulated"), [(1, 1), (1, 3), (4, 1), (4, 2)])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_every_example_of_a_step_counts_the_same_wherever_it_is(
+    monkeypatch, processes, examples, size, accumulated, drop_last
+):
     monkeypatch.setattr(training, "synchronize_rng_states", lambda kinds: None)
-    whole = list(BatchSampler(range(examples), 8, drop_last=False))
     shares = [
-        list(training.Shares(BatchSampler(range(examples), 8, False), i, processes))
+        training.Shares(
+            range(examples),
+            batch_size=size,
+            accumulated=accumulated,
+            process=i,
+            processes=processes,
+            drop_last=drop_last,
+        )
         for i in range(processes)
     ]
-    assert {len(share) for share in shares} == {len(whole)}
-    for batch, parts in zip(whole, zip(*shares, strict=True), strict=True):
-        assert all(parts), "a process without an example would keep the others waiting"
-        together = sorted(i for part in parts for i in part)
-        assert together in (sorted(batch), sorted(batch * processes))
+    batches = [list(share) for share in shares]
+    # As many from each, or some would wait for the others; and as many as was said.
+    assert {len(b) for b in batches} == {len(share) for share in shares} == {len(batches[0])}
+    assert all(batch for own in batches for batch in own)
+    # Step by step, as `Trainer` takes them.
+    step = size * accumulated * processes
+    kept = examples - (examples % (size * processes) if drop_last else 0)
+    for i, first in enumerate(range(0, kept, step)):
+        wanted = list(range(first, min(first + step, kept)))
+        taken = [
+            example
+            for own in batches
+            for batch in own[i * accumulated : (i + 1) * accumulated]
+            for example in batch
+        ]
+        assert sorted(taken) in (wanted, sorted(wanted * processes))
+        assert len(taken) == len(wanted) or len(wanted) < processes
 
 
 def test_steps_are_counted_over_all_processes_and_accumulated_batches(settings, tmp_path):
