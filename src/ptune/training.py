@@ -27,7 +27,7 @@ from accelerate.utils import synchronize_rng_states
 from datasets import Dataset
 from torch import distributed
 from torch.nn import functional
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -367,29 +367,53 @@ class StopAndSave(TrainerCallback):
 
 
 class Shares(Sampler[list[int]]):
-    """One process's share of every batch that all take together.
+    """The batches of one process: its share of what all take together in a step.
 
-    The batches are those that one process would take, and so is the order of the examples; a last
-    batch that is too small to be shared is everybody's.
+    What is taken in a step, and the order, is what one process would take. A step that has fewer
+    examples than there are processes is everybody's; in every other each example is somebody's.
 
     Args:
-        batches: Of all processes together.
-        process: Which of them this is.
+        order: Gives the examples.
+        batch_size: Of one process; the last step's batches may be smaller.
+        accumulated: Batches a step.
+        process: Which of the processes this is.
         processes: How many there are.
+        drop_last: Leave out what fills no batch of all processes.
     """
 
-    def __init__(self, batches: BatchSampler, process: int, processes: int) -> None:
-        self.batches, self.process, self.processes = batches, process, processes
+    def __init__(
+        self,
+        order: Sampler[int],
+        *,
+        batch_size: int,
+        accumulated: int,
+        process: int,
+        processes: int,
+        drop_last: bool = False,
+    ) -> None:
+        self.order, self.process, self.processes = order, process, processes
+        self.together = batch_size * processes
+        self.step = self.together * accumulated
+        self.examples = len(order) - (len(order) % self.together if drop_last else 0)  # type: ignore[arg-type]
+
+    def _batches(self, examples: int) -> int:
+        """How many a process makes of a step's examples: as many as every other, none empty."""
+        return max(1, min(math.ceil(examples / self.together), examples // self.processes))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        steps = range(0, self.examples, self.step)
+        return sum(self._batches(min(self.step, self.examples - first)) for first in steps)
 
     def __iter__(self) -> Iterator[list[int]]:
         # Processes drop out different texts, so that their generators have come apart.
         synchronize_rng_states(["torch"])
-        for batch in self.batches:
-            shared = len(batch) >= self.processes
-            yield batch[self.process :: self.processes] if shared else batch
+        order = list(self.order)[: self.examples]
+        for first in range(0, len(order), self.step):
+            step = order[first : first + self.step]
+            own = step[self.process :: self.processes] if len(step) >= self.processes else step
+            n = self._batches(len(step))
+            for i in range(n):
+                yield own[len(own) * i // n : len(own) * (i + 1) // n]
 
 
 class SharingTrainer(Trainer):
@@ -404,12 +428,19 @@ class SharingTrainer(Trainer):
         args, dataset = self.args, self.train_dataset
         if args.world_size == 1 or args.train_sampling_strategy != "group_by_length":
             return super().get_train_dataloader()
-        size = args.train_batch_size * args.world_size
-        sampler = LengthGroupedSampler(size * args.gradient_accumulation_steps, dataset=dataset)
-        batches = BatchSampler(sampler, size, args.dataloader_drop_last)
+        size, accumulated = args.train_batch_size, args.gradient_accumulation_steps
+        together = size * accumulated * args.world_size
+        shares = Shares(
+            LengthGroupedSampler(together, dataset=dataset),
+            batch_size=size,
+            accumulated=accumulated,
+            process=args.process_index,
+            processes=args.world_size,
+            drop_last=args.dataloader_drop_last,
+        )
         return DataLoader(
             dataset,
-            batch_sampler=Shares(batches, args.process_index, args.world_size),
+            batch_sampler=shares,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
