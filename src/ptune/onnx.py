@@ -17,6 +17,7 @@ import copy
 import importlib.util
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -236,18 +237,20 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
 def _quantize(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    file, made = folder / MODEL_NAME, folder / "int8.onnx"
-    size = sum(f.stat().st_size for f in folder.glob(MODEL_NAME + "*"))
-    with _quiet():
+    former = list(folder.glob(MODEL_NAME + "*"))
+    size = sum(file.stat().st_size for file in former)
+    with tempfile.TemporaryDirectory(dir=folder) as made, _quiet():
         quantize_dynamic(
-            file,
-            made,
+            folder / MODEL_NAME,
+            Path(made) / MODEL_NAME,
             weight_type=QuantType.QInt8,
             per_channel=True,
             use_external_data_format=size / 4 > ONE_FILE,
         )
-    (folder / DATA_NAME).unlink(missing_ok=True)
-    made.replace(file)
+        for file in former:
+            file.unlink()
+        for file in Path(made).iterdir():
+            file.replace(folder / file.name)
 
 
 @contextmanager
