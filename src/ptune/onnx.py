@@ -209,8 +209,6 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
         # Written out, the runtimes know attention when they see it, and fuse it.
         kernel = backbone.config._attn_implementation.replace("sdpa", "eager")
         backbone.set_attn_implementation(kernel)
-    if hasattr(backbone.config, "use_mems_eval"):
-        backbone.config.use_mems_eval = False  # XLNet's memories of a text, which nobody reads
     inputs = dict(tokenizer(["a text", "another, a longer one"], padding=True, return_tensors="pt"))
     names, tensors = list(inputs), tuple(inputs.values())
     axes = {
@@ -273,9 +271,13 @@ def _explained(backbone: nn.Module) -> Iterator[None]:
     except OSError:  # a full disk, say, is the folder's matter
         raise
     except Exception as error:  # The exporter fails in the ways of the code that it reads.
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = first_line(first).split(" For more information")[0].rstrip(".")
         raise PtuneError(
-            f"PyTorch's exporter does not manage {type(backbone).__name__}: "
-            f"{first_line(error)[:300].rstrip('.')}. Nothing was written; run the adapter itself."
+            f"PyTorch's exporter does not manage {type(backbone).__name__}: {reason}. Nothing was "
+            "written; run the adapter itself."
         ) from error
 
 
