@@ -17,6 +17,7 @@ import copy
 import importlib.util
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -168,8 +169,6 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
         # Written out, the runtimes know attention when they see it, and fuse it.
         kernel = backbone.config._attn_implementation.replace("sdpa", "eager")
         backbone.set_attn_implementation(kernel)
-    if hasattr(backbone.config, "use_mems_eval"):
-        backbone.config.use_mems_eval = False  # XLNet's memories of a text, which nobody reads
     inputs = dict(tokenizer(["a text", "another, a longer one"], padding=True, return_tensors="pt"))
     names, tensors = list(inputs), tuple(inputs.values())
     axes = {
@@ -196,18 +195,20 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
 def _quantize(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    file, made = folder / MODEL_NAME, folder / "int8.onnx"
-    size = sum(f.stat().st_size for f in folder.glob(MODEL_NAME + "*"))
-    with _quiet():
+    former = list(folder.glob(MODEL_NAME + "*"))
+    size = sum(file.stat().st_size for file in former)
+    with tempfile.TemporaryDirectory(dir=folder) as made, _quiet():
         quantize_dynamic(
-            file,
-            made,
+            folder / MODEL_NAME,
+            Path(made) / MODEL_NAME,
             weight_type=QuantType.QInt8,
             per_channel=True,
             use_external_data_format=size / 4 > ONE_FILE,
         )
-    (folder / DATA_NAME).unlink(missing_ok=True)
-    made.replace(file)
+        for file in former:
+            file.unlink()
+        for file in Path(made).iterdir():
+            file.replace(folder / file.name)
 
 
 @contextmanager
@@ -230,9 +231,13 @@ def _explained(backbone: nn.Module) -> Iterator[None]:
     except OSError:  # a full disk, say, is the folder's matter
         raise
     except Exception as error:  # The exporter fails in the ways of the code that it reads.
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = first_line(first).split(" For more information")[0].rstrip(".")
         raise PtuneError(
-            f"PyTorch's exporter does not manage {type(backbone).__name__}: "
-            f"{first_line(error)[:300].rstrip('.')}. Nothing was written; run the adapter itself."
+            f"PyTorch's exporter does not manage {type(backbone).__name__}: {reason}. Nothing was "
+            "written; run the adapter itself."
         ) from error
 
 
