@@ -174,7 +174,7 @@ def test_exporting_predicting_and_evaluating_from_the_command_line(bert, tmp_pat
     assert run("export", adapter, out, "--to", "onnx", "--check-file", gold) == 0
     said = capsys.readouterr().out
     assert "On 43 texts" in said  # 35 of ptune's own
-    assert "differ from PyTorch's by at most" in said
+    assert "differ from ptune's by at most" in said
     assert len(Tokenizer.from_file(str(out / "tokenizer.json")).encode(LONG).ids) == 12
     words = ("--file", gold, "--dtype", "float32")
     wanted = None

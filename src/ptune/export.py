@@ -34,6 +34,7 @@ from ptune import __version__
 from ptune.adapter import is_hub_id, open_up, read_config, read_json, write_json
 from ptune.backbone import location, quiet_transformers, weight_of
 from ptune.classifier import PromptClassifier, Text, load
+from ptune.config import CONFIG_NAME
 from ptune.errors import PtuneError
 from ptune.layout import TOKENS_BEFORE
 
@@ -388,10 +389,8 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
     if not folder.is_dir() or not any(folder.iterdir()) or (folder / MARK_NAME).is_file():
         return
     if not (folder / "config.json").is_file():
-        raise PtuneError(
-            f"The folder {folder} holds something that is no export, and is left alone. Name "
-            "another one."
-        )
+        what = "an adapter" if (folder / CONFIG_NAME).is_file() else "something that is no export"
+        raise PtuneError(f"The folder {folder} holds {what}, and is left alone. Name another one.")
     if not overwrite:
         raise PtuneError(
             f"The folder {folder} holds a checkpoint that ptune did not export. Name another one, "
