@@ -57,7 +57,7 @@ def outcome(name: str, kind: str, folder: Path) -> str:
             except (ptune.PtuneError, RuntimeError) as error:
                 cells.append(str(error).splitlines()[0][:160])
     except ptune.PtuneError as error:
-        cells = [str(error).splitlines()[0][:160], ""]
+        cells = [str(error).split(" Nothing was")[0], ""]
     return " | ".join(cells)
 
 

@@ -169,14 +169,18 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
         # Written out, the runtimes know attention when they see it, and fuse it.
         kernel = backbone.config._attn_implementation.replace("sdpa", "eager")
         backbone.set_attn_implementation(kernel)
-    inputs = dict(tokenizer(["a text", "another, a longer one"], padding=True, return_tensors="pt"))
+    inputs = dict(
+        tokenizer(["a text", "another, and a longer one"], padding=True, return_tensors="pt")
+    )
     names, tensors = list(inputs), tuple(inputs.values())
-    axes = {
-        0: torch.export.Dim("batch"),
-        1: torch.export.Dim("sequence", min=1, max=model.max_text_length),
-    }
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     with _quiet(), _explained(backbone):
+        axes = {
+            0: torch.export.Dim("batch"),
+            # The graph takes shorter ones, too. But the exporter takes a length of one for a
+            # constant, and decoders of encoder-decoders read one token less.
+            1: torch.export.Dim("sequence", min=3, max=model.max_text_length),
+        }
         program = torch.export.export(
             _Logits(model, names),
             tensors,
@@ -234,7 +238,7 @@ def _explained(backbone: nn.Module) -> Iterator[None]:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        reason = first_line(first).split(" For more information")[0].rstrip(".")
+        reason = first_line(first).split(" For more information")[0].rstrip(".!")
         raise PtuneError(
             f"PyTorch's exporter does not manage {type(backbone).__name__}: {reason}. Nothing was "
             "written; run the adapter itself."
