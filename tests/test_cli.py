@@ -267,6 +267,26 @@ def test_a_table_shows_label_and_probability(run_ptune, trained):
     assert "%" in done.out
 
 
+def test_a_folder_becomes_a_folder_once(run_ptune, trained, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"in/{name}.csv").write_text(f"id,text\n1,{name}\n2,hello\n")
+    words = ["predict", trained, "--file", tmp_path / "in", "--output", tmp_path / "out"]
+    first = run_ptune(*words)
+    assert (first.code, first.out) == (0, "")
+    assert "4 predictions" in first.err
+    assert "2 files were done before" in run_ptune(*words).err
+    with (tmp_path / "out/b.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["id"], r["text"]) for r in rows] == [("1", "b"), ("2", "hello")]
+    assert list(rows[0]) == ["id", "text", "label", "score", "a", "b"]
+
+
+def test_a_folder_wants_a_folder_to_write_to(refused, trained, tmp_path):
+    refused(["predict", trained, "--file", tmp_path], "--output")
+    refused(["predict", trained, "hello", "--ray"], "--file", "--output")
+
+
 def test_nothing_on_standard_input_is_no_prediction(run_ptune, trained):
     done = run_ptune("predict", trained, stdin="")
     assert (done.code, done.out) == (0, "")

@@ -230,6 +230,16 @@ def test_what_cannot_be_done_is_refused_and_leaves_the_input(
     assert times(folder) == before
 
 
+def test_an_adapter_whose_backbone_is_gone_is_refused_once(classifier, folder, tmp_path):
+    shutil.copytree(classifier, tmp_path / "gone")
+    config = tmp_path / "gone/adapter_config.json"
+    named = json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/away"}
+    config.write_text(json.dumps(named))
+    with pytest.raises(PtuneError) as refused:
+        predict(folder, tmp_path / "out", tmp_path / "gone")
+    assert str(refused.value) == "There is no backbone folder /gone/away. Check the path."
+
+
 def test_without_ray_it_says_how_to_get_it(classifier, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     jobs = scoring.jobs(folder, tmp_path / "out", recipe(classifier))

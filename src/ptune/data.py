@@ -658,7 +658,8 @@ def _parquet_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
     if not file.stat().st_size:
         raise PtuneError(f"{file} is empty. Write or fetch it again.")
     try:
-        with parquet.ParquetFile(file) as f:
+        # A buffer would hold what has been read until the end.
+        with parquet.ParquetFile(file, pre_buffer=False) as f:
             if not f.metadata.num_rows:
                 yield pyarrow.RecordBatch.from_pylist([], schema=f.schema_arrow)
             yield from f.iter_batches(size)

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -397,7 +398,11 @@ class Worker:
 
     def __init__(self, recipe: Recipe, todo: list[Job]) -> None:
         self.recipe, self.todo = recipe, todo
-        self.classifier = recipe.load()
+
+    @cached_property
+    def classifier(self) -> PromptClassifier:
+        """Loaded with the first file, so that what goes wrong is told like all else."""
+        return self.recipe.load()
 
     def __call__(self, item: dict[str, int]) -> dict[str, Any]:
         """Do the file of that number; `rows` says how many it had, `error` why it could not be."""
@@ -501,11 +506,13 @@ def do(
         rows += result["rows"]
         failed += [result["error"]] if result["error"] else []
     if failed:
-        done = f" The other {len(todo) - len(failed)} are done." if len(todo) > 1 else ""
+        done = len(todo) - len(failed)
         of = f"{len(failed)} of {len(todo)} files could not be classified. " if done else ""
-        raise PtuneError(of + " ".join(failed) + done)
+        rest = f" The other {done} are done." if done else ""
+        raise PtuneError(of + " ".join(dict.fromkeys(failed)) + rest)
     # What killed workers left: all is done, so that nobody writes there any more.
-    for folder in {job.target.parent for job in todo if job.note is not None}:
+    noted = [job for job in todo if job.note is not None]
+    for folder in {p.parent for job in noted for p in (job.target, job.note) if p is not None}:
         for left in folder.glob(".writing-*"):
             shutil.rmtree(left, ignore_errors=True)
     return rows
@@ -527,6 +534,10 @@ def _on_ray(todo: list[Job], recipe: Recipe, workers: int | None) -> Iterator[di
         import ray.data
     except ImportError as error:
         raise PtuneError("Ray is not installed. Install it: pip install 'ptune[ray]'.") from error
+    # Workers may be anywhere.
+    recipe = dataclasses.replace(
+        recipe, adapter=_absolute(recipe.adapter), model=recipe.model and _absolute(recipe.model)
+    )
     started = not ray.is_initialized()
     if started:
         here: dict[str, Any] = {
@@ -558,3 +569,8 @@ def _on_ray(todo: list[Job], recipe: Recipe, workers: int | None) -> Iterator[di
     finally:
         if started:
             ray.shutdown()
+
+
+def _absolute(name: str) -> str:
+    """A folder's whole path; what is none, a Hub id say, as it is."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
