@@ -400,7 +400,7 @@ class Worker:
         self.recipe, self.todo = recipe, todo
 
     @cached_property
-    def classifier(self) -> PromptClassifier:
+    def classifier(self) -> TextClassifier:
         """Loaded with the first file, so that what goes wrong is told like all else."""
         return self.recipe.load()
 
