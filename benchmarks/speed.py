@@ -217,22 +217,23 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, fl
     return {"median": statistics.median(each), "least": min(each), "most": max(each)}
 
 
-def training(name: str, examples: Any, rounds: int) -> dict[str, Any]:
-    """Training steps on one backbone."""
+def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> dict[str, Any]:
+    """Training steps on one backbone, of all contenders or of some."""
     as_they_come = batches(examples, name, by_length=False)
     grouped = batches(examples, name, by_length=True)
     causal = name.startswith(("gpt", "llama"))
-    made: dict[str, tuple[Step, list[Batch]]] = {
-        "guide on PEFT": (rival(name), as_they_come),
-        "guide, autocast": (rival(name, autocast=True), as_they_come),
-        "PEFT LoRA": (rival(name, "lora"), as_they_come),
-        "ptune input": (ours(name, "input"), grouped),
-        "ptune deep": (ours(name, "deep"), grouped),
-        "floor of input": (floor(name, "deep" if causal else "input"), grouped),
-        "floor of deep": (floor(name, "deep"), grouped),
+    kinds: dict[str, tuple[Callable[[], Step], list[Batch]]] = {
+        "guide on PEFT": (lambda: rival(name), as_they_come),
+        "guide, autocast": (lambda: rival(name, autocast=True), as_they_come),
+        "PEFT LoRA": (lambda: rival(name, "lora"), as_they_come),
+        "ptune input": (lambda: ours(name, "input"), grouped),
+        "ptune deep": (lambda: ours(name, "deep"), grouped),
+        "floor of input": (lambda: floor(name, "deep" if causal else "input"), grouped),
+        "floor of deep": (lambda: floor(name, "deep"), grouped),
     }
     if causal:
-        made["ptune input, not shared"] = (ours(name, "input", share=False), grouped)
+        kinds["ptune input, not shared"] = (lambda: ours(name, "input", share=False), grouped)
+    made = {k: (make(), which) for k, (make, which) in kinds.items() if not only or k in only}
     work = {
         label: (lambda step=step, which=which: [step(b) for b in which])
         for label, (step, which) in made.items()
@@ -252,7 +253,11 @@ def training(name: str, examples: Any, rounds: int) -> dict[str, Any]:
     steps = len(as_they_come)
     return {
         "seconds_a_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
-        "ratios": {label: ratio(seconds, *pair) for label, pair in pairs.items()},
+        "ratios": {
+            label: ratio(seconds, *pair)
+            for label, pair in pairs.items()
+            if made.keys() >= set(pair)
+        },
     }
 
 
@@ -458,6 +463,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES[:2]))
     parts = ("training", "inference", "memory", "start-up", "growth")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts[:-1]))
+    parser.add_argument("--contenders", nargs="+", help="of training, as the results name them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/speed"))
@@ -472,7 +478,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in args.backbones:
         if "training" in args.parts:
-            found[f"training, {name}"] = training(name, examples, args.rounds)
+            found[f"training, {name}"] = training(name, examples, args.rounds, args.contenders)
         if "memory" in args.parts:
             found[f"memory, {name}"] = memory(name, args.data_dir)
     if "inference" in args.parts:
