@@ -187,10 +187,11 @@ def test_exporting_predicting_and_evaluating_from_the_command_line(bert, tmp_pat
         wanted = wanted or found
         for one, two in zip(found, wanted, strict=True):
             assert one["text"] == two["text"]
-            assert one["probabilities"] == pytest.approx(two["probabilities"], abs=1e-5)
+            found_p, wanted_p = (x["predicted_probabilities"] for x in (one, two))
+            assert found_p == pytest.approx(wanted_p, abs=1e-5)
         capsys.readouterr()
         assert run("evaluate", source, *words, "--runtime", runtime) == 0
-        share = np.mean([w["label"] == "no" for w in wanted])
+        share = np.mean([w["predicted_label"] == "no" for w in wanted])
         assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(share)
 
 
