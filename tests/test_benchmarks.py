@@ -60,6 +60,7 @@ def test_accuracy_keeps_the_results_of_different_benchmarks_apart(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Ray starts, and a worker twice
 def test_scoring_is_complete_though_a_worker_of_ray_is_killed(bert_folder, table, tmp_path):
     words = ["--model", bert_folder, "--train-file", table, "--output-dir", tmp_path / "runs"]
     words += ["--rows", 6000, "--files", 6, "--dtype", "float32"]
