@@ -84,6 +84,7 @@ def test_bank_compares_it_with_one_task_and_with_switching(texts, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Ray starts, and a worker twice
 def test_scoring_is_complete_though_a_worker_of_ray_is_killed(bert_folder, table, tmp_path):
     words = ["--model", bert_folder, "--train-file", table, "--output-dir", tmp_path / "runs"]
     words += ["--rows", 6000, "--files", 6, "--dtype", "float32"]
