@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import peak_memory_mb
+from common import peak_memory_mb, versions
 
 ROWS = 20  # virtual tokens, of every prompt
 
@@ -263,6 +261,8 @@ METHODS: dict[str, Method] = {
 }
 DETERMINISTIC = ("majority class", "logistic regression")
 FEW_ONLY = ("SetFit",)
+# What the numbers depend on.
+LIBRARIES = ("ptune", "torch", "transformers", "peft", "setfit", "scikit-learn")
 
 
 def run_here(job: Job) -> None:
@@ -344,17 +344,6 @@ def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("ptune", "torch", "transformers", "peft", "setfit", "scikit-learn"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def main() -> None:
     """Run what was asked for and show it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -404,7 +393,7 @@ def main() -> None:
             done[str(seed)] = result = run_apart(job)
             shown = "  ".join(f"{k} {v:.4f}" for k, v in result["scores"].items())
             print(f"{method}, seed {seed}: {shown}  ({result['seconds']:.0f} s)", flush=True)
-            results["versions"] = versions()
+            results["versions"] = versions(*LIBRARIES)
             beside = file.with_suffix(".writing")
             beside.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
             beside.replace(file)

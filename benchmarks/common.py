@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import resource
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -18,3 +20,14 @@ def peak_memory_mb() -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python, and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

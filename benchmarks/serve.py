@@ -26,7 +26,6 @@ import contextlib
 import http.client
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -43,6 +42,7 @@ from typing import Any
 
 import aiohttp
 import torch
+from common import versions
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel, adapter
@@ -55,6 +55,8 @@ MEMORY_BOUND = 32e6  # bytes that the server may grow by
 JSON = {"Content-Type": "application/json"}
 WORDS = ["red", "green", "blue", "grey", "pink", "black"]
 Sent = str | list[str]
+# What the numbers depend on.
+LIBRARIES = ("ptune", "torch", "transformers", "fastapi", "uvicorn", "aiohttp", "schemathesis")
 
 
 # Tasks.
@@ -555,14 +557,6 @@ def measure_hostile(server: Server, stage: Stage, count: int) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Of what matters here."""
-    from importlib.metadata import version
-
-    names = ("ptune", "torch", "transformers", "fastapi", "uvicorn", "aiohttp", "schemathesis")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     lines = ["| part | what | seen | holds |", "| --- | --- | --- | --- |"]
@@ -603,7 +597,7 @@ def main() -> None:
     parser.add_argument("--malformed", type=int, default=1000, help="handwritten requests (1000)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/serve"))
     given = parser.parse_args()
-    results: dict[str, Any] = {"versions": versions(), "cores": os.cpu_count()}
+    results: dict[str, Any] = {"versions": versions(*LIBRARIES), "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory(prefix="ptune-serve-") as folder:
         stage = Stage(Path(folder), given.model, given.tasks, given.texts)
         with Server(stage.served) as server:

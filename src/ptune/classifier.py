@@ -126,7 +126,7 @@ class TextClassifier:
         if self.problem_type_ == "regression":
             raise PtuneError("A regression has no probabilities; use predict.")
         logits = list(self._with_bar(self.logits(X), X))
-        return _probabilities(
+        return probabilities_of(
             np.asarray(logits).reshape(-1, len(self.classes_)), self.problem_type_
         )
 
@@ -408,7 +408,7 @@ def prediction_of(logits: np.ndarray, labels: Sequence[str], problem_type: str) 
     if problem_type == "regression":
         value = float(logits[0])
         return Prediction(value, value, {labels[0]: value})
-    p = _probabilities(logits[None], problem_type)[0]
+    p = probabilities_of(logits[None], problem_type)[0]
     by_name = {name: float(v) for name, v in zip(labels, p, strict=True)}
     if problem_type == "multi_label_classification":
         chosen = [name for name, v in by_name.items() if v > 0.5]
@@ -449,7 +449,7 @@ def _columns(X: Iterable[Text], started: int = 0) -> dict[str, list[str]]:
     }
 
 
-def _probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+def probabilities_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """From logits ``[n, num_labels]``, in float64."""
     logits = logits.astype(np.float64)
     if problem_type == "multi_label_classification":

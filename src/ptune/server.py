@@ -39,7 +39,7 @@ from ptune.adapter import (
     WEIGHTS_NAME,
 )
 from ptune.bank import PromptBank, TaskInfo
-from ptune.classifier import Text, _probabilities
+from ptune.classifier import Text, probabilities_of
 from ptune.errors import PtuneError
 
 try:
@@ -762,7 +762,7 @@ def _what_is_wrong(error: Any) -> str:
 
 def _scores(task: TaskInfo, logits: np.ndarray, *, raw: bool) -> list[dict[str, Any]]:
     plain = raw or task.problem_type == "regression"
-    scores = logits if plain else _probabilities(logits[None], task.problem_type)[0]
+    scores = logits if plain else probabilities_of(logits[None], task.problem_type)[0]
     if not np.isfinite(scores).all():
         refuse(424, "The task's scores are no numbers; its adapter is damaged.")
     pairs = zip(task.labels, scores.tolist(), strict=True)
