@@ -5,7 +5,8 @@
 times training, inference, memory and start-up and prints ratios with their spread; `speed.json` and
 `speed.png` are left in the folder. Parts and backbones can be chosen (`--parts`, `--backbones`).
 Seconds depend on the machine; ratios are taken within a round, so that whatever else the machine
-does meets both sides.
+does meets both sides. In training each contender lives in a process of its own, as it does in use
+(ptune changes how its process keeps memory), and works while the others wait.
 
 Rivals: the guide "P-tuning for sequence classification" on PEFT as it is written (float32, dropout,
 batches padded as they come), the same under bfloat16 autocast, and PEFT's LoRA. The floor is the
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -35,6 +37,7 @@ from torch import nn
 
 from ptune import PromptEncoderConfig, PromptModel, data
 from ptune.backbone import fast_dtype, load_backbone, load_tokenizer
+from ptune.kernels import keep_memory
 
 ROWS, BATCH = 20, 32  # virtual tokens; texts a step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,13 +71,16 @@ BACKBONES = ("minilm", "roberta-base", "roberta-large", "gpt2", "llama-0.5b")
 
 
 def backbone(name: str, dtype: torch.dtype) -> Any:
-    """A fresh classifier, in the attention kernel that ptune takes for its number format."""
+    """A fresh classifier, with what `ptune.backbone.load_backbone` does for its number format."""
     if name == "minilm":
         return load_backbone(name, dtype=dtype)
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    options = {"attn_implementation": "eager"} if dtype != torch.float32 and DEVICE == "cpu" else {}
+    options = {}
+    if dtype != torch.float32 and DEVICE == "cpu":
+        keep_memory()
+        options["attn_implementation"] = "eager"
     return AutoModelForSequenceClassification.from_config(
         configuration(name), **options
     ).to(dtype)  # fmt: skip
@@ -170,7 +176,8 @@ def floor(name: str, depth: str) -> Step:
         for m in layers.modules()
         if isinstance(m, nn.Linear | Conv1D)
     ]
-    extra = ROWS if depth == "input" else 0
+    shared = name.startswith(("gpt", "llama"))  # the prompt is no token there
+    extra = ROWS if depth == "input" and not shared else 0
 
     def step(batch: Batch) -> None:
         rows, columns = batch["input_ids"].shape
@@ -217,28 +224,65 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, fl
     return {"median": statistics.median(each), "least": min(each), "most": max(each)}
 
 
+# What makes a contender, and whether it takes batches by length.
+CONTENDERS: dict[str, tuple[Callable[[str], Step], bool]] = {
+    "guide on PEFT": (lambda name: rival(name), False),
+    "guide, autocast": (lambda name: rival(name, autocast=True), False),
+    "PEFT LoRA": (lambda name: rival(name, "lora"), False),
+    "ptune input": (lambda name: ours(name, "input"), True),
+    "ptune deep": (lambda name: ours(name, "deep"), True),
+    "floor of input": (lambda name: floor(name, "input"), True),
+    "floor of deep": (lambda name: floor(name, "deep"), True),
+    "ptune input, not shared": (lambda name: ours(name, "input", share=False), True),
+}
+
+
+class Contender:
+    """A contender in training, in a process of its own."""
+
+    def __init__(self, kind: str, name: str, examples: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=contend, args=(theirs, kind, name, examples), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def work(self) -> None:
+        """Train one epoch, and wait for its end."""
+        self.pipe.send(None)
+        self.pipe.recv()
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.join()
+
+
+def contend(pipe: Any, kind: str, name: str, examples: Any) -> None:
+    """Train an epoch whenever asked to: the process of a `Contender`."""
+    make, by_length = CONTENDERS[kind]
+    step, own = make(name), batches(examples, name, by_length=by_length)
+    while True:
+        pipe.recv()
+        for batch in own:
+            step(batch)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(None)
+
+
 def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> dict[str, Any]:
     """Training steps on one backbone, of all contenders or of some."""
-    as_they_come = batches(examples, name, by_length=False)
-    grouped = batches(examples, name, by_length=True)
     causal = name.startswith(("gpt", "llama"))
-    kinds: dict[str, tuple[Callable[[], Step], list[Batch]]] = {
-        "guide on PEFT": (lambda: rival(name), as_they_come),
-        "guide, autocast": (lambda: rival(name, autocast=True), as_they_come),
-        "PEFT LoRA": (lambda: rival(name, "lora"), as_they_come),
-        "ptune input": (lambda: ours(name, "input"), grouped),
-        "ptune deep": (lambda: ours(name, "deep"), grouped),
-        "floor of input": (lambda: floor(name, "deep" if causal else "input"), grouped),
-        "floor of deep": (lambda: floor(name, "deep"), grouped),
-    }
-    if causal:
-        kinds["ptune input, not shared"] = (lambda: ours(name, "input", share=False), grouped)
-    made = {k: (make(), which) for k, (make, which) in kinds.items() if not only or k in only}
-    work = {
-        label: (lambda step=step, which=which: [step(b) for b in which])
-        for label, (step, which) in made.items()
-    }
-    seconds = in_turn(work, rounds)
+    kinds = [k for k in CONTENDERS if causal or k != "ptune input, not shared"]
+    made = {k: Contender(k, name, examples) for k in kinds if not only or k in only}
+    try:
+        seconds = in_turn({k: c.work for k, c in made.items()}, rounds)
+    finally:
+        for contender in made.values():
+            contender.end()
     pairs = {
         "guide on PEFT : ptune input": ("guide on PEFT", "ptune input"),
         "guide, autocast : ptune input": ("guide, autocast", "ptune input"),
@@ -250,7 +294,7 @@ def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> d
     }
     if causal:
         pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
-    steps = len(as_they_come)
+    steps = -(-len(examples) // BATCH)
     return {
         "seconds_a_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
         "ratios": {

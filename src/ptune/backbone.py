@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ptune.errors import PtuneError, first_line
+from ptune.kernels import keep_memory
 
 # A model that a wheel brings, by its id on the Hub: no network is needed where it is installed.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -105,6 +106,7 @@ def load_backbone(
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     if dtype == torch.bfloat16 and not torch.cuda.is_available():
+        keep_memory()
         # On a CPU, the backward pass of PyTorch's fused attention is slow in bfloat16. Training
         # and inference use the same kernels, so that a reloaded classifier predicts bit for bit
         # what the trained one did.

@@ -32,6 +32,7 @@ from ptune import layout
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.hooks import ExtraRows, side_by_side
+from ptune.kernels import FEW_PASSES
 
 
 class Form:
@@ -469,7 +470,7 @@ def _full_sdpa_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
 
 
-_KERNELS = {"eager": eager_mask, "sdpa": _full_sdpa_mask}
+_KERNELS = {"eager": eager_mask, FEW_PASSES: eager_mask, "sdpa": _full_sdpa_mask}
 for _kernel, _mask in _KERNELS.items():
     AttentionInterface.register(_PREFIX + _kernel, _with_prompt(_kernel))
     AttentionMaskInterface.register(_PREFIX + _kernel, _mask)

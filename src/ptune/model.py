@@ -39,6 +39,7 @@ from ptune.hooks import (
     checkpointed_layers,
     in_own_dtype,
 )
+from ptune.kernels import CpuKernels
 from ptune.prompt import PromptEncoder, build_prompt_encoder
 
 
@@ -154,6 +155,7 @@ class PromptModel(PreTrainedModel):
             eos, rows_of_table = text_config.eos_token_id, len(self._table())
             fits = isinstance(eos, int) and 0 <= eos < rows_of_table
             text_config.pad_token_id = eos if fits else 0
+        self._kernels = CpuKernels(backbone) if CpuKernels.pay(backbone) else None
         self._extra_rows = ExtraRows(backbone)
         self._mean = MeanOverText(backbone.base_model)
         # Padding goes behind the text, but before it where the head reads the last position.
@@ -508,6 +510,8 @@ class PromptModel(PreTrainedModel):
             form.remove()
         if self._attentions is not None:
             self._attentions.remove()
+        if self._kernels is not None:
+            self._kernels.remove()
         self._extra_rows.remove()
         self._mean.remove()
         for hook in self._hooks:

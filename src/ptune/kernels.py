@@ -1,0 +1,193 @@
+"""What a frozen backbone computes with on a CPU that multiplies bfloat16 fast.
+
+Three things are slow there as PyTorch and Transformers leave them, and none has to do with what
+is computed. A linear layer brings its weights into the order that the processor's matrix unit
+reads in every call: frozen weights are brought into it once. Eager attention passes over its
+scores more often than it has to: it is written with fewer passes. The memory of activations goes
+back to the system after every step and comes anew, page by page: the process keeps it.
+
+The numbers are those of the layers as they came, bit for bit for the linear ones, to bfloat16's
+rounding for attention. Everything else, and every other device or number format, is computed as
+it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of `mallopt`; see malloc.h of glibc
+
+
+def keep_memory() -> None:
+    """Have the process keep up to 2 GB that it frees, and take large tensors in large pages.
+
+    Call it before the first tensor is made. Where the C library has no such setting, nothing
+    happens.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+    mallopt(_TRIM_THRESHOLD, 2 * 10**9)
+
+
+# Packed weights lie in memory beside the plain ones, which the backward pass reads.
+MOST_PACKED = 10**9  # parameters
+FEW_PASSES = "few_passes"
+
+
+class CpuKernels:
+    """Hung on a backbone's frozen layers, and taken off again."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        self.backbone = backbone
+        self.attention = backbone.config._attn_implementation
+        if self.attention == "eager" and backbone._supports_sdpa and _can_set_attention(backbone):
+            backbone.set_attn_implementation(FEW_PASSES)
+        self.layers = [m for m in backbone.modules() if type(m) is nn.Linear]
+        if sum(layer.weight.numel() for layer in self.layers) > MOST_PACKED:
+            self.layers = []
+        for layer in self.layers:
+            # As `torch.nn.utils.parametrize` does it; the parameters stay what they are.
+            layer.__class__ = PackedLinear
+            layer.packed = Packed()
+
+    @staticmethod
+    def pay(backbone: PreTrainedModel) -> bool:
+        """Whether they are of use: bfloat16 on a CPU, and PyTorch was built with oneDNN."""
+        return (
+            backbone.device.type == "cpu"
+            and backbone.dtype == torch.bfloat16
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        )
+
+    def remove(self) -> None:
+        """Leave the backbone as it was."""
+        for layer in self.layers:
+            del layer.packed
+            layer.__class__ = nn.Linear
+        if self.backbone.config._attn_implementation != self.attention:
+            self.backbone.set_attn_implementation(self.attention)
+
+
+def _can_set_attention(backbone: PreTrainedModel) -> bool:
+    return bool(backbone._can_set_attn_implementation())
+
+
+class Packed:
+    """A weight in oneDNN's own order, made when first needed and again when it has changed."""
+
+    def __init__(self) -> None:
+        self.known: tuple[int, int] | None = None
+        self.weight: Tensor | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The weight ``[out, in]``, packed."""
+        now = (weight.data_ptr(), weight._version)
+        if self.weight is None or self.known != now:
+            rows = 1024  # of the input: a hint; other numbers are as fast
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+            self.known = now
+        return self.weight
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
+        return Packed, ()  # a copy of a layer packs for itself
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer that keeps a packed copy of its weight while that is frozen."""
+
+    packed: Packed
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        weight = self.weight
+        if (
+            input.dtype != torch.bfloat16
+            or weight.dtype != torch.bfloat16
+            or weight.requires_grad
+            or weight.device.type != "cpu"
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+        ):
+            return super().forward(input)
+        if input.requires_grad and torch.is_grad_enabled():
+            return _PackedProduct.apply(input, weight, self.bias, self.packed)
+        return _product(input, weight, self.bias, self.packed)
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    # What `torch.compile` makes of a frozen linear layer.
+    return torch.ops.mkldnn._linear_pointwise(input, packed.of(weight), bias, "none", [], "none")
+
+
+class _PackedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Any, packed: Packed) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _product(input, weight, bias, packed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        # Flat: what comes from transposed heads would be multiplied text by text.
+        flat = grad.reshape(-1, grad.shape[-1]) @ weight
+        return flat.view(*grad.shape[:-1], -1), None, None, None
+
+
+# What changes the scores otherwise than by scale and mask, in one family or another.
+_UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def few_passes(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Eager attention; Transformers looks it up by name.
+
+    Scores are scaled before they are computed, masked in place, and softmax reads and writes
+    bfloat16 (it computes in float32 all the same).
+
+    Args:
+        module: The attention layer.
+        query: ``[batch, heads, queries, dim]``.
+        key, value: ``[batch, heads or fewer, seq, dim]``.
+        attention_mask: ``[batch, 1, queries, seq]``, added to the scores; ``None``: nothing is.
+
+    Returns:
+        ``[batch, queries, heads, dim]`` and the weights ``[batch, heads, queries, seq]``.
+    """
+    unusual = any(kwargs.get(name) is not None for name in _UNUSUAL)
+    if query.dtype != torch.bfloat16 or unusual or (dropout and module.training):
+        plain = sys.modules[type(module).__module__].eager_attention_forward
+        return plain(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query * scaling) @ key.mT
+    if attention_mask is not None:
+        scores += attention_mask
+    weights = scores.softmax(dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(FEW_PASSES, few_passes)
+AttentionMaskInterface.register(FEW_PASSES, eager_mask)
