@@ -54,13 +54,16 @@ class CpuKernels:
         self.attention = backbone.config._attn_implementation
         if self.attention == "eager" and backbone._supports_sdpa and _can_set_attention(backbone):
             backbone.set_attn_implementation(FEW_PASSES)
-        self.layers = [m for m in backbone.modules() if type(m) is nn.Linear]
+        # Quantized layers have a type of their own, or their weights do.
+        self.layers = [
+            m for m in backbone.modules() if type(m) is nn.Linear and type(m.weight) is nn.Parameter
+        ]
         if sum(layer.weight.numel() for layer in self.layers) > MOST_PACKED:
             self.layers = []
         for layer in self.layers:
             # As `torch.nn.utils.parametrize` does it; the parameters stay what they are.
             layer.__class__ = PackedLinear
-            layer.packed = Packed()
+            layer.packed = Packed()  # type: ignore[assignment]
 
     @staticmethod
     def pay(backbone: PreTrainedModel) -> bool:
@@ -70,6 +73,7 @@ class CpuKernels:
             and backbone.dtype == torch.bfloat16
             and torch.backends.mkldnn.is_available()
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+            and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         )
 
     def remove(self) -> None:
@@ -116,6 +120,7 @@ class PackedLinear(nn.Linear):
             input.dtype != torch.bfloat16
             or weight.dtype != torch.bfloat16
             or weight.requires_grad
+            or type(weight) is not nn.Parameter
             or weight.device.type != "cpu"
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
