@@ -6,16 +6,17 @@
 | part | what is compared |
 | --- | --- |
 | throughput | as many texts as there are tasks, each for another task, and the same texts for one task with `ptune.load` |
-| switching | a stream of requests for random tasks, in batches of 64: the bank, and PEFT, which holds the same adapters and takes a batch task by task (`set_adapter`) |
+| switching | a stream of requests for random tasks, in batches of 64: the bank, and PEFT, which holds the same input adapters and takes a batch task by task (`set_adapter`), in float32 and under autocast |
 | memory | how much a process grows by each further task |
 
-All on MiniLM, with random adapters of two labels. Bank and rival run in turn, on the same texts and
-in the same number format, and their answers are compared first. `bank.json` is left in the folder.
+All on MiniLM, with random adapters of two labels. Bank and rival run in turn, on the same texts, and
+their answers are compared first. `bank.json` is left in the folder.
 """  # noqa: E501
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -97,7 +98,10 @@ def throughput(folder: Path, texts: list[Pair], dtype: str, rounds: int) -> dict
 
 
 def switching_rival(folder: Path, names: list[str], dtype: str) -> tuple[Any, float]:
-    """PEFT with every adapter loaded: a batch's requests are taken task by task."""
+    """PEFT with every adapter loaded: a batch's requests are taken task by task.
+
+    In float32 as its guide loads it, in bfloat16 under autocast.
+    """
     import peft
 
     backbone = load_backbone("minilm", dtype=dtype).to(DEVICE)  # type: ignore[arg-type]
@@ -139,29 +143,40 @@ def switching_rival(folder: Path, names: list[str], dtype: str) -> tuple[Any, fl
 
 
 def switching(
-    folder: Path, texts: list[Pair], dtype: str, rounds: int, requests: int
+    folders: dict[str, Path], texts: list[Pair], dtype: str, rounds: int, requests: int
 ) -> dict[str, Any]:
-    """A stream of requests for random tasks, 64 at a time."""
-    bank = PromptBank.from_folder(folder, dtype=dtype)
-    names = list(bank)
+    """A stream of requests for random tasks, 64 at a time.
+
+    Banks of input prompts and of deep ones, as `ptune train` makes by default; PEFT, which has no
+    such deep prompts, with the input prompts, as its guide loads them and under autocast.
+    """
+    banks = {d: PromptBank.from_folder(folder, dtype=dtype) for d, folder in folders.items()}
+    names = list(banks["input"])
     chosen = random.Random(0)
     stream = [(chosen.choice(names), texts[i % len(texts)]) for i in range(requests)]
     batches = [stream[i : i + 64] for i in range(0, len(stream), 64)]
-    rival, loading = switching_rival(folder, names, dtype)
-    found, wanted = np.asarray(bank.logits(batches[0])), np.asarray(rival(batches[0]))
+    formats = {"PEFT, float32": "float32", "PEFT, autocast": "bfloat16"}
+    if dtype == "float32":
+        del formats["PEFT, autocast"]
+    rivals = {k: switching_rival(folders["input"], names, f) for k, f in formats.items()}
     contenders: dict[str, Callable[[], Any]] = {
-        "PEFT, switching": lambda: [rival(b) for b in batches],
-        "bank": lambda: [bank.logits(b) for b in batches],
+        **{k: lambda r=answer: [r(b) for b in batches] for k, (answer, _) in rivals.items()},
+        **{f"{d} bank": lambda k=bank: [k.logits(b) for b in batches] for d, bank in banks.items()},
     }
+    found, wanted = (np.asarray(answer(batches[0])) for answer in (
+        banks["input"].logits, rivals[list(rivals)[-1]][0]
+    ))  # fmt: skip
     seconds = in_turn(contenders, rounds)
     return {
-        "tasks": len(bank),
+        "tasks": len(names),
         "largest_difference": float(np.abs(found - wanted).max()),
         "largest_logit": float(np.abs(wanted).max()),
-        "seconds_to_load": {"PEFT": loading},
+        "seconds_to_load": {k: loading for k, (_, loading) in rivals.items()},
         "requests_a_second": {k: len(stream) / statistics.median(v) for k, v in seconds.items()},
         "ratios": {
-            "requests a second, bank : PEFT switching": ratio(seconds, "PEFT, switching", "bank")
+            f"requests a second, {d} bank : {k}": ratio(seconds, k, f"{d} bank")
+            for d in banks
+            for k in rivals
         },
     }
 
@@ -243,16 +258,18 @@ def main() -> None:
     rows = corpus.train.select(range(min(args.tasks, len(corpus.train))))
     texts = [(r[data.TEXT], r[data.PAIR]) for r in rows]
     found: dict[str, Any] = {}
-    for depth in args.prompts:
-        with adapters(args.tasks, depth, args.virtual_tokens) as folder:
+    with contextlib.ExitStack() as stack:
+        folders = {
+            depth: stack.enter_context(adapters(args.tasks, depth, args.virtual_tokens))
+            for depth in args.prompts
+        }
+        for depth, folder in folders.items():
             if "memory" in args.parts:
                 found[f"memory, {depth}"] = memory(folder, texts, args.dtype)
             if "throughput" in args.parts:
                 found[f"throughput, {depth}"] = throughput(folder, texts, args.dtype, args.rounds)
-            if "switching" in args.parts and depth == "input":  # PEFT has no such deep prompts
-                found["switching, input"] = switching(
-                    folder, texts, args.dtype, args.rounds, args.requests
-                )
+        if "switching" in args.parts and "input" in folders:  # PEFT has no such deep prompts
+            found["switching"] = switching(folders, texts, args.dtype, args.rounds, args.requests)
     results = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE}, {args.dtype}",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
