@@ -166,8 +166,8 @@ def few_passes(
 ) -> tuple[Tensor, Tensor]:
     """Eager attention; Transformers looks it up by name.
 
-    Scores are scaled before they are computed, masked in place, and softmax reads and writes
-    bfloat16 (it computes in float32 all the same).
+    Scores are scaled and masked as they are computed, and softmax reads and writes bfloat16 (it
+    computes in float32 all the same).
 
     Args:
         module: The attention layer.
@@ -187,9 +187,14 @@ def few_passes(
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query * scaling) @ key.mT
-    if attention_mask is not None:
-        scores += attention_mask
+    batch, heads, queries, dim = query.shape
+    if attention_mask is None:
+        scores = (query * scaling) @ key.mT
+    else:
+        mask = attention_mask.expand(batch, heads, queries, key.shape[2])
+        query, keys = query.reshape(-1, queries, dim), key.reshape(-1, key.shape[2], dim)
+        scores = torch.baddbmm(mask.flatten(0, 1), query, keys.mT, alpha=scaling)
+        scores = scores.view(mask.shape)
     weights = scores.softmax(dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
