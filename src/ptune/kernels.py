@@ -52,7 +52,9 @@ class CpuKernels:
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.backbone = backbone
         self.attention = backbone.config._attn_implementation
-        if self.attention == "eager" and backbone._supports_sdpa and _can_set_attention(backbone):
+        # Families that PyTorch's own attention serves add nothing of theirs to the scores.
+        plain = backbone._supports_sdpa and backbone._can_set_attn_implementation()
+        if self.attention == "eager" and plain:
             backbone.set_attn_implementation(FEW_PASSES)
         # Quantized layers have a type of their own, or their weights do.
         self.layers = [
@@ -83,10 +85,6 @@ class CpuKernels:
             layer.__class__ = nn.Linear
         if self.backbone.config._attn_implementation != self.attention:
             self.backbone.set_attn_implementation(self.attention)
-
-
-def _can_set_attention(backbone: PreTrainedModel) -> bool:
-    return bool(backbone._can_set_attn_implementation())
 
 
 class Packed:
