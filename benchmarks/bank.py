@@ -16,7 +16,6 @@ their answers are compared first. `bank.json` is left in the folder.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import os
@@ -27,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,17 +154,16 @@ def switching(
     chosen = random.Random(0)
     stream = [(chosen.choice(names), texts[i % len(texts)]) for i in range(requests)]
     batches = [stream[i : i + 64] for i in range(0, len(stream), 64)]
-    formats = {"PEFT, float32": "float32", "PEFT, autocast": "bfloat16"}
-    if dtype == "float32":
-        del formats["PEFT, autocast"]
+    formats = {"PEFT, float32": "float32"}
+    if dtype == "bfloat16":
+        formats["PEFT, autocast"] = dtype
     rivals = {k: switching_rival(folders["input"], names, f) for k, f in formats.items()}
     contenders: dict[str, Callable[[], Any]] = {
         **{k: lambda r=answer: [r(b) for b in batches] for k, (answer, _) in rivals.items()},
         **{f"{d} bank": lambda k=bank: [k.logits(b) for b in batches] for d, bank in banks.items()},
     }
-    found, wanted = (np.asarray(answer(batches[0])) for answer in (
-        banks["input"].logits, rivals[list(rivals)[-1]][0]
-    ))  # fmt: skip
+    alike, _ = list(rivals.values())[-1]  # in the bank's number format
+    found, wanted = np.asarray(banks["input"].logits(batches[0])), np.asarray(alike(batches[0]))
     seconds = in_turn(contenders, rounds)
     return {
         "tasks": len(names),
@@ -258,7 +256,7 @@ def main() -> None:
     rows = corpus.train.select(range(min(args.tasks, len(corpus.train))))
     texts = [(r[data.TEXT], r[data.PAIR]) for r in rows]
     found: dict[str, Any] = {}
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         folders = {
             depth: stack.enter_context(adapters(args.tasks, depth, args.virtual_tokens))
             for depth in args.prompts

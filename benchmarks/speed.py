@@ -36,8 +36,7 @@ from common import peak_memory_mb
 from torch import nn
 
 from ptune import PromptEncoderConfig, PromptModel, data
-from ptune.backbone import fast_dtype, load_backbone, load_tokenizer
-from ptune.kernels import keep_memory
+from ptune.backbone import cpu_options, fast_dtype, load_backbone, load_tokenizer
 
 ROWS, BATCH = 20, 32  # virtual tokens; texts a step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,6 +69,11 @@ def configuration(name: str) -> Any:
 BACKBONES = ("minilm", "roberta-base", "roberta-large", "gpt2", "llama-0.5b")
 
 
+def is_causal(name: str) -> bool:
+    """Whether a text's tokens see only what stands before them, so that a prompt can be shared."""
+    return name.startswith(("gpt", "llama"))
+
+
 def backbone(name: str, dtype: torch.dtype) -> Any:
     """A fresh classifier, with what `ptune.backbone.load_backbone` does for its number format."""
     if name == "minilm":
@@ -77,12 +81,8 @@ def backbone(name: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    options = {}
-    if dtype != torch.float32 and DEVICE == "cpu":
-        keep_memory()
-        options["attn_implementation"] = "eager"
     return AutoModelForSequenceClassification.from_config(
-        configuration(name), **options
+        configuration(name), **cpu_options(dtype)
     ).to(dtype)  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def ours(name: str, depth: str, *, share: bool = True) -> Step:
         depth=depth,  # type: ignore[arg-type]
         num_virtual_tokens=ROWS,
         encoder_reparameterization_type="NONE",
-        placement="after_first" if name == "minilm" or name.startswith("roberta") else "prefix",
+        placement="prefix" if is_causal(name) else "after_first",
         prompt_init="vocab",
         pooling="mean" if name == "minilm" else "family",
     )
@@ -176,8 +176,7 @@ def floor(name: str, depth: str) -> Step:
         for m in layers.modules()
         if isinstance(m, nn.Linear | Conv1D)
     ]
-    shared = name.startswith(("gpt", "llama"))  # the prompt is no token there
-    extra = ROWS if depth == "input" and not shared else 0
+    extra = ROWS if depth == "input" and not is_causal(name) else 0  # shared, it is no token
 
     def step(batch: Batch) -> None:
         rows, columns = batch["input_ids"].shape
@@ -266,17 +265,13 @@ def contend(pipe: Any, kind: str, name: str, examples: Any) -> None:
     step, own = make(name), batches(examples, name, by_length=by_length)
     while True:
         pipe.recv()
-        for batch in own:
-            step(batch)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+        timed(lambda: [step(batch) for batch in own])  # waits for a GPU, too
         pipe.send(None)
 
 
 def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> dict[str, Any]:
     """Training steps on one backbone, of all contenders or of some."""
-    causal = name.startswith(("gpt", "llama"))
-    kinds = [k for k in CONTENDERS if causal or k != "ptune input, not shared"]
+    kinds = [k for k in CONTENDERS if is_causal(name) or k != "ptune input, not shared"]
     made = {k: Contender(k, name, examples) for k in kinds if not only or k in only}
     try:
         seconds = in_turn({k: c.work for k, c in made.items()}, rounds)
@@ -292,7 +287,7 @@ def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> d
         "floor : ptune input": ("floor of input", "ptune input"),
         "floor : ptune deep": ("floor of deep", "ptune deep"),
     }
-    if causal:
+    if is_causal(name):
         pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
     steps = -(-len(examples) // BATCH)
     return {

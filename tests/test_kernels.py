@@ -196,7 +196,7 @@ def test_nothing_changes_in_float32() -> None:
 
 @here
 def test_a_causal_backbone_with_grouped_keys() -> None:
-    """Training on it works, and a loaded one predicts what the trained one did."""
+    """It trains, and a text alone has the logits that it has in a batch."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,

@@ -78,6 +78,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def cpu_options(dtype: torch.dtype) -> dict[str, Any]:
+    """What a backbone in bfloat16 is loaded with without a GPU; memory is kept from here on.
+
+    On a CPU, the backward pass of PyTorch's fused attention is slow in bfloat16. Training and
+    inference use the same kernels, so that a reloaded classifier predicts bit for bit what the
+    trained one did.
+    """
+    if dtype != torch.bfloat16 or torch.cuda.is_available():
+        return {}
+    keep_memory()
+    return {"attn_implementation": "eager"}
+
+
 def load_backbone(
     name: str,
     *,
@@ -101,16 +114,10 @@ def load_backbone(
     Raises:
         PtuneError: It is not there, cannot be reached, or cannot classify.
     """
-    if dtype == "auto":
-        dtype = fast_dtype()
-    elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    if dtype == torch.bfloat16 and not torch.cuda.is_available():
-        keep_memory()
-        # On a CPU, the backward pass of PyTorch's fused attention is slow in bfloat16. Training
-        # and inference use the same kernels, so that a reloaded classifier predicts bit for bit
-        # what the trained one did.
-        kwargs.setdefault("attn_implementation", "eager")
+    if isinstance(dtype, str):
+        dtype = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
+    assert isinstance(dtype, torch.dtype)
+    kwargs = {**cpu_options(dtype), **kwargs}
     labels = list(labels)
     name = full_name(name)
     with quiet_transformers(), _explained(name):

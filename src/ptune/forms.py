@@ -15,7 +15,6 @@ prompt would be if words stood in its place.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from ptune import layout
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.hooks import ExtraRows, side_by_side
-from ptune.kernels import FEW_PASSES
+from ptune.kernels import FEW_PASSES, eager_attention
 
 
 class Form:
@@ -444,8 +443,7 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                 attention_mask = _with_keys(attention_mask, k, slots.seen)
             if kwargs.get("position_bias") is not None:
                 kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
-        plain = sys.modules[type(module).__module__].eager_attention_forward
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, plain)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention(module))
         return function(module, query, key, value, attention_mask, **kwargs)
 
     return attend

@@ -16,11 +16,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of `mallopt`; see malloc.h of glibc
@@ -148,6 +150,11 @@ class _PackedProduct(torch.autograd.Function):
         return flat.view(*grad.shape[:-1], -1), None, None, None
 
 
+def eager_attention(module: nn.Module) -> Callable[..., Any]:
+    """The attention function of the module's own family, written out."""
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
 # What changes the scores otherwise than by scale and mask, in one family or another.
 _UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
 
@@ -178,12 +185,11 @@ def few_passes(
     """
     unusual = any(kwargs.get(name) is not None for name in _UNUSUAL)
     if query.dtype != torch.bfloat16 or unusual or (dropout and module.training):
-        plain = sys.modules[type(module).__module__].eager_attention_forward
-        return plain(
+        return eager_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    if (groups := query.shape[1] // key.shape[1]) > 1:
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     batch, heads, queries, dim = query.shape
     if attention_mask is None:
