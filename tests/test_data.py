@@ -898,3 +898,8 @@ def test_few_examples_of_each_label_need_one_label_a_text():
     corpus = data.corpus_from_lists({"text": ["a", "b"]}, [0.5, 1.25])
     with pytest.raises(PtuneError, match="regression"):
         data.few_examples(corpus, 4, seed=0)
+
+
+def test_every_glue_task_asks_something():
+    """An input prompt starts as these words."""
+    assert all(len(spec.question.split()) > 3 for spec in data.GLUE.values())

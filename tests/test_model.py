@@ -9,6 +9,7 @@ import transformers
 from conftest import build
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune.backbone import load_backbone
 
 PLACEMENTS = ["prefix", "after_first"]
 
@@ -106,10 +107,15 @@ def test_a_user_s_position_ids_count_the_text_alone(model):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["mean", "prompt"])
 @torch.no_grad()
-def test_the_head_can_read_the_mean_over_the_text(kind, side):
-    """The mean is over the text's own tokens, wherever the padding and the prompt stand."""
-    model = prompt(build(kind), pooling="mean", placement="after_first")
+def test_the_head_can_read_a_mean(kind, side, pooling):
+    """Over the text's own tokens or over the prompt's, wherever these and the padding stand."""
+    if pooling == "prompt" and kind == "gpt2":
+        with pytest.raises(PtuneError, match="only looks back"):
+            prompt(build(kind), pooling="prompt")
+        return
+    model = prompt(build(kind), pooling=pooling, placement="after_first")
     rows = ids(3, 9, 6)
     batch, mask = padded(rows, side, model.config.pad_token_id)
     seen = {}
@@ -119,6 +125,8 @@ def test_the_head_can_read_the_mean_over_the_text(kind, side):
     states = output.hidden_states[-1]
     for i, row in enumerate(rows):
         text = [0, *range(6, 5 + len(row))]  # the first token, then those behind the prompt
+        if pooling == "prompt":
+            text = list(range(1, 6))
         read = seen["read"][i] if seen["read"].ndim == 2 else seen["read"][i, -1]
         torch.testing.assert_close(read, states[i, text].mean(dim=0))
     alone = torch.cat([model(row[None]).logits for row in rows])
@@ -260,6 +268,25 @@ def test_rows_can_start_as_words_of_the_vocabulary(backbone):
     table = model.get_input_embeddings().weight
     for row in model.prompt_rows():
         assert (table == row).all(dim=1).any()
+
+
+@pytest.mark.parametrize("depth", ["input", "deep"])
+def test_a_prompt_can_start_as_a_text(bert_folder, tokenizer, depth):
+    """Its words, over and over; of a deep prompt their keys and values."""
+    words = tokenizer("the lamp", add_special_tokens=False)["input_ids"]
+    assert len(words) < 5
+    backbone = load_backbone(str(bert_folder), dtype="float32")
+    options = {"depth": depth, "encoder_reparameterization_type": "NONE"}
+    model = prompt(backbone, prompt_init="text", prompt_init_text="the lamp", **options)
+    wanted = torch.tensor((words * 5)[:5])
+    torch.testing.assert_close(model.prompt_rows(), model.form.words(wanted))
+
+
+def test_words_that_cannot_be_read_are_an_error(backbone):
+    with pytest.raises(PtuneError, match="has no name"):
+        prompt(backbone, prompt_init="text", prompt_init_text="the lamp")
+    with pytest.raises(PtuneError, match="no word"):
+        prompt(load_backbone("minilm"), prompt_init="text", prompt_init_text="\x00")
 
 
 def test_a_model_without_a_head_is_refused():

@@ -300,3 +300,47 @@ def test_after_the_first_token_only_where_that_token_is_special(tokenizer):
     assert training.fit_to_tokenizer(config, tokenizer).placement == "after_first"
     without = train_tokenizer()
     assert training.fit_to_tokenizer(config, without).placement == "prefix"
+
+
+def test_an_input_prompt_starts_from_the_question_and_a_head_of_zeros(bert_folder, table, tmp_path):
+    """Before it has learned anything, every label is as likely as every other."""
+    question = "what is it about?"
+    options = {"prompt": "input", "learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
+    own = settings(bert_folder, table, prompt_init_text=question, **options)
+    run = ptune.train_run(own, tmp_path / "run")
+    config = run.model.prompt_config
+    assert (config.prompt_init, config.prompt_init_text) == ("text", question)
+    assert not any(p.any() for _, p in run.model.head_parameters() if p.ndim == 2 and len(p) == 2)
+    labels = len(run.metrics["labels"])
+    assert run.metrics["eval"]["loss"] == pytest.approx(np.log(labels))
+    again = ptune.load(tmp_path / "run")
+    assert (again.prompt_init, again.prompt_init_text) == ("text", question)
+
+
+@pytest.mark.parametrize(
+    ("options", "init", "scale"),
+    [
+        ({"prompt": "input"}, ("text", "is it so?"), 1.0),
+        ({"prompt": "input", "prompt_init": "vocab"}, ("vocab", None), 1.0),
+        ({"prompt": "input", "prompt_init_text": "mine"}, ("text", "mine"), 1.0),
+        ({"prompt": "deep"}, ("random", None), 0.5),
+        ({"prompt": "deep", "prompt_init": "text"}, ("text", "is it so?"), 1.0),
+    ],
+)
+def test_where_the_words_of_a_start_come_from(options, init, scale):
+    """From the user, else from the task."""
+    config = ptune.TrainSettings(task="mrpc", **options).prompt_config("is it so?")
+    assert (config.prompt_init, config.prompt_init_text) == init
+    assert config.prompt_init_scale == scale
+    without = ptune.TrainSettings(task="mrpc", prompt="input").prompt_config()
+    assert (without.prompt_init, without.prompt_init_text) == ("vocab", None)
+
+
+def test_training_goes_on_without_the_backbone_s_tokenizer(bert_folder, table, tmp_path):
+    """What was trained does not start from words again."""
+    own = settings(bert_folder, table, prompt="input", prompt_init_text="the lamp", epochs=1)
+    run = ptune.train_run(own, tmp_path / "run")
+    backbone = build("bert")
+    model = PromptModel.from_pretrained(backbone, tmp_path / "run", is_trainable=True)
+    assert model.prompt_config.prompt_init_text == "the lamp"
+    torch.testing.assert_close(model.prompt_rows(), run.model.prompt_rows())

@@ -455,7 +455,16 @@ def load(
     if is_trainable and not resumes:
         config = replace(config, encoder_reparameterization_type="NONE")
     config = replace(config, inference_mode=not is_trainable)
-    model = PromptModel(backbone, config, rows=None if resumes else adapter.rows)
+    # What is loaded does not start anew: a start as words would ask for a tokenizer.
+    new = replace(config, prompt_init="random", prompt_init_text=None)
+    model = PromptModel(
+        backbone, new if resumes else config, rows=None if resumes else adapter.rows
+    )
+    model.state.config = replace(
+        model.prompt_config,
+        prompt_init=config.prompt_init,
+        prompt_init_text=config.prompt_init_text,
+    )
     try:
         _fill_head(model, adapter.head, adapter.source)
         if resumes:

@@ -173,8 +173,9 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
-        pooling: What the head reads: `family`, `mean` (over the text) or `auto`.
-        prompt_init: `vocab` or `random`; `None`: what suits the kind of prompt.
+        pooling: What the head reads: `family`, `mean` (over the text), `prompt` or `auto`.
+        prompt_init: `vocab`, `text` or `random`; `None`: what suits the kind of prompt.
+        prompt_init_text: What the prompt starts as, in words: what is asked about a text.
         prompt_init_scale: By what the initial vectors are multiplied; likewise.
         learning_rate: Of the head; `None`: what suits the kind of prompt.
         prompt_learning_rate: Of the prompt; likewise.
@@ -203,6 +204,7 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
         placement: str = "after_first",
         pooling: str = "auto",
         prompt_init: str | None = None,
+        prompt_init_text: str | None = None,
         prompt_init_scale: float | None = None,
         learning_rate: float | None = None,
         prompt_learning_rate: float | None = None,
@@ -220,6 +222,7 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
         self.placement = placement
         self.pooling = pooling
         self.prompt_init = prompt_init
+        self.prompt_init_text = prompt_init_text
         self.prompt_init_scale = prompt_init_scale
         self.learning_rate = learning_rate
         self.prompt_learning_rate = prompt_learning_rate
@@ -382,6 +385,7 @@ def load(
         placement=found.config.placement,
         pooling=found.config.pooling,
         prompt_init=found.config.prompt_init,
+        prompt_init_text=found.config.prompt_init_text,
         prompt_init_scale=found.config.prompt_init_scale,
         max_length=prompt_model.max_length,
         batch_size=batch_size,

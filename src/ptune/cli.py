@@ -194,12 +194,20 @@ def train(
         _flag("Behind the first special token, or before the text as in PEFT.", PROMPT),
     ] = "after_first",
     pooling: Annotated[
-        Literal["auto", "family", "mean"],
-        _flag("What the head reads; auto: the mean for a sentence encoder.", PROMPT),
+        Literal["auto", "family", "mean", "prompt"],
+        _flag("What the head reads; auto: a mean for a sentence encoder.", PROMPT),
     ] = "auto",
     prompt_init: Annotated[
-        Literal["vocab", "random"] | None,
-        _flag("Start as words of the vocabulary, or at random; what suits the prompt.", PROMPT),
+        Literal["vocab", "text", "random"] | None,
+        _flag("Start as words of the vocabulary, of a text, or at random.", PROMPT),
+    ] = None,
+    prompt_init_text: Annotated[
+        str | None,
+        _flag(
+            "Start as these words: what is asked about a text. GLUE tasks bring theirs.",
+            PROMPT,
+            metavar="TEXT",
+        ),
     ] = None,
     prompt_init_scale: Annotated[
         float | None,

@@ -23,8 +23,9 @@ PEFT_FORMAT = "0.21.2"
 
 Depth = Literal["input", "deep"]
 Placement = Literal["prefix", "after_first"]
-Pooling = Literal["family", "mean"]
+Pooling = Literal["family", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
+PromptInit = Literal["random", "vocab", "text"]
 
 
 @dataclass
@@ -54,11 +55,15 @@ class PromptEncoderConfig:
         backbone_dropout: Train with the frozen backbone's own dropout, as the reference does.
         pooling: ``"family"``: the head reads the vector that its family reads (the first token's,
             the last one's). ``"mean"``: the mean over the text, as sentence encoders want it.
+            ``"prompt"``: the mean over an input prompt's own vectors, which have read the text.
         shift_positions: Deep prompts of keys and values: count the text's positions from k, as
             the reference's prefix tuning does, and not as the backbone was pretrained.
         prompt_init: ``"random"``: the encoder's own initial values, as in the reference.
             ``"vocab"``: the prompt starts as words drawn from the backbone's vocabulary; a deep
-            one as their keys and values, or as their hidden states.
+            one as their keys and values, or as their hidden states. ``"text"``: likewise as the
+            words of `prompt_init_text`.
+        prompt_init_text: A description of the task, or the names of its labels; repeated, or cut,
+            to `num_virtual_tokens` tokens.
         prompt_init_scale: By what the initial vectors are multiplied.
 
     Raises:
@@ -91,7 +96,8 @@ class PromptEncoderConfig:
     shift_positions: bool = False
     backbone_dropout: bool = False
     pooling: Pooling = "family"
-    prompt_init: Literal["random", "vocab"] = "random"
+    prompt_init: PromptInit = "random"
+    prompt_init_text: str | None = None
     prompt_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -107,12 +113,23 @@ class PromptEncoderConfig:
             raise PtuneError(
                 "encoder_reparameterization_type is 'LSTM'; a deep prompt takes 'MLP' or 'NONE'."
             )
+        if self.depth == "deep" and self.pooling == "prompt":
+            raise PtuneError(
+                "pooling is 'prompt'; a deep prompt has no vectors that the head could read. Take "
+                "'mean' or 'family'."
+            )
         for name in ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers"):
             value = getattr(self, name)
             if value is None and name == "encoder_hidden_size":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PtuneError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if (self.prompt_init == "text") != bool((self.prompt_init_text or "").strip()):
+            raise PtuneError(
+                f"prompt_init is {self.prompt_init!r} and prompt_init_text "
+                f"{self.prompt_init_text!r}; 'text' needs words to start from, and only 'text' "
+                "takes them."
+            )
         if not self.prompt_init_scale > 0:
             raise PtuneError(
                 f"prompt_init_scale is {self.prompt_init_scale!r}; it must be a number above 0."
@@ -224,8 +241,8 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "depth": ("input", "deep"),
     "placement": ("prefix", "after_first"),
     "encoder_reparameterization_type": ("MLP", "LSTM", "NONE"),
-    "pooling": ("family", "mean"),
-    "prompt_init": ("random", "vocab"),
+    "pooling": ("family", "mean", "prompt"),
+    "prompt_init": ("random", "vocab", "text"),
 }
 # Fields the reference does not have, with defaults that are what it does.
 OWN_FIELDS = (
@@ -235,5 +252,6 @@ OWN_FIELDS = (
     "backbone_dropout",
     "pooling",
     "prompt_init",
+    "prompt_init_text",
     "prompt_init_scale",
 )

@@ -40,6 +40,7 @@ class GlueTask:
     """A GLUE task: its names on the Hub and in the original TSV folders, and its metrics."""
 
     folder: str
+    question: str  # what is asked, in words
     columns: tuple[str, ...]  # of the text, or of the two texts, on the Hub
     labels: tuple[str, ...]  # in the Hub's order; none: regression
     metrics: tuple[str, ...]
@@ -52,11 +53,13 @@ class GlueTask:
     test: dict[str, str] = field(default_factory=lambda: {"test": "test"})
 
 
+_FOLLOWS = "does the second sentence follow from the first?"
 _MNLI_LABELS = ("entailment", "neutral", "contradiction")
 _PAIR = ("sentence1", "sentence2")
 GLUE: dict[str, GlueTask] = {
     "cola": GlueTask(
         "CoLA",
+        "is the sentence acceptable grammar?",
         ("sentence",),
         ("unacceptable", "acceptable"),
         ("matthews_correlation",),
@@ -65,19 +68,36 @@ GLUE: dict[str, GlueTask] = {
         tsv_header=("source", "label", "mark", "sentence"),
     ),
     "sst2": GlueTask(
-        "SST-2", ("sentence",), ("negative", "positive"), ("accuracy",), ("sentence",), "label"
+        "SST-2",
+        "is the review positive or negative?",
+        ("sentence",),
+        ("negative", "positive"),
+        ("accuracy",),
+        ("sentence",),
+        "label",
     ),
     "mrpc": GlueTask(
         "MRPC",
+        "does the second sentence say the same as the first?",
         _PAIR,
         ("not_equivalent", "equivalent"),
         ("accuracy", "f1"),
         ("#1 String", "#2 String"),
         "Quality",
     ),
-    "stsb": GlueTask("STS-B", _PAIR, (), ("pearson", "spearman"), _PAIR, "score", None),
+    "stsb": GlueTask(
+        "STS-B",
+        "how similar are the two sentences?",
+        _PAIR,
+        (),
+        ("pearson", "spearman"),
+        _PAIR,
+        "score",
+        None,
+    ),
     "qqp": GlueTask(
         "QQP",
+        "do the two questions ask the same?",
         ("question1", "question2"),
         ("not_duplicate", "duplicate"),
         ("accuracy", "f1"),
@@ -86,6 +106,7 @@ GLUE: dict[str, GlueTask] = {
     ),
     "mnli": GlueTask(
         "MNLI",
+        _FOLLOWS,
         ("premise", "hypothesis"),
         _MNLI_LABELS,
         ("accuracy",),
@@ -100,6 +121,7 @@ GLUE: dict[str, GlueTask] = {
     ),
     "qnli": GlueTask(
         "QNLI",
+        "does the second sentence answer the question?",
         ("question", "sentence"),
         ("entailment", "not_entailment"),
         ("accuracy",),
@@ -108,14 +130,22 @@ GLUE: dict[str, GlueTask] = {
         None,
     ),
     "rte": GlueTask(
-        "RTE", _PAIR, ("entailment", "not_entailment"), ("accuracy",), _PAIR, "label", None
+        "RTE",
+        _FOLLOWS,
+        _PAIR,
+        ("entailment", "not_entailment"),
+        ("accuracy",),
+        _PAIR,
+        "label",
+        None,
     ),
     "wnli": GlueTask(
-        "WNLI", _PAIR, ("not_entailment", "entailment"), ("accuracy",), _PAIR, "label"
+        "WNLI", _FOLLOWS, _PAIR, ("not_entailment", "entailment"), ("accuracy",), _PAIR, "label"
     ),
     # The diagnostic set: nothing to train on; a classifier trained on MNLI is tried on it.
     "ax": GlueTask(
         "AX",
+        _FOLLOWS,
         ("premise", "hypothesis"),
         _MNLI_LABELS,
         ("matthews_correlation",),
@@ -141,6 +171,7 @@ class Corpus:
         evaluation: Examples to measure on, by name; the name is ``""`` where there is one set.
         test: Examples without public labels, by name.
         revision: The commit of the data set on the Hub, where it comes from there.
+        question: What is asked about a text, in words, where that is known.
     """
 
     name: str
@@ -151,6 +182,7 @@ class Corpus:
     evaluation: dict[str, Dataset] = field(default_factory=dict)
     test: dict[str, Dataset] = field(default_factory=dict)
     revision: str | None = None
+    question: str | None = None
 
 
 # GLUE.
@@ -209,6 +241,7 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> Corpus:
             if split in raw
         },
         revision=_hub_commit(next(iter(raw.values()))),
+        question=spec.question,
     )
 
 

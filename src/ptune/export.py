@@ -154,7 +154,7 @@ def _check_prompt(config: PromptEncoderConfig) -> None:
             "Transformers checkpoint has no place. Train an input prompt "
             "(`ptune train --prompt input`), or export this one with `--to onnx`."
         )
-    if config.pooling == "mean":
+    if config.pooling != "family":
         raise PtuneError(
             "This classifier's head reads the mean over the text, without its prompt, and no "
             "classification class of Transformers reads that. Train it to read what its family "

@@ -28,7 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptune import layout
-from ptune.config import PromptEncoderConfig
+from ptune.config import Pooling, PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.hooks import ExtraRows, side_by_side
 from ptune.kernels import FEW_PASSES, eager_attention
@@ -83,14 +83,14 @@ class Prompt:
         rows: ``[k, width]``.
         before: How many tokens of the text stand before it.
         shifts: Whether the text's positions count from k, though it stands among none of them.
-        mean: Whether the head reads the mean over the text.
+        pooling: What the head reads; as in `PromptEncoderConfig`.
     """
 
     form: Form
     rows: Tensor
     before: int = 0
     shifts: bool = False
-    mean: bool = False
+    pooling: Pooling = "family"
 
     @classmethod
     def of(cls, config: PromptEncoderConfig, form: Form, rows: Tensor) -> Prompt:
@@ -100,7 +100,7 @@ class Prompt:
             rows,
             before=layout.TOKENS_BEFORE[config.placement],
             shifts=config.shift_positions,
-            mean=config.pooling == "mean",
+            pooling=config.pooling,
         )
 
     @property

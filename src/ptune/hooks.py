@@ -75,14 +75,14 @@ class ExtraRows:
 
 
 class MeanOverText:
-    """Lets the head read the mean of the text's last hidden states, whichever one it reads.
+    """Lets the head read the mean of some of the last hidden states, whichever one it reads.
 
-    That is what sentence encoders were trained for. The mean stands at every position, and in
-    place of the base model's own pooled vector.
+    Of the text's that is what sentence encoders were trained for. The mean stands at every
+    position, and in place of the base model's own pooled vector.
     """
 
     def __init__(self, base_model: nn.Module) -> None:
-        self.mask: Tensor | None = None  # [batch, seq], true at the text's own tokens
+        self.mask: Tensor | None = None  # [batch, seq], true at what the mean is over
         self.rows: Tensor | None = None  # [batch, 1], true where it is wanted; None: everywhere
         self._hook = base_model.register_forward_hook(self._after)
 

@@ -58,7 +58,7 @@ _METRICS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "pearson": ("pearsonr", "Pearson correlation", None),
     "spearman": ("spearmanr", "Spearman correlation", None),
 }
-_TRAINING_ONLY = {"backbone_dropout", "prompt_init", "prompt_init_scale"}
+_TRAINING_ONLY = {"backbone_dropout", "prompt_init", "prompt_init_text", "prompt_init_scale"}
 # Settings that are files or folders: only their names are anyone else's business.
 _FILE_SETTINGS = ("train_file", "eval_file", "data_dir")
 

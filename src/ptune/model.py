@@ -20,7 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import layout
-from ptune.backbone import check_family, max_positions, names_of_head, smallest, weight_of
+from ptune.backbone import (
+    check_family,
+    load_tokenizer,
+    max_positions,
+    names_of_head,
+    smallest,
+    weight_of,
+)
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.forms import (
@@ -199,6 +206,11 @@ class PromptModel(PreTrainedModel):
                 f"{k} virtual tokens do not fit: the backbone has {self.max_positions} positions "
                 "and a text needs some of them. Use a smaller num_virtual_tokens."
             )
+        if config.pooling == "prompt" and SharedRows.possible(backbone):
+            raise PtuneError(
+                "pooling is 'prompt', but this backbone only looks back: a prompt before the text "
+                "has not read it. Take 'family' or 'mean'."
+            )
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = backbone.name_or_path or None
         return config
@@ -216,10 +228,10 @@ class PromptModel(PreTrainedModel):
         form, table = self.form_of(config), self._table()
         if rows is None:
             encoder = build_prompt_encoder(config, form.width)
-            if config.prompt_init == "vocab":
-                drawn = torch.randint(len(table), (config.num_virtual_tokens,)).to(table.device)
+            if config.prompt_init != "random":
+                words = self._first_words(config).to(table.device)
                 wide = encoder.embedding.embedding_dim == form.width
-                encoder.start_from(form.words(drawn) if wide else table[drawn].detach())
+                encoder.start_from(form.words(words) if wide else table[words].detach())
             encoder.start_from(encoder.embedding.weight.detach() * config.prompt_init_scale)
         else:
             encoder = self._fixed(rows, config)
@@ -227,6 +239,23 @@ class PromptModel(PreTrainedModel):
         head = head or {n: t.clone().float() for n, t in self._as_it_came.head.items()}
         labels = labels or self._as_it_came.labels
         self.adapters[name] = AdapterState(config, labels=labels, head=head)
+
+    def _first_words(self, config: PromptEncoderConfig) -> Tensor:
+        """The tokens ``[num_virtual_tokens]`` that a prompt starts as."""
+        k = config.num_virtual_tokens
+        if config.prompt_init == "vocab":
+            return torch.randint(len(self._table()), (k,))
+        name, text = config.base_model_name_or_path, config.prompt_init_text
+        if name is None:
+            raise PtuneError(
+                "prompt_init='text' needs the backbone's tokenizer, and this backbone has no name. "
+                "Set base_model_name_or_path to the folder or Hub id where its tokenizer is."
+            )
+        tokenizer = load_tokenizer(name, revision=config.revision)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise PtuneError(f"prompt_init_text is {text!r}: no word for a prompt to start as.")
+        return torch.tensor([ids[i % len(ids)] for i in range(k)])
 
     def has_form(self, config: PromptEncoderConfig) -> bool:
         """Whether prompts of this kind have been met."""
@@ -695,10 +724,11 @@ class PromptModel(PreTrainedModel):
             inputs["labels"] = labels
         if self._takes_use_cache:
             kwargs.setdefault("use_cache", False)  # nothing is generated
-        mean = of_rows([p.mean for p in prompts])
+        mean = of_rows([p.pooling != "family" for p in prompts])
         if isinstance(mean, Tensor) or mean:
-            is_text = attention_mask != 0
-            self._mean.mask = layout.place(is_text, torch.zeros_like(virtual), order)
+            of_text = torch.as_tensor(of_rows([p.pooling == "mean" for p in prompts]))
+            is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
+            self._mean.mask = layout.place(is_text, is_prompt, order)
             self._mean.rows = mean if isinstance(mean, Tensor) else None
         self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
         try:

@@ -40,7 +40,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ptune import __version__, data, metrics, report
 from ptune.adapter import read_json, save, staged, write_json
-from ptune.backbone import encode, is_mean_pooled, load_backbone, load_tokenizer
+from ptune.backbone import (
+    encode,
+    is_mean_pooled,
+    load_backbone,
+    load_tokenizer,
+    names_of_head,
+)
 from ptune.config import PromptEncoderConfig
 from ptune.data import Columns, Corpus
 from ptune.errors import PtuneError
@@ -79,11 +85,13 @@ class Defaults:
     prompt_learning_rate: float
     prompt_init: str
     prompt_init_scale: float
+    pooling: str  # of a sentence encoder
+    zero_head: bool  # whether the layer that gives the logits starts at zero
 
 
 DEFAULTS = {
-    "input": Defaults(5e-3, 5e-3, "vocab", 1.0),
-    "deep": Defaults(5e-3, 6e-2, "random", 0.5),
+    "input": Defaults(5e-3, 5e-3, "vocab", 1.0, "prompt", zero_head=True),
+    "deep": Defaults(5e-3, 6e-2, "random", 0.5, "mean", zero_head=False),
 }
 
 
@@ -106,9 +114,12 @@ class TrainSettings:
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
-        pooling: What the head reads: `family`, `mean`, or `auto`: the mean over the text for a
-            sentence encoder, else what its family reads.
-        prompt_init: `vocab` or `random`; `None`: what suits the kind of prompt.
+        pooling: What the head reads: `family`, `mean` over the text, `prompt`, or `auto`: for a
+            sentence encoder the mean over an input prompt's vectors, or over the text beside a
+            deep prompt; else what its family reads.
+        prompt_init: `vocab`, `text` or `random`; `None`: what suits the kind of prompt.
+        prompt_init_text: What the prompt starts as, in words: what is asked about a text.
+            `None`: an input prompt starts as the question of its GLUE task.
         prompt_init_scale: By what the initial vectors are multiplied; likewise.
         backbone_dropout: Train with the frozen backbone's dropout.
         learning_rate: Of the head; `None`: what suits the kind of prompt.
@@ -141,6 +152,7 @@ class TrainSettings:
     placement: str = "after_first"
     pooling: str = "auto"
     prompt_init: str | None = None
+    prompt_init_text: str | None = None
     prompt_init_scale: float | None = None
     backbone_dropout: bool = False
     learning_rate: float | None = None
@@ -180,12 +192,21 @@ class TrainSettings:
             suits.prompt_learning_rate if prompt is None else prompt,
         )
 
-    def prompt_config(self) -> PromptEncoderConfig:
-        """The prompt that these settings describe."""
-        start = DEFAULTS[self.prompt]
+    def prompt_config(self, question: str | None = None) -> PromptEncoderConfig:
+        """The prompt that these settings describe.
+
+        Args:
+            question: What is asked about a text, in words, where the data say it.
+        """
+        start, text = DEFAULTS[self.prompt], self.prompt_init_text
+        asked_for = self.prompt_init or ("text" if text else None)
         scale = self.prompt_init_scale
         if scale is None:  # a start that was asked for is taken as it is
-            scale = start.prompt_init_scale if self.prompt_init is None else 1.0
+            scale = start.prompt_init_scale if asked_for is None else 1.0
+        init = asked_for or start.prompt_init
+        if init == "text" or (asked_for is None and init == "vocab"):
+            text = text or question
+            init = "text" if text else init
         return PromptEncoderConfig(
             depth=self.prompt,  # type: ignore[arg-type]
             num_virtual_tokens=self.num_virtual_tokens,
@@ -193,7 +214,8 @@ class TrainSettings:
             encoder_hidden_size=self.encoder_hidden_size,
             placement=self.placement,  # type: ignore[arg-type]
             pooling=self._pooling(),
-            prompt_init=self.prompt_init or start.prompt_init,  # type: ignore[arg-type]
+            prompt_init=init,  # type: ignore[arg-type]
+            prompt_init_text=text,
             prompt_init_scale=scale,
             backbone_dropout=self.backbone_dropout,
             revision=self.revision,
@@ -202,7 +224,8 @@ class TrainSettings:
     def _pooling(self) -> Any:
         if self.pooling != "auto":
             return self.pooling
-        return "mean" if is_mean_pooled(self.model, revision=self.revision) else "family"
+        sentences = is_mean_pooled(self.model, revision=self.revision)
+        return DEFAULTS[self.prompt].pooling if sentences else "family"
 
     def columns(self) -> Columns:
         """Which columns of the user's files to read."""
@@ -696,7 +719,10 @@ def train_run(
         dtype=settings.dtype,  # type: ignore[arg-type]
         revision=settings.revision,
     )
-    model = PromptModel(backbone, fit_to_tokenizer(settings.prompt_config(), tokenizer))
+    if DEFAULTS[settings.prompt].zero_head:
+        start_head_at_zero(backbone)
+    config = settings.prompt_config(corpus.question)
+    model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
     model.max_length = settings.max_length
     assert corpus.train is not None
     args = settings.arguments(folder / CHECKPOINTS, len(corpus.train))
@@ -840,6 +866,19 @@ def fit_to_tokenizer(
     if config.placement == "after_first" and (not ids or ids[0] not in tokenizer.all_special_ids):
         config.placement = "prefix"
     return config
+
+
+def start_head_at_zero(backbone: transformers.PreTrainedModel) -> None:
+    """Zero the layer that gives the logits, where no checkpoint brought it.
+
+    Then every seed starts from the same predictions.
+    """
+    named = dict(backbone.named_parameters())
+    for name in names_of_head(backbone):
+        parameter = named[name]
+        gives_logits = parameter.shape[0] == backbone.config.num_labels
+        if gives_logits and not getattr(parameter, "_is_hf_initialized", False):
+            parameter.data.zero_()
 
 
 def majority(corpus: Corpus) -> dict[str, float]:
