@@ -458,5 +458,5 @@ def test_the_command_says_why_not(tmp_path, capsys):
     capsys.readouterr()
     assert call("export", source, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.startswith("Error: This classifier's head reads the mean")
+    assert error.startswith("Error: This classifier's head reads a mean")
     assert call("export", source, tmp_path / "out", "--to", "coffee") == 2
