@@ -122,8 +122,8 @@ class PromptEncoderConfig:
         if (self.prompt_init == "text") != bool((self.prompt_init_text or "").strip()):
             raise PtuneError(
                 f"prompt_init is {self.prompt_init!r} and prompt_init_text "
-                f"{self.prompt_init_text!r}; 'text' needs words to start from, and only 'text' "
-                "takes them."
+                f"{self.prompt_init_text!r}; words to start from and 'text' go together. Give the "
+                "words (--prompt-init-text) without another prompt_init, or neither."
             )
         if not self.prompt_init_scale > 0:
             raise PtuneError(
