@@ -157,7 +157,7 @@ def ours(name: str, depth: str, *, share: bool = True) -> Step:
         encoder_reparameterization_type="NONE",
         placement="prefix" if is_causal(name) else "after_first",
         prompt_init="vocab",
-        pooling="family" if name != "minilm" else "all" if depth == "input" else "mean",
+        pooling="family" if name != "minilm" else "prompt" if depth == "input" else "mean",
     )
     model = PromptModel(backbone(name, fast_dtype(DEVICE)).to(DEVICE), config)
     model.share_prompt = share

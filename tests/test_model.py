@@ -107,10 +107,14 @@ def test_a_user_s_position_ids_count_the_text_alone(model):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("pooling", ["mean", "all"])
+@pytest.mark.parametrize("pooling", ["mean", "prompt"])
 @torch.no_grad()
 def test_the_head_can_read_a_mean(kind, side, pooling):
-    """Over the text's own tokens or over the prompt's too, wherever the padding stands."""
+    """Over the text's own tokens or over the prompt's, wherever these and the padding stand."""
+    if pooling == "prompt" and kind == "gpt2":
+        with pytest.raises(PtuneError, match="only looks back"):
+            prompt(build(kind), pooling="prompt")
+        return
     model = prompt(build(kind), pooling=pooling, placement="after_first")
     rows = ids(3, 9, 6)
     batch, mask = padded(rows, side, model.config.pad_token_id)
@@ -121,8 +125,8 @@ def test_the_head_can_read_a_mean(kind, side, pooling):
     states = output.hidden_states[-1]
     for i, row in enumerate(rows):
         text = [0, *range(6, 5 + len(row))]  # the first token, then those behind the prompt
-        if pooling == "all":
-            text = list(range(5 + len(row)))
+        if pooling == "prompt":
+            text = list(range(1, 6))
         read = seen["read"][i] if seen["read"].ndim == 2 else seen["read"][i, -1]
         torch.testing.assert_close(read, states[i, text].mean(dim=0))
     alone = torch.cat([model(row[None]).logits for row in rows])

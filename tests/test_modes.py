@@ -34,8 +34,10 @@ def model(kind):
 
 
 @pytest.mark.parametrize("placement", ["prefix", "after_first"])
-@pytest.mark.parametrize("pooling", ["family", "mean", "all"])
+@pytest.mark.parametrize("pooling", ["family", "mean", "prompt"])
 def test_it_compiles_without_a_break(kind, placement, pooling):
+    if pooling == "prompt" and kind == "gpt2":
+        pytest.skip("a prompt before the text has not read it there")
     torch._dynamo.reset()
     model = shaken(PromptModel(build(kind), config(placement=placement, pooling=pooling)), 2)
     labels = torch.tensor([0, 1])

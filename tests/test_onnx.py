@@ -22,7 +22,7 @@ DEEP = {"depth": "deep", "encoder_reparameterization_type": "NONE"}
 # A few families, with every form of prompt and every pooling among them.
 EXPORTS = {
     "BERT, input, mean": ("BERT", {"pooling": "mean"}),
-    "BERT, input, all": ("BERT", {"pooling": "all"}),
+    "BERT, input, prompt": ("BERT", {"pooling": "prompt"}),
     "RoBERTa, deep": ("RoBERTa", DEEP),
     "DeBERTa-v2, deep": ("DeBERTa-v2", DEEP),
     "GPT-2, deep": ("GPT-2", DEEP),

@@ -86,3 +86,8 @@ def test_a_setting_out_of_range_is_named(field, value):
     with pytest.raises(PtuneError, match=field) as error:
         PromptEncoderConfig(**{field: value})
     assert repr(value) in str(error.value)
+
+
+def test_a_deep_prompt_has_nothing_that_the_head_could_read():
+    with pytest.raises(PtuneError, match="deep prompt has no vectors"):
+        PromptEncoderConfig(depth="deep", pooling="prompt")

@@ -173,8 +173,7 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
-        pooling: What the head reads: `family`, `mean` (over the text), `all` (over the
-            prompt, too) or `auto`.
+        pooling: What the head reads: `family`, `mean` (over the text), `prompt` or `auto`.
         prompt_init: `vocab`, `text` or `random`; `None`: what suits the kind of prompt.
         prompt_init_text: What the prompt starts as, in words: what is asked about a text.
         prompt_init_scale: By what the initial vectors are multiplied; likewise.

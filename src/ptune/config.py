@@ -23,7 +23,7 @@ PEFT_FORMAT = "0.21.2"
 
 Depth = Literal["input", "deep"]
 Placement = Literal["prefix", "after_first"]
-Pooling = Literal["family", "mean", "all"]
+Pooling = Literal["family", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
 
@@ -55,7 +55,7 @@ class PromptEncoderConfig:
         backbone_dropout: Train with the frozen backbone's own dropout, as the reference does.
         pooling: ``"family"``: the head reads the vector that its family reads (the first token's,
             the last one's). ``"mean"``: the mean over the text, as sentence encoders want it.
-            ``"all"``: the mean over text and input prompt, whose vectors have read the text.
+            ``"prompt"``: the mean over an input prompt's own vectors, which have read the text.
         shift_positions: Deep prompts of keys and values: count the text's positions from k, as
             the reference's prefix tuning does, and not as the backbone was pretrained.
         prompt_init: ``"random"``: the encoder's own initial values, as in the reference.
@@ -112,6 +112,11 @@ class PromptEncoderConfig:
         if self.depth == "deep" and self.encoder_reparameterization_type == "LSTM":
             raise PtuneError(
                 "encoder_reparameterization_type is 'LSTM'; a deep prompt takes 'MLP' or 'NONE'."
+            )
+        if self.depth == "deep" and self.pooling == "prompt":
+            raise PtuneError(
+                "pooling is 'prompt'; a deep prompt has no vectors that the head could read. Take "
+                "'mean' or 'family'."
             )
         for name in ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers"):
             value = getattr(self, name)
@@ -236,7 +241,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "depth": ("input", "deep"),
     "placement": ("prefix", "after_first"),
     "encoder_reparameterization_type": ("MLP", "LSTM", "NONE"),
-    "pooling": ("family", "mean", "all"),
+    "pooling": ("family", "mean", "prompt"),
     "prompt_init": ("random", "vocab", "text"),
 }
 # Fields the reference does not have, with defaults that are what it does.

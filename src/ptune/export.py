@@ -156,10 +156,10 @@ def _check_prompt(config: PromptEncoderConfig) -> None:
         )
     if config.pooling != "family":
         raise PtuneError(
-            f"This classifier's head reads a mean (pooling={config.pooling!r}), and no "
-            "classification class of Transformers that ptune exports reads one. Train it to read "
-            "what its family reads (`ptune train --prompt input --pooling family`), or export this "
-            "one with `--to onnx`."
+            f"This classifier's head reads a mean (pooling={config.pooling!r}), over its prompt or "
+            "over the text alone, and no classification class of Transformers reads that. Train it "
+            "to read what its family reads (`ptune train --prompt input --pooling family`), or "
+            "export this one with `--to onnx`."
         )
 
 

@@ -206,6 +206,11 @@ class PromptModel(PreTrainedModel):
                 f"{k} virtual tokens do not fit: the backbone has {self.max_positions} positions "
                 "and a text needs some of them. Use a smaller num_virtual_tokens."
             )
+        if config.pooling == "prompt" and SharedRows.possible(backbone):
+            raise PtuneError(
+                "pooling is 'prompt', but this backbone only looks back: a prompt before the text "
+                "has not read it. Take 'family' or 'mean'."
+            )
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = backbone.name_or_path or None
         return config
@@ -721,8 +726,9 @@ class PromptModel(PreTrainedModel):
             kwargs.setdefault("use_cache", False)  # nothing is generated
         mean = of_rows([p.pooling != "family" for p in prompts])
         if isinstance(mean, Tensor) or mean:
-            whole = torch.as_tensor(of_rows([p.pooling == "all" for p in prompts]))
-            self._mean.mask = layout.place(attention_mask != 0, virtual_mask & whole, order)
+            of_text = torch.as_tensor(of_rows([p.pooling == "mean" for p in prompts]))
+            is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
+            self._mean.mask = layout.place(is_text, is_prompt, order)
             self._mean.rows = mean if isinstance(mean, Tensor) else None
         self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
         try:
@@ -762,7 +768,6 @@ class PromptModel(PreTrainedModel):
             or "shared" not in self._forms
             or self.prompt_config.depth != "input"
             or self.prompt_config.placement != "prefix"
-            or self.prompt_config.pooling == "all"
             or position_ids is not None
             or any(
                 kwargs.get(name, getattr(config, name, False))

@@ -90,7 +90,7 @@ class Defaults:
 
 
 DEFAULTS = {
-    "input": Defaults(5e-3, 5e-3, "vocab", 1.0, "all", zero_head=True),
+    "input": Defaults(5e-3, 5e-3, "vocab", 1.0, "prompt", zero_head=True),
     "deep": Defaults(5e-3, 6e-2, "random", 0.5, "mean", zero_head=False),
 }
 
@@ -114,9 +114,9 @@ class TrainSettings:
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
-        pooling: What the head reads: `family`, `mean` over the text, `all`: the mean over text
-            and prompt, or `auto`: of a sentence encoder a mean (`all` with an input prompt), else
-            what its family reads.
+        pooling: What the head reads: `family`, `mean` over the text, `prompt`, or `auto`: for a
+            sentence encoder the mean over an input prompt's vectors, or over the text beside a
+            deep prompt; else what its family reads.
         prompt_init: `vocab`, `text` or `random`; `None`: what suits the kind of prompt.
         prompt_init_text: What the prompt starts as, in words: what is asked about a text.
             `None`: an input prompt starts as the question of its GLUE task.
