@@ -336,6 +336,16 @@ def test_where_the_words_of_a_start_come_from(options, init, scale):
     assert (without.prompt_init, without.prompt_init_text) == ("vocab", None)
 
 
+def test_of_pairs_an_input_prompt_is_read():
+    """By a sentence encoder's head, that is; and of single texts the text."""
+    settings = ptune.TrainSettings(task="mrpc", prompt="input")
+    assert settings.prompt_config(pairs=True).pooling == "prompt"
+    assert settings.prompt_config(pairs=False).pooling == "mean"
+    assert ptune.TrainSettings(task="mrpc").prompt_config(pairs=True).pooling == "mean"
+    family = ptune.TrainSettings(task="mrpc", prompt="input", pooling="family")
+    assert family.prompt_config(pairs=True).pooling == "family"
+
+
 def test_training_goes_on_without_the_backbone_s_tokenizer(bert_folder, table, tmp_path):
     """What was trained does not start from words again."""
     own = settings(bert_folder, table, prompt="input", prompt_init_text="the lamp", epochs=1)

@@ -85,7 +85,7 @@ class Defaults:
     prompt_learning_rate: float
     prompt_init: str
     prompt_init_scale: float
-    pooling: str  # of a sentence encoder
+    pooling_of_pairs: str  # of a sentence encoder; it reads the mean over a single text
     zero_head: bool  # whether the layer that gives the logits starts at zero
 
 
@@ -114,9 +114,9 @@ class TrainSettings:
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
-        pooling: What the head reads: `family`, `mean` over the text, `prompt`, or `auto`: for a
-            sentence encoder the mean over an input prompt's vectors, or over the text beside a
-            deep prompt; else what its family reads.
+        pooling: What the head reads: `family`, the `mean` over the text or over the `prompt`, or
+            `auto`: of a sentence encoder the mean over the text, but for pairs with an input
+            prompt that over the prompt; else what its family reads.
         prompt_init: `vocab`, `text` or `random`; `None`: what suits the kind of prompt.
         prompt_init_text: What the prompt starts as, in words: what is asked about a text.
             `None`: an input prompt starts as the question of its GLUE task.
@@ -192,11 +192,14 @@ class TrainSettings:
             suits.prompt_learning_rate if prompt is None else prompt,
         )
 
-    def prompt_config(self, question: str | None = None) -> PromptEncoderConfig:
+    def prompt_config(
+        self, question: str | None = None, *, pairs: bool = False
+    ) -> PromptEncoderConfig:
         """The prompt that these settings describe.
 
         Args:
             question: What is asked about a text, in words, where the data say it.
+            pairs: Whether texts come in pairs.
         """
         start, text = DEFAULTS[self.prompt], self.prompt_init_text
         asked_for = self.prompt_init or ("text" if text else None)
@@ -213,7 +216,7 @@ class TrainSettings:
             encoder_reparameterization_type=self.encoder,  # type: ignore[arg-type]
             encoder_hidden_size=self.encoder_hidden_size,
             placement=self.placement,  # type: ignore[arg-type]
-            pooling=self._pooling(),
+            pooling=self._pooling(pairs=pairs),
             prompt_init=init,  # type: ignore[arg-type]
             prompt_init_text=text,
             prompt_init_scale=scale,
@@ -221,11 +224,12 @@ class TrainSettings:
             revision=self.revision,
         )
 
-    def _pooling(self) -> Any:
+    def _pooling(self, *, pairs: bool) -> Any:
         if self.pooling != "auto":
             return self.pooling
-        sentences = is_mean_pooled(self.model, revision=self.revision)
-        return DEFAULTS[self.prompt].pooling if sentences else "family"
+        if not is_mean_pooled(self.model, revision=self.revision):
+            return "family"
+        return DEFAULTS[self.prompt].pooling_of_pairs if pairs else "mean"
 
     def columns(self) -> Columns:
         """Which columns of the user's files to read."""
@@ -721,10 +725,11 @@ def train_run(
     )
     if DEFAULTS[settings.prompt].zero_head:
         start_head_at_zero(backbone)
-    config = settings.prompt_config(corpus.question)
+    assert corpus.train is not None
+    pairs = data.PAIR in corpus.train.column_names
+    config = settings.prompt_config(corpus.question, pairs=pairs)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
     model.max_length = settings.max_length
-    assert corpus.train is not None
     args = settings.arguments(folder / CHECKPOINTS, len(corpus.train))
     stop = StopAndSave()
     trainer, truncated = build_trainer(
@@ -756,7 +761,7 @@ def train_run(
     results: dict[str, Any] = {
         "task": corpus.name,
         "dataset_revision": corpus.revision,
-        "text_pairs": data.PAIR in corpus.train.column_names,
+        "text_pairs": pairs,
         "model": model.prompt_config.base_model_name_or_path,
         "eval": _scores(epochs[-1]) if epochs else {},
         "best": _best(epochs, corpus),
