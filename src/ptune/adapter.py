@@ -460,11 +460,12 @@ def load(
     model = PromptModel(
         backbone, new if resumes else config, rows=None if resumes else adapter.rows
     )
-    model.state.config = replace(
-        model.prompt_config,
-        prompt_init=config.prompt_init,
-        prompt_init_text=config.prompt_init_text,
-    )
+    if resumes:
+        model.state.config = replace(
+            model.prompt_config,
+            prompt_init=config.prompt_init,
+            prompt_init_text=config.prompt_init_text,
+        )
     try:
         _fill_head(model, adapter.head, adapter.source)
         if resumes:

@@ -184,6 +184,11 @@ class Corpus:
     revision: str | None = None
     question: str | None = None
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the examples to learn from are pairs of texts."""
+        return self.train is not None and PAIR in self.train.column_names
+
 
 # GLUE.
 

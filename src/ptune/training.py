@@ -542,7 +542,7 @@ def build_trainer(
     """A `Trainer` for a prompt, and how many texts of which set were cut."""
     room = model.text_room(tokenizer)
     assert corpus.train is not None
-    frame = tokenizer.num_special_tokens_to_add(pair=data.PAIR in corpus.train.column_names)
+    frame = tokenizer.num_special_tokens_to_add(pair=corpus.pairs)
     if room is not None and room <= frame:
         raise PtuneError(
             f"{model.prompt_config.num_virtual_tokens} virtual tokens do not fit: of "
@@ -726,8 +726,7 @@ def train_run(
     if DEFAULTS[settings.prompt].zero_head:
         start_head_at_zero(backbone)
     assert corpus.train is not None
-    pairs = data.PAIR in corpus.train.column_names
-    config = settings.prompt_config(corpus.question, pairs=pairs)
+    config = settings.prompt_config(corpus.question, pairs=corpus.pairs)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
     model.max_length = settings.max_length
     args = settings.arguments(folder / CHECKPOINTS, len(corpus.train))
@@ -761,7 +760,7 @@ def train_run(
     results: dict[str, Any] = {
         "task": corpus.name,
         "dataset_revision": corpus.revision,
-        "text_pairs": pairs,
+        "text_pairs": corpus.pairs,
         "model": model.prompt_config.base_model_name_or_path,
         "eval": _scores(epochs[-1]) if epochs else {},
         "best": _best(epochs, corpus),
