@@ -10,8 +10,8 @@ does meets both sides. In training each contender lives in a process of its own,
 
 Rivals: the guide "P-tuning for sequence classification" on PEFT as it is written (float32, dropout,
 batches padded as they come), the same under bfloat16 autocast, and PEFT's LoRA. The floor is the
-time of the matrix products alone: those of every frozen layer, forwards and for the gradient of
-what goes in, in ptune's number format and for the tokens that ptune's batches have.
+time of the matrix products alone: those that ptune's frozen layers do in a step, forwards and for
+the gradient of what goes in, on as many tokens and in the same number format.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -34,11 +35,12 @@ from typing import Any
 import torch
 from common import peak_memory_mb
 from torch import nn
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ptune import PromptEncoderConfig, PromptModel, data
 from ptune.backbone import cpu_options, fast_dtype, load_backbone, load_tokenizer
 
-ROWS, BATCH = 20, 32  # virtual tokens; texts a step
+ROWS, BATCH, STEPS = 20, 32, 8  # virtual tokens; texts a step; steps a turn
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], None]
@@ -87,7 +89,10 @@ def backbone(name: str, dtype: torch.dtype) -> Any:
 
 
 def batches(examples: Any, name: str, *, by_length: bool) -> list[Batch]:
-    """Training batches of the examples; by length, as ptune's defaults make them, or as they come.
+    """STEPS training batches, of the same texts for all.
+
+    They are a sample of an epoch's, short and long: of the batches of like length that ptune's
+    default makes, every n-th; or the texts of these mixed again, as they come without it.
 
     Other backbones get MiniLM's token ids: only how many there are matters.
     """
@@ -96,12 +101,19 @@ def batches(examples: Any, name: str, *, by_length: bool) -> list[Batch]:
     encoded = dict(tokenizer(*columns))
     if name != "minilm":
         del encoded["token_type_ids"]
-    order = list(range(len(examples)))
-    if by_length:
-        order.sort(key=lambda i: len(encoded["input_ids"][i]))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    generator = torch.Generator().manual_seed(0)
+    order = list(LengthGroupedSampler(BATCH, lengths=lengths, generator=generator))
+    groups = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
+    groups.sort(key=lambda group: sum(lengths[i] for i in group))
+    every = len(groups) // STEPS
+    groups = groups[every // 2 :: every][:STEPS]
+    if not by_length:
+        mixed = [i for group in groups for i in group]
+        random.Random(0).shuffle(mixed)
+        groups = [mixed[i : i + BATCH] for i in range(0, len(mixed), BATCH)]
     made = []
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
+    for chosen in groups:
         batch = tokenizer.pad(
             {k: [v[i] for i in chosen] for k, v in encoded.items()}, return_tensors="pt"
         )
@@ -149,48 +161,70 @@ def rival(name: str, kind: str = "p-tuning", *, autocast: bool = False) -> Step:
     return _step(model, groups)
 
 
-def ours(name: str, depth: str, *, share: bool = True) -> Step:
-    """What `ptune train` does by default."""
+def pooling(name: str, depth: str) -> Any:
+    """What `ptune train` has the head read of pairs by default."""
+    return "family" if name != "minilm" else "prompt" if depth == "input" else "mean"
+
+
+def classifier(name: str, depth: str) -> PromptModel:
+    """What `ptune train` trains by default."""
     config = PromptEncoderConfig(
         depth=depth,  # type: ignore[arg-type]
         num_virtual_tokens=ROWS,
         encoder_reparameterization_type="NONE",
         placement="prefix" if is_causal(name) else "after_first",
         prompt_init="vocab",
-        pooling="family" if name != "minilm" else "prompt" if depth == "input" else "mean",
+        pooling=pooling(name, depth),
     )
-    model = PromptModel(backbone(name, fast_dtype(DEVICE)).to(DEVICE), config)
+    return PromptModel(backbone(name, fast_dtype(DEVICE)).to(DEVICE), config)
+
+
+def ours(name: str, depth: str, *, share: bool = True) -> Step:
+    """What `ptune train` does by default."""
+    model = classifier(name, depth)
     model.share_prompt = share
     return _step(model, model.parameter_groups(1e-3))
 
 
 def floor(name: str, depth: str) -> Step:
-    """The matrix products of the frozen layers, and nothing else."""
+    """The matrix products of the frozen layers that ptune's step has, and nothing else."""
     from transformers.pytorch_utils import Conv1D
 
-    dtype = fast_dtype(DEVICE)
-    model = backbone(name, dtype).base_model.to(DEVICE)
-    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1)
-    weights = [
-        m.weight.detach() if isinstance(m, nn.Linear) else m.weight.detach().T.contiguous()
-        for m in layers.modules()
-        if isinstance(m, nn.Linear | Conv1D)
-    ]
-    extra = ROWS if depth == "input" and not is_causal(name) else 0  # shared, it is no token
+    model = classifier(name, depth).to(DEVICE).eval()
+    kinds = nn.Linear | Conv1D
+    layers = [m for m in model.backbone.base_model.modules() if isinstance(m, kinds)]
+    weights = {  # [out, in]
+        m: m.weight.detach() if isinstance(m, nn.Linear) else m.weight.detach().T.contiguous()
+        for m in layers
+    }
+    seen: list[tuple[torch.Tensor, int]] = []  # weights, and how many tokens they meet
+    for layer, weight in weights.items():
+
+        def see(_: Any, args: Any, output: Any, weight: torch.Tensor = weight) -> None:
+            seen.append((weight, args[0].numel() // weight.shape[1]))
+
+        layer.register_forward_hook(see)
+    products: dict[int, list[tuple[torch.Tensor, int]]] = {}  # of each batch
 
     def step(batch: Batch) -> None:
-        rows, columns = batch["input_ids"].shape
-        tokens = rows * (columns + extra)
-        inputs = {
-            w.shape[1]: torch.ones(tokens, w.shape[1], dtype=dtype, device=DEVICE) for w in weights
-        }
-        grads = {
-            w.shape[0]: torch.ones(tokens, w.shape[0], dtype=dtype, device=DEVICE) for w in weights
-        }
-        for w in weights:
-            nn.functional.linear(inputs[w.shape[1]], w)
-        for w in weights:
-            grads[w.shape[0]] @ w
+        if id(batch) not in products:  # in the turn that is not counted
+            seen.clear()
+            with torch.no_grad():
+                model(**batch)
+            products[id(batch)] = list(seen)
+        made: dict[tuple[int, int], torch.Tensor] = {}
+
+        def ones(tokens: int, width: int) -> torch.Tensor:
+            if (tokens, width) not in made:
+                made[tokens, width] = torch.ones(
+                    tokens, width, dtype=fast_dtype(DEVICE), device=DEVICE
+                )
+            return made[tokens, width]
+
+        for weight, tokens in products[id(batch)]:
+            nn.functional.linear(ones(tokens, weight.shape[1]), weight)
+        for weight, tokens in products[id(batch)]:
+            ones(tokens, weight.shape[0]) @ weight
 
     return step
 
@@ -289,9 +323,8 @@ def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> d
     }
     if is_causal(name):
         pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
-    steps = -(-len(examples) // BATCH)
     return {
-        "seconds_a_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
+        "seconds_a_step": {k: statistics.median(v) / STEPS for k, v in seconds.items()},
         "ratios": {
             label: ratio(seconds, *pair)
             for label, pair in pairs.items()
@@ -313,7 +346,9 @@ def adapters() -> Iterator[tuple[Path, Path, Path]]:
             model = PromptModel(
                 load_backbone("minilm"),
                 PromptEncoderConfig(
-                    depth=depth, encoder_reparameterization_type="NONE", pooling="mean"
+                    depth=depth,
+                    encoder_reparameterization_type="NONE",
+                    pooling=pooling("minilm", depth),
                 ),
             )
             model.save_pretrained(where)
@@ -413,16 +448,14 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
             "ptune input": lambda: ours(name, "input"),
             "ptune deep": lambda: ours(name, "deep"),
         }[what]()
-        grouped = batches(
-            corpus.train.select(range(4 * BATCH)), name, by_length=what.startswith("ptune")
-        )
+        grouped = batches(corpus.train, name, by_length=what.startswith("ptune"))
         seconds = timed(lambda: [step(b) for b in grouped])
     peak = peak_memory_mb() if DEVICE == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps({"seconds": seconds, "peak_mb": peak}))
 
 
 def memory(name: str, data_dir: str | None) -> dict[str, Any]:
-    """Peak memory of a process that trains for four steps."""
+    """Peak memory of a process that trains for some steps."""
     kinds = ("guide on PEFT", "ptune input", "ptune deep")
     peaks = {kind: _apart(kind, name=name, data_dir=data_dir, texts=0)["peak_mb"] for kind in kinds}
     return {
@@ -513,11 +546,10 @@ def main() -> None:
         return
     corpus = data.load_glue("mrpc", args.data_dir)
     assert corpus.train is not None
-    examples = corpus.train.select(range(4 * BATCH))
     found: dict[str, Any] = {}
     for name in args.backbones:
         if "training" in args.parts:
-            found[f"training, {name}"] = training(name, examples, args.rounds, args.contenders)
+            found[f"training, {name}"] = training(name, corpus.train, args.rounds, args.contenders)
         if "memory" in args.parts:
             found[f"memory, {name}"] = memory(name, args.data_dir)
     if "inference" in args.parts:

@@ -10,6 +10,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune.forms import SharedRows
+from ptune.hooks import _ends_of_last_layer
 
 K = 5
 
@@ -200,6 +202,7 @@ def test_hidden_states_have_the_prompt_s_positions(model, tokenizer):
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     output = model(**inputs, output_hidden_states=True)
     states = output.get("encoder_hidden_states") or output.hidden_states
+    assert_same(output.logits, model(**inputs).logits)
     width = inputs["input_ids"].shape[1] + (K if model.form.takes_positions else 0)
     assert states[-1].shape[1] == width
 
@@ -281,6 +284,47 @@ def test_a_backbone_of_int8_weights_trains_and_reloads(family, tokenizer, tmp_pa
     loaded = PromptModel.from_pretrained(quantised(), tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+# Their heads read other positions, or they work on several positions at once to the end.
+ALL_POSITIONS = {"ALBERT", "MPNet", "EuroBERT", "XLNet", "BART", "T5"}
+
+
+@pytest.mark.parametrize("pooling", ["family", "mean", "prompt"])
+def test_the_end_of_the_last_layer_works_only_where_it_is_read(
+    name, family, tokenizer, options, pooling
+):
+    """Same logits and gradients as with all of it, and work on so many tokens only."""
+    inputs = batch(tokenizer, SENTENCES[:3], padding=True)
+    results, tokens = [], []
+    for left_out in (True, False):
+        made = build_model(family, tokenizer)
+        if pooling == "prompt" and (SharedRows.possible(made) or "depth" in options):
+            pytest.skip("this prompt does not read the text")
+        model = prompt(made, pooling=pooling, **options)
+        if model._where_read.head is None:
+            assert name in ALL_POSITIONS
+            return
+        if not left_out:
+            model._where_read.head = None
+        _, end = next(_ends_of_last_layer(made))
+        last = [m for m in end.modules() if isinstance(m, torch.nn.Linear | Conv1D)][-1]
+        seen = []  # a prompt that is read apart comes first
+        last.register_forward_hook(
+            lambda m, args, _, seen=seen: seen.append(args[0][..., 0].numel())
+        )
+        output = model(**inputs, labels=torch.tensor([0, 1, 1]))
+        output.loss.backward()
+        tokens.append(seen[-1])
+        results.append((output.logits.detach(), model.prompt_encoder.embedding.weight.grad))
+    assert name not in ALL_POSITIONS
+    (logits, gradient), (all_logits, all_gradient) = results
+    assert_same(logits, all_logits)
+    scale = all_gradient.abs().max().item()
+    torch.testing.assert_close(gradient, all_gradient, atol=1e-5 * scale, rtol=0)
+    of_text = int(inputs["attention_mask"].sum())
+    assert tokens[0] == {"family": 3, "mean": of_text, "prompt": 3 * K}[pooling]
+    assert tokens[1] >= inputs["input_ids"].numel()
 
 
 def test_gradient_checkpointing_recomputes_and_changes_nothing(

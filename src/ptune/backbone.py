@@ -174,6 +174,28 @@ def weight_of(table: nn.Module) -> Tensor:
     return weight
 
 
+def layer_lists(backbone: PreTrainedModel) -> list[nn.ModuleList]:
+    """The layers, in the order of the forward pass; encoder and decoder have a list each."""
+    count = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
+    modules = backbone.base_model.modules()
+    return [m for m in modules if isinstance(m, nn.ModuleList) and len(m) == count]
+
+
+@torch.no_grad()
+def read(backbone: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Let the backbone read tokens ``[batch, seq]``, without dropout.
+
+    Returns:
+        The logits, ``[batch, num_labels]``.
+    """
+    training = {m: m.training for m in backbone.modules()}
+    try:
+        return backbone.eval()(input_ids=ids, attention_mask=attention_mask).logits
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 # Families whose predictions depend on the padding around a text, prompt or no prompt.
 PADDING_MATTERS = {
     "fnet": "it mixes all positions, padding included",

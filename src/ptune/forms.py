@@ -28,6 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptune import layout
+from ptune.backbone import layer_lists, read
 from ptune.config import Pooling, PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.hooks import ExtraRows, side_by_side
@@ -189,7 +190,7 @@ class Attentions:
     def reading(self, ids: Tensor) -> list[Heard]:
         """What is heard while the backbone reads the tokens `ids`, ``[k]``, and an end."""
         with self.listening() as heard:
-            _read(self.backbone, ids)
+            _read_words(self.backbone, ids)
         return heard
 
     def remove(self) -> None:
@@ -316,18 +317,15 @@ class RowsInEveryLayer(Form):
 
     def __init__(self, backbone: PreTrainedModel, table: ExtraRows) -> None:
         self.backbone = backbone
-        config = backbone.config.get_text_config()
-        lists = [
-            m
-            for m in backbone.base_model.modules()
-            if isinstance(m, nn.ModuleList) and len(m) == config.num_hidden_layers
-        ]
+        lists = layer_lists(backbone)
         if not lists:
             raise PtuneError(
                 f"{type(backbone).__name__} cannot have a deep prompt: neither its attention nor "
                 "its layers are where Transformers usually has them. Use an input prompt."
             )
-        self.sizes = [table.weight.shape[1]] + [config.hidden_size] * (len(lists[0]) - 1)
+        self.sizes = [table.weight.shape[1]] + [backbone.config.get_text_config().hidden_size] * (
+            len(lists[0]) - 1
+        )
         super().__init__(table, width=sum(self.sizes))
         self.rows: list[Tensor] = []  # of each layer, [rows, hidden]
         self.start = 0  # the row of the table that is the first of them
@@ -351,7 +349,7 @@ class RowsInEveryLayer(Form):
     @torch.no_grad()
     def words(self, ids: Tensor) -> Tensor:  # noqa: D102
         self.rows, self.heard = [], []
-        _read(self.backbone, ids)
+        _read_words(self.backbone, ids)
         # One text: [1, seq, hidden], or [seq, 1, hidden] in XLNet.
         states = [s.flatten(0, 1)[: len(ids)] for s in self.heard]
         self.heard = None
@@ -399,18 +397,12 @@ class _Slots:
         return pair
 
 
-@torch.no_grad()
-def _read(backbone: PreTrainedModel, ids: Tensor) -> None:
+def _read_words(backbone: PreTrainedModel, ids: Tensor) -> None:
     """Let the backbone read the tokens `ids`, ``[k]``, and an end, which encoder-decoders want."""
     end = backbone.config.get_text_config().eos_token_id
     end = end[0] if isinstance(end, list) else end or 0
-    training = {m: m.training for m in backbone.modules()}
-    try:
-        text = torch.cat([ids, ids.new_tensor([end])])[None].to(backbone.device)
-        backbone.eval()(input_ids=text, attention_mask=torch.ones_like(text))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    text = torch.cat([ids, ids.new_tensor([end])])[None].to(backbone.device)
+    read(backbone, text, torch.ones_like(text))
 
 
 # Transformers looks attention functions up by name; ptune's put a prompt before the kernel's keys.

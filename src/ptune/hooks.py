@@ -5,7 +5,7 @@ Forward hooks only: no class or method of the backbone is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
-from ptune.backbone import weight_of
+from ptune.backbone import layer_lists, read, weight_of
 from ptune.errors import PtuneError
 
 
@@ -106,6 +106,113 @@ class MeanOverText:
                 mean = torch.where(self.rows, mean, output.pooler_output)
             output.pooler_output = mean
         return output
+
+
+class OnlyWhereRead:
+    """Lets the end of the last layer work only at the positions that are read behind it.
+
+    What follows a layer's attention treats every position by itself. Of what the last layer gives
+    a head reads the first position, or the last one of each text, or the mean over some: the
+    others are left out of the work and come out as zeros.
+
+    Families build that end in their own ways, and their heads read what they do. Both are found
+    out by letting the backbone read two short texts, with numbers that are none (NaN) in the
+    place of what is left out. Where the logits are not what they were, nothing is left out.
+    """
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        self.positions: Tensor | None = None  # [read], of batch * seq, while the backbone runs
+        self.head: Callable[[Tensor], Tensor] | None = None  # which ones the head reads
+        self._left_out = 0.0
+        self._shape = torch.Size()  # of what came in, but for its last dimension
+        self._hooks: list[Any] = []
+        for start, end in _ends_of_last_layer(backbone):
+            self._hooks = [
+                start.register_forward_pre_hook(self._before),
+                end.register_forward_hook(self._after),
+            ]
+            self.head = self._what_is_read(backbone)
+            if self.head is not None:
+                return
+            self.remove()
+
+    def remove(self) -> None:
+        """Let the last layer work everywhere."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _what_is_read(self, backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+        mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=backbone.device)
+        pad = backbone.config.get_text_config().pad_token_id
+        size = weight_of(backbone.get_input_embeddings()).shape[0]
+        tokens = (pad + 1 + torch.arange(4, device=mask.device)) % size
+        ids = torch.where(mask != 0, tokens, pad)
+        try:
+            usual = read(backbone, ids, mask)
+            for which in (first_of_each, last_of_each):
+                self.positions, self._left_out = flat(which(mask)), torch.nan
+                # A NaN is not close to anything.
+                if torch.allclose(read(backbone, ids, mask), usual, rtol=0.02, atol=1e-3):
+                    return which
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            pass  # nothing that single positions could be taken out of
+        finally:
+            self.positions, self._left_out = None, 0.0
+        return None
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.positions is None:
+            return None
+        self._shape = shape = args[0].shape[:-1]  # [batch, seq]; OPT: [batch * seq]
+
+        def chosen(states: Tensor, positions: Tensor = self.positions) -> Tensor:
+            some = states.flatten(0, -2).index_select(0, positions)  # [read, width]
+            return some if len(shape) == 1 else some[None]
+
+        alike = [isinstance(a, Tensor) and a.shape[:-1] == shape for a in args]
+        return tuple(chosen(a) if yes else a for a, yes in zip(args, alike, strict=True))
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.positions is None:
+            return None
+        states, *rest = output if isinstance(output, tuple) else (output,)
+        width = states.shape[-1]
+        everywhere = states.new_full((self._shape.numel(), width), self._left_out)
+        everywhere.index_copy_(0, self.positions, states.reshape(-1, width))
+        everywhere = everywhere.view(*self._shape, width)
+        return (everywhere, *rest) if isinstance(output, tuple) else everywhere
+
+
+def first_of_each(mask: Tensor) -> Tensor:
+    """The first position of each row of a mask ``[batch, seq]``, as a mask."""
+    return torch.arange(mask.shape[1], device=mask.device).expand_as(mask) == 0
+
+
+def last_of_each(mask: Tensor) -> Tensor:
+    """The last position of each row of a mask ``[batch, seq]`` where it is set, as a mask."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return columns == (columns * (mask != 0)).max(dim=1, keepdim=True).values
+
+
+def flat(mask: Tensor) -> Tensor:
+    """Where a mask ``[batch, seq]`` is set, as indices of batch * seq."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+def _ends_of_last_layer(backbone: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Modules between which the last layer may treat every position by itself."""
+    lists = layer_lists(backbone)
+    if backbone.config.is_encoder_decoder or not lists:
+        return
+    layer: nn.Module = lists[-1][-1]
+    output = getattr(getattr(layer, "attention", None), "output", None)
+    if isinstance(output, nn.Module):  # BERT and its kin
+        yield output, layer
+    for first, last in (("mlp", "mlp"), ("ffn", "ffn"), ("fc1", "fc2")):
+        start, end = getattr(layer, first, None), getattr(layer, last, None)
+        if isinstance(start, nn.Module) and isinstance(end, nn.Module):
+            yield start, end
 
 
 class WithoutDropout:

@@ -42,8 +42,10 @@ from ptune.forms import (
 from ptune.hooks import (
     ExtraRows,
     MeanOverText,
+    OnlyWhereRead,
     WithoutDropout,
     checkpointed_layers,
+    flat,
     in_own_dtype,
 )
 from ptune.kernels import CpuKernels
@@ -165,6 +167,7 @@ class PromptModel(PreTrainedModel):
         self._kernels = CpuKernels(backbone) if CpuKernels.pay(backbone) else None
         self._extra_rows = ExtraRows(backbone)
         self._mean = MeanOverText(backbone.base_model)
+        self._where_read = OnlyWhereRead(backbone)
         # Padding goes behind the text, but before it where the head reads the last position.
         last = getattr(text_config, "summary_type", None) == "last"
         self.padding_side: layout.Side = "left" if last else "right"
@@ -543,6 +546,7 @@ class PromptModel(PreTrainedModel):
             self._kernels.remove()
         self._extra_rows.remove()
         self._mean.remove()
+        self._where_read.remove()
         for hook in self._hooks:
             hook.remove()
         for layer in checkpointed_layers(self.backbone):
@@ -730,11 +734,12 @@ class PromptModel(PreTrainedModel):
             is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
             self._mean.mask = layout.place(is_text, is_prompt, order)
             self._mean.rows = mean if isinstance(mean, Tensor) else None
+        self._where_read.positions = self._positions_read(inputs["attention_mask"], mean, kwargs)
         self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
         try:
             return self.backbone(**inputs, **kwargs)
         finally:
-            self._extra_rows.rows = self._mean.mask = None
+            self._extra_rows.rows = self._mean.mask = self._where_read.positions = None
 
     def _enter(
         self, prompts: Sequence[Prompt], which: Sequence[int] | None
@@ -762,21 +767,45 @@ class PromptModel(PreTrainedModel):
 
     def _form_for(self, position_ids: Tensor | None, kwargs: dict[str, Any]) -> Form:
         """The form of this forward pass: read once for the whole batch where nobody can tell."""
-        config = self.backbone.config
         plain = (
             not self.share_prompt
             or "shared" not in self._forms
             or self.prompt_config.depth != "input"
             or self.prompt_config.placement != "prefix"
             or position_ids is not None
-            or any(
+            or self._whole(kwargs)
+        )
+        return self.form if plain else self._forms["shared"]
+
+    def _whole(self, kwargs: dict[str, Any]) -> bool:
+        """Whether what no head reads is to be computed all the same."""
+        config = self.backbone.config
+        return bool(
+            any(
                 kwargs.get(name, getattr(config, name, False))
                 for name in ("output_hidden_states", "output_attentions")
             )
             or checkpointed_layers(self.backbone)
             or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
         )
-        return self.form if plain else self._forms["shared"]
+
+    def _positions_read(
+        self, attention_mask: Tensor, mean: int | Tensor, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Which of batch * seq positions are read behind the last layer; ``None``: take all.
+
+        Args:
+            attention_mask: ``[batch, seq]``, with the prompt.
+            mean: Whether the mean is read; ``[batch, 1]`` where rows differ.
+            kwargs: Of the forward pass.
+        """
+        if self._where_read.head is None or self._whole(kwargs):
+            return None
+        read = self._where_read.head(attention_mask)
+        if self._mean.mask is not None:
+            read = torch.where(torch.as_tensor(mean, device=read.device), self._mean.mask, read)
+        return flat(read)
 
     def _shifted(self, attention_mask: Tensor, shift: int | Tensor) -> Tensor:
         """Positions ``[batch, seq]`` of texts that are counted from `shift`, ``[batch, 1]``."""
