@@ -181,19 +181,49 @@ def layer_lists(backbone: PreTrainedModel) -> list[nn.ModuleList]:
     return [m for m in modules if isinstance(m, nn.ModuleList) and len(m) == count]
 
 
-@torch.no_grad()
-def read(backbone: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Let the backbone read tokens ``[batch, seq]``, without dropout.
+def check_first_layer(backbone: PreTrainedModel, first: int) -> None:
+    """Refuse a deep prompt that starts where the backbone has no layer to start at.
 
-    Returns:
-        The logits, ``[batch, num_labels]``.
+    Raises:
+        PtuneError: It has none.
     """
-    training = {m: m.training for m in backbone.modules()}
+    lists = layer_lists(backbone)
+    if backbone.config.is_encoder_decoder or len(lists) != 1:
+        raise PtuneError(
+            f"first_layer is {first}, and {type(backbone).__name__} does not have its layers in "
+            "one list. Leave first_layer at 0."
+        )
+    if first >= len(lists[0]):
+        raise PtuneError(
+            f"first_layer is {first}; {type(backbone).__name__} has the layers 0 to "
+            f"{len(lists[0]) - 1}."
+        )
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
+    """What a backbone, or its base model, gives for tokens ``[batch, seq]``, without dropout."""
+    training = {m: m.training for m in model.modules()}
     try:
-        return backbone.eval()(input_ids=ids, attention_mask=attention_mask).logits
+        return model.eval()(input_ids=ids, attention_mask=attention_mask)
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Token ids ``[2, 4]`` to try a backbone with, the second text's last one padding; a mask."""
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=backbone.device)
+    pad = backbone.config.get_text_config().pad_token_id
+    tokens = (pad + 1 + torch.arange(4, device=mask.device)) % len(
+        weight_of(backbone.get_input_embeddings())
+    )
+    return torch.where(mask != 0, tokens, pad), mask
+
+
+def are_close(one: Tensor, other: Tensor) -> bool:
+    """Whether they are the same but for rounding in half precision; what is not finite is not."""
+    return bool((one - other).abs().max() <= 0.02 * other.abs().max())
 
 
 # Families whose predictions depend on the padding around a text, prompt or no prompt.

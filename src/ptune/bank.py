@@ -36,7 +36,7 @@ from ptune.backbone import (
 from ptune.classifier import WINDOW, Prediction, Text, batches, prediction_of
 from ptune.config import CONFIG_NAME, PromptEncoderConfig
 from ptune.errors import PtuneError, first_line
-from ptune.forms import Form, Prompt
+from ptune.forms import Form, KeysAndValues, Prompt
 from ptune.hooks import HeadPerRow
 from ptune.model import PromptModel
 
@@ -375,6 +375,13 @@ class PromptBank:
     def _form(self, config: PromptEncoderConfig) -> Form:
         if self.model.has_form(config):
             return self.model.form_of(config)
+        starts = {f.first for f in self.model.forms if isinstance(f, KeysAndValues)}
+        if config.depth == "deep" and starts:
+            raise PtuneError(
+                f"Its deep prompt starts at layer {config.first_layer}, and that of a task in the "
+                f"bank at layer {min(starts)}: the texts of a batch start together. Put it into a "
+                "bank of its own."
+            )
         with self._running:  # the first of its kind is hung on the backbone
             return self.model.form_of(config)
 

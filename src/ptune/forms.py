@@ -159,14 +159,14 @@ class Attentions:
 
     def give(
         self,
-        pairs: list[tuple[Tensor, Tensor]],
+        pairs: Sequence[tuple[Tensor, Tensor] | None],
         giver: Form | None,
         seen: Tensor | None = None,
     ) -> None:
         """Give each attention its keys and values.
 
         Args:
-            pairs: ``[1 or batch, heads, k, head_dim]`` each; nothing: none.
+            pairs: ``[1 or batch, heads, k, head_dim]`` each, or ``None``; nothing: none at all.
             giver: Whose they are.
             seen: ``[batch, k]``, true where a row of the batch has a key; ``None``: everywhere.
         """
@@ -205,14 +205,15 @@ class KeysAndValues(Form):
 
     They take no position of the text's, and cost next to nothing. A virtual token is, for each
     attention in the order of the forward pass, its key and its value: ``[attentions, 2, heads *
-    head_dim]``, laid out flat as 🤗 PEFT's prefix tuning does.
+    head_dim]``, laid out flat as 🤗 PEFT's prefix tuning does. The `first` attentions have none.
     """
 
     takes_positions = False
 
-    def __init__(self, attentions: Attentions, table: ExtraRows) -> None:
-        self.attentions = attentions
-        self.sizes = [2 * heads * dim for heads, dim in attentions.shapes]
+    def __init__(self, attentions: Attentions, table: ExtraRows, first: int = 0) -> None:
+        self.attentions, self.first = attentions, first
+        self.shapes = attentions.shapes[first:]
+        self.sizes = [2 * heads * dim for heads, dim in self.shapes]
         super().__init__(table, width=sum(self.sizes))
 
     def enter(  # noqa: D102
@@ -225,10 +226,11 @@ class KeysAndValues(Form):
             if min(lengths) != max(lengths):
                 columns = torch.arange(rows.shape[1], device=rows.device)
                 seen = columns < torch.tensor(lengths, device=rows.device)
-        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor] | None] = []
         if rows.shape[1]:
+            pairs += [None] * self.first
             parts = rows.split(self.sizes, dim=2)
-            for part, (heads, dim) in zip(parts, self.attentions.shapes, strict=True):
+            for part, (heads, dim) in zip(parts, self.shapes, strict=True):
                 # [2, 1 or batch, heads, k, dim]
                 both = part.unflatten(2, (2, heads, dim)).permute(2, 0, 3, 1, 4)
                 pairs.append((both[0], both[1]))
@@ -241,7 +243,7 @@ class KeysAndValues(Form):
 
     def words(self, ids: Tensor) -> Tensor:  # noqa: D102
         parts = []
-        for _, key, value in self.attentions.reading(ids):
+        for _, key, value in self.attentions.reading(ids)[self.first :]:
             both = torch.stack([key[0], value[0]])[:, :, : len(ids)]  # [2, heads, k, dim]
             parts.append(both.permute(2, 0, 1, 3).flatten(1))  # [k, 2 * heads * dim]
         return torch.cat(parts, dim=1).float()
@@ -384,7 +386,8 @@ class _Slots:
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        self.pairs: list[tuple[Tensor, Tensor]] = []  # [1 or batch, heads, k, dim] each
+        # [1 or batch, heads, k, dim] each
+        self.pairs: list[tuple[Tensor, Tensor] | None] = []
         self.seen: Tensor | None = None  # [batch, k]
         self.calls = 0
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
-from ptune.backbone import layer_lists, read, weight_of
+from ptune.backbone import are_close, layer_lists, read, two_texts, weight_of
 from ptune.errors import PtuneError
 
 
@@ -117,7 +117,8 @@ class OnlyWhereRead:
 
     Families build that end in their own ways, and their heads read what they do. Both are found
     out by letting the backbone read two short texts, with numbers that are none (NaN) in the
-    place of what is left out. Where the logits are not what they were, nothing is left out.
+    place of what is left out. Where these reach the logits, or the rest is not what it was,
+    nothing is left out.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
@@ -125,6 +126,7 @@ class OnlyWhereRead:
         self.head: Callable[[Tensor], Tensor] | None = None  # which ones the head reads
         self._left_out = 0.0
         self._shape = torch.Size()  # of what came in, but for its last dimension
+        self._given = torch.empty(0)  # [batch * seq, width], while it is found out
         self._hooks: list[Any] = []
         for start, end in _ends_of_last_layer(backbone):
             self._hooks = [
@@ -141,24 +143,21 @@ class OnlyWhereRead:
         for hook in self._hooks:
             hook.remove()
 
-    @torch.no_grad()
     def _what_is_read(self, backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
-        mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=backbone.device)
-        pad = backbone.config.get_text_config().pad_token_id
-        size = weight_of(backbone.get_input_embeddings()).shape[0]
-        tokens = (pad + 1 + torch.arange(4, device=mask.device)) % size
-        ids = torch.where(mask != 0, tokens, pad)
+        ids, mask = two_texts(backbone)
         try:
-            usual = read(backbone, ids, mask)
+            read(backbone, ids, mask)
+            usual = self._given
             for which in (first_of_each, last_of_each):
                 self.positions, self._left_out = flat(which(mask)), torch.nan
-                # A NaN is not close to anything.
-                if torch.allclose(read(backbone, ids, mask), usual, rtol=0.02, atol=1e-3):
+                logits = read(backbone, ids, mask).logits
+                given, wanted = self._given[self.positions], usual[self.positions]
+                if are_close(given, wanted) and logits.isfinite().all():
                     return which
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # nothing that single positions could be taken out of
         finally:
-            self.positions, self._left_out = None, 0.0
+            self.positions, self._left_out, self._given = None, 0.0, torch.empty(0)
         return None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -174,12 +173,16 @@ class OnlyWhereRead:
         return tuple(chosen(a) if yes else a for a, yes in zip(args, alike, strict=True))
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self.positions is None:
-            return None
         states, *rest = output if isinstance(output, tuple) else (output,)
         width = states.shape[-1]
+        if self.positions is None:
+            if self.head is None:
+                self._given = states.reshape(-1, width)
+            return None
         everywhere = states.new_full((self._shape.numel(), width), self._left_out)
         everywhere.index_copy_(0, self.positions, states.reshape(-1, width))
+        if self.head is None:
+            self._given = everywhere
         everywhere = everywhere.view(*self._shape, width)
         return (everywhere, *rest) if isinstance(output, tuple) else everywhere
 

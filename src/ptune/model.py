@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from transformers.modeling_outputs import ModelOutput
 from ptune import layout
 from ptune.backbone import (
     check_family,
+    check_first_layer,
     load_tokenizer,
     max_positions,
     names_of_head,
     smallest,
     weight_of,
 )
+from ptune.below import LayersBelow, default_folder
 from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
 from ptune.forms import (
@@ -85,6 +87,10 @@ class _AsItCame:
 def _labels_of(backbone: PreTrainedModel) -> dict[str, Any]:
     config = backbone.config
     return {"id2label": dict(config.id2label), "problem_type": config.problem_type}
+
+
+def _form_name(config: PromptEncoderConfig) -> str:
+    return f"{config.depth} from {config.first_layer}" if config.first_layer else config.depth
 
 
 def _set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
@@ -168,6 +174,7 @@ class PromptModel(PreTrainedModel):
         self._extra_rows = ExtraRows(backbone)
         self._mean = MeanOverText(backbone.base_model)
         self._where_read = OnlyWhereRead(backbone)
+        self._below: LayersBelow | None = None
         # Padding goes behind the text, but before it where the head reads the last position.
         last = getattr(text_config, "summary_type", None) == "last"
         self.padding_side: layout.Side = "left" if last else "right"
@@ -214,6 +221,13 @@ class PromptModel(PreTrainedModel):
                 "pooling is 'prompt', but this backbone only looks back: a prompt before the text "
                 "has not read it. Take 'family' or 'mean'."
             )
+        if first := config.first_layer:
+            check_first_layer(backbone, first)
+            if not Attentions.reachable(backbone):
+                raise PtuneError(
+                    f"first_layer is {first}; a deep prompt in {type(backbone).__name__} is in "
+                    "every layer from 0 on. Leave first_layer at 0."
+                )
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = backbone.name_or_path or None
         return config
@@ -262,23 +276,23 @@ class PromptModel(PreTrainedModel):
 
     def has_form(self, config: PromptEncoderConfig) -> bool:
         """Whether prompts of this kind have been met."""
-        return config.depth in self._forms
+        return _form_name(config) in self._forms
 
     def form_of(self, config: PromptEncoderConfig) -> Form:
         """What a prompt is inside this backbone; hung on it when first needed."""
-        if config.depth not in self._forms:
-            self._forms[config.depth] = self._new_form(config.depth)
-        return self._forms[config.depth]
+        if not self.has_form(config):
+            self._forms[_form_name(config)] = self._new_form(config)
+        return self._forms[_form_name(config)]
 
-    def _new_form(self, depth: str) -> Form:
+    def _new_form(self, config: PromptEncoderConfig) -> Form:
         backbone, table = self.backbone, self._extra_rows
-        if depth == "input":
+        if config.depth == "input":
             if self.takes_position_ids and SharedRows.possible(backbone):
                 self._forms["shared"] = SharedRows(self._reach_attentions(), table)
             return InputRows(table)
-        if not Attentions.reachable(backbone):
-            return RowsInEveryLayer(backbone, table)
-        return KeysAndValues(self._reach_attentions(), table)
+        if Attentions.reachable(backbone):
+            return KeysAndValues(self._reach_attentions(), table, config.first_layer)
+        return RowsInEveryLayer(backbone, table)
 
     def _reach_attentions(self) -> Attentions:
         if self._attentions is None:
@@ -286,9 +300,14 @@ class PromptModel(PreTrainedModel):
         return self._attentions
 
     @property
+    def forms(self) -> list[Form]:
+        """Of all adapters so far."""
+        return list(self._forms.values())
+
+    @property
     def form(self) -> Form:
         """The active adapter's."""
-        return self._forms[self.prompt_config.depth]
+        return self._forms[_form_name(self.prompt_config)]
 
     # Several adapters on one backbone. One is active; the others' heads wait beside it.
 
@@ -458,6 +477,26 @@ class PromptModel(PreTrainedModel):
         """What resuming needs: encoder and head, under their names in this module."""
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
 
+    def keep_layers_below(self, folder: Path | None = None) -> None:
+        """Compute the layers below the prompt's first one once per text, and keep what they give.
+
+        It is kept on disk: whoever reads a text again, in a later epoch or another run, starts at
+        `first_layer` of the prompt, with the same numbers.
+
+        Args:
+            folder: Where to; ``None``: the user's cache folder.
+
+        Raises:
+            PtuneError: The prompt starts at the first layer, or the backbone cannot start above
+                it.
+        """
+        first = self.prompt_config.first_layer
+        if not first:
+            raise PtuneError("The prompt starts at the first layer: there is none below it.")
+        if self._below is not None:
+            self._below.remove()
+        self._below = LayersBelow(self.backbone, first, folder or default_folder())
+
     def parameter_groups(
         self,
         learning_rate: float,
@@ -547,6 +586,8 @@ class PromptModel(PreTrainedModel):
         self._extra_rows.remove()
         self._mean.remove()
         self._where_read.remove()
+        if self._below is not None:
+            self._below.remove()
         for hook in self._hooks:
             hook.remove()
         for layer in checkpointed_layers(self.backbone):
@@ -736,8 +777,16 @@ class PromptModel(PreTrainedModel):
             self._mean.rows = mean if isinstance(mean, Tensor) else None
         self._where_read.positions = self._positions_read(inputs["attention_mask"], mean, kwargs)
         self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
+        below: Any = nullcontext()
+        if (
+            self._below is not None
+            and inputs_embeds is None
+            and self._starts_above(prompts, kwargs)
+        ):
+            below = self._below.reading(inputs)
         try:
-            return self.backbone(**inputs, **kwargs)
+            with below:
+                return self.backbone(**inputs, **kwargs)
         finally:
             self._extra_rows.rows = self._mean.mask = self._where_read.positions = None
 
@@ -776,6 +825,13 @@ class PromptModel(PreTrainedModel):
             or self._whole(kwargs)
         )
         return self.form if plain else self._forms["shared"]
+
+    def _starts_above(self, prompts: Sequence[Prompt], kwargs: dict[str, Any]) -> bool:
+        """Whether what the layers below the first prompt make of a text is always the same."""
+        drops_out = self.training and self.prompt_config.backbone_dropout
+        firsts = {p.form.first if isinstance(p.form, KeysAndValues) else 0 for p in prompts}
+        assert self._below is not None
+        return min(firsts) >= self._below.first and not drops_out and not self._whole(kwargs)
 
     def _whole(self, kwargs: dict[str, Any]) -> bool:
         """Whether what no head reads is to be computed all the same."""
