@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
 from ptune.backbone import are_close, layer_lists, read, two_texts, weight_of
@@ -241,12 +240,6 @@ class WithoutDropout:
                 layer.training = True
 
         return self.checkpoint(run, *args)
-
-
-def checkpointed_layers(backbone: PreTrainedModel) -> list[Any]:
-    """The layers that gradient checkpointing is switched on for."""
-    layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
-    return [layer for layer in layers if layer.gradient_checkpointing]
 
 
 def in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

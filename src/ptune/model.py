@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import layout
@@ -46,7 +47,6 @@ from ptune.hooks import (
     MeanOverText,
     OnlyWhereRead,
     WithoutDropout,
-    checkpointed_layers,
     flat,
     in_own_dtype,
 )
@@ -184,6 +184,9 @@ class PromptModel(PreTrainedModel):
             "kwargs" in inputs and "position_ids" in inside
         )
 
+        self._checkpointable: list[Any] = [
+            m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)
+        ]
         self._takes_use_cache = "use_cache" in inputs
         self._disabled = False
         self._forms: dict[str, Form] = {}
@@ -590,7 +593,7 @@ class PromptModel(PreTrainedModel):
             self._below.remove()
         for hook in self._hooks:
             hook.remove()
-        for layer in checkpointed_layers(self.backbone):
+        for layer in self._checkpointed_layers():
             layer._gradient_checkpointing_func = layer._gradient_checkpointing_func.checkpoint
         came = self._as_it_came
         for name, parameter in self.backbone.named_parameters():
@@ -606,13 +609,17 @@ class PromptModel(PreTrainedModel):
         super().train(mode)
         if not self.prompt_config.backbone_dropout:
             self.backbone.base_model.eval()
-            for layer in checkpointed_layers(self.backbone):
+            for layer in self._checkpointed_layers():
                 layer.training = mode
         return self
 
+    def _checkpointed_layers(self) -> list[Any]:
+        """The layers that gradient checkpointing is switched on for."""
+        return [layer for layer in self._checkpointable if layer.gradient_checkpointing]
+
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
-        for layer in checkpointed_layers(self.backbone):
+        for layer in self._checkpointed_layers():
             layer._gradient_checkpointing_func = WithoutDropout(
                 layer._gradient_checkpointing_func, drops_out=self.prompt_config.backbone_dropout
             )
@@ -841,7 +848,7 @@ class PromptModel(PreTrainedModel):
                 kwargs.get(name, getattr(config, name, False))
                 for name in ("output_hidden_states", "output_attentions")
             )
-            or checkpointed_layers(self.backbone)
+            or self._checkpointed_layers()
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
         )
