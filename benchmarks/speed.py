@@ -40,7 +40,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ptune import PromptEncoderConfig, PromptModel, data
 from ptune.backbone import cpu_options, fast_dtype, load_backbone, load_tokenizer
 
-ROWS, BATCH, STEPS = 20, 32, 8  # virtual tokens; texts a step; steps a turn
+ROWS, BATCH = 20, 32  # virtual tokens; texts a step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], None]
@@ -88,8 +88,8 @@ def backbone(name: str, dtype: torch.dtype) -> Any:
     ).to(dtype)  # fmt: skip
 
 
-def batches(examples: Any, name: str, *, by_length: bool) -> list[Batch]:
-    """STEPS training batches, of the same texts for all.
+def batches(examples: Any, name: str, steps: int, *, by_length: bool) -> list[Batch]:
+    """So many training batches, of the same texts for all.
 
     They are a sample of an epoch's, short and long: of the batches of like length that ptune's
     default makes, every n-th; or the texts of these mixed again, as they come without it.
@@ -106,8 +106,8 @@ def batches(examples: Any, name: str, *, by_length: bool) -> list[Batch]:
     order = list(LengthGroupedSampler(BATCH, lengths=lengths, generator=generator))
     groups = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
     groups.sort(key=lambda group: sum(lengths[i] for i in group))
-    every = len(groups) // STEPS
-    groups = groups[every // 2 :: every][:STEPS]
+    every = len(groups) // steps
+    groups = groups[every // 2 :: every][:steps]
     if not by_length:
         mixed = [i for group in groups for i in group]
         random.Random(0).shuffle(mixed)
@@ -273,17 +273,17 @@ CONTENDERS: dict[str, tuple[Callable[[str], Step], bool]] = {
 class Contender:
     """A contender in training, in a process of its own."""
 
-    def __init__(self, kind: str, name: str, examples: Any) -> None:
+    def __init__(self, kind: str, name: str, examples: Any, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=contend, args=(theirs, kind, name, examples), daemon=True
+            target=contend, args=(theirs, kind, name, examples, steps), daemon=True
         )
         self.process.start()
         theirs.close()
 
     def work(self) -> None:
-        """Train one epoch, and wait for its end."""
+        """Train for its steps, and wait for the end."""
         self.pipe.send(None)
         self.pipe.recv()
 
@@ -293,20 +293,22 @@ class Contender:
         self.process.join()
 
 
-def contend(pipe: Any, kind: str, name: str, examples: Any) -> None:
-    """Train an epoch whenever asked to: the process of a `Contender`."""
+def contend(pipe: Any, kind: str, name: str, examples: Any, steps: int) -> None:
+    """Train for some steps whenever asked to: the process of a `Contender`."""
     make, by_length = CONTENDERS[kind]
-    step, own = make(name), batches(examples, name, by_length=by_length)
+    step, own = make(name), batches(examples, name, steps, by_length=by_length)
     while True:
         pipe.recv()
         timed(lambda: [step(batch) for batch in own])  # waits for a GPU, too
         pipe.send(None)
 
 
-def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> dict[str, Any]:
+def training(
+    name: str, examples: Any, steps: int, rounds: int, only: list[str] | None
+) -> dict[str, Any]:
     """Training steps on one backbone, of all contenders or of some."""
     kinds = [k for k in CONTENDERS if is_causal(name) or k != "ptune input, not shared"]
-    made = {k: Contender(k, name, examples) for k in kinds if not only or k in only}
+    made = {k: Contender(k, name, examples, steps) for k in kinds if not only or k in only}
     try:
         seconds = in_turn({k: c.work for k, c in made.items()}, rounds)
     finally:
@@ -324,7 +326,7 @@ def training(name: str, examples: Any, rounds: int, only: list[str] | None) -> d
     if is_causal(name):
         pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
     return {
-        "seconds_a_step": {k: statistics.median(v) / STEPS for k, v in seconds.items()},
+        "seconds_a_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
         "ratios": {
             label: ratio(seconds, *pair)
             for label, pair in pairs.items()
@@ -448,7 +450,7 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
             "ptune input": lambda: ours(name, "input"),
             "ptune deep": lambda: ours(name, "deep"),
         }[what]()
-        grouped = batches(corpus.train, name, by_length=what.startswith("ptune"))
+        grouped = batches(corpus.train, name, 8, by_length=what.startswith("ptune"))
         seconds = timed(lambda: [step(b) for b in grouped])
     peak = peak_memory_mb() if DEVICE == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps({"seconds": seconds, "peak_mb": peak}))
@@ -537,6 +539,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts[:-1]))
     parser.add_argument("--contenders", nargs="+", help="of training, as the results name them")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="of training, in each turn")
     parser.add_argument("--texts", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/speed"))
     parser.add_argument("--apart", help=argparse.SUPPRESS)
@@ -549,7 +552,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in args.backbones:
         if "training" in args.parts:
-            found[f"training, {name}"] = training(name, corpus.train, args.rounds, args.contenders)
+            found[f"training, {name}"] = training(
+                name, corpus.train, args.steps, args.rounds, args.contenders
+            )
         if "memory" in args.parts:
             found[f"memory, {name}"] = memory(name, args.data_dir)
     if "inference" in args.parts:
@@ -563,6 +568,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE}, {fast_dtype(DEVICE)}",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "rounds": args.rounds,
+        "steps": args.steps,
         "parts": found,
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
