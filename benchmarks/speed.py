@@ -39,6 +39,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ptune import PromptEncoderConfig, PromptModel, data
 from ptune.backbone import cpu_options, fast_dtype, load_backbone, load_tokenizer
+from ptune.kernels import forget_shapes
 
 ROWS, BATCH = 20, 32  # virtual tokens; texts a step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,7 +108,7 @@ def batches(examples: Any, name: str, steps: int, *, by_length: bool) -> list[Ba
     groups = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
     groups.sort(key=lambda group: sum(lengths[i] for i in group))
     every = len(groups) // steps
-    groups = groups[every // 2 :: every][:steps]
+    groups = groups[every // 2 :: every][:steps][::-1]  # the longest first, as the sampler does
     if not by_length:
         mixed = [i for group in groups for i in group]
         random.Random(0).shuffle(mixed)
@@ -181,6 +182,7 @@ def classifier(name: str, depth: str) -> PromptModel:
 
 def ours(name: str, depth: str, *, share: bool = True) -> Step:
     """What `ptune train` does by default."""
+    forget_shapes()
     model = classifier(name, depth)
     model.share_prompt = share
     return _step(model, model.parameter_groups(1e-3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -57,8 +58,10 @@ def test_a_packed_layer_computes_what_the_layer_does(shape: tuple[int, ...], bia
 
 
 @here
-def test_gradients_that_come_from_transposed_heads() -> None:
-    """They are not contiguous."""
+@pytest.mark.parametrize("amx", [True, False])
+def test_gradients_that_come_from_transposed_heads(monkeypatch: Any, amx: bool) -> None:
+    """They are not contiguous; with weights that are packed for them, and without."""
+    monkeypatch.setattr(kernels, "_has_amx", lambda: amx)
     layer = frozen(32, 32)
     grads = []
     for each in (layer, packed(layer)):
@@ -76,6 +79,7 @@ def test_a_weight_that_changes_is_packed_again() -> None:
     layer = packed(frozen(16, 16))
     x = torch.randn(2, 16, dtype=BF16)
     first = layer(x)
+    assert layer.packed.transposed is None  # nothing has asked for a gradient
     layer.weight.mul_(2)
     torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     layer.weight.data = torch.zeros(16, 16, dtype=BF16)

@@ -43,7 +43,17 @@ def keep_memory() -> None:
     mallopt(_TRIM_THRESHOLD, 2 * 10**9)
 
 
-# Packed weights lie in memory beside the plain ones, which the backward pass reads.
+def forget_shapes() -> None:
+    """Have oneDNN keep the code and buffers of some dozens of shapes, and not of a thousand.
+
+    In training every length of a batch has its own, megabytes each, and few come twice in a row.
+    For single texts it is better to keep them. Call it before the first tensor is made.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")  # of ideep, PyTorch's way to oneDNN
+
+
+# Packed weights lie in memory beside the plain ones, one copy for each direction.
 MOST_PACKED = 10**9  # parameters
 FEW_PASSES = "few_passes"
 
@@ -95,18 +105,39 @@ class Packed:
     def __init__(self) -> None:
         self.known: tuple[int, int] | None = None
         self.weight: Tensor | None = None
+        self.transposed: Tensor | None = None
 
     def of(self, weight: Tensor) -> Tensor:
         """The weight ``[out, in]``, packed."""
-        now = (weight.data_ptr(), weight._version)
-        if self.weight is None or self.known != now:
-            rows = 1024  # of the input: a hint; other numbers are as fast
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-            self.known = now
+        self._forget_unless(weight)
+        if self.weight is None:
+            self.weight = _packed(weight.detach())
         return self.weight
+
+    def transposed_of(self, weight: Tensor) -> Tensor:
+        """``[in, out]``, packed: for the gradient of what goes in."""
+        self._forget_unless(weight)
+        if self.transposed is None:
+            self.transposed = _packed(weight.detach().T.contiguous())
+        return self.transposed
+
+    def _forget_unless(self, weight: Tensor) -> None:
+        now = (weight.data_ptr(), weight._version)
+        if self.known != now:
+            self.known, self.weight, self.transposed = now, None, None
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
         return Packed, ()  # a copy of a layer packs for itself
+
+
+def _packed(weight: Tensor) -> Tensor:
+    rows = 1024  # of the input: a hint; other numbers are as fast
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+
+def _has_amx() -> bool:
+    """Whether the processor has a unit for matrices; the backward product gains nothing there."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 class PackedLinear(nn.Linear):
@@ -133,20 +164,26 @@ class PackedLinear(nn.Linear):
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
     # What `torch.compile` makes of a frozen linear layer.
-    return torch.ops.mkldnn._linear_pointwise(input, packed.of(weight), bias, "none", [], "none")
+    return _times(input, packed.of(weight), bias)
+
+
+def _times(input: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "none")
 
 
 class _PackedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Any, packed: Packed) -> Tensor:
         ctx.save_for_backward(weight)
+        ctx.packed = packed
         return _product(input, weight, bias, packed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
         # Flat: what comes from transposed heads would be multiplied text by text.
-        flat = grad.reshape(-1, grad.shape[-1]) @ weight
+        flat = grad.reshape(-1, grad.shape[-1])
+        flat = flat @ weight if _has_amx() else _times(flat, ctx.packed.transposed_of(weight))
         return flat.view(*grad.shape[:-1], -1), None, None, None
 
 

@@ -50,6 +50,7 @@ from ptune.backbone import (
 from ptune.config import PromptEncoderConfig
 from ptune.data import Columns, Corpus
 from ptune.errors import PtuneError
+from ptune.kernels import forget_shapes
 from ptune.model import PromptModel
 
 logger = logging.getLogger(__name__)
@@ -719,6 +720,7 @@ def train_run(
     """
     folder = Path(output_dir)
     check_folder(folder, settings, overwrite=overwrite, resume=resume)
+    forget_shapes()
     corpus = corpus or settings.corpus()
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     transformers.set_seed(settings.seed)
