@@ -29,6 +29,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,10 @@ def backbone(name: str, dtype: torch.dtype) -> Any:
     ).to(dtype)  # fmt: skip
 
 
-def batches(examples: Any, name: str, steps: int, *, by_length: bool) -> list[Batch]:
-    """So many training batches, of the same texts for all.
+def batches(
+    examples: Any, name: str, steps: int, turns: int = 1, *, by_length: bool
+) -> list[list[Batch]]:
+    """So many training batches for each turn, of the same texts for all.
 
     They are a sample of an epoch's, short and long: of the batches of like length that ptune's
     default makes, every n-th; or the texts of these mixed again, as they come without it.
@@ -108,18 +112,22 @@ def batches(examples: Any, name: str, steps: int, *, by_length: bool) -> list[Ba
     groups = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
     groups.sort(key=lambda group: sum(lengths[i] for i in group))
     every = len(groups) // steps
-    groups = groups[every // 2 :: every][:steps][::-1]  # the longest first, as the sampler does
-    if not by_length:
-        mixed = [i for group in groups for i in group]
-        random.Random(0).shuffle(mixed)
-        groups = [mixed[i : i + BATCH] for i in range(0, len(mixed), BATCH)]
+    labels = torch.tensor(examples[data.LABEL])
+
+    def batch(chosen: list[int]) -> Batch:
+        rows = {k: [v[i] for i in chosen] for k, v in encoded.items()}
+        made = {**tokenizer.pad(rows, return_tensors="pt"), "labels": labels[chosen]}
+        return {k: v.to(DEVICE) for k, v in made.items()}
+
     made = []
-    for chosen in groups:
-        batch = tokenizer.pad(
-            {k: [v[i] for i in chosen] for k, v in encoded.items()}, return_tensors="pt"
-        )
-        made.append({k: v.to(DEVICE) for k, v in batch.items()})
-        made[-1]["labels"] = torch.tensor([examples[data.LABEL][i] for i in chosen]).to(DEVICE)
+    for turn in range(turns):
+        # The longest first, as the sampler does; other lengths in every turn, as in an epoch.
+        some = groups[(every // 2 + turn) % every :: every][:steps][::-1]
+        if not by_length:
+            mixed = [i for group in some for i in group]
+            random.Random(turn).shuffle(mixed)
+            some = [mixed[i : i + BATCH] for i in range(0, len(mixed), BATCH)]
+        made.append([batch(chosen) for chosen in some])
     return made
 
 
@@ -188,47 +196,45 @@ def ours(name: str, depth: str, *, share: bool = True) -> Step:
     return _step(model, model.parameter_groups(1e-3))
 
 
-def floor(name: str, depth: str) -> Step:
+class Floor:
     """The matrix products of the frozen layers that ptune's step has, and nothing else."""
-    from transformers.pytorch_utils import Conv1D
 
-    model = classifier(name, depth).to(DEVICE).eval()
-    kinds = nn.Linear | Conv1D
-    layers = [m for m in model.backbone.base_model.modules() if isinstance(m, kinds)]
-    weights = {  # [out, in]
-        m: m.weight.detach() if isinstance(m, nn.Linear) else m.weight.detach().T.contiguous()
-        for m in layers
-    }
-    seen: list[tuple[torch.Tensor, int]] = []  # weights, and how many tokens they meet
-    for layer, weight in weights.items():
+    def __init__(self, name: str, depth: str) -> None:
+        from transformers.pytorch_utils import Conv1D
 
-        def see(_: Any, args: Any, output: Any, weight: torch.Tensor = weight) -> None:
-            seen.append((weight, args[0].numel() // weight.shape[1]))
+        self.model = classifier(name, depth).eval()
+        self.met: list[tuple[torch.Tensor, int]] = []
+        self.products: dict[torch.Size, list[tuple[torch.Tensor, int]]] = {}
+        for layer in self.model.backbone.base_model.modules():
+            if isinstance(layer, nn.Linear | Conv1D):
+                weight = layer.weight.detach()  # [out, in]
+                weight = weight if isinstance(layer, nn.Linear) else weight.T.contiguous()
+                layer.register_forward_hook(partial(self._meet, weight))
 
-        layer.register_forward_hook(see)
-    products: dict[int, list[tuple[torch.Tensor, int]]] = {}  # of each batch
+    def _meet(self, weight: torch.Tensor, layer: nn.Module, args: Any, output: Any) -> None:
+        self.met.append((weight, args[0].numel() // weight.shape[1]))
 
-    def step(batch: Batch) -> None:
-        if id(batch) not in products:  # in the turn that is not counted
-            seen.clear()
-            with torch.no_grad():
-                model(**batch)
-            products[id(batch)] = list(seen)
+    @torch.no_grad()
+    def see(self, batch: Batch) -> None:
+        """Find out which weights meet how many tokens of such a batch."""
+        self.met = self.products[batch["input_ids"].shape] = []
+        self.model(**batch)
+
+    def __call__(self, batch: Batch) -> None:
+        """Compute the products, forwards and for the gradient of what goes in."""
         made: dict[tuple[int, int], torch.Tensor] = {}
 
         def ones(tokens: int, width: int) -> torch.Tensor:
             if (tokens, width) not in made:
-                made[tokens, width] = torch.ones(
-                    tokens, width, dtype=fast_dtype(DEVICE), device=DEVICE
-                )
+                dtype = fast_dtype(DEVICE)
+                made[tokens, width] = torch.ones(tokens, width, dtype=dtype, device=DEVICE)
             return made[tokens, width]
 
-        for weight, tokens in products[id(batch)]:
+        products = self.products[batch["input_ids"].shape]
+        for weight, tokens in products:
             nn.functional.linear(ones(tokens, weight.shape[1]), weight)
-        for weight, tokens in products[id(batch)]:
+        for weight, tokens in products:
             ones(tokens, weight.shape[0]) @ weight
-
-    return step
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -266,8 +272,8 @@ CONTENDERS: dict[str, tuple[Callable[[str], Step], bool]] = {
     "PEFT LoRA": (lambda name: rival(name, "lora"), False),
     "ptune input": (lambda name: ours(name, "input"), True),
     "ptune deep": (lambda name: ours(name, "deep"), True),
-    "floor of input": (lambda name: floor(name, "input"), True),
-    "floor of deep": (lambda name: floor(name, "deep"), True),
+    "floor of input": (lambda name: Floor(name, "input"), True),
+    "floor of deep": (lambda name: Floor(name, "deep"), True),
     "ptune input, not shared": (lambda name: ours(name, "input", share=False), True),
 }
 
@@ -275,11 +281,11 @@ CONTENDERS: dict[str, tuple[Callable[[str], Step], bool]] = {
 class Contender:
     """A contender in training, in a process of its own."""
 
-    def __init__(self, kind: str, name: str, examples: Any, steps: int) -> None:
+    def __init__(self, kind: str, name: str, examples: Any, steps: int, turns: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=contend, args=(theirs, kind, name, examples, steps), daemon=True
+            target=contend, args=(theirs, kind, name, examples, steps, turns), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -295,13 +301,17 @@ class Contender:
         self.process.join()
 
 
-def contend(pipe: Any, kind: str, name: str, examples: Any, steps: int) -> None:
+def contend(pipe: Any, kind: str, name: str, examples: Any, steps: int, turns: int) -> None:
     """Train for some steps whenever asked to: the process of a `Contender`."""
     make, by_length = CONTENDERS[kind]
-    step, own = make(name), batches(examples, name, steps, by_length=by_length)
-    while True:
+    step = make(name)
+    own_turns = batches(examples, name, steps, turns, by_length=by_length)
+    if isinstance(step, Floor):
+        for batch in chain(*own_turns):
+            step.see(batch)
+    for own in own_turns:
         pipe.recv()
-        timed(lambda: [step(batch) for batch in own])  # waits for a GPU, too
+        timed(lambda own=own: [step(batch) for batch in own])  # type: ignore[misc]  # waits for a GPU, too
         pipe.send(None)
 
 
@@ -310,7 +320,9 @@ def training(
 ) -> dict[str, Any]:
     """Training steps on one backbone, of all contenders or of some."""
     kinds = [k for k in CONTENDERS if is_causal(name) or k != "ptune input, not shared"]
-    made = {k: Contender(k, name, examples, steps) for k in kinds if not only or k in only}
+    made = {
+        k: Contender(k, name, examples, steps, rounds + 1) for k in kinds if not only or k in only
+    }
     try:
         seconds = in_turn({k: c.work for k, c in made.items()}, rounds)
     finally:
@@ -452,7 +464,7 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
             "ptune input": lambda: ours(name, "input"),
             "ptune deep": lambda: ours(name, "deep"),
         }[what]()
-        grouped = batches(corpus.train, name, 8, by_length=what.startswith("ptune"))
+        (grouped,) = batches(corpus.train, name, 8, by_length=what.startswith("ptune"))
         seconds = timed(lambda: [step(b) for b in grouped])
     peak = peak_memory_mb() if DEVICE == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps({"seconds": seconds, "peak_mb": peak}))
