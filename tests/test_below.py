@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sqlite3
 from functools import cache
@@ -194,6 +195,18 @@ def test_unload_leaves_nothing(tmp_path) -> None:
     assert isinstance(layers, nn.ModuleList)
     model.unload()
     assert not any(layer._forward_pre_hooks for layer in layers)
+
+
+@torch.no_grad()
+def test_a_deep_copy_reads_the_same_file(tmp_path) -> None:
+    model = made("BERT").eval()
+    model.keep_layers_below(tmp_path)
+    inputs = batch("BERT", SENTENCES[:2])
+    logits = model(**inputs).logits
+    twin = copy.deepcopy(model)
+    calls, original = calls_of_first_layer(twin), calls_of_first_layer(model)
+    torch.testing.assert_close(twin(**inputs).logits, logits, rtol=1e-5, atol=1e-5)
+    assert calls == original == []
 
 
 def test_a_file_that_is_none(tmp_path) -> None:

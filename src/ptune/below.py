@@ -147,6 +147,9 @@ class Kept:
                 "Delete it, set XDG_CACHE_HOME to another folder, or do without (--no-keep-layers)."
             ) from error
 
+    def __reduce__(self) -> tuple[type[Kept], tuple[Path]]:
+        return Kept, (self.file,)  # a copy opens the file for itself
+
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """What is there, in the order of the keys."""
         query = "SELECT value FROM kept WHERE key = ?"
