@@ -15,7 +15,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from ptune import PromptEncoderConfig, PromptModel, kernels
 from ptune.backbone import load_backbone
-from ptune.kernels import CpuKernels, Packed, PackedLinear, few_passes, keep_memory
+from ptune.kernels import CpuKernels, Packed, PackedLinear, few_passes, forget_shapes, keep_memory
 
 BF16 = torch.bfloat16
 here = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_a_packed_layer_computes_what_the_layer_does(shape: tuple[int, ...], bia
 @pytest.mark.parametrize("amx", [True, False])
 def test_gradients_that_come_from_transposed_heads(monkeypatch: Any, amx: bool) -> None:
     """They are not contiguous; with weights that are packed for them, and without."""
-    monkeypatch.setattr(kernels, "_has_amx", lambda: amx)
+    monkeypatch.setattr(kernels, "cpu_has", lambda *features: amx)
     layer = frozen(32, 32)
     grads = []
     for each in (layer, packed(layer)):
@@ -227,6 +227,13 @@ def test_memory_is_kept_only_where_the_c_library_can(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     keep_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")  # and so it is put back
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    forget_shapes()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
 
     def none(name: object) -> object:
         return object()

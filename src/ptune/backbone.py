@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from ptune.errors import PtuneError, first_line
-from ptune.kernels import keep_memory
+from ptune.kernels import cpu_has, keep_memory
 
 # A model that a wheel brings, by its id on the Hub: no network is needed where it is installed.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -69,8 +69,7 @@ def fast_dtype(device: str | torch.device | None = None) -> torch.dtype:
     """bfloat16 where the hardware multiplies it fast, else float32."""
     if torch.device(device or default_device()).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.bfloat16 if fast.get("amx_bf16") or fast.get("avx512_bf16") else torch.float32
+    return torch.bfloat16 if cpu_has("amx_bf16", "avx512_bf16") else torch.float32
 
 
 def default_device() -> str:

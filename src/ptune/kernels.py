@@ -53,6 +53,12 @@ def forget_shapes() -> None:
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")  # of ideep, PyTorch's way to oneDNN
 
 
+def cpu_has(*features: str) -> bool:
+    """Whether the processor has one of these, as PyTorch names them."""
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(has.get(feature) for feature in features)
+
+
 # Packed weights lie in memory beside the plain ones, one copy for each direction.
 MOST_PACKED = 10**9  # parameters
 FEW_PASSES = "few_passes"
@@ -135,11 +141,6 @@ def _packed(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
-def _has_amx() -> bool:
-    """Whether the processor has a unit for matrices; the backward product gains nothing there."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
 class PackedLinear(nn.Linear):
     """A linear layer that keeps a packed copy of its weight while that is frozen."""
 
@@ -183,7 +184,10 @@ class _PackedProduct(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         # Flat: what comes from transposed heads would be multiplied text by text.
         flat = grad.reshape(-1, grad.shape[-1])
-        flat = flat @ weight if _has_amx() else _times(flat, ctx.packed.transposed_of(weight))
+        # With AMX this product gains nothing from packed weights.
+        flat = (
+            flat @ weight if cpu_has("amx_bf16") else _times(flat, ctx.packed.transposed_of(weight))
+        )
         return flat.view(*grad.shape[:-1], -1), None, None, None
 
 
