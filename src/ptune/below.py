@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ptune.backbone import are_close, check_first_layer, layer_lists, read, two_texts
+from ptune.backbone import are_close, layer_lists, read, two_texts
 from ptune.errors import PtuneError
+from ptune.hooks import states_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class LayersBelow:
     batch are known; else it reads as usual, and they are known from then on.
 
     Args:
-        backbone: Frozen; encoder-decoders are not taken.
+        backbone: Frozen, and with a layer to start at (`ptune.backbone.check_first_layer`).
         first: The layer, counted from 0, whose input is kept: ``[tokens, hidden]`` for each text.
         folder: Of the files, one for each backbone, number format and layer.
 
@@ -53,7 +54,6 @@ class LayersBelow:
     """
 
     def __init__(self, backbone: PreTrainedModel, first: int, folder: Path) -> None:
-        check_first_layer(backbone, first)
         self.first = first
         self.parent, self.name = _place_of_layers(backbone)
         self.layers: nn.ModuleList = getattr(self.parent, self.name)
@@ -116,7 +116,7 @@ class LayersBelow:
             return False
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        states, *rest = args if args else (kwargs.pop("hidden_states"),)
+        states, rest = states_of(args, kwargs)
         self.heard = states.detach()
         return (states if self.states is None else self.states, *rest), kwargs
 

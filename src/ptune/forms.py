@@ -31,7 +31,7 @@ from ptune import layout
 from ptune.backbone import layer_lists, read
 from ptune.config import Pooling, PromptEncoderConfig
 from ptune.errors import PtuneError
-from ptune.hooks import ExtraRows, side_by_side
+from ptune.hooks import ExtraRows, side_by_side, states_of
 from ptune.kernels import FEW_PASSES, eager_attention
 
 
@@ -41,9 +41,11 @@ class Form:
     Attributes:
         width: Numbers that a virtual token has.
         takes_positions: Whether the prompt takes k of the positions that the backbone has.
+        first: The first layer that has something of the prompt, counted from 0.
     """
 
     takes_positions: bool
+    first = 0
 
     def __init__(self, table: ExtraRows, width: int) -> None:
         self.table, self.width = table, width
@@ -360,7 +362,7 @@ class RowsInEveryLayer(Form):
     def _before(
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        states, *rest = args if args else (kwargs.pop("hidden_states"),)
+        states, rest = states_of(args, kwargs)
         if self.heard is not None:
             self.heard.append(states)
         if not self.rows or self.table.index is None:

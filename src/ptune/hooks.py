@@ -242,6 +242,12 @@ class WithoutDropout:
         return self.checkpoint(run, *args)
 
 
+def states_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, list[Any]]:
+    """A layer's hidden states, by place or taken out of `kwargs`, and what else has a place."""
+    states, *rest = args if args else (kwargs.pop("hidden_states"),)
+    return states, rest
+
+
 def in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Forward pre-hook: a float32 layer of the head behind a backbone in half precision."""
     dtype = next(module.parameters(recurse=False)).dtype

@@ -782,15 +782,12 @@ class PromptModel(PreTrainedModel):
             is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
             self._mean.mask = layout.place(is_text, is_prompt, order)
             self._mean.rows = mean if isinstance(mean, Tensor) else None
-        self._where_read.positions = self._positions_read(inputs["attention_mask"], mean, kwargs)
         self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
         below: Any = nullcontext()
-        if (
-            self._below is not None
-            and inputs_embeds is None
-            and self._starts_above(prompts, kwargs)
-        ):
-            below = self._below.reading(inputs)
+        if not self._whole(kwargs):
+            self._where_read.positions = self._positions_read(inputs["attention_mask"], mean)
+            if self._below is not None and inputs_embeds is None and self._starts_above(prompts):
+                below = self._below.reading(inputs)
         try:
             with below:
                 return self.backbone(**inputs, **kwargs)
@@ -833,12 +830,11 @@ class PromptModel(PreTrainedModel):
         )
         return self.form if plain else self._forms["shared"]
 
-    def _starts_above(self, prompts: Sequence[Prompt], kwargs: dict[str, Any]) -> bool:
-        """Whether what the layers below the first prompt make of a text is always the same."""
-        drops_out = self.training and self.prompt_config.backbone_dropout
-        firsts = {p.form.first if isinstance(p.form, KeysAndValues) else 0 for p in prompts}
+    def _starts_above(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether what the kept layers make of a text is always the same."""
         assert self._below is not None
-        return min(firsts) >= self._below.first and not drops_out and not self._whole(kwargs)
+        drops_out = self.training and self.prompt_config.backbone_dropout
+        return not drops_out and min(p.form.first for p in prompts) >= self._below.first
 
     def _whole(self, kwargs: dict[str, Any]) -> bool:
         """Whether what no head reads is to be computed all the same."""
@@ -853,17 +849,14 @@ class PromptModel(PreTrainedModel):
             or torch.jit.is_tracing()
         )
 
-    def _positions_read(
-        self, attention_mask: Tensor, mean: int | Tensor, kwargs: dict[str, Any]
-    ) -> Tensor | None:
+    def _positions_read(self, attention_mask: Tensor, mean: int | Tensor) -> Tensor | None:
         """Which of batch * seq positions are read behind the last layer; ``None``: take all.
 
         Args:
             attention_mask: ``[batch, seq]``, with the prompt.
             mean: Whether the mean is read; ``[batch, 1]`` where rows differ.
-            kwargs: Of the forward pass.
         """
-        if self._where_read.head is None or self._whole(kwargs):
+        if self._where_read.head is None:
             return None
         read = self._where_read.head(attention_mask)
         if self._mean.mask is not None:
