@@ -158,6 +158,18 @@ def test_the_longest_text_runs_and_one_token_more_is_an_error(model):
 
 
 @torch.no_grad()
+def test_a_token_without_a_row_is_refused_and_not_taken_for_a_virtual_one(model):
+    size = model.get_input_embeddings().weight.shape[0]
+    rows, mask = padded(ids(4, 7), "right", size)  # a pad token that the backbone does not know
+    usual = model(rows, attention_mask=mask).logits
+    rows[mask == 0] = 0
+    torch.testing.assert_close(model(rows, attention_mask=mask).logits, usual)
+    rows[0, 2] = size
+    with pytest.raises(PtuneError, match=rf"token id {size}.*rows 0 to {size - 1}.*resize_token"):
+        model(rows, attention_mask=mask)
+
+
+@torch.no_grad()
 def test_padding_alone_never_makes_a_batch_too_long(model):
     row = ids(4)[0]
     wide = torch.full((1, 64), model.config.pad_token_id or 0)

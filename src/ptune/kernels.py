@@ -59,6 +59,11 @@ def cpu_has(*features: str) -> bool:
     return any(has.get(feature) for feature in features)
 
 
+def is_traced() -> bool:
+    """Whether operations are being written down for later, and numbers cannot be looked at."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 # Packed weights lie in memory beside the plain ones, one copy for each direction.
 MOST_PACKED = 10**9  # parameters
 FEW_PASSES = "few_passes"
@@ -154,8 +159,7 @@ class PackedLinear(nn.Linear):
             or weight.requires_grad
             or type(weight) is not nn.Parameter
             or weight.device.type != "cpu"
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
+            or is_traced()
         ):
             return super().forward(input)
         if input.requires_grad and torch.is_grad_enabled():

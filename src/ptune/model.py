@@ -50,7 +50,7 @@ from ptune.hooks import (
     flat,
     in_own_dtype,
 )
-from ptune.kernels import CpuKernels
+from ptune.kernels import CpuKernels, is_traced
 from ptune.prompt import PromptEncoder, build_prompt_encoder
 
 
@@ -656,7 +656,8 @@ class PromptModel(PreTrainedModel):
             `loss`. Sequence outputs carry the prompt's positions and have padding on the right.
 
         Raises:
-            PtuneError: A text is longer than fits beside the prompt.
+            PtuneError: A text is longer than fits beside the prompt, or has a token that the
+                backbone's embedding has no row for.
         """
         if self._disabled:
             prompt = Prompt(self.form, self.prompt_encoder()[:0])
@@ -700,7 +701,7 @@ class PromptModel(PreTrainedModel):
                 for `forward`.
 
         Raises:
-            PtuneError: A text is longer than fits beside its prompt.
+            PtuneError: As for `forward`.
         """
 
         def of_rows(values: list[int]) -> int | Tensor:
@@ -729,6 +730,8 @@ class PromptModel(PreTrainedModel):
             raise PtuneError("Give input_ids or inputs_embeds; both are missing.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if inputs_embeds is None:
+            self._check_ids(input_ids, attention_mask)
 
         k, before = of_rows(lengths), of_rows([p.before for p in prompts])
         virtual = torch.arange(max(lengths), device=input_ids.device)  # [longest k]
@@ -818,6 +821,19 @@ class PromptModel(PreTrainedModel):
                     rows.append(entered)
         return torch.cat(rows), lengths, starts
 
+    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Refuse tokens, ``[batch, seq]``, that would be taken for virtual ones."""
+        if is_traced() or not input_ids.numel():
+            return
+        size = self._extra_rows.size
+        if (largest := int((input_ids * (attention_mask != 0)).max())) >= size:
+            raise PtuneError(
+                f"A text has the token id {largest}, and the backbone's embedding has the rows 0 "
+                f"to {size - 1}: the tokenizer belongs to another backbone, or has been given more "
+                "tokens. Use the backbone's own, or make the embedding larger before p-tuning "
+                "(backbone.resize_token_embeddings(len(tokenizer)))."
+            )
+
     def _form_for(self, position_ids: Tensor | None, kwargs: dict[str, Any]) -> Form:
         """The form of this forward pass: read once for the whole batch where nobody can tell."""
         plain = (
@@ -845,8 +861,7 @@ class PromptModel(PreTrainedModel):
                 for name in ("output_hidden_states", "output_attentions")
             )
             or self._checkpointed_layers()
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
+            or is_traced()
         )
 
     def _positions_read(self, attention_mask: Tensor, mean: int | Tensor) -> Tensor | None:
