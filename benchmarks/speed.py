@@ -313,6 +313,7 @@ def contend(pipe: Any, kind: str, name: str, examples: Any, steps: int, turns: i
         pipe.recv()
         timed(lambda own=own: [step(batch) for batch in own])  # type: ignore[misc]  # waits for a GPU, too
         pipe.send(None)
+    pipe.recv()  # a process that ends works while the others are timed
 
 
 def training(
@@ -341,6 +342,7 @@ def training(
         pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
     return {
         "seconds_a_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
+        "seconds_of_rounds": seconds,
         "ratios": {
             label: ratio(seconds, *pair)
             for label, pair in pairs.items()
