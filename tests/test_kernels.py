@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
@@ -114,23 +114,49 @@ class _Attention(nn.Module):
     num_key_value_groups = 1
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_attention_with_fewer_passes(masked: bool) -> None:
+def mask_of(texts: int) -> Tensor:
+    mask = torch.zeros(texts, 1, 5, 5, dtype=BF16)
+    mask[0, ..., 3:] = torch.finfo(BF16).min
+    return mask
+
+
+@pytest.mark.parametrize("mask", [None, mask_of(3), mask_of(1)], ids=["none", "each", "one"])
+@pytest.mark.parametrize("used", ["output", "weights", "output and weights"])
+def test_attention_with_fewer_passes(mask: Tensor | None, used: str) -> None:
     """Agrees with the eager one of Transformers to bfloat16's rounding, gradients too."""
     module = _Attention().eval()
-    mask = torch.zeros(3, 1, 5, 5, dtype=BF16)
-    mask[0, ..., 3:] = torch.finfo(BF16).min
     found = []
     for attend in (eager_attention_forward, few_passes):
         torch.manual_seed(0)
         q, k, v = (torch.randn(3, 4, 5, 8, dtype=BF16).requires_grad_() for _ in range(3))
-        out, weights = attend(module, q, k, v, mask if masked else None, scaling=8**-0.5)
-        out.backward(torch.randn(out.shape, dtype=BF16))
-        found.append((out.detach(), weights.detach(), q.grad, k.grad, v.grad))
+        out, weights = attend(module, q, k, v, mask, scaling=8**-0.5)
+        loss = torch.zeros(())
+        for name, tensor in (("output", out), ("weights", weights)):
+            if name in used:
+                loss = loss + (tensor * torch.randn(tensor.shape)).sum()
+        loss.backward()
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in (q, k, v)]
+        found.append((out.detach(), weights.detach(), *grads))
     for wanted, got in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0.03, atol=0.03)
-    if masked:
+    if mask is not None:
         assert not found[1][1][0, ..., 3:].any()
+
+
+@pytest.mark.parametrize("trains", ["q", "k", "v", "mask"])
+def test_attention_where_one_thing_trains(trains: str) -> None:
+    """It gets the gradient that it has in the eager one, and nothing else gets any."""
+    found = []
+    for attend in (eager_attention_forward, few_passes):
+        torch.manual_seed(0)
+        given = {name: torch.randn(3, 4, 5, 8, dtype=BF16) for name in "qkv"}
+        given["mask"] = torch.randn(1, 4, 5, 5, dtype=BF16)  # a learned bias, say
+        given[trains].requires_grad_()
+        out, _ = attend(_Attention().eval(), *given.values(), scaling=8**-0.5)
+        out.backward(torch.ones_like(out))
+        found.append(given[trains].grad)
+        assert all(t.grad is None for name, t in given.items() if name != trains)
+    torch.testing.assert_close(*found, rtol=0.03, atol=0.03)
 
 
 def test_fewer_keys_than_queries_have_heads() -> None:

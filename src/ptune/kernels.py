@@ -195,23 +195,50 @@ class _PackedProduct(torch.autograd.Function):
         return flat.view(*grad.shape[:-1], -1), None, None, None
 
 
-class _Softmax(torch.autograd.Function):
-    """Softmax over the last dimension, in bfloat16, computed in float32.
+class _Attention(torch.autograd.Function):
+    """Softmax attention in bfloat16, with few passes over its scores both ways.
 
-    PyTorch's own for bfloat16 takes up to three times as long where that dimension is no multiple
-    of 32 numbers; its gradient does not.
+    They are scaled as they are computed, and so are the gradients of queries and keys. Softmax
+    goes through float32: PyTorch's own for bfloat16 takes up to three times as long where a row is
+    no multiple of 32 numbers. The weights are kept in bfloat16 only, and scores not at all.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-        ctx.save_for_backward(weights)
-        return weights
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        heads = query.shape[:2]  # [batch, heads]
+        query, key, value = (t.reshape(-1, *t.shape[2:]) for t in (query, key, value))
+        scores = _scaled(query, key.mT, scaling).float()
+        if mask is not None:
+            scores.unflatten(0, heads).add_(mask)
+        weights = scores.softmax(dim=-1).to(query.dtype)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.heads, ctx.scaling = heads, scaling
+        ctx.set_materialize_grads(False)
+        return (weights @ value).unflatten(0, heads), weights.unflatten(0, heads)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (weights,) = ctx.saved_tensors
-        return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
+    def backward(ctx: Any, grad: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        for_query, for_key, for_value, *_ = ctx.needs_input_grad
+        if grad is None:  # only the weights are used
+            grad = query.new_zeros(*query.shape[:2], value.shape[2])
+        grad = grad.reshape(-1, *grad.shape[-2:])
+        grads = grad @ value.mT
+        if grad_weights is not None:
+            grads += grad_weights.flatten(0, 1)
+        grads = torch.ops.aten._softmax_backward_data(grads, weights, -1, weights.dtype)
+        found = (
+            _scaled(grads, key, ctx.scaling) if for_query else None,
+            _scaled(grads.mT, query, ctx.scaling) if for_key else None,
+            weights.mT @ grad if for_value else None,
+        )
+        return *(None if t is None else t.unflatten(0, ctx.heads) for t in found), None, None
+
+
+def _scaled(one: Tensor, other: Tensor, scaling: float) -> Tensor:
+    return torch.baddbmm(one.new_empty(()), one, other, beta=0, alpha=scaling)
 
 
 def eager_attention(module: nn.Module) -> Callable[..., Any]:
@@ -235,9 +262,6 @@ def few_passes(
 ) -> tuple[Tensor, Tensor]:
     """Eager attention; Transformers looks it up by name.
 
-    Scores are scaled and masked as they are computed, and both they and the weights are kept in
-    bfloat16 only.
-
     Args:
         module: The attention layer.
         query: ``[batch, heads, queries, dim]``.
@@ -248,6 +272,8 @@ def few_passes(
         ``[batch, queries, heads, dim]`` and the weights ``[batch, heads, queries, seq]``.
     """
     unusual = any(kwargs.get(name) is not None for name in _UNUSUAL)
+    if attention_mask is not None and attention_mask.requires_grad:
+        unusual = True
     if query.dtype != torch.bfloat16 or unusual or (dropout and module.training):
         return eager_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -255,16 +281,8 @@ def few_passes(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    batch, heads, queries, dim = query.shape
-    if attention_mask is None:
-        scores = (query * scaling) @ key.mT
-    else:
-        mask = attention_mask.expand(batch, heads, queries, key.shape[2])
-        query, keys = query.reshape(-1, queries, dim), key.reshape(-1, key.shape[2], dim)
-        scores = torch.baddbmm(mask.flatten(0, 1), query, keys.mT, alpha=scaling)
-        scores = scores.view(mask.shape)
-    weights = _Softmax.apply(scores)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    result, weights = _Attention.apply(query, key, value, attention_mask, scaling)
+    return result.transpose(1, 2).contiguous(), weights
 
 
 AttentionInterface.register(FEW_PASSES, few_passes)
