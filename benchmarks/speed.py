@@ -283,6 +283,7 @@ class Contender:
 
     def __init__(self, kind: str, name: str, examples: Any, steps: int, turns: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self.kind = kind
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
             target=contend, args=(theirs, kind, name, examples, steps, turns), daemon=True
@@ -292,8 +293,15 @@ class Contender:
 
     def work(self) -> None:
         """Train for its steps, and wait for the end."""
-        self.pipe.send(None)
-        self.pipe.recv()
+        try:
+            self.pipe.send(None)
+            self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            raise SystemExit(
+                f"{self.kind!r} ended with exit code {self.process.exitcode}; -9 mostly means that "
+                "memory ran out. Take fewer contenders at a time (--contenders)."
+            ) from None
 
     def end(self) -> None:
         """End the process."""
