@@ -207,7 +207,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> tuple[Tensor, Tensor]:
-        heads = query.shape[:2]  # [batch, heads]
+        heads = query.shape[:2]  # [batch, heads]; one dimension from here on
         query, key, value = (t.reshape(-1, *t.shape[2:]) for t in (query, key, value))
         scores = _scaled(query, key.mT, scaling).float()
         if mask is not None:
@@ -238,6 +238,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _scaled(one: Tensor, other: Tensor, scaling: float) -> Tensor:
+    # A product that is scaled before it is rounded; with `beta=0` nothing is added to it.
     return torch.baddbmm(one.new_empty(()), one, other, beta=0, alpha=scaling)
 
 
@@ -272,9 +273,8 @@ def few_passes(
         ``[batch, queries, heads, dim]`` and the weights ``[batch, heads, queries, seq]``.
     """
     unusual = any(kwargs.get(name) is not None for name in _UNUSUAL)
-    if attention_mask is not None and attention_mask.requires_grad:
-        unusual = True
-    if query.dtype != torch.bfloat16 or unusual or (dropout and module.training):
+    learned = attention_mask is not None and attention_mask.requires_grad
+    if query.dtype != torch.bfloat16 or unusual or learned or (dropout and module.training):
         return eager_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
