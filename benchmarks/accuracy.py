@@ -69,7 +69,7 @@ Method = Callable[[Job], tuple[Scores, int]]  # scores, and how many parameters 
 
 def majority(job: Job) -> tuple[Scores, int]:
     """Always the commonest label."""
-    from ptune.training import majority
+    from ptune.training.run import majority
 
     return majority(job.corpus()), 0
 
@@ -81,7 +81,8 @@ def logistic_regression(job: Job) -> tuple[Scores, int]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from ptune import data, metrics
+    from ptune import labels as metrics
+    from ptune.data import dataset as data
 
     corpus = job.corpus()
     (evaluation,) = corpus.evaluation.values()
@@ -99,7 +100,7 @@ def logistic_regression(job: Job) -> tuple[Scores, int]:
 
 
 def _features(model: str, dataset: Any) -> np.ndarray:
-    from ptune import data
+    from ptune.data import dataset as data
     from ptune.demo import mean_embeddings
 
     columns = [
@@ -124,8 +125,8 @@ def rival(learning_rate: float, adapt: Callable[[Any], Any], room: int = 0) -> M
         import transformers
         from transformers import DataCollatorWithPadding, Trainer
 
-        from ptune import training
-        from ptune.backbone import fast_dtype, load_backbone, load_tokenizer
+        from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
+        from ptune.training import run as training
 
         corpus, tokenizer = job.corpus(), load_tokenizer(job.model)
         transformers.set_seed(job.seed)
@@ -186,8 +187,9 @@ def setfit(job: Job) -> tuple[Scores, int]:
     from setfit import SetFitModel, Trainer, TrainingArguments
     from sklearn.linear_model import LogisticRegression
 
-    from ptune import data, metrics
-    from ptune.backbone import location
+    from ptune import labels as metrics
+    from ptune.backbones.loading import location
+    from ptune.data import dataset as data
 
     corpus = job.corpus()
     (evaluation,) = corpus.evaluation.values()
@@ -290,7 +292,7 @@ def run_apart(job: Job) -> dict[str, Any]:
 
 def summarise(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One record a method, over its seeds."""
-    from ptune.metrics import mean_and_std
+    from ptune.labels import mean_and_std
 
     rows = []
     for method in (m for m in METHODS if m in results["runs"]):

@@ -36,8 +36,10 @@ from safetensors.torch import load_file, save_file
 from speed import DEVICE, in_turn, ratio, timed
 
 import ptune
-from ptune import PromptBank, PromptEncoderConfig, PromptModel, adapter, data
-from ptune.backbone import load_backbone, load_tokenizer
+from ptune import PromptBank, PromptEncoderConfig, PromptModel
+from ptune.adapters import adapter
+from ptune.backbones.loading import load_backbone, load_tokenizer
+from ptune.data import dataset as data
 
 Pair = tuple[str, str]
 Request = tuple[str, Pair]
@@ -250,7 +252,7 @@ def main() -> None:
         grow(**json.loads(args.apart))
         return
     if args.dtype == "auto":
-        args.dtype = str(ptune.backbone.fast_dtype(DEVICE)).removeprefix("torch.")
+        args.dtype = str(ptune.backbones.loading.fast_dtype(DEVICE)).removeprefix("torch.")
     corpus = data.load_glue("mrpc", args.data_dir)
     assert corpus.train is not None
     rows = corpus.train.select(range(min(args.tasks, len(corpus.train))))

@@ -30,7 +30,7 @@ import transformers as tf
 from tokenizers import models, pre_tokenizers, trainers
 
 import ptune
-from ptune import data
+from ptune.data import dataset as data
 
 LIMIT = 1e-5
 VOCABULARY, POSITIONS = 8000, 256

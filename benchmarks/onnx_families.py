@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import SENTENCES
 from families import FAMILIES, build_model, build_tokenizer
 
-from ptune.onnx import _difference
+from ptune.export.onnx import _difference
 
 KINDS = {
     "input": {"placement": "prefix"},

@@ -27,9 +27,9 @@ import torch
 from speed import BATCH, _peft, in_turn, ratio
 
 import ptune
-from ptune import data
-from ptune.backbone import load_tokenizer
-from ptune.classifier import TextClassifier
+from ptune.backbones.loading import load_tokenizer
+from ptune.data import dataset as data
+from ptune.inference.classifier import TextClassifier
 
 RIVAL = "PEFT, float32"
 Pairs = list[tuple[str, str]]

@@ -30,8 +30,10 @@ import torch
 from pyarrow import parquet
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel, adapter, data
-from ptune.backbone import load_backbone
+from ptune import PromptEncoderConfig, PromptModel
+from ptune.adapters import adapter
+from ptune.backbones.loading import load_backbone
+from ptune.data import dataset as data
 
 
 def untrained(model: str, folder: Path) -> Path:

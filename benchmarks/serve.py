@@ -45,9 +45,10 @@ import torch
 from common import versions
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel, adapter
-from ptune.backbone import load_backbone
-from ptune.data import TEXT, read_table
+from ptune import PromptEncoderConfig, PromptModel
+from ptune.adapters import adapter
+from ptune.backbones.loading import load_backbone
+from ptune.data.dataset import TEXT, read_table
 
 ADMIN = "admin-of-the-benchmark"
 TOLERANCE = 1e-5  # of a score
@@ -103,7 +104,13 @@ class Server:
 
     def __init__(self, folder: Path, *flags: Any) -> None:
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed at exit)
-        words = [sys.executable, "-c", "from ptune.cli import main; main()", "serve", str(folder)]
+        words = [
+            sys.executable,
+            "-c",
+            "from ptune.cli.app import main; main()",
+            "serve",
+            str(folder),
+        ]
         words += ["--port", "0", "--dtype", "float32", *map(str, flags)]
         environment = os.environ | {"PTUNE_ADMIN_TOKEN": ADMIN}
         self.process = subprocess.Popen(

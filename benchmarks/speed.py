@@ -39,9 +39,10 @@ from common import peak_memory_mb
 from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ptune import PromptEncoderConfig, PromptModel, data
-from ptune.backbone import cpu_options, fast_dtype, load_backbone, load_tokenizer
-from ptune.kernels import forget_shapes
+from ptune import PromptEncoderConfig, PromptModel
+from ptune.backbones.cpu import forget_shapes
+from ptune.backbones.loading import cpu_options, fast_dtype, load_backbone, load_tokenizer
+from ptune.data import dataset as data
 
 ROWS, BATCH = 20, 32  # virtual tokens; texts a step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -80,7 +81,7 @@ def is_causal(name: str) -> bool:
 
 
 def backbone(name: str, dtype: torch.dtype) -> Any:
-    """A fresh classifier, with what `ptune.backbone.load_backbone` does for its number format."""
+    """A fresh classifier, loaded as `load_backbone` does for its dtype."""
     if name == "minilm":
         return load_backbone(name, dtype=dtype)
     from transformers import AutoModelForSequenceClassification

@@ -22,9 +22,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from ptune import metrics
-from ptune.backbone import location
-from ptune.data import LABEL, PAIR, TEXT, load_glue
+from ptune import labels as metrics
+from ptune.backbones.loading import location
+from ptune.data.dataset import LABEL, PAIR, TEXT, load_glue
 from ptune.peft import (
     PeftConfig,
     PeftModel,

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.backbone import layer_lists
+from ptune.backbones.loading import layer_lists
 from ptune.below import Kept, LayersBelow
-from ptune.forms import KeysAndValues
+from ptune.prompts.mechanisms import KeysAndValues
 
 K = 4
 # Those whose layers are in one list, with attention that can be given keys and values.

@@ -9,7 +9,7 @@ import transformers
 from conftest import build
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.backbone import load_backbone
+from ptune.backbones.loading import load_backbone
 
 PLACEMENTS = ["prefix", "after_first"]
 

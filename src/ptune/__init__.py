@@ -12,33 +12,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ptune.bank import PromptBank as PromptBank
-    from ptune.classifier import Prediction as Prediction
-    from ptune.classifier import PromptClassifier as PromptClassifier
-    from ptune.classifier import load as load
-    from ptune.config import PromptEncoderConfig as PromptEncoderConfig
     from ptune.errors import PtuneError as PtuneError
-    from ptune.export import export_transformers as export_transformers
+    from ptune.export.checkpoint import export_transformers as export_transformers
+    from ptune.export.onnx import export_onnx as export_onnx
+    from ptune.inference.bank import PromptBank as PromptBank
+    from ptune.inference.classifier import Prediction as Prediction
+    from ptune.inference.classifier import PromptClassifier as PromptClassifier
+    from ptune.inference.classifier import load as load
+    from ptune.inference.engines import load_exported as load_exported
     from ptune.model import PromptModel as PromptModel
-    from ptune.onnx import export_onnx as export_onnx
-    from ptune.runtime import load_exported as load_exported
-    from ptune.training import TrainSettings as TrainSettings
-    from ptune.training import train_run as train_run
+    from ptune.prompts.config import PromptEncoderConfig as PromptEncoderConfig
+    from ptune.training.run import TrainSettings as TrainSettings
+    from ptune.training.run import train_run as train_run
 
-# Imported when first used: `import ptune` itself costs next to nothing.
+# Names are imported on first use, so that `import ptune` itself costs almost nothing.
 _HOME = {
-    "Prediction": "classifier",
-    "PromptBank": "bank",
-    "PromptClassifier": "classifier",
-    "load": "classifier",
-    "PromptEncoderConfig": "config",
-    "PtuneError": "errors",
-    "export_transformers": "export",
+    "Prediction": "inference.classifier",
+    "PromptBank": "inference.bank",
+    "PromptClassifier": "inference.classifier",
+    "PromptEncoderConfig": "prompts.config",
     "PromptModel": "model",
-    "export_onnx": "onnx",
-    "load_exported": "runtime",
-    "TrainSettings": "training",
-    "train_run": "training",
+    "PtuneError": "errors",
+    "TrainSettings": "training.run",
+    "export_onnx": "export.onnx",
+    "export_transformers": "export.checkpoint",
+    "load": "inference.classifier",
+    "load_exported": "inference.engines",
+    "train_run": "training.run",
 }
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ptune.backbone import are_close, layer_lists, read, two_texts
+from ptune.backbones.loading import are_close, layer_lists, read, two_texts
 from ptune.errors import PtuneError
-from ptune.hooks import states_of
+from ptune.prompts.hooks import states_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class LayersBelow:
     batch are known; else it reads as usual, and they are known from then on.
 
     Args:
-        backbone: Frozen, and with a layer to start at (`ptune.backbone.check_first_layer`).
+        backbone: Frozen, and with a layer to start at (`check_first_layer`).
         first: The layer, counted from 0, whose input is kept: ``[tokens, hidden]`` for each text.
         folder: Of the files, one for each backbone, number format and layer.
 

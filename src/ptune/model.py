@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
-from ptune import layout
-from ptune.backbone import (
+from ptune.backbones.cpu import CpuKernels, is_traced
+from ptune.backbones.loading import (
     check_family,
     check_first_layer,
     load_tokenizer,
@@ -31,9 +31,19 @@ from ptune.backbone import (
     weight_of,
 )
 from ptune.below import LayersBelow, default_folder
-from ptune.config import PromptEncoderConfig
 from ptune.errors import PtuneError
-from ptune.forms import (
+from ptune.prompts import layout
+from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
+from ptune.prompts.hooks import (
+    ExtraRows,
+    MeanOverText,
+    OnlyWhereRead,
+    WithoutDropout,
+    flat,
+    in_own_dtype,
+)
+from ptune.prompts.mechanisms import (
     Attentions,
     Form,
     InputRows,
@@ -42,16 +52,6 @@ from ptune.forms import (
     RowsInEveryLayer,
     SharedRows,
 )
-from ptune.hooks import (
-    ExtraRows,
-    MeanOverText,
-    OnlyWhereRead,
-    WithoutDropout,
-    flat,
-    in_own_dtype,
-)
-from ptune.kernels import CpuKernels, is_traced
-from ptune.prompt import PromptEncoder, build_prompt_encoder
 
 
 @dataclass
@@ -353,14 +353,14 @@ class PromptModel(PreTrainedModel):
     def load_adapter(
         self, source: Any, adapter_name: str, *, is_trainable: bool = False, **where: Any
     ) -> None:
-        """Add a saved adapter, not yet the active one; arguments as for `ptune.adapter.load`.
+        """Add a saved adapter without activating it; see `ptune.adapters.adapter.load`.
 
         It may have labels of its own, and another number of them.
 
         Raises:
-            PtuneError: As for `ptune.adapter.load`; or there is an adapter of that name.
+            PtuneError: As for `ptune.adapters.adapter.load`; or there is an adapter of that name.
         """
-        from ptune.adapter import load_beside
+        from ptune.adapters.adapter import load_beside
 
         self._check_new_name(adapter_name)
         load_beside(self, source, adapter_name, is_trainable=is_trainable, **where)
@@ -948,7 +948,7 @@ class PromptModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: Any, selected_adapters: list[str] | None = None, **kwargs: Any
     ) -> None:
-        """Write the active adapter and what resuming needs; see `ptune.adapter.save`.
+        """Write the active adapter and what resuming needs; see `ptune.adapters.adapter.save`.
 
         `Trainer` calls this for every checkpoint.
 
@@ -957,7 +957,7 @@ class PromptModel(PreTrainedModel):
             selected_adapters: Write these instead: `default` there, others into folders of their
                 names, as the reference does.
         """
-        from ptune.adapter import save
+        from ptune.adapters.adapter import save
 
         if not kwargs.get("is_main_process", True):
             return
@@ -982,11 +982,11 @@ class PromptModel(PreTrainedModel):
         license: str | None = None,
         use_auth_token: str | bool | None = None,
     ) -> str:
-        """Publish the adapter with a model card; see `ptune.hub.push`.
+        """Publish the adapter with a model card; see `ptune.adapters.push.push`.
 
         `use_auth_token` is what the reference's guide calls `token`.
         """
-        from ptune.hub import push
+        from ptune.adapters.push import push
 
         return push(
             self,
@@ -1001,7 +1001,7 @@ class PromptModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, model_id: Any, **kwargs: Any) -> PromptModel:
-        """Put a saved adapter on `model`; see `ptune.adapter.load`."""
-        from ptune.adapter import load
+        """Put a saved adapter on `model`; see `ptune.adapters.adapter.load`."""
+        from ptune.adapters.adapter import load
 
         return load(model, model_id, **kwargs)

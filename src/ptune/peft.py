@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ptune import adapter
-from ptune.config import PromptEncoderConfig
+from ptune.adapters import adapter
 from ptune.model import PromptModel
-from ptune.prompt import PromptEncoder
+from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.encoder import PromptEncoder
 
 __all__ = [
     "PeftConfig",

@@ -15,10 +15,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from transformers import TrainerCallback
 
-from ptune import metrics
-from ptune.backbone import MINILM, load_backbone, load_tokenizer
-from ptune.data import LABEL, TEXT, Dataset
-from ptune.training import Run, TrainSettings, train_run
+from ptune import labels as metrics
+from ptune.backbones.loading import MINILM, load_backbone, load_tokenizer
+from ptune.data.dataset import LABEL, TEXT, Dataset
+from ptune.training.run import Run, TrainSettings, train_run
 
 FOLDER = Path(__file__).parent
 EXAMPLES = [

@@ -1,0 +1,1 @@
+"""Adapters: the files of a trained classifier, on disk and on the Hub."""

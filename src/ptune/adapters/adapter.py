@@ -1,0 +1,587 @@
+"""The files of an adapter: save, load, and the state that resuming needs.
+
+| file | holds | read by |
+| --- | --- | --- |
+| `adapter_config.json` | the prompt's configuration | ptune and 🤗 PEFT |
+| `adapter_model.safetensors` | `prompt_embeddings` [k, width] and `base_model.<head …>` | both |
+| `ptune.json` | labels, problem type, the backbone's sizes | ptune |
+| `model.safetensors` | prompt encoder and head, to train on | `Trainer`, ptune |
+
+The first two are the reference's format. It keeps the encoder's *output* only, and puts it back in
+as the encoder's *input* when training goes on; hence the fourth, under the name that `Trainer`
+looks for.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+# What the client's own HTTP library raises when a connection fails.
+from huggingface_hub.errors import HTTPError as HubHTTPError
+from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import load_file, save_file
+
+from ptune import __version__
+from ptune.errors import PtuneError, first_line
+from ptune.files import read_json, staged, write_json
+from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ptune.model import PromptModel
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+OLD_WEIGHTS_NAME = "adapter_model.bin"
+INFO_NAME = "ptune.json"
+TRAINED_STATE_NAME = "model.safetensors"
+ROWS_KEY = "prompt_embeddings"
+HEAD_PREFIX = "base_model."
+
+
+@dataclass
+class Adapter:
+    """What an adapter's files hold.
+
+    Attributes:
+        source: The folder or Hub id it came from, for messages.
+        config: The prompt.
+        rows: The prompt, ``[num_virtual_tokens, width]``, float32; an input prompt is as wide as
+            the backbone's token embedding.
+        head: The head's parameters, under their names in the backbone.
+        info: The content of `ptune.json`; empty for an adapter that the reference wrote.
+        trained_state: The file `model.safetensors`, if there is one.
+    """
+
+    source: str
+    config: PromptEncoderConfig
+    rows: torch.Tensor
+    head: dict[str, torch.Tensor]
+    info: dict[str, Any] = field(default_factory=dict)
+    trained_state: Path | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the logits; numbered where the adapter names none."""
+        if names := self.info.get("labels"):
+            return list(names)
+        # The last layer of every head of Transformers has one row a label.
+        size = next(reversed(self.head.values())).shape[0] if self.head else 2
+        return [f"LABEL_{i}" for i in range(size)]
+
+    @property
+    def problem_type(self) -> str | None:
+        """`single_label_classification`, `multi_label_classification`, `regression` or unknown."""
+        return self.info.get("problem_type")
+
+
+def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
+    """The sizes by which a backbone is recognised."""
+    config = model.config.get_text_config()
+    return {
+        "model_type": model.config.model_type,
+        "vocab_rows": model.get_input_embeddings().weight.shape[0],
+        "num_layers": getattr(config, "num_hidden_layers", None),
+        "hidden_size": config.hidden_size,
+    }
+
+
+def head_tensors(model: PromptModel) -> dict[str, torch.Tensor]:
+    """The adapter's tensors under the names in `adapter_model.safetensors`."""
+    tensors = {HEAD_PREFIX + name: p.detach() for name, p in model.head_parameters()}
+    tensors[ROWS_KEY] = model.prompt_rows()
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def save(model: PromptModel, folder: str | os.PathLike[str], *, trained_state: bool = True) -> None:
+    """Write an adapter.
+
+    Args:
+        model: The model, trained or not.
+        folder: Made if it is not there; files of another name in it stay.
+        trained_state: Also write what is needed to go on training. Inference does without.
+
+    Raises:
+        PtuneError: It cannot be written; what was there before is whole.
+    """
+    config = model.config
+    labels = [config.id2label[i] for i in range(config.num_labels)]
+    info = {
+        "ptune_version": __version__,
+        "labels": labels,
+        "problem_type": config.problem_type,
+        "max_length": model.max_length,
+        "backbone": describe_backbone(model.backbone),
+    }
+    with staged(Path(folder)) as stage:
+        prompt_config = replace(model.prompt_config, inference_mode=True)
+        (stage / CONFIG_NAME).write_text(prompt_config.to_json(), encoding="utf-8")
+        write_json(stage / INFO_NAME, info)
+        save_file(head_tensors(model), stage / WEIGHTS_NAME, metadata={"format": "pt"})
+        state = {n: t.cpu().contiguous() for n, t in model.trained_state().items()}
+        if trained_state and state:
+            save_file(state, stage / TRAINED_STATE_NAME, metadata={"format": "pt"})
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    name: str,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path | None:
+    """One file of an adapter, from a folder or from the Hub; ``None`` if it has no such file.
+
+    Raises:
+        PtuneError: There is no such folder or repository, or the Hub cannot be reached.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        file = folder / (subfolder or "") / name
+        return file if file.is_file() else None
+    source = os.fspath(source)
+    if folder.exists():
+        raise PtuneError(f"{source} is a file; wanted is the folder that holds {CONFIG_NAME}.")
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    try:
+        return Path(
+            hf_hub_download(
+                source,
+                name,
+                subfolder=subfolder,
+                revision=revision,
+                token=token,
+                cache_dir=cache,
+                local_files_only=local_files_only,
+            )
+        )
+    except (EntryNotFoundError, HubHTTPError, HFValidationError, OSError) as error:
+        if isinstance(error, EntryNotFoundError):
+            if not isinstance(error, LocalEntryNotFoundError):
+                return None
+            # The cache remembers, too, which files a repository does not have.
+            path = f"{subfolder}/{name}" if subfolder else name
+            known = try_to_load_from_cache(source, path, cache_dir=cache, revision=revision)
+            if known is _CACHED_NO_EXIST:
+                return None
+        raise PtuneError(_why_not(error, source, name, revision)) from error
+
+
+def _why_not(error: Exception, source: str, name: str, revision: str | None) -> str:
+    """What to tell whoever wanted a file that the Hub did not hand out."""
+    if isinstance(error, HFValidationError):
+        return f"There is no folder {source!r}. Check the path."
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    reason = first_line(cause or error).rstrip(".")
+    if isinstance(cause, RevisionNotFoundError):
+        return (
+            f"The repository {source!r} has no revision {revision!r}. Name one of its branches, "
+            "tags or commits."
+        )
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    if isinstance(cause, RepositoryNotFoundError) or status in (401, 403):
+        return (
+            f"{source!r} is no folder here, and no repository on the Hub that you may read "
+            f"({reason}). Check the name; if it is private or gated, log in (`hf auth login`) or "
+            "give a token that may read it."
+        )
+    if status is not None:
+        return f"The Hub did not hand out {name} of {source!r} ({reason}). Try again later."
+    if isinstance(cause, HubHTTPError):
+        return (
+            f"The connection to the Hub failed while {name} of {source!r} was fetched ({reason}). "
+            "Nothing of it was kept. Check the network and try again."
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"There is no folder {source!r}, and the Hub could not be asked for {name} of a "
+            "repository of that name (no network, or offline mode). Check the path or the network."
+        )
+    return f"{name} of {source!r} could not be fetched ({reason}). Make room or try again."
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a repository on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _check_names(
+    config: PromptEncoderConfig, source: str | os.PathLike[str], own_backbone: bool
+) -> None:
+    """Refuse what an adapter's file must not make anyone load.
+
+    Raises:
+        PtuneError: It names code, or something outside its own place.
+    """
+    if config.auto_mapping is not None:
+        raise PtuneError(
+            f"{source}: {CONFIG_NAME} names code to import (auto_mapping). ptune runs no code that "
+            "an adapter brings; if you trust it, take the field out of the file."
+        )
+    revision = config.revision
+    if revision is not None and not (isinstance(revision, str) and _is_inside(revision)):
+        raise PtuneError(
+            f"{source}: {CONFIG_NAME} has the revision {revision!r}, which is none. Wanted is a "
+            "branch, a tag or a commit of the backbone."
+        )
+    name = config.base_model_name_or_path
+    if name is None or own_backbone:
+        return
+    local = Path(source).is_dir()
+    # A folder is a matter of whoever trained there; from elsewhere only ids of the Hub come in.
+    fine = isinstance(name, str) and (_is_inside(name, absolute=True) if local else is_hub_id(name))
+    if not fine:
+        wanted = "an absolute folder or an id on the Hub" if local else "an id on the Hub"
+        raise PtuneError(
+            f"{source}: {CONFIG_NAME} names the backbone {name!r}, a path that is not followed; "
+            f"wanted is {wanted}. If you have that backbone, name it yourself (`--model`, or "
+            "model= in Python)."
+        )
+
+
+def _is_inside(name: str, *, absolute: bool = False) -> bool:
+    """Whether a path stays below where it starts; or is absolute, if that is allowed."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return ".." not in path.parts and not name.startswith("~") and (absolute or name[:1] != "/")
+
+
+def read_config(
+    source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any
+) -> PromptEncoderConfig:
+    """Read `adapter_config.json`.
+
+    Args:
+        source: A folder, or a repository on the Hub.
+        own_backbone: The backbone is the caller's; the one that the file names is not loaded, and
+            may be called anything.
+        **where: As for `fetch`.
+
+    Raises:
+        PtuneError: There is none, it is damaged, or of another method; it names code, or a path
+            outside its own place.
+    """
+    file = fetch(source, CONFIG_NAME, **where)
+    if file is None:
+        raise PtuneError(
+            f"{source} holds no {CONFIG_NAME}: it is not an adapter. Name the folder that "
+            "`ptune train` wrote (--output-dir), or one of its checkpoints."
+        )
+    config = PromptEncoderConfig.from_dict(read_json(file))
+    _check_names(config, source, own_backbone)
+    return config
+
+
+def read(source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any) -> Adapter:
+    """Read an adapter's files, written by ptune or by 🤗 PEFT.
+
+    Args:
+        source: A folder, or a repository on the Hub.
+        own_backbone: As for `read_config`.
+        **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`; see `fetch`.
+
+    Raises:
+        PtuneError: There is no adapter, or one of its files is damaged; the message names it.
+    """
+    config = read_config(source, own_backbone=own_backbone, **where)
+    weights_file = fetch(source, WEIGHTS_NAME, **where)
+    if weights_file is None:
+        weights_file = fetch(source, OLD_WEIGHTS_NAME, **where)
+        if weights_file is None:
+            raise PtuneError(f"{source} has {CONFIG_NAME} but no {WEIGHTS_NAME}: it is incomplete.")
+        tensors = _tensors(
+            weights_file, lambda f: torch.load(f, map_location="cpu", weights_only=True)
+        )
+    else:
+        tensors = _tensors(weights_file, load_file)
+
+    rows, head = split(tensors, str(weights_file))
+    width = config.token_dim if config.depth == "input" else None  # else the backbone says
+    wanted = (config.num_virtual_tokens, width)
+    if rows.ndim != 2 or rows.shape[0] != wanted[0] or width not in (None, rows.shape[1]):
+        raise PtuneError(
+            f"{weights_file}: {ROWS_KEY!r} has the shape {list(rows.shape)}, and {CONFIG_NAME} "
+            f"says {[n for n in wanted if n]}. One of the two files is damaged or of another "
+            "adapter."
+        )
+    info_file = fetch(source, INFO_NAME, **where)
+    return Adapter(
+        source=os.fspath(source),
+        config=config,
+        rows=rows,
+        head=head,
+        info=read_json(info_file) if info_file else {},
+        trained_state=fetch(source, TRAINED_STATE_NAME, **where),
+    )
+
+
+def split(
+    tensors: dict[str, torch.Tensor], where: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Rows and head from the tensors of an adapter file, in float32.
+
+    Raises:
+        PtuneError: There are no rows.
+    """
+    if ROWS_KEY not in tensors:
+        raise PtuneError(f"There is no {ROWS_KEY!r} in {where}: it is not a p-tuning adapter.")
+    head = {n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items() if n != ROWS_KEY}
+    return tensors[ROWS_KEY].float(), head
+
+
+def _tensors(
+    file: Path, reader: Callable[[Path], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    try:
+        return dict(reader(file))
+    except Exception as error:  # Each reader fails in its own ways on a damaged file.
+        reason = first_line(error)
+        raise PtuneError(
+            f"{file} is damaged or cut short ({reason}). Save or fetch it again."
+        ) from error
+
+
+def load(
+    backbone: PreTrainedModel,
+    source: str | os.PathLike[str] | Adapter,
+    *,
+    is_trainable: bool = False,
+    config: PromptEncoderConfig | None = None,
+    **where: Any,
+) -> PromptModel:
+    """Put a saved adapter on a backbone.
+
+    Args:
+        backbone: A sequence classifier with as many labels as the adapter has.
+        source: A folder, a repository on the Hub, or what `read` returned.
+        is_trainable: Go on training: with the prompt encoder where it was saved, else with the
+            prompt's rows as plain parameters.
+        config: In place of the adapter's own `adapter_config.json`.
+        **where: As for `read`.
+
+    Raises:
+        PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
+    """
+    from ptune.model import PromptModel
+
+    adapter = source if isinstance(source, Adapter) else read(source, own_backbone=True, **where)
+    config = config or adapter.config
+    _check_backbone(adapter, backbone)
+    resumes = is_trainable and adapter.trained_state is not None
+    if is_trainable and not resumes:
+        config = replace(config, encoder_reparameterization_type="NONE")
+    config = replace(config, inference_mode=not is_trainable)
+    # What is loaded does not start anew: a start as words would ask for a tokenizer.
+    new = replace(config, prompt_init="random", prompt_init_text=None)
+    model = PromptModel(
+        backbone, new if resumes else config, rows=None if resumes else adapter.rows
+    )
+    if resumes:
+        model.state.config = replace(
+            model.prompt_config,
+            prompt_init=config.prompt_init,
+            prompt_init_text=config.prompt_init_text,
+        )
+    try:
+        _fill_head(model, adapter.head, adapter.source)
+        if resumes:
+            assert adapter.trained_state is not None
+            model.load_state_dict(_tensors(adapter.trained_state, load_file), strict=False)
+    except Exception:
+        model.unload()
+        raise
+    model.max_length = adapter.info.get("max_length")
+    if not is_trainable:
+        model.freeze()
+    return model.train(is_trainable)
+
+
+def load_beside(
+    model: PromptModel,
+    source: str | os.PathLike[str] | Adapter,
+    name: str,
+    *,
+    is_trainable: bool = False,
+    **where: Any,
+) -> None:
+    """Add a saved adapter to a model that has one, without making it the active one.
+
+    Args:
+        model: The model.
+        source: As for `load`.
+        name: What to call it there.
+        is_trainable: Let it train, its rows as plain parameters, once it is active.
+        **where: As for `read`.
+
+    Raises:
+        PtuneError: As for `load`; the model is unchanged.
+    """
+    adapter = source if isinstance(source, Adapter) else read(source, own_backbone=True, **where)
+    check_beside(model, adapter)
+    labels = {"id2label": dict(enumerate(adapter.labels)), "problem_type": adapter.problem_type}
+    config = replace(adapter.config, inference_mode=not is_trainable)
+    if is_trainable:
+        config = replace(config, encoder_reparameterization_type="NONE")
+    model.put_adapter(name, config, adapter.rows, labels, adapter.head)
+    state = model.adapters[name]
+    state.max_length, state.trains = adapter.info.get("max_length"), is_trainable
+
+
+def check_beside(model: PromptModel, adapter: Adapter) -> None:
+    """Refuse an adapter that cannot stand beside the one that a model has.
+
+    Raises:
+        PtuneError: It belongs to another backbone, or its head is not whole.
+    """
+    _check_backbone(adapter, model.backbone)
+    head, labels = dict(model.head_parameters()), model.config.num_labels
+    if missing := sorted(head.keys() - adapter.head.keys()):
+        raise PtuneError(f"The adapter {adapter.source} does not hold {', '.join(missing)}.")
+    for key, tensor in adapter.head.items():
+        if key not in head:
+            raise PtuneError(f"{key} of the adapter {adapter.source} is none of the backbone's.")
+        wanted = list(head[key].shape)
+        if wanted[0] == labels:  # the layer that has a row a label
+            wanted[0] = len(adapter.labels)
+        if list(tensor.shape) != wanted:
+            raise PtuneError(
+                f"{key} of the adapter {adapter.source} has the shape {list(tensor.shape)}; "
+                f"{wanted} would fit the backbone and its {len(adapter.labels)} labels."
+            )
+
+
+def put(model: PromptModel, rows: torch.Tensor, head: dict[str, torch.Tensor]) -> None:
+    """Put an adapter's tensors into a model, in place of its prompt encoder and head.
+
+    Raises:
+        PtuneError: They do not fit; the model is unchanged.
+    """
+    wanted = model.prompt_rows().shape
+    if rows.shape != wanted:
+        raise PtuneError(f"The prompt is {list(rows.shape)} and the model's {list(wanted)}.")
+    _fill_head(model, head, "given")
+    model.use_rows(rows)
+
+
+def _fill_head(model: PromptModel, head: dict[str, torch.Tensor], source: str) -> None:
+    parameters = dict(model.head_parameters())
+    missing = sorted(parameters.keys() - head.keys())
+    if unknown := sorted(head.keys() - dict(model.backbone.named_parameters()).keys()):
+        raise PtuneError(
+            f"The adapter {source} has the head parameters {', '.join(unknown)}, which "
+            f"{type(model.backbone).__name__} has not: it belongs to another kind of backbone."
+        )
+    if missing:
+        warnings.warn(
+            f"The adapter {source} does not hold {', '.join(missing)}: they keep the "
+            "backbone's values, which are random if the checkpoint has none. Adapters saved by "
+            "PEFT lack such layers of the head; train and save it with ptune.",
+            stacklevel=3,
+        )
+    for name, tensor in head.items():
+        target = model.backbone.get_parameter(name)
+        if tensor.shape != target.shape:
+            raise PtuneError(
+                f"{name} has the shape {list(tensor.shape)} in the adapter {source} "
+                f"and {list(target.shape)} in the backbone. If only the number of labels "
+                f"differs, load the backbone with num_labels={tensor.shape[0]};"
+                " `ptune.load` does so."
+            )
+    with torch.no_grad():
+        for name, tensor in head.items():
+            model.backbone.get_parameter(name).copy_(tensor)
+
+
+def _check_backbone(adapter: Adapter, backbone: PreTrainedModel) -> None:
+    trained_on = adapter.config.base_model_name_or_path or "another model"
+    name = backbone.name_or_path or type(backbone).__name__
+    both_named = backbone.name_or_path and adapter.config.base_model_name_or_path
+    sizes = describe_backbone(backbone)
+    differing = [
+        f"{key} {value} instead of {adapter.info['backbone'][key]}"
+        for key, value in sizes.items()
+        if key in adapter.info.get("backbone", {}) and adapter.info["backbone"][key] != value
+    ]
+    width = backbone.get_input_embeddings().weight.shape[1]
+    trained_width = adapter.rows.shape[1]
+    if adapter.config.depth == "deep":  # what else it fits or does not, `PromptModel` says
+        trained_width = adapter.config.token_dim or width
+    if width != trained_width:
+        differing.append(f"token embeddings {width} wide instead of {trained_width}")
+    if differing:
+        raise PtuneError(
+            f"The adapter {adapter.source} was trained on {trained_on}; the backbone {name} has "
+            f"{', '.join(differing)}. Load {trained_on}."
+        )
+    if both_named and Path(name).name.lower() != Path(trained_on).name.lower():
+        warnings.warn(
+            f"The adapter {adapter.source} was trained on {trained_on}; the backbone calls itself "
+            f"{name}. Their sizes agree, but if they are not the same weights, the predictions "
+            "are worth nothing.",
+            stacklevel=3,
+        )
+
+
+def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
+    """What there is to say about an adapter, without loading its backbone.
+
+    Raises:
+        PtuneError: As for `read`.
+    """
+    adapter = read(source, own_backbone=True, **where)
+    config = adapter.config
+    sizes = adapter.info.get("backbone", {})
+    head = sum(t.numel() for t in adapter.head.values())
+    weights = fetch(source, WEIGHTS_NAME, **where) or fetch(source, OLD_WEIGHTS_NAME, **where)
+    assert weights is not None
+    scores_file = fetch(source, "metrics.json", **where)
+    scores = read_json(scores_file) if scores_file else {}
+    reparameterized = config.encoder_reparameterization_type != "NONE"
+    said = {
+        "adapter": adapter.source,
+        "backbone": f"{config.base_model_name_or_path}"
+        + (f" @ {config.revision}" if config.revision else ""),
+        "backbone sizes": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items()),
+        "prompt": f"{config.num_virtual_tokens} virtual tokens x {adapter.rows.shape[1]}, "
+        + ("in every layer" if config.depth == "deep" else f"placement {config.placement}")
+        + (
+            f", trained through {config.encoder_reparameterization_type}" if reparameterized else ""
+        ),
+        "parameters": f"prompt {adapter.rows.numel():,}, head {head:,}",
+        "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
+        "labels": ", ".join(adapter.labels),
+        "problem type": adapter.problem_type,
+        "longest text": f"{limit} tokens" if (limit := adapter.info.get("max_length")) else None,
+        "trained on": f"{scores['task']}, {scores['train_examples']:,} examples"
+        if scores
+        else None,
+        "scores": ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in scores["eval"].items())
+        if scores
+        else None,
+        "written by": f"ptune {adapter.info['ptune_version']}"
+        if "ptune_version" in adapter.info
+        else f"peft {config.peft_version}",
+    }
+    return {key: value for key, value in said.items() if value}

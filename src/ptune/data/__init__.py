@@ -1,0 +1,1 @@
+"""Datasets: GLUE tasks and the files of users."""

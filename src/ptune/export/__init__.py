@@ -1,0 +1,1 @@
+"""Exports: classifiers in forms that need no ptune."""

@@ -1,0 +1,84 @@
+"""Files: JSON, and folders whose files are replaced together or not at all.
+
+The names of the files in a run folder are here too, because training writes them and adapters
+publish them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ptune.errors import PtuneError
+
+SETTINGS_NAME = "settings.json"
+METRICS_NAME = "metrics.json"
+SEEDS_NAME = "seeds.json"
+CURVE_NAME = "learning_curve.png"
+CONFUSION_NAME = "confusion_matrix.png"
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files replace those in `folder` once all are complete.
+
+    Whatever goes wrong while writing (a full disk, a signal), the files that were there stay.
+
+    Raises:
+        PtuneError: `folder` cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise PtuneError(
+            f"Cannot write to {folder}: {error.strerror}. Name a folder that you may write to."
+        ) from error
+    try:
+        yield stage
+        open_up(stage)
+        for file in sorted(stage.iterdir()):
+            file.replace(folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise PtuneError(
+            f"Saving to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "
+            "saved there before is unchanged. Make room or name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def open_up(folder: Path) -> None:
+    """Let others read the files of a folder as the umask has it; some writers do not."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object as people like to read it."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        PtuneError: It is not one; the message names the file.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PtuneError(f"{file} is damaged: {error}. Save or fetch it again.") from error
+    if not isinstance(content, dict):
+        raise PtuneError(f"{file} is damaged: it holds no JSON object. Save or fetch it again.")
+    return content

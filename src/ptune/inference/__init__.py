@@ -1,0 +1,1 @@
+"""Classifying texts: one classifier, a bank of tasks, exported engines, files and jobs."""

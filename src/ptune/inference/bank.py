@@ -1,0 +1,578 @@
+"""Any number of tasks on one backbone: one forward pass serves a batch that mixes them.
+
+Ids say which task a row of the batch belongs to: the prompts of a batch's tasks are rows of one
+table, and each row of the batch has the ids of its own. The head is chosen row by row. A task is
+a few tensors, and nothing of it is a module, so that a thousand of them cost what their numbers
+take.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptune.adapters import adapter
+from ptune.backbones.loading import (
+    default_device,
+    encode,
+    full_name,
+    load_backbone,
+    load_tokenizer,
+    smallest,
+    weight_of,
+)
+from ptune.errors import PtuneError, first_line
+from ptune.files import read_json
+from ptune.inference.classifier import WINDOW, Prediction, Text, batches, prediction_of
+from ptune.model import PromptModel
+from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
+from ptune.prompts.hooks import HeadPerRow
+from ptune.prompts.mechanisms import Form, KeysAndValues, Prompt
+
+if TYPE_CHECKING:
+    import transformers
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# The files that make an adapter what it is.
+_FILES = (CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.OLD_WEIGHTS_NAME, adapter.INFO_NAME)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What there is to say about a task.
+
+    Attributes:
+        name: Its name in the bank.
+        labels: In the order of the logits.
+        problem_type: As in Transformers' configurations.
+        pairs: Whether it was trained on pairs of texts; ``None``: its files do not say.
+        num_virtual_tokens: Length of its prompt.
+        depth: `input` or `deep`.
+    """
+
+    name: str
+    labels: list[str]
+    problem_type: str
+    pairs: bool | None
+    num_virtual_tokens: int
+    depth: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """What of a task takes memory."""
+
+    prompt: Prompt
+    head: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return self.prompt.rows.nbytes + sum(t.nbytes for t in self.head.values())
+
+
+@dataclass(eq=False, slots=True)
+class _Task:
+    """A task of the bank; another one from the same files is another task.
+
+    Attributes:
+        info: What is said about it.
+        folder: Its files.
+        stamp: What the file system said of them when they were read.
+        room: The longest text in tokens.
+        weights: `None` while they are on disk only.
+    """
+
+    info: TaskInfo
+    folder: str
+    stamp: tuple[Any, ...]
+    room: int | None
+    weights: _Weights | None
+
+
+class PromptBank:
+    """One backbone in memory and any number of adapters; a batch mixes any of them.
+
+    Answers are those of each adapter's own classifier (`ptune.load`), whatever else is in the
+    batch. Adapters can be added, replaced and removed from other threads while texts are
+    classified: a call of `logits` or `predict` finishes with the adapters it began with.
+
+    Args:
+        model: The backbone: short name, Hub id or folder; or a sequence classifier of 🤗
+            Transformers, which is changed in place.
+        tokenizer: `None`: the backbone's.
+        dtype: Of a backbone that is loaded; ``"auto"``: bfloat16 where it is fast, else float32.
+        device: `None`: a GPU if there is one; where it is, for a model that is given.
+        memory_budget: Bytes of adapters kept in memory. The rest stay on disk, those first that
+            were asked for longest ago. `None`: all are kept. A batch under way holds all of its
+            own.
+
+    Attributes:
+        refused: Why an adapter of the folder (`from_folder`) is none of the bank's, by name.
+
+    Raises:
+        PtuneError: The backbone cannot be loaded, or its head cannot be chosen row by row.
+
+    Example:
+        ``PromptBank("minilm").add("mail", "runs/mail")``
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        *,
+        tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+        dtype: str = "auto",
+        device: str | torch.device | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
+        if memory_budget is not None and memory_budget < 0:
+            raise PtuneError(f"memory_budget is {memory_budget}; it must be at least 0 bytes.")
+        if isinstance(model, str):
+            device = device or default_device()
+            model = load_backbone(model, dtype=dtype)  # type: ignore[arg-type]
+        if tokenizer is None:
+            if not model.name_or_path:
+                raise PtuneError("The backbone has no name to find its tokenizer by. Give one.")
+            tokenizer = load_tokenizer(model.name_or_path)
+        # The model's own adapter is never used; it takes the bank's prompts in `run`.
+        unused = PromptEncoderConfig(num_virtual_tokens=1, encoder_reparameterization_type="NONE")
+        self.model = PromptModel(model, unused)
+        self.model.freeze()
+        self.model.eval().to(device or model.device)
+        self._heads = HeadPerRow(model, [name for name, _ in self.model.head_parameters()])
+        self.tokenizer = tokenizer
+        self.refused: dict[str, str] = {}
+        self._tasks: dict[str, _Task] = {}
+        # Those in memory, the one asked for last at the end.
+        self._recent: OrderedDict[str, _Task] = OrderedDict()
+        self._budget = memory_budget
+        self._used = 0
+        self._tables = threading.Lock()  # of the three above
+        self._running = threading.Lock()  # of backbone and tokenizer; taken before the other one
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        dtype: str = "auto",
+        device: str | torch.device | None = None,
+        memory_budget: int | None = None,
+    ) -> PromptBank:
+        """A bank of every sub-folder that holds an adapter; each is a task of the folder's name.
+
+        An adapter that is damaged, or was trained on another backbone than the others, is left
+        out, and `refused` says why.
+
+        Args:
+            folder: The folder.
+            model: The backbone; `None`: the one that most of the adapters name.
+            dtype, device, memory_budget: As for the bank.
+
+        Raises:
+            PtuneError: There is no such folder; or no backbone is given, and no adapter names one.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise PtuneError(f"There is no folder {root}. Check the path.")
+        places = {
+            place.name: place
+            for place in sorted(root.iterdir())
+            if not place.name.startswith(".") and any((place / n).is_file() for n in _FILES)
+        }
+        refused: dict[str, str] = {}
+        revision = None
+        if model is None:
+            named: dict[str, tuple[str, str | None]] = {}
+            for task, place in places.items():
+                try:
+                    with _by_name(task):
+                        config = adapter.read_config(place)
+                        if name := config.base_model_name_or_path:
+                            named[task] = full_name(name), config.revision
+                except PtuneError as error:
+                    refused[task] = str(error)
+            if not named:
+                reasons = "".join(f"\n{reason}" for reason in refused.values())
+                raise PtuneError(
+                    f"No folder in {root} holds an adapter that names its backbone. Name the "
+                    f"folder above the adapters' own, or the backbone (model=).{reasons}"
+                )
+            ((model, revision), _), *_ = Counter(named.values()).most_common(1)
+            for task, other in named.items():
+                if other != (model, revision):
+                    refused[task] = (
+                        f"The adapter of the task {task!r} was trained on {_shown(*other)}, and "
+                        f"most of {root} on {_shown(model, revision)}. Put it into another folder."
+                    )
+        backbone = load_backbone(
+            model,
+            dtype=dtype,  # type: ignore[arg-type]
+            revision=revision,
+        )
+        bank = cls(
+            backbone,
+            tokenizer=load_tokenizer(model, revision=revision),
+            device=device or default_device(),
+            memory_budget=memory_budget,
+        )
+        for task, place in places.items():
+            if task not in refused:
+                try:
+                    bank.add(task, place)
+                except PtuneError as error:
+                    refused[task] = str(error)
+        bank.refused = refused
+        return bank
+
+    # Which tasks there are.
+
+    def add(self, task: str, source: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Add an adapter as a task.
+
+        Args:
+            task: What to call it.
+            source: Its folder, which must stay as it is while there is a `memory_budget`; or a
+                repository on the Hub.
+            replace: Put it in the place of a task of that name, if there is one.
+
+        Raises:
+            PtuneError: It is damaged or belongs to another backbone, or there is a task of that
+                name. The bank is as it was.
+        """
+        if not isinstance(task, str) or not task:
+            raise PtuneError(f"A task cannot be called {task!r}; wanted is a text.")
+        self._check_free(task, replace)
+        with _by_name(task):
+            added = self._read(task, source)
+        with self._tables:
+            self._check_free(task, replace)
+            self._forget(task)
+            self._tasks[task] = added
+            self._remember(added)
+
+    def remove(self, task: str) -> None:
+        """Remove a task.
+
+        Raises:
+            PtuneError: There is none of that name.
+        """
+        with self._tables:
+            self._known(task)
+            self._forget(task)
+            del self._tasks[task]
+
+    def task(self, name: str) -> TaskInfo:
+        """What there is to say about a task.
+
+        Raises:
+            PtuneError: There is none of that name.
+        """
+        with self._tables:
+            return self._known(name).info
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[str]:
+        with self._tables:
+            return iter(list(self._tasks))
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of adapters that are in memory."""
+        return self._used
+
+    def _check_free(self, task: str, replace: bool) -> None:
+        if task in self._tasks and not replace:
+            raise PtuneError(
+                f"There is a task {task!r} already. Give this one another name, or say that it is "
+                "to replace it (replace=True)."
+            )
+
+    def _known(self, task: str) -> _Task:
+        if task not in self._tasks:
+            raise PtuneError(f"There is no task {task!r}; there are {len(self._tasks)} others.")
+        return self._tasks[task]
+
+    # Adapters in memory and on disk.
+
+    def _read(self, name: str, source: str | os.PathLike[str]) -> _Task:
+        """A task from its files."""
+        folder = Path(source)
+        if not folder.is_dir():
+            file = adapter.fetch(source, CONFIG_NAME)
+            # All files of a repository's revision have one folder in the cache.
+            folder = file.parent if file else folder
+            adapter.read(source, own_backbone=True)
+        stamp = _stamp(folder)
+        found = adapter.read(folder, own_backbone=True)
+        if _stamp(folder) != stamp:
+            raise PtuneError(f"{folder} changed while it was read. Add it again.")
+        problem_type = found.problem_type or PROBLEM_TYPES[0]
+        if problem_type not in PROBLEM_TYPES or not all(isinstance(n, str) for n in found.labels):
+            raise PtuneError(
+                f"{folder / adapter.INFO_NAME} is damaged: its labels or its problem type "
+                f"({problem_type!r}) are none. Save or fetch it again."
+            )
+        scores = folder / "metrics.json"
+        pairs = read_json(scores).get("text_pairs") if scores.is_file() else None
+        weights = self._weights(found)
+        bound = self.model.max_positions
+        if bound is not None:
+            bound -= weights.prompt.positions
+        room = smallest(bound, found.info.get("max_length"), self.tokenizer.model_max_length)
+        frame = self.tokenizer.num_special_tokens_to_add(pair=True)
+        if room is not None and room <= frame:
+            raise PtuneError(
+                f"{folder} leaves room for texts of {room} tokens, and {frame} are special ones. "
+                "Train it with a shorter prompt or a larger max_length."
+            )
+        info = TaskInfo(
+            name,
+            found.labels,
+            problem_type,
+            pairs,
+            found.config.num_virtual_tokens,
+            found.config.depth,
+        )
+        return _Task(info, str(folder.absolute()), stamp, room, weights)
+
+    def _weights(self, found: adapter.Adapter) -> _Weights:
+        """An adapter's tensors as the backbone takes them, if they fit it."""
+        model = self.model
+        adapter.check_beside(model, found)
+        config = model.fitted(found.config, model.backbone)
+        form = self._form(config)
+        model.check_rows(found.rows, config)
+        # Copies: what was read is the file itself, mapped into memory.
+        table = weight_of(model.get_input_embeddings())
+        rows = found.rows.to(table.device, table.dtype, copy=True)
+        head = {name: t.to(table.device, copy=True) for name, t in found.head.items()}
+        for name, tensor in {"prompt": rows, **head}.items():
+            if not tensor.isfinite().all():
+                raise PtuneError(
+                    f"{found.source} is damaged: {name} holds numbers that are not finite in "
+                    f"{str(tensor.dtype).removeprefix('torch.')}. Train it again."
+                )
+        return _Weights(Prompt.of(config, form, rows), head)
+
+    def _form(self, config: PromptEncoderConfig) -> Form:
+        if self.model.has_form(config):
+            return self.model.form_of(config)
+        starts = {f.first for f in self.model.forms if isinstance(f, KeysAndValues)}
+        if config.depth == "deep" and starts:
+            raise PtuneError(
+                f"Its deep prompt starts at layer {config.first_layer}, and that of a task in the "
+                f"bank at layer {min(starts)}: the texts of a batch start together. Put it into a "
+                "bank of its own."
+            )
+        with self._running:  # the first of its kind is hung on the backbone
+            return self.model.form_of(config)
+
+    def _take(self, tasks: Iterable[_Task]) -> dict[_Task, _Weights]:
+        """The weights of tasks, from disk where they are not in memory."""
+        taken = {}
+        with self._tables:
+            for task in tasks:
+                if task.weights is None:
+                    with _by_name(task.info.name):
+                        if _stamp(Path(task.folder)) != task.stamp:
+                            raise PtuneError(
+                                f"It is not in memory, and its files in {task.folder} have "
+                                "changed or gone since it was added. Add it again (replace=True) "
+                                "or remove it."
+                            )
+                        task.weights = self._weights(adapter.read(task.folder, own_backbone=True))
+                taken[task] = task.weights
+                # One that was removed meanwhile goes when this call ends.
+                if self._tasks.get(task.info.name) is task:
+                    self._remember(task)
+        return taken
+
+    def _remember(self, task: _Task) -> None:
+        """Make a task the one asked for last, and forget the weights beyond the budget."""
+        assert task.weights is not None
+        if task.info.name not in self._recent:
+            self._used += task.weights.nbytes
+        self._recent[task.info.name] = task
+        self._recent.move_to_end(task.info.name)
+        while self._budget is not None and self._used > self._budget:
+            _, oldest = self._recent.popitem(last=False)
+            assert oldest.weights is not None
+            self._used -= oldest.weights.nbytes
+            oldest.weights = None
+
+    def _forget(self, task: str) -> None:
+        """Count a task's weights no longer; a call that has begun may still use them."""
+        old = self._recent.pop(task, None)
+        if old is not None and old.weights is not None:
+            self._used -= old.weights.nbytes
+
+    # Answers.
+
+    def logits(
+        self, requests: Sequence[tuple[str, Text]], *, batch_size: int = 32
+    ) -> list[np.ndarray]:
+        """Logits ``[num_labels]`` of each request, in order.
+
+        Args:
+            requests: Each a task and a text, or a pair of texts, for it.
+            batch_size: So many times 128 tokens are classified at a time.
+
+        Raises:
+            PtuneError: A request is none, its text is empty or there is no such task; or an
+                adapter that is not in memory has changed on disk. The message names the task.
+        """
+        return [logits for _, logits in self.answers(requests, batch_size=batch_size)]
+
+    def predict(self, requests: Sequence[tuple[str, Text]]) -> list[Prediction]:
+        """What each request's task says of its text, in order; raises as `logits` does."""
+        return [
+            prediction_of(logits, info.labels, info.problem_type)
+            for info, logits in self.answers(requests)
+        ]
+
+    def answers(
+        self, requests: Iterable[tuple[str, Text]], *, batch_size: int = 32
+    ) -> Iterator[tuple[TaskInfo, np.ndarray]]:
+        """As `logits`, each with the task as it was when the call began."""
+        pairs = iter(self._tasks_and_texts(requests))
+        while window := list(itertools.islice(pairs, WINDOW)):
+            for (task, _), logits in zip(window, self._window(window, batch_size), strict=True):
+                yield task.info, logits
+
+    def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
+        """How many tokens of each text its task does not read; raises as `logits` does."""
+        found = self._tasks_and_texts(requests)
+        with self._running:
+            whole = self._encode(found, cut=False)
+        return [
+            max(0, len(text["input_ids"]) - task.room) if task.room is not None else 0
+            for (task, _), text in zip(found, whole, strict=True)
+        ]
+
+    def _tasks_and_texts(
+        self, requests: Iterable[tuple[str, Text]]
+    ) -> list[tuple[_Task, tuple[str, ...]]]:
+        checked = [_checked(request) for request in requests]
+        with self._tables:
+            return [(self._known(name), texts) for name, texts in checked]
+
+    def _window(
+        self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int
+    ) -> list[np.ndarray]:
+        with self._running:
+            encoded = self._encode(window)
+        answers = [np.empty(0, dtype=np.float32)] * len(window)
+        for chosen in batches([len(e["input_ids"]) for e in encoded], batch_size):
+            tasks = [window[i][0] for i in chosen]
+            with self._running:
+                logits = self._forward(tasks, [encoded[i] for i in chosen])
+            for i, task, row in zip(chosen, tasks, logits, strict=True):
+                answers[i] = row[: len(task.info.labels)]
+        return answers
+
+    def _encode(
+        self, window: list[tuple[_Task, tuple[str, ...]]], *, cut: bool = True
+    ) -> list[dict[str, list[int]]]:
+        """Token ids and so on of each text or pair; texts together, and pairs."""
+        encoded: list[dict[str, list[int]]] = [{} for _ in window]
+        for columns in (1, 2):
+            some = [i for i, (_, texts) in enumerate(window) if len(texts) == columns]
+            if some:
+                found, _ = encode(
+                    self.tokenizer,
+                    [[window[i][1][c] for i in some] for c in range(columns)],
+                    [window[i][0].room if cut else None for i in some],
+                )
+                for key, values in found.items():
+                    for i, value in zip(some, values, strict=True):
+                        encoded[i][key] = value
+        return encoded
+
+    @torch.inference_mode()
+    def _forward(self, tasks: list[_Task], texts: list[dict[str, list[int]]]) -> np.ndarray:
+        """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
+        weights = self._take(dict.fromkeys(tasks))
+        number = {task: i for i, task in enumerate(weights)}
+        batch = self.tokenizer.pad(
+            {key: [text[key] for text in texts] for key in texts[0]}, return_tensors="pt"
+        )
+        one = len(weights) == 1
+        self._heads.heads = [weights[task].head for task in (weights if one else tasks)]
+        try:
+            output = self.model.run(
+                [w.prompt for w in weights.values()],
+                None if one else [number[task] for task in tasks],
+                **batch.to(self.model.device),
+            )
+        finally:
+            self._heads.heads = []
+        return output.logits.float().cpu().numpy()  # type: ignore[union-attr]
+
+
+def _checked(request: Any) -> tuple[str, tuple[str, ...]]:
+    """A request's task and its text, or its two texts."""
+    is_request = isinstance(request, tuple | list) and len(request) == 2
+    if not is_request or not isinstance(request[0], str):
+        raise PtuneError(f"{request!r} is no request; wanted is a task and a text, (task, text).")
+    task, text = request
+    texts = (text,) if isinstance(text, str) else text
+    is_pair = isinstance(text, tuple | list) and len(text) == 2
+    if not (isinstance(text, str) or is_pair) or not all(isinstance(t, str) for t in texts):
+        raise PtuneError(
+            f"A text for the task {task!r} is {text!r}; wanted is a text or a pair of texts."
+        )
+    for part in texts:
+        if not part.strip():
+            raise PtuneError(f"A text for the task {task!r} is empty. Leave it out.")
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise PtuneError(f"A text for the task {task!r} is no Unicode ({error}).") from error
+    return task, tuple(texts)
+
+
+def _stamp(folder: Path) -> tuple[Any, ...]:
+    """What the file system says of an adapter's files: another stamp, another content."""
+    found = []
+    for name in _FILES:
+        file = folder / name
+        status = file.stat() if file.is_file() else None
+        found.append(status and (status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+@contextmanager
+def _by_name(task: str) -> Iterator[None]:
+    """Say of which task an adapter is that is refused."""
+    try:
+        yield
+    except Exception as error:  # damaged files fail in ways of their own
+        reason = (
+            str(error)
+            if isinstance(error, PtuneError)
+            else f"its files are damaged ({first_line(error)}). Save or fetch it again."
+        )
+        raise PtuneError(f"The adapter of the task {task!r} is refused: {reason}") from error
+
+
+def _shown(name: str, revision: str | None) -> str:
+    return f"{name} @ {revision}" if revision else name

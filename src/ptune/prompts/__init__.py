@@ -1,0 +1,1 @@
+"""Prompts: their configuration, encoder, and mechanisms inside a frozen backbone."""

@@ -1,0 +1,174 @@
+"""What a run shows: the learning curve, the confusion matrix, a bar while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainingArguments
+
+from ptune import labels as metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ptune.data.dataset import Corpus
+
+# Colours that stay apart for the colour-blind (Okabe and Ito).
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    # Not pyplot: no global state, no display needed.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def learning_curve(
+    epochs: list[dict[str, Any]], corpus: Corpus, majority: dict[str, float], file: Path
+) -> None:
+    """Draw the losses and the scores over the epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (losses, scores) = _figure(10, 4, columns=2)
+    x = [e["epoch"] for e in epochs]
+    colours = [BLUE, ORANGE, GREEN, PINK]
+    keys = [k for k in (epochs[-1] if epochs else {}) if k not in ("epoch", "step")]
+    for colour, key in zip(colours, [k for k in keys if k.endswith("loss")], strict=False):
+        label = {"train_loss": "training", "loss": "evaluation"}.get(key, key)
+        losses.plot(x, _column(epochs, key), marker="o", ms=4, color=colour, label=label)
+    losses.set_title("Loss", loc="left")
+    for i, key in enumerate([k for k in keys if not k.endswith("loss")]):
+        colour = colours[i % len(colours)]
+        scores.plot(
+            x, _column(epochs, key), marker="o", ms=4, color=colour, label=key.replace("_", " ")
+        )
+        if key in majority:
+            scores.axhline(majority[key], color=colour, ls=":", lw=1)
+            scores.annotate(
+                "majority class",
+                (x[-1], majority[key]),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=colour,
+            )
+    scores.set_title("Score on the evaluation set", loc="left")
+    for ax in (losses, scores):
+        ax.set_xlabel("epoch")
+        ax.legend(frameon=False)
+        ax.grid(axis="y", alpha=0.25)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(corpus.name)
+    figure.savefig(file, dpi=120)
+
+
+def _column(epochs: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.array([e.get(key, np.nan) for e in epochs], dtype=float)
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, corpus: Corpus, file: Path) -> None:
+    """Draw which label was taken for which; for regression, predictions over true values.
+
+    Several labels a text get one bar each: the share of texts on which it was right.
+    """
+    if corpus.problem_type == "regression":
+        figure, (ax,) = _figure(5, 5)
+        ax.scatter(truth, predicted, s=12, alpha=0.5, color=BLUE)
+        ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
+        ax.plot(ends, ends, color=GREY, ls=":")
+        ax.set(xlabel="true value", ylabel="prediction")
+    elif corpus.problem_type == "multi_label_classification":
+        figure, (ax,) = _figure(6, 1.5 + 0.35 * len(corpus.labels))
+        ax.barh(corpus.labels, (truth.astype(int) == predicted).mean(axis=0), color=BLUE)
+        ax.set(xlim=(0, 1), xlabel="share of texts on which the label was decided rightly")
+        ax.invert_yaxis()
+    else:
+        n = len(corpus.labels)
+        counts = metrics.confusion_matrix(truth, predicted, n)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        size = 3.2 + 0.45 * n
+        figure, (ax,) = _figure(size + 0.8, size)
+        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if n <= 40:
+            for i, j in np.ndindex(counts.shape):
+                if counts[i, j]:
+                    colour = "white" if shares[i, j] > 0.5 else "black"
+                    ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
+        names = [label.replace("_", " ") for label in corpus.labels]
+        ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
+        ax.set_yticks(range(n), names)
+        ax.spines[:].set_visible(False)
+        ax.set(xlabel="predicted", ylabel="true")
+        figure.colorbar(image, ax=ax, shrink=0.8, label="share of the true label")
+    right = ""
+    if corpus.problem_type == "single_label_classification":
+        right = f": {int((truth == predicted).sum())} of {len(truth)} right"
+    figure.suptitle(corpus.name + right)
+    figure.savefig(file, dpi=120)
+
+
+class TrainingProgress(TrainerCallback):
+    """A bar over the steps and a line for every evaluation."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._loss: float | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        self.bar.start()
+        self.task = self.bar.add_task(
+            "training", total=state.max_steps, completed=state.global_step
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict, **kwargs: Any
+    ) -> None:
+        """Remember the training loss for the next line."""
+        self._loss = logs.get("loss", self._loss)
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print the scores."""
+        shown = {
+            k.removeprefix("eval_"): v
+            for k, v in kwargs["metrics"].items()
+            if isinstance(v, float) and not k.endswith(("_second", "_runtime", "epoch"))
+        }
+        loss = "" if self._loss is None else f"  train loss {self._loss:.3f}"
+        scores = "".join(f"  {k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
+        self.console.print(f"epoch {state.epoch:4.1f}/{args.num_train_epochs:g}{loss}{scores}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Take the bar away."""
+        self.bar.stop()

@@ -1,0 +1,321 @@
+"""Adapters are saved whole, load exactly, and are the reference's files."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import warnings
+
+import peft
+import pytest
+import torch
+from conftest import build
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune.adapters import adapter
+from ptune.backbones.loading import load_backbone
+
+ROWS = torch.arange(10, 22).view(2, 6)
+
+
+def trained(backbone, **options):
+    """A model whose prompt and head are not what a fresh one has."""
+    torch.manual_seed(3)
+    config = PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, **options)
+    model = PromptModel(backbone, config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def saved(backbone, tmp_path):
+    model = trained(backbone)
+    model.save_pretrained(tmp_path / "adapter")
+    return model, tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM", "NONE"])
+@pytest.mark.parametrize("placement", ["prefix", "after_first"])
+@torch.no_grad()
+def test_a_reloaded_adapter_has_the_same_logits_bit_for_bit(kind, encoder, placement, tmp_path):
+    model = trained(
+        build(kind, num_labels=3), placement=placement, encoder_reparameterization_type=encoder
+    )
+    model.save_pretrained(tmp_path)
+    loaded = PromptModel.from_pretrained(build(kind, num_labels=3), tmp_path)
+    assert torch.equal(loaded(ROWS).logits, model(ROWS).logits)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_logits_are_the_same_in_a_new_process_under_another_seed(bert_folder, tmp_path):
+    script = """
+import sys, torch
+from ptune import PromptModel, PromptEncoderConfig
+from ptune.backbones.loading import load_backbone
+mode, backbone, folder, out, seed = sys.argv[1:]
+torch.manual_seed(int(seed))
+model = load_backbone(backbone, labels=["a", "b", "c"], dtype="float32")
+if mode == "save":
+    model = PromptModel(model, PromptEncoderConfig(num_virtual_tokens=4)).eval()
+    model.save_pretrained(folder)
+else:
+    model = PromptModel.from_pretrained(model, folder)
+with torch.no_grad():
+    torch.save(model(torch.arange(10, 22).view(2, 6)).logits, out)
+"""
+    for mode, seed in (("save", 1), ("load", 99)):
+        arguments = [mode, str(bert_folder), str(tmp_path / "a"), str(tmp_path / mode), str(seed)]
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    assert torch.equal(torch.load(tmp_path / "save"), torch.load(tmp_path / "load"))
+
+
+def test_a_layer_that_no_checkpoint_brought_is_part_of_the_head(tmp_path):
+    """A BERT without a pooler gets a random one: reloading must bring back that very one."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "no-pooler")
+    load = AutoModelForSequenceClassification.from_pretrained
+    torch.manual_seed(1)
+    model = PromptModel(load(tmp_path / "no-pooler"), PromptEncoderConfig(num_virtual_tokens=3))
+    assert "bert.pooler.dense.weight" in dict(model.head_parameters())
+    model.eval().save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(2)
+    loaded = PromptModel.from_pretrained(load(tmp_path / "no-pooler"), tmp_path / "adapter")
+    assert torch.equal(loaded(ROWS).logits, model(ROWS).logits)
+
+
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
+@torch.no_grad()
+def test_going_on_training_starts_with_the_encoder_as_it_was(kind, encoder, tmp_path):
+    model = trained(build(kind), encoder_reparameterization_type=encoder)
+    model.save_pretrained(tmp_path)
+    loaded = PromptModel.from_pretrained(build(kind), tmp_path, is_trainable=True)
+    before, after = model.trained_state(), loaded.trained_state()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@torch.no_grad()
+def test_going_on_without_the_encoder_trains_the_rows_themselves(saved, kind):
+    model, folder = saved
+    (folder / adapter.TRAINED_STATE_NAME).unlink()
+    loaded = PromptModel.from_pretrained(build(kind), folder, is_trainable=True).eval()
+    assert torch.equal(loaded(ROWS).logits, model(ROWS).logits)
+    assert loaded.prompt_encoder.embedding.weight.requires_grad
+
+
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM", "NONE"])
+def test_the_reference_loads_our_adapter_without_a_warning_and_agrees(kind, encoder, tmp_path):
+    folder = tmp_path
+    model = trained(build(kind), encoder_reparameterization_type=encoder)
+    model.save_pretrained(folder)
+    backbone = build(kind)
+    backbone.config.pad_token_id = model.config.pad_token_id
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        theirs = peft.PeftModel.from_pretrained(backbone, folder).eval()
+    if kind == "gpt2":  # the reference reads the last position of what is not padded
+        logits = torch.cat([theirs(row[None]).logits for row in ROWS])
+    else:
+        logits = theirs(ROWS).logits
+    torch.testing.assert_close(logits, model(ROWS).logits, atol=1e-5, rtol=0)
+
+
+def test_the_reference_warns_of_a_placement_it_does_not_know(backbone, kind, tmp_path):
+    trained(backbone, placement="after_first").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="placement"):
+        peft.PeftModel.from_pretrained(build(kind), tmp_path)
+
+
+@pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
+@pytest.mark.parametrize("safe", [True, False])
+@torch.no_grad()
+def test_we_load_the_reference_s_adapter_and_agree(kind, encoder, safe, tmp_path):
+    backbone = build(kind)
+    if backbone.config.pad_token_id is None:
+        backbone.config.pad_token_id = 2
+    config = peft.PromptEncoderConfig(
+        task_type="SEQ_CLS",
+        num_virtual_tokens=5,
+        encoder_hidden_size=16,
+        encoder_reparameterization_type=encoder,
+    )
+    theirs = peft.get_peft_model(backbone, config).eval()
+    theirs.save_pretrained(tmp_path)
+    if not safe:
+        tensors = load_file(tmp_path / "adapter_model.safetensors")
+        torch.save(tensors, tmp_path / "adapter_model.bin")
+        (tmp_path / "adapter_model.safetensors").unlink()
+    ours = PromptModel.from_pretrained(build(kind), tmp_path)
+    for row in ROWS:
+        torch.testing.assert_close(ours(row[None]).logits, theirs(row[None]).logits)
+
+
+def test_files_are_small_readable_and_say_what_they_are(saved):
+    _, folder = saved
+    info = json.loads((folder / "ptune.json").read_text())
+    assert info["labels"] == ["LABEL_0", "LABEL_1"]
+    assert info["backbone"]["num_layers"] == 2
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == "P_TUNING"
+    assert "placement" not in config
+    for file in folder.iterdir():
+        assert file.stat().st_mode & 0o044, f"{file.name} can be read by its owner only"
+
+
+def damage_by_cutting(folder):
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return "adapter_model.safetensors is damaged or cut short"
+
+
+def damage_by_another_shape(folder):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:3].contiguous()
+    save_file(tensors, file)
+    return r"shape \[3, 32\].*says \[5, 32\]"
+
+
+def damage_by_dropping_rows(folder):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors["prompt_embeddings"]
+    save_file(tensors, file)
+    return "no 'prompt_embeddings'"
+
+
+def damage_by_broken_json(folder):
+    (folder / "adapter_config.json").write_text('{"peft_type":')
+    return "adapter_config.json is damaged"
+
+
+def damage_by_another_method(folder):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "LORA"}))
+    return "peft_type is 'LORA'"
+
+
+def damage_by_missing_weights(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    return "no adapter_model.safetensors: it is incomplete"
+
+
+def damage_by_missing_config(folder):
+    (folder / "adapter_config.json").unlink()
+    return "no adapter_config.json: it is not an adapter"
+
+
+def damage_by_a_newer_version(folder):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "frequency": "high"}))
+    return "unknown field.*frequency.*Upgrade"
+
+
+def damage_by_a_pickle(folder):
+    import pickle
+
+    (folder / "adapter_model.safetensors").unlink()
+    with (folder / "adapter_model.bin").open("wb") as f:
+        pickle.dump({"prompt_embeddings": os.system}, f)
+    return "adapter_model.bin is damaged"
+
+
+DAMAGES = [value for name, value in list(globals().items()) if name.startswith("damage_by")]
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_adapter_is_refused_by_name(saved, kind, damage):
+    _, folder = saved
+    expected = damage(folder)
+    with pytest.raises(PtuneError, match=expected):
+        PromptModel.from_pretrained(build(kind), folder)
+
+
+def test_no_such_adapter(kind, tmp_path):
+    with pytest.raises(PtuneError, match=r"There is no folder.*nowhere"):
+        PromptModel.from_pretrained(build(kind), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_another_backbone_is_refused_with_both_sizes(saved, kind):
+    _, folder = saved
+    other = build("bert", num_labels=2)
+    other.resize_token_embeddings(500)
+    with pytest.raises(PtuneError, match="vocab_rows 500 instead of 400"):
+        PromptModel.from_pretrained(other, folder)
+    with pytest.raises(PtuneError, match="model_type roberta instead of bert"):
+        PromptModel.from_pretrained(build("roberta"), folder)
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_another_name_of_the_same_size_is_warned_of(kind, tmp_path, bert_folder):
+    twin = tmp_path / "another-bert"
+    shutil.copytree(bert_folder, twin)
+    trained(load_backbone(str(bert_folder), dtype="float32")).save_pretrained(tmp_path / "a")
+    with pytest.warns(UserWarning, match=r"trained on .*tiny-bert.*another-bert"):
+        PromptModel.from_pretrained(load_backbone(str(twin), dtype="float32"), tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_another_number_of_labels_is_refused_and_the_backbone_unharmed(saved, kind):
+    _, folder = saved
+    backbone = build(kind, num_labels=4)
+    before = {n: p.clone() for n, p in backbone.named_parameters()}
+    with pytest.raises(PtuneError, match=r"\[2.*\[4.*num_labels=2"):
+        PromptModel.from_pretrained(backbone, folder)
+    assert all(torch.equal(p, before[n]) for n, p in backbone.named_parameters())
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_a_missing_part_of_the_head_is_warned_of(saved, kind):
+    _, folder = saved
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    dropped = next(name for name in tensors if name.startswith("base_model."))
+    del tensors[dropped]
+    save_file(tensors, file)
+    with pytest.warns(UserWarning, match="does not hold " + dropped.removeprefix("base_model.")):
+        PromptModel.from_pretrained(build(kind), folder)
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_a_full_disk_leaves_the_old_adapter_whole(saved, kind):
+    """The kernel refuses to let files grow, as on a full disk."""
+    model, folder = saved
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    with torch.no_grad():
+        model.prompt_encoder.embedding.weight.add_(1.0)
+    import signal
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(PtuneError, match="What was saved there before is unchanged"):
+            model.save_pretrained(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(saved, tmp_path):
+    model, _ = saved
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PtuneError, match=r"Cannot write to .*file/inside"):
+        model.save_pretrained(tmp_path / "file" / "inside")

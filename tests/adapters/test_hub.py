@@ -1,0 +1,724 @@
+"""Publishing and loading by id: the real client against a Hub on this machine."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import peft
+import pytest
+import torch
+from datasets import Dataset
+from hub_server import HubServer
+from huggingface_hub import ModelCard, constants, hf_api
+from safetensors.torch import load_file
+from transformers.utils import hub as transformers_hub
+
+import ptune
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune.adapters import adapter
+from ptune.adapters import push as hub
+from ptune.backbones.loading import load_backbone
+from ptune.cli import app as cli
+from ptune.data import dataset as data
+from ptune.training.run import TrainSettings
+
+TEXTS = ["please send my money back today", "the lamp blinks red"]
+SETTINGS = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def read_settings_again():
+    """The client reads its environment once, when it is imported."""
+    importlib.reload(constants)
+    # Two libraries keep a client each.
+    hf_api.api.endpoint = constants.ENDPOINT
+    transformers_hub._hf_api = None
+    huggingface_hub.close_session()
+
+
+def use(monkeypatch, **environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    read_settings_again()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A Hub of one's own, through `HF_ENDPOINT`, and an empty cache; Alice is logged in."""
+    with HubServer() as running, monkeypatch.context() as patch:
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        home = str(tmp_path / "hf-home")
+        nearby = {"NO_PROXY": "127.0.0.1,localhost", "HF_TOKEN": "hf_alice"}
+        use(patch, HF_ENDPOINT=running.url, HF_HOME=home, **nearby, **SETTINGS)
+        yield running
+    read_settings_again()
+
+
+@pytest.fixture
+def log_in(monkeypatch):
+    """Become somebody else; `None`: nobody."""
+
+    def become(token):
+        if token is None:
+            monkeypatch.delenv("HF_TOKEN", raising=False)
+        else:
+            monkeypatch.setenv("HF_TOKEN", token)
+
+    return become
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """The client waits between two tries; here it need not."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, bert_folder):
+    """What `ptune train` leaves, checkpoints included, without the training."""
+    folder = tmp_path_factory.mktemp("secret-client") / "mail"
+    torch.manual_seed(3)
+    backbone = load_backbone(str(bert_folder), labels=["where|is it?", "refund"], dtype="float32")
+    config = PromptEncoderConfig(
+        num_virtual_tokens=4,
+        encoder_reparameterization_type="NONE",
+        placement="after_first",
+        prompt_init="vocab",
+    )
+    adapter.save(PromptModel(backbone, config), folder)
+    settings = TrainSettings(
+        model=str(bert_folder),
+        train_file=str(folder / "mail.csv"),
+        training_arguments={"logging_dir": str(folder / "logs"), "weight_decay": 0.1},
+    )
+    (folder / "settings.json").write_text(json.dumps(vars(settings)))
+    metrics = {
+        "task": "mail",
+        "model": str(bert_folder),
+        "eval": {"loss": 0.5, "accuracy": 0.75, "f1_macro": 0.6},
+        "best": {"epoch": 1.0, "accuracy": 0.9, "f1_macro": 0.8},
+        "adapter": "last",
+        "majority": {"accuracy": 0.5, "f1_macro": 0.33},
+        "epochs": [{"epoch": 1.0}, {"epoch": 2.0}],
+        "train_examples": 1200,
+        "eval_examples": {"eval": 300},
+        "versions": {"ptune": "0.1.0"},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "learning_curve.png").write_bytes(b"\x89PNG curve")
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (folder / "checkpoints" / "checkpoint-1" / "optimizer.pt").write_bytes(b"heavy")
+    return folder
+
+
+@pytest.fixture
+def on_the_hub(server, bert_folder):
+    """The backbone, where everybody finds it by its id."""
+    server.add_folder("lab/tiny-bert", bert_folder)
+    return "lab/tiny-bert"
+
+
+@pytest.fixture
+def model(on_the_hub):
+    """A trained-looking model whose backbone came from the Hub."""
+    torch.manual_seed(5)
+    backbone = load_backbone(on_the_hub, labels=["no", "yes"], dtype="float32")
+    config = PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16)
+    return PromptModel(backbone, config).eval()
+
+
+@torch.no_grad()
+def logits(model):
+    return model(torch.arange(10, 22).view(2, 6)).logits
+
+
+def push(folder, repo_id="alice/mail", **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the backbone is a folder; see below
+        return hub.push(folder, repo_id, **options)
+
+
+def cached_files():
+    return [f for f in Path(constants.HF_HUB_CACHE).rglob("*") if f.is_file() or f.is_symlink()]
+
+
+# Publishing.
+
+
+def test_a_pushed_model_is_loaded_by_its_id_and_predicts_the_same(server, model):
+    url = model.push_to_hub("alice/yes-no")
+    assert url == f"{server.url}/alice/yes-no"
+    loaded = ptune.load("alice/yes-no", dtype="float32", device="cpu")
+    assert torch.equal(logits(loaded.prompt_model_), logits(model))
+    assert loaded.labels == ["no", "yes"]
+    assert loaded.predict(TEXTS).shape == (2,)
+
+
+def test_a_classifier_pushes_itself(server, run_folder, bert_folder):
+    classifier = ptune.load(run_folder, dtype="float32", device="cpu")
+    with pytest.warns(UserWarning, match="is a folder on this machine"):
+        classifier.push_to_hub("alice/mail", private=True)
+    loaded = ptune.load("alice/mail", model=str(bert_folder), dtype="float32", device="cpu")
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+
+
+def test_a_run_folder_is_pushed_without_checkpoints_and_left_as_it_was(server, run_folder):
+    before = {f: f.read_bytes() for f in run_folder.rglob("*") if f.is_file()}
+    push(run_folder)
+    assert server.files("alice/mail") == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "ptune.json",
+        "metrics.json",
+        "learning_curve.png",
+        "README.md",
+    }
+    assert {f: f.read_bytes() for f in run_folder.rglob("*") if f.is_file()} == before
+    assert server.repos["alice/mail"].titles[1:] == ["Upload a p-tuned classifier"]
+
+
+def test_small_files_go_with_the_commit_and_large_ones_to_storage(server, run_folder):
+    push(run_folder)
+    tree = server.repos["alice/mail"].at("main")[1]
+    assert tree["adapter_model.safetensors"].large
+    assert not tree["adapter_config.json"].large
+    weights = (run_folder / "adapter_model.safetensors").read_bytes()
+    assert server.file("alice/mail", "adapter_model.safetensors") == weights
+    assert server.tokens_seen_by_storage == []
+
+
+def test_no_path_of_this_machine_is_pushed(server, run_folder):
+    push(run_folder)
+    for name in server.files("alice/mail"):
+        content = server.file("alice/mail", name)
+        for secret in (b"secret-client", str(run_folder.parent.parent).encode(), b"/tmp"):
+            assert secret not in content, name
+    config = json.loads(server.file("alice/mail", "adapter_config.json"))
+    assert config["base_model_name_or_path"] == "./tiny-bert"
+
+
+def test_a_backbone_in_the_hub_s_own_cache_is_known_by_its_id(server, on_the_hub, run_folder):
+    cached = huggingface_hub.snapshot_download(on_the_hub)
+    public = hub.PublicBackbone.of(cached, None)
+    assert (public.name, public.revision, public.is_local) == (on_the_hub, Path(cached).name, False)
+
+
+def test_pushing_the_same_again_makes_no_second_commit(server, run_folder):
+    push(run_folder)
+    push(run_folder)
+    assert len(server.repos["alice/mail"].titles) == 2
+
+
+def test_a_name_without_an_owner_goes_to_one_s_own_account(server, run_folder):
+    assert push(run_folder, "mail") == f"{server.url}/alice/mail"
+
+
+def test_a_branch_is_made_and_main_stays_as_it_was(server, run_folder):
+    url = push(run_folder, revision="try-2", commit_message="Second try")
+    assert url == f"{server.url}/alice/mail/tree/try-2"
+    assert "adapter_config.json" in server.files("alice/mail", "try-2")
+    assert server.files("alice/mail") == set()
+    assert server.repos["alice/mail"].titles[-1] == "Second try"
+    push(run_folder, revision="try-2")  # a branch that is there is used
+
+
+def test_a_pull_request_needs_no_right_to_write(server, run_folder, log_in):
+    server.add_repo("alice/mail")
+    log_in("hf_bob")
+    url = push(run_folder, create_pr=True, commit_message="A better one")
+    assert url == f"{server.url}/alice/mail/discussions/1"
+    assert server.files("alice/mail") == set()
+    assert "adapter_config.json" in server.files("alice/mail", "refs/pr/1")
+    with pytest.raises(PtuneError, match="does not let you write to alice/mail"):
+        push(run_folder)
+
+
+def test_a_pull_request_against_a_branch_is_refused(server, run_folder):
+    with pytest.raises(PtuneError, match=r"against main, not against the branch 'x'"):
+        push(run_folder, revision="x", create_pr=True)
+
+
+def test_private_is_private(server, run_folder, bert_folder, log_in):
+    push(run_folder, private=True)
+    assert server.repos["alice/mail"].private
+    ptune.load("alice/mail", model=str(bert_folder))
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    for nobody in ("hf_bob", None):
+        log_in(nobody)
+        with pytest.raises(PtuneError, match=r"no repository on the Hub that you may read"):
+            ptune.load("alice/mail", model=str(bert_folder))
+    ptune.load("alice/mail", model=str(bert_folder), token="hf_alice")
+
+
+def test_nothing_private_is_pushed_into_a_public_repository(server, run_folder):
+    server.add_repo("alice/mail")
+    with pytest.raises(PtuneError, match="there already and is public; nothing was pushed"):
+        push(run_folder, private=True)
+    assert server.files("alice/mail") == set()
+
+
+def test_an_adapter_that_is_a_pickle_goes_up_as_safetensors(server, run_folder, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(run_folder, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    push(folder)
+    assert "adapter_model.bin" not in server.files("alice/mail")
+    (tmp_path / "back").write_bytes(server.file("alice/mail", "adapter_model.safetensors"))
+    back = load_file(tmp_path / "back")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_a_folder_without_an_adapter_makes_no_repository(server, tmp_path):
+    with pytest.raises(PtuneError, match=r"holds no adapter_config\.json"):
+        hub.push(tmp_path, "alice/nothing")
+    with pytest.raises(PtuneError, match="There is no folder"):
+        hub.push(tmp_path / "nowhere", "alice/nothing")
+    assert server.repos == {}
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "alice/my model", "../mail", "alice/mail.git"])
+def test_a_name_that_cannot_be_a_repository(server, run_folder, name):
+    with pytest.raises(PtuneError, match=r"cannot be a repository.*Wanted is owner/name"):
+        push(run_folder, name)
+
+
+# The card.
+
+
+def test_the_card_s_metadata_is_what_the_hub_reads(server, run_folder):
+    push(run_folder, license="apache-2.0")
+    card = ModelCard.load("alice/mail")
+    card.validate()
+    said = card.data
+    assert said.library_name == "ptune"
+    assert said.pipeline_tag == "text-classification"
+    assert said.license == "apache-2.0"
+    assert said.tags == ["p-tuning"]  # PEFT would put the prompt elsewhere
+    assert "base_model" not in said.to_dict()  # a folder is no id
+    assert "datasets" not in said.to_dict()
+    scores = {(r.metric_type, str(r.metric_args)): r.metric_value for r in said.eval_results}
+    assert scores == {("accuracy", "None"): 0.75, ("f1", "{'average': 'macro'}"): 0.6}
+    assert {r.dataset_name for r in said.eval_results} == {"mail"}
+    again = ModelCard(str(card))
+    assert again.data.eval_results == said.eval_results
+
+
+def test_the_card_tells_a_human_what_it_is_and_how_to_use_it(server, run_folder):
+    push(run_folder)
+    text = server.file("alice/mail", "README.md").decode().split("---\n", 2)[2]
+    assert "says which one of 2 labels a text has" in text
+    assert "`where\\|is it?`, `refund`" in text
+    assert 'classifier = ptune.load("alice/mail", model="path/to/tiny-bert")' in text
+    assert "| Accuracy | 0.7500 | 0.5000 |" in text
+    assert "300 examples that it was not trained on, after the last epoch" in text
+    assert "![Learning curve](learning_curve.png)" in text
+    assert "| train file | `mail.csv` |" in text
+    assert '"weight_decay": 0.1' in text
+    assert "| training examples | `1,200` |" in text
+
+
+def test_a_glue_run_names_its_data_set_configuration_and_revision(run_folder, tmp_path):
+    folder = tmp_path / "mnli"
+    shutil.copytree(run_folder, folder)
+    settings = {"task": "mnli", "model": "lab/tiny-bert", "data_dir": "/secret/glue"}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    scores = {"loss": 1.0, "matched_accuracy": 0.6, "mismatched_accuracy": 0.61}
+    metrics = {"task": "GLUE MNLI", "eval": scores, "dataset_revision": "b" * 40}
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "text_pairs": True}))
+    card = hub.model_card(folder, "alice/mnli")
+    assert card.data.datasets == ["nyu-mll/glue"]
+    first, second = card.data.to_dict()["model-index"][0]["results"]
+    assert first["dataset"] == {
+        "name": "GLUE MNLI",
+        "type": "nyu-mll/glue",
+        "config": "mnli",
+        "split": "validation_matched",
+        "revision": "b" * 40,
+    }
+    assert second["dataset"]["split"] == "validation_mismatched"
+    assert second["metrics"][0]["value"] == 0.61
+    assert '("The first text.", "The second text.")' in card.text
+    assert "/secret" not in str(card)
+
+
+def test_the_revision_is_the_commit_that_the_data_set_was_read_at(tmp_path):
+    """🤗 Datasets' cache, as it lays down what it fetched from the Hub."""
+    folder = tmp_path / "nyu-mll___glue" / "mrpc" / "0.0.0" / ("c" * 40)
+    folder.mkdir(parents=True)
+    own = Dataset.from_dict({"a": [1]})
+    fetched = own.map(lambda row: row, cache_file_name=str(folder / "glue-train.arrow"))
+    assert data._hub_commit(fetched) == "c" * 40
+    assert data._hub_commit(own) is None
+
+
+def test_the_best_checkpoint_s_card_has_the_best_checkpoint_s_scores(run_folder, tmp_path):
+    folder = tmp_path / "best"
+    shutil.copytree(run_folder, folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "adapter": "best"}))
+    assert "| Accuracy | 0.9000 | 0.5000 |" in hub.model_card(folder, "alice/mail").text
+
+
+def test_an_adapter_that_peft_predicts_the_same_with_says_so_and_is_read_by_it(server, model):
+    model.push_to_hub("alice/yes-no")
+    said = ModelCard.load("alice/yes-no").data
+    assert said.tags == ["p-tuning", "peft"]
+    assert said.base_model == "lab/tiny-bert"
+    assert said.base_model_relation == "adapter"
+    config = peft.PeftConfig.from_pretrained("alice/yes-no")
+    assert config.base_model_name_or_path == "lab/tiny-bert"
+    backbone = load_backbone("lab/tiny-bert", labels=["no", "yes"], dtype="float32")
+    theirs = peft.PeftModel.from_pretrained(backbone, "alice/yes-no").eval()
+    torch.testing.assert_close(logits(theirs), logits(model), atol=1e-5, rtol=0)
+
+
+def test_a_card_of_one_s_own_is_left_alone(server, run_folder, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(run_folder, folder)
+    own = "---\nlicense: mit\n---\n# Mine\n"
+    (folder / "README.md").write_text(own)
+    push(folder)
+    assert server.file("alice/mail", "README.md").decode() == own
+
+
+def test_metadata_that_the_hub_refuses_is_said_and_nothing_is_committed(
+    server, run_folder, tmp_path
+):
+    folder = tmp_path / "own"
+    shutil.copytree(run_folder, folder)
+    (folder / "README.md").write_text("---\nmodel-index:\n- results: [{}]\n---\n")
+    with pytest.raises(PtuneError, match=r"alice/mail was not pushed: Invalid metadata in README"):
+        push(folder)
+    assert server.files("alice/mail") == set()
+
+
+# What can go wrong on the way up.
+
+
+@pytest.mark.parametrize("token", [None, "hf_made_up"])
+def test_who_is_not_logged_in_is_told_how_to(server, run_folder, log_in, token):
+    log_in(token)
+    with pytest.raises(PtuneError, match=r"does not know you.*hf auth login"):
+        push(run_folder)
+    assert server.repos == {}
+
+
+def test_another_s_name_is_refused(server, run_folder):
+    with pytest.raises(PtuneError, match=r"does not let you write to bob/mail \(.*rights.*pull"):
+        push(run_folder, "bob/mail")
+
+
+@pytest.mark.parametrize("where", ["preupload", "objects/batch", "/commit/", "/storage/"])
+def test_a_refusal_half_way_leaves_nothing_in_the_repository(server, run_folder, where):
+    server.go_wrong("PUT" if where == "/storage/" else "POST", where, status=403)
+    with pytest.raises(PtuneError, match="does not let you write to alice/mail"):
+        push(run_folder)
+    assert server.files("alice/mail") == set()
+
+
+def test_an_upload_that_is_cut_once_is_taken_up_again(server, run_folder, patience):
+    server.go_wrong("PUT", "/storage/", cut=100, times=1)
+    push(run_folder)
+    weights = (run_folder / "adapter_model.safetensors").read_bytes()
+    assert server.file("alice/mail", "adapter_model.safetensors") == weights
+
+
+def test_an_upload_that_is_cut_for_good_leaves_nothing(server, run_folder, patience):
+    server.go_wrong("PUT", "/storage/", cut=100)
+    with pytest.raises(PtuneError, match=r"The connection to the Hub.*nothing was committed"):
+        push(run_folder)
+    assert server.files("alice/mail") == set()
+
+
+def test_no_network(server, run_folder, monkeypatch):
+    with HubServer() as gone:
+        url = gone.url
+    use(monkeypatch, HF_ENDPOINT=url)
+    with pytest.raises(PtuneError, match=r"The connection to the Hub.*failed.*Check the network"):
+        push(run_folder)
+    use(monkeypatch, HF_HUB_OFFLINE="1")
+    with pytest.raises(PtuneError, match="offline mode is on"):
+        push(run_folder)
+
+
+# Loading by id.
+
+
+@pytest.fixture
+def two_versions(server, run_folder, bert_folder, tmp_path):
+    """`alice/mail` with another prompt on its branch `old` and in its folder `inner`."""
+    other = tmp_path / "other"
+    shutil.copytree(run_folder, other, ignore=shutil.ignore_patterns("checkpoints"))
+    backbone = load_backbone(str(bert_folder), labels=["where|is it?", "refund"], dtype="float32")
+    changed = PromptModel.from_pretrained(backbone, other)
+    with torch.no_grad():
+        changed.prompt_encoder.embedding.weight.normal_()
+    adapter.save(changed, other, trained_state=False)
+    push(run_folder)
+    push(other, revision="old")
+    server.add_folder("alice/mail", other, under="inner/")
+
+    def load(source, **where):
+        return ptune.load(source, model=str(bert_folder), dtype="float32", device="cpu", **where)
+
+    this, that = logits(load(run_folder).prompt_model_), logits(load(other).prompt_model_)
+    assert not torch.allclose(this, that)
+    return SimpleNamespace(load=load, this=this, that=that)
+
+
+def test_revision_and_subfolder_choose_the_adapter(server, two_versions):
+    commit = server.repos["alice/mail"].refs["old"]
+    assert torch.equal(logits(two_versions.load("alice/mail").prompt_model_), two_versions.this)
+    for where in ({"revision": "old"}, {"revision": commit}, {"subfolder": "inner"}):
+        loaded = two_versions.load("alice/mail", **where)
+        assert torch.equal(logits(loaded.prompt_model_), two_versions.that), where
+
+
+def test_a_pull_request_can_be_tried_before_it_is_merged(server, run_folder, bert_folder):
+    server.add_repo("alice/mail")
+    push(run_folder, create_pr=True)
+    ptune.load("alice/mail", model=str(bert_folder), revision="refs/pr/1")
+    with pytest.raises(PtuneError, match=r"holds no adapter_config\.json"):
+        ptune.load("alice/mail", model=str(bert_folder))
+
+
+@pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE", "server is gone"])
+def test_what_was_loaded_once_is_loaded_offline(server, model, monkeypatch, how):
+    model.push_to_hub("alice/yes-no")
+    ptune.load("alice/yes-no", dtype="float32", device="cpu")
+    options = {}
+    if how == "local_files_only":
+        options = {"local_files_only": True}
+    elif how == "HF_HUB_OFFLINE":
+        use(monkeypatch, HF_HUB_OFFLINE="1")
+    else:
+        with HubServer() as gone:
+            url = gone.url
+        use(monkeypatch, HF_ENDPOINT=url)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    asked = len(server.requests)
+    loaded = ptune.load("alice/yes-no", dtype="float32", device="cpu", **options)
+    assert torch.equal(logits(loaded.prompt_model_), logits(model))
+    assert len(server.requests) == asked
+
+
+def test_offline_with_an_empty_cache_says_what_is_missing(server, run_folder):
+    push(run_folder)
+    with pytest.raises(PtuneError, match=r"the Hub could not be asked for adapter_config\.json"):
+        ptune.load("alice/mail", local_files_only=True)
+
+
+def test_a_cache_of_one_s_own(server, model, tmp_path):
+    model.push_to_hub("alice/yes-no")
+    shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
+    ptune.load("alice/yes-no", cache_dir=tmp_path / "mine", dtype="float32")
+    assert (tmp_path / "mine" / "models--alice--yes-no").is_dir()
+    assert (tmp_path / "mine" / "models--lab--tiny-bert").is_dir()
+    assert [f for f in cached_files() if f.suffix == ".safetensors"] == []
+
+
+def test_a_repository_that_is_not_there(server):
+    with pytest.raises(PtuneError, match=r"'alice/nowhere' is no folder here, and no repository"):
+        ptune.load("alice/nowhere")
+
+
+def test_a_revision_that_is_not_there(server, run_folder):
+    push(run_folder)
+    with pytest.raises(PtuneError, match=r"'alice/mail' has no revision 'v9'"):
+        ptune.load("alice/mail", revision="v9")
+
+
+def test_a_repository_without_an_adapter(server, on_the_hub):
+    with pytest.raises(PtuneError, match=r"holds no adapter_config\.json: it is not an adapter"):
+        ptune.load(on_the_hub)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "log in"),
+        (403, "403 Forbidden.*log in"),
+        (500, "did not hand out adapter_config.json.*Try again later"),
+    ],
+)
+def test_a_refused_download_is_said(server, run_folder, patience, status, said):
+    push(run_folder)
+    server.go_wrong("HEAD", "adapter_config.json", status=status)
+    with pytest.raises(PtuneError, match=said):
+        ptune.load("alice/mail")
+
+
+def test_a_download_that_is_cut_once_is_taken_up_where_it_was(
+    server, run_folder, bert_folder, patience
+):
+    push(run_folder)
+    server.go_wrong("GET", "/storage/", cut=1000, times=1)
+    ptune.load("alice/mail", model=str(bert_folder))
+    (weights,) = [f for f in cached_files() if f.name == "adapter_model.safetensors"]
+    assert weights.read_bytes() == (run_folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_download_that_is_cut_for_good_leaves_nothing_half_written(
+    server, run_folder, bert_folder, patience
+):
+    push(run_folder)
+    server.go_wrong("GET", "/storage/", cut=1000, times=1)
+    server.go_wrong("GET", "/storage/", cut=0)
+    with pytest.raises(PtuneError, match=r"connection to the Hub failed while adapter_model.saf"):
+        ptune.load("alice/mail", model=str(bert_folder))
+    assert [f.name for f in cached_files() if "incomplete" in f.name] == []
+    assert "adapter_model.safetensors" not in [f.name for f in cached_files()]
+    server.faults.clear()
+    ptune.load("alice/mail", model=str(bert_folder))  # and the next try is clean
+
+
+# What an adapter's files must not do.
+
+
+def tampered(run_folder, folder, **fields):
+    shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("checkpoints"))
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    return folder
+
+
+CODE = {"base_model_class": "Popen", "parent_library": "subprocess"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"auto_mapping": CODE}, "names code to import"),
+        ({"revision": "../../../escape"}, "has the revision"),
+        ({"revision": "/etc"}, "has the revision"),
+        ({"revision": 3}, "has the revision"),
+        ({"base_model_name_or_path": "../../victim"}, "a path that is not followed"),
+        ({"base_model_name_or_path": "a\\..\\..\\victim"}, "a path that is not followed"),
+        ({"base_model_name_or_path": "~/victim"}, "a path that is not followed"),
+        ({"base_model_name_or_path": ["a", "b"]}, "a path that is not followed"),
+    ],
+)
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_an_adapter_that_names_code_or_reaches_outside_is_refused(
+    server, run_folder, tmp_path, fields, said, place
+):
+    source = tampered(run_folder, tmp_path / "evil", **fields)
+    if place == "hub":
+        server.add_folder("bob/evil", source)
+        source = "bob/evil"
+    for load in (ptune.load, PromptEncoderConfig.from_pretrained):
+        with pytest.raises(PtuneError, match=said):
+            load(source)
+
+
+def test_an_absolute_folder_is_followed_from_a_folder_and_not_from_the_hub(
+    server, run_folder, bert_folder
+):
+    assert ptune.load(run_folder, dtype="float32").model == str(bert_folder)
+    server.add_folder("bob/mail", run_folder)  # as PEFT pushes it
+    with pytest.raises(PtuneError, match=r"wanted is an id on the Hub.*name it yourself"):
+        ptune.load("bob/mail")
+    ptune.load("bob/mail", model=str(bert_folder))
+    PromptModel.from_pretrained(
+        load_backbone(str(bert_folder), labels=["a", "b"], dtype="float32"), "bob/mail"
+    )
+
+
+def test_a_backbone_that_brings_code_is_not_run(server, run_folder, bert_folder, tmp_path):
+    folder = tmp_path / "code"
+    shutil.copytree(bert_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "mine"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    server.add_folder("bob/code", folder)
+    server.add_folder(
+        "bob/mail", tampered(run_folder, tmp_path / "a", base_model_name_or_path="bob/code")
+    )
+    with pytest.raises(PtuneError, match="could not be loaded"):
+        ptune.load("bob/mail")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_from_the_hub_is_not_run(server, run_folder, bert_folder, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    folder = tampered(run_folder, tmp_path / "evil")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps({"prompt_embeddings": Evil()}))
+    server.add_folder("bob/evil", folder)
+    with pytest.raises(PtuneError, match=r"adapter_model\.bin is damaged"):
+        ptune.load("bob/evil", model=str(bert_folder))
+    assert not (tmp_path / "ran").exists()
+
+
+# The command, and a new process.
+
+
+def call(*words):
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["ptune", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    return stopped.value.code or 0
+
+
+def test_the_command_pushes_privately_to_a_branch(server, run_folder, capsys):
+    words = ["--private", "--branch", "v2", "--message", "Hello", "--token", "hf_bob"]
+    assert call("push", run_folder, "bob/mail", *words, "--license", "mit") == 0
+    assert f"Pushed to {server.url}/bob/mail/tree/v2" in capsys.readouterr().out
+    repo = server.repos["bob/mail"]
+    assert repo.private
+    assert repo.titles[-1] == "Hello"
+    assert b"license: mit" in server.file("bob/mail", "README.md", "v2")
+
+
+def test_the_command_opens_a_pull_request(server, run_folder, capsys):
+    server.add_repo("bob/mail")
+    assert call("push", run_folder, "bob/mail", "--pull-request") == 0
+    assert "/bob/mail/discussions/1" in capsys.readouterr().out
+
+
+def test_the_command_says_what_was_refused_with_exit_code_2(server, run_folder, capsys, log_in):
+    assert call("push", run_folder, "bob/mail") == 2
+    assert "does not let you write to bob/mail" in capsys.readouterr().err
+    log_in(None)
+    assert call("push", run_folder, "alice/mail") == 2
+    message = capsys.readouterr().err
+    assert "Error: The Hub does not know you" in message
+    assert "Traceback" not in message
+
+
+def test_another_process_pushes_by_environment_and_a_third_loads_offline(server, run_folder):
+    command = str(Path(sys.executable).with_name("ptune"))
+    done = subprocess.run(
+        [command, "push", run_folder, "alice/mail"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"Pushed to {server.url}/alice/mail"
+    assert "is a folder on this machine" in done.stderr
+    assert adapter.describe("alice/mail")["labels"] == "where|is it?, refund"
+    done = subprocess.run(
+        [command, "info", "alice/mail"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "refund" in done.stdout

@@ -1,0 +1,703 @@
+"""The `ptune` command, as it is typed: exit codes, files, and one line for what went wrong."""
+
+import csv
+import io
+import json
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import ptune
+from ptune.cli import app as cli
+
+COMMAND = str(Path(sys.executable).with_name("ptune"))
+
+
+def call(*words):
+    """`ptune` in this process; the exit code."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["ptune", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    return stopped.value.code or 0
+
+
+@pytest.fixture
+def run_ptune(capsys, monkeypatch):
+    """Runs `ptune` with words and standard input; gives exit code, output and errors."""
+
+    def run(*words, stdin=None):
+        if stdin is not None:
+            stream = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+            monkeypatch.setattr(sys, "stdin", stream)
+        capsys.readouterr()
+        code = call(*words)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def refused(run_ptune):
+    """Runs `ptune` with what it must refuse: exit code 2, one line, and all of `parts` in it."""
+
+    def refuse(words, *parts):
+        done = run_ptune(*words)
+        assert done.code == 2, done
+        assert done.out == ""
+        assert "Traceback" not in done.err
+        assert done.err.startswith("Error: ")
+        assert done.err.count("\n") == 1
+        assert [p for p in parts if str(p) not in done.err] == [], done.err
+
+    return refuse
+
+
+@pytest.fixture(scope="module")
+def mail(tmp_path_factory, texts):
+    file = tmp_path_factory.mktemp("mail") / "mail.csv"
+    with file.open("w", newline="") as f:
+        csv.writer(f).writerows(
+            [("text", "label"), *((f"{t} {i}", "ab"[i % 2]) for i, t in enumerate(texts * 2))]
+        )
+    return file
+
+
+@pytest.fixture(scope="module")
+def flags(bert_folder, mail):
+    """What every tiny run is trained with; a flag that comes later wins."""
+    chosen = ["train", "--model", bert_folder, "--train-file", mail, "--num-virtual-tokens", 4]
+    return [*chosen, "--epochs", 1, "--batch-size", 8, "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, flags):
+    """A run folder of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "mail"
+    assert call(*flags, "--epochs", 2, "--output-dir", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def damaged(trained, tmp_path):
+    """A copy of the run to do damage to."""
+    return Path(shutil.copytree(trained, tmp_path / "damaged"))
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Training.
+
+
+def test_a_run_leaves_an_adapter_scores_settings_and_pictures(trained):
+    names = {p.name for p in trained.iterdir()}
+    assert names == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "ptune.json",
+        "metrics.json",
+        "settings.json",
+        "learning_curve.png",
+        "confusion_matrix.png",
+        "checkpoints",
+    }
+
+
+def test_metrics_hold_the_last_the_best_and_every_epoch(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert [e["epoch"] for e in metrics["epochs"]] == [1, 2]
+    last = metrics["epochs"][-1]
+    assert metrics["eval"] == {k: last[k] for k in ("loss", "accuracy", "f1_macro")}
+    assert metrics["best"]["accuracy"] == max(e["accuracy"] for e in metrics["epochs"])
+
+
+def test_settings_are_what_was_typed(trained, bert_folder, mail):
+    settings = json.loads((trained / "settings.json").read_text())
+    typed = {"epochs": 2, "batch_size": 8, "num_virtual_tokens": 4, "dtype": "float32"}
+    typed |= {"model": str(bert_folder), "train_file": str(mail)}
+    assert {k: settings[k] for k in typed} == typed
+
+
+@pytest.mark.parametrize("name", ["learning_curve.png", "confusion_matrix.png"])
+def test_the_pictures_are_pictures(trained, name):
+    data = (trained / name).read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert data[-8:-4] == b"IEND"
+    width, height = struct.unpack(">II", data[16:24])
+    assert min(width, height) > 200
+
+
+def test_training_shows_the_epochs_the_majority_and_what_to_do_next(run_ptune, flags, tmp_path):
+    done = run_ptune(*flags, "--output-dir", tmp_path / "run")
+    assert done.code == 0
+    assert "epoch  1.0/1" in done.out
+    assert "majority class" in done.out
+    assert f"ptune predict {tmp_path / 'run'}" in done.out
+
+
+def test_any_field_of_training_arguments_is_a_flag(flags, tmp_path):
+    more = ["--weight-decay", "0.5", "--load-best-model-at-end", "--gradient-accumulation-steps=2"]
+    assert call(*flags, *more, "--output-dir", tmp_path / "run") == 0
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["training_arguments"] == {
+        "weight_decay": 0.5,
+        "load_best_model_at_end": True,
+        "gradient_accumulation_steps": 2,
+    }
+    args = torch.load(
+        next((tmp_path / "run" / "checkpoints").glob("*/training_args.bin")), weights_only=False
+    )
+    assert (args.weight_decay, args.gradient_accumulation_steps) == (0.5, 2)
+    assert args.load_best_model_at_end is True
+
+
+def test_a_glue_task_is_trained_from_its_folder(flags, tmp_path, texts):
+    folder = tmp_path / "glue" / "CoLA"
+    folder.mkdir(parents=True)
+    for name in ("train", "dev"):
+        lines = [f"gj04\t{i % 2}\t\t{t}" for i, t in enumerate(texts)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    at = flags.index("--train-file")
+    words = [*flags[:at], *flags[at + 2 :], "--task", "cola", "--data-dir", tmp_path / "glue"]
+    assert call(*words, "--output-dir", tmp_path / "run") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["eval"].keys() == {"loss", "matthews_correlation"}
+    assert ptune.load(tmp_path / "run").labels == ["unacceptable", "acceptable"]
+
+
+def test_a_run_is_replaced_when_asked_to(damaged, flags):
+    assert call(*flags, "--overwrite", "--output-dir", damaged) == 0
+    assert len(json.loads((damaged / "metrics.json").read_text())["epochs"]) == 1
+
+
+# Predicting.
+
+
+def test_texts_that_are_typed_become_json_lines(run_ptune, trained):
+    records = json_lines(run_ptune("predict", trained, "where is it", "thank you").out)
+    assert [r["text"] for r in records] == ["where is it", "thank you"]
+    for record in records:
+        assert record["probabilities"].keys() == {"a", "b"}
+        assert record["label"] == max(record["probabilities"], key=record["probabilities"].get)
+        assert record["score"] == record["probabilities"][record["label"]]
+        assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_pair_is_a_text_and_its_second(run_ptune, trained):
+    (record,) = json_lines(run_ptune("predict", trained, "It rains.", "--pair", "Rain.").out)
+    (alone,) = json_lines(run_ptune("predict", trained, "It rains.").out)
+    assert (record["text"], record["text_pair"]) == ("It rains.", "Rain.")
+    assert record["probabilities"] != alone["probabilities"]
+
+
+@pytest.mark.parametrize("words", [[], ["-"]])
+def test_lines_of_standard_input_are_texts(run_ptune, trained, words):
+    done = run_ptune("predict", trained, *words, stdin="where is it\r\nthank you")
+    assert [r["text"] for r in json_lines(done.out)] == ["where is it", "thank you"]
+
+
+def test_a_tab_in_standard_input_parts_a_pair(run_ptune, trained):
+    (record,) = json_lines(run_ptune("predict", trained, stdin="It rains.\tRain falls.\n").out)
+    assert (record["text"], record["text_pair"]) == ("It rains.", "Rain falls.")
+
+
+def test_predictions_for_a_file_come_in_its_order(run_ptune, trained, tmp_path, texts):
+    # Longest, shortest, …: within a window texts are sorted by length.
+    mixed = [" ".join(texts[:3]), "hi", texts[0], "thank you", " ".join(texts[3:5])] * 2
+    file = tmp_path / "new.csv"
+    file.write_text("text\n" + "\n".join(mixed) + "\n")
+    done = run_ptune("predict", trained, "--file", file, "--dtype", "float32")
+    records = json_lines(done.out)
+    assert [r["text"] for r in records] == mixed
+    classifier = ptune.load(trained, dtype="float32", batch_size=1)
+    for record in records:
+        alone = classifier(record["text"]).probabilities
+        assert record["probabilities"] == pytest.approx(alone, abs=1e-4)
+    assert len({r["score"] for r in records}) > 1
+
+
+@pytest.mark.parametrize("how", ["--format", "--output"])
+def test_predictions_as_csv_can_be_read_again(run_ptune, trained, tmp_path, how):
+    file = tmp_path / "new.jsonl"
+    texts = ['one, "two"\nthree', "Grüße aus Köln"]
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    target = tmp_path / "labels.csv"
+    words = ["--format", "csv"] if how == "--format" else ["--output", target]
+    done = run_ptune("predict", trained, "--file", file, *words)
+    assert done.code == 0
+    content = done.out if how == "--format" else target.read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    assert [r["text"] for r in rows] == texts
+    assert list(rows[0]) == ["text", "label", "score", "a", "b"]
+    assert all(float(r["score"]) == max(float(r["a"]), float(r["b"])) for r in rows)
+
+
+def test_a_label_called_like_a_column_does_not_overwrite_it(run_ptune, flags, tmp_path, texts):
+    file = tmp_path / "a.csv"
+    rows = [f"{t} {i},{['text', 'score'][i % 2]}" for i, t in enumerate(texts * 2)]
+    file.write_text("text,label\n" + "\n".join(rows) + "\n")
+    words = ["--train-file", file, "--output-dir", tmp_path / "run"]
+    assert run_ptune(*flags, *words).code == 0
+    done = run_ptune("predict", tmp_path / "run", "hello", "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(done.out))
+    assert row["text"] == "hello"
+    assert float(row["score"]) == max(float(row["text (label)"]), float(row["score (label)"]))
+
+
+def test_a_table_shows_label_and_probability(run_ptune, trained):
+    done = run_ptune("predict", trained, "hello", "--format", "table")
+    assert "hello" in done.out
+    assert "%" in done.out
+
+
+def test_a_folder_becomes_a_folder_once(run_ptune, trained, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"in/{name}.csv").write_text(f"id,text\n1,{name}\n2,hello\n")
+    words = ["predict", trained, "--file", tmp_path / "in", "--output", tmp_path / "out"]
+    first = run_ptune(*words)
+    assert (first.code, first.out) == (0, "")
+    assert "4 predictions" in first.err
+    assert "2 files were done before" in run_ptune(*words).err
+    with (tmp_path / "out/b.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["id"], r["text"]) for r in rows] == [("1", "b"), ("2", "hello")]
+    assert list(rows[0]) == ["id", "text", "label", "score", "a", "b"]
+
+
+def test_a_folder_wants_a_folder_to_write_to(refused, trained, tmp_path):
+    refused(["predict", trained, "--file", tmp_path], "--output")
+    refused(["predict", trained, "hello", "--ray"], "--file", "--output")
+
+
+def test_nothing_on_standard_input_is_no_prediction(run_ptune, trained):
+    done = run_ptune("predict", trained, stdin="")
+    assert (done.code, done.out) == (0, "")
+
+
+# Evaluating, describing, helping.
+
+
+def test_evaluate_prints_and_writes_the_scores(run_ptune, trained, mail, tmp_path):
+    done = run_ptune("evaluate", trained, "--file", mail, "--output", tmp_path / "scores.json")
+    scores = json.loads(done.out)
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores
+    with mail.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    predicted = ptune.load(trained).predict([r["text"] for r in rows])
+    right = sum(p == r["label"] for p, r in zip(predicted, rows, strict=True))
+    assert scores["accuracy"] == right / len(rows)
+
+
+def test_info_names_backbone_size_labels_and_scores(run_ptune, trained, bert_folder):
+    said = " ".join(run_ptune("info", trained).out.split())
+    for part in ("tiny-bert", "4 virtual tokens x 128, in every layer", "a, b", "accuracy"):
+        assert part in said
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info", "export", "demo"])
+def test_every_subcommand_has_help(run_ptune, command):
+    done = run_ptune(command, "--help")
+    assert done.code == 0
+    assert f"ptune {command}" in done.out
+
+
+def test_the_command_without_words_shows_what_there_is(run_ptune):
+    done = run_ptune()
+    for command in ("train", "evaluate", "predict", "info", "demo"):
+        assert command in done.out + done.err
+
+
+def test_the_version_is_the_packages(run_ptune):
+    assert run_ptune("--version").out.strip() == ptune.__version__
+
+
+def test_several_seeds_are_several_runs_with_mean_and_spread(run_ptune, flags, tmp_path):
+    words = [*flags, "--seeds", 3, "--seed", 5, "--output-dir", tmp_path / "runs"]
+    done = run_ptune(*words)
+    assert done.code == 0, done
+    runs = [json.loads((tmp_path / f"runs/seed-{s}/metrics.json").read_text()) for s in (5, 6, 7)]
+    accuracies = [run["eval"]["accuracy"] for run in runs]
+    said = json.loads((tmp_path / "runs/seeds.json").read_text())["accuracy"]
+    assert said["mean"] == pytest.approx(statistics.mean(accuracies))
+    assert said["std"] == pytest.approx(statistics.stdev(accuracies))
+    for part in ("3 seeds", "mean", "standard deviation", f"{said['mean']:.4f}"):
+        assert part in done.out
+    # A finished run is not done again; one that is missing is.
+    before = contents(tmp_path / "runs/seed-5")
+    shutil.rmtree(tmp_path / "runs/seed-6")
+    assert run_ptune(*words, "--resume").code == 0
+    assert contents(tmp_path / "runs/seed-5") == before
+    again = json.loads((tmp_path / "runs/seed-6/metrics.json").read_text())
+    assert again["eval"] == runs[1]["eval"]
+
+
+def test_a_seed_whose_folder_is_taken_stops_before_any_training(refused, flags, tmp_path):
+    (tmp_path / "runs/seed-1").mkdir(parents=True)
+    (tmp_path / "runs/seed-1/mine.txt").write_text("mine")
+    refused([*flags, "--seeds", 2, "--output-dir", tmp_path / "runs"], "seed-1", "something")
+    assert not (tmp_path / "runs/seed-0").exists()
+
+
+def test_few_examples_of_each_label_are_drawn_with_the_seed(flags, tmp_path):
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        words = ["--examples-per-label", 3, "--seed", seed, "--output-dir", out]
+        assert call(*flags, *words) == 0
+        assert json.loads((out / "metrics.json").read_text())["train_examples"] == 6
+
+
+# What is refused before training.
+
+
+# An input prompt takes positions from the text.
+INPUT = ("--prompt", "input")
+
+
+@pytest.fixture(scope="module")
+def no_classifier(tmp_path_factory, tokenizer):
+    """A backbone without a class for sequence classification."""
+    folder = tmp_path_factory.mktemp("backbones") / "tiny-vit"
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.ViTModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--weigth-decay", "0.5"], ["no flag --weigth-decay", "Did you mean --weight-decay?"]),
+        (["--epoch", "3"], ["no flag --epoch", "Did you mean --epochs?"]),
+        (["--batchsize=3"], ["no flag --batchsize", "Did you mean --batch-size?"]),
+        (["--num-train-epochs", "3"], ["Say --epochs instead"]),
+        (["--weight-decay", "much"], ["weight-decay", "'much'", "ptune train --help"]),
+        (["--lr-scheduler-type", "linaer"], ["'linaer'", "'linear'", "ptune train --help"]),
+        (["stray"], ["'stray'", "ptune train --help"]),
+        (["--task", "mrpc"], ["--task", "--train-file", "not both"]),
+        (["--text-column", "txet"], ["mail.csv", "'txet'", "did you mean 'text'"]),
+        (["--train-file", "nowhere.csv"], ["There is no file nowhere.csv"]),
+        (["--num-virtual-tokens", "0"], ["num_virtual_tokens is 0", "at least 1"]),
+        (["--num-virtual-tokens", "-3"], ["num_virtual_tokens is -3", "at least 1"]),
+        (
+            ["--prompt", "input", "--num-virtual-tokens", "64"],
+            ["64 virtual tokens", "64 positions", "smaller"],
+        ),
+        (
+            ["--prompt", "input", "--num-virtual-tokens", "1000"],
+            ["1000 virtual tokens", "64 positions", "smaller"],
+        ),
+        (["--encoder", "MLP", "--encoder-hidden-size", "0"], ["encoder_hidden_size is 0"]),
+        (["--model", "/nowhere/bert"], ["no backbone folder /nowhere/bert", "Check the path"]),
+        (["--model", "no-such/backbone"], ["no-such/backbone", "--model minilm"]),
+        (["--seeds", "0"], ["seeds is 0", "at least 1"]),
+        (["--examples-per-label", "0"], ["examples_per_label is 0", "at least 1"]),
+        (["--encoder", "LSTM"], ["'LSTM'", "deep prompt", "'MLP' or 'NONE'"]),
+        (["--resume"], ["holds no run to resume", "Leave out --resume"]),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_and_leaves_no_folder(
+    refused, flags, tmp_path, words, parts
+):
+    refused([*flags, *words, "--output-dir", tmp_path / "run"], *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "part"),
+    [
+        ("--batch-size", "0", "batch_size"),
+        ("--batch-size", "-1", "batch_size"),
+        ("--epochs", "0", "epochs"),
+        ("--epochs", "-1", "epochs"),
+        ("--max-length", "0", "max_length"),
+        ("--max-length", "-5", "max_length"),
+        ("--learning-rate", "-1", "learning_rate"),
+        ("--learning-rate", "nan", "learning_rate"),
+        ("--prompt-learning-rate", "-1", "learning_rate"),
+        ("--seed", "-1", "seed"),
+        ("--first-layer", "-1", "first_layer"),
+        ("--first-layer", "99", "first_layer"),
+        ("--report-to", "nonsense", "nonsense"),
+        ("--warmup-steps", "-1", "warmup_steps"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_name_and_leaves_no_folder(
+    refused, flags, tmp_path, flag, value, part
+):
+    refused([*flags, flag, value, "--output-dir", tmp_path / "run"], part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(refused, flags, tmp_path):
+    # The two special tokens of every text need two of the 64 positions.
+    words = ["--prompt", "input", "--num-virtual-tokens", 63, "--output-dir", tmp_path / "run"]
+    refused([*flags, *words], "63 virtual tokens", "64 positions", "smaller")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_that_cannot_classify_is_refused(refused, flags, no_classifier, tmp_path):
+    words = ["--model", no_classifier, "--output-dir", tmp_path / "run"]
+    refused([*flags, *words], no_classifier, "no sequence-classification class", "roberta-large")
+
+
+def test_a_relative_folder_that_is_not_there_is_called_a_folder(refused, flags, tmp_path):
+    words = ["--model", "./nowhere", "--output-dir", tmp_path / "run"]
+    refused([*flags, *words], "no backbone folder", "nowhere", "Check the path")
+
+
+def test_a_folder_that_holds_something_is_not_touched(refused, flags, damaged):
+    before = contents(damaged)
+    refused([*flags, "--output-dir", damaged], damaged, "--resume", "--overwrite")
+    assert contents(damaged) == before
+
+
+@pytest.mark.parametrize("flag", [[], ["--overwrite"], ["--resume"]])
+def test_a_folder_of_somebody_elses_is_never_touched(refused, flags, tmp_path, flag):
+    (tmp_path / "precious.txt").write_text("mine")
+    refused([*flags, *flag, "--output-dir", tmp_path], tmp_path, "holds")
+    assert contents(tmp_path) == {Path("precious.txt"): b"mine"}
+
+
+def test_overwriting_with_what_cannot_be_trained_leaves_the_former_run(refused, flags, damaged):
+    before = contents(damaged)
+    words = ["--overwrite", "--warmup-steps", "-1", "--output-dir", damaged]
+    refused([*flags, *words], "warmup_steps")
+    assert contents(damaged) == before
+
+
+def test_an_output_path_that_is_a_file_is_refused(refused, flags, mail):
+    before = mail.read_bytes()
+    refused([*flags, "--output-dir", mail], mail, "is a file", "wanted is a folder")
+    assert mail.read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_stops_with_the_likely_cause(run_ptune, flags, tmp_path):
+    words = ["--learning-rate", 1e38, "--batch-size", 2, "--output-dir", tmp_path / "run"]
+    done = run_ptune(*flags, *words)
+    assert done.code == 2
+    assert "NaN or infinite in step" in done.err
+    assert "--learning-rate" in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [["train", "--task", "mrpc"], ["predict"], ["nonsense"]])
+def test_words_that_are_missing_or_unknown_are_exit_code_2(run_ptune, words):
+    done = run_ptune(*words)
+    assert done.code == 2
+    assert "Usage" in done.err
+    assert "Traceback" not in done.err
+
+
+# What is refused of an adapter.
+
+
+def cut_short(folder):
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def other_length(folder):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:3].clone()
+    save_file(tensors, file)
+
+
+def without_rows(folder):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors["prompt_embeddings"]
+    save_file(tensors, file)
+
+
+def with_config(**changed):
+    def change(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+    return change
+
+
+DAMAGE = {
+    "cut short": (cut_short, ["adapter_model.safetensors", "damaged or cut short"]),
+    "of another length": (other_length, ["prompt_embeddings", "[3, 128]", "says [4]"]),
+    "without a prompt": (without_rows, ["'prompt_embeddings'", "not a p-tuning adapter"]),
+    "without weights": (
+        lambda f: (f / "adapter_model.safetensors").unlink(),
+        ["no adapter_model.safetensors", "incomplete"],
+    ),
+    "without a configuration": (
+        lambda f: (f / "adapter_config.json").unlink(),
+        ["no adapter_config.json", "not an adapter", "--output-dir"],
+    ),
+    "with a configuration that is no JSON": (
+        lambda f: (f / "adapter_config.json").write_text("num_virtual_tokens: 4"),
+        ["adapter_config.json", "damaged"],
+    ),
+    "with a configuration that is a list": (
+        lambda f: (f / "adapter_config.json").write_text("[]"),
+        ["adapter_config.json", "damaged"],
+    ),
+    "of another method": (with_config(peft_type="LORA"), ["'LORA'", "'P_TUNING'"]),
+    "of the future": (with_config(rotary=True), ["rotary", "Upgrade ptune"]),
+    "with labels that are no JSON": (
+        lambda f: (f / "ptune.json").write_text("a, b"),
+        ["ptune.json", "damaged"],
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["predict", "info"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_an_adapter_is_refused_that_is(refused, damaged, kind, command):
+    damage, parts = DAMAGE[kind]
+    damage(damaged)
+    refused([command, damaged, *(["hello"] if command == "predict" else [])], *parts)
+
+
+def test_an_adapter_whose_head_does_not_fit_is_refused(refused, damaged):
+    file = damaged / "adapter_model.safetensors"
+    tensors = load_file(file)
+    (name,) = (n for n in tensors if n.endswith("classifier.weight"))
+    tensors[name] = tensors[name][:, :7].clone()
+    save_file(tensors, file)
+    refused(["predict", damaged, "hello"], "classifier.weight", "[2, 7]", "[2, 32]")
+
+
+def test_an_adapter_whose_backbone_is_gone_is_refused(refused, damaged):
+    with_config(base_model_name_or_path="/gone/away")(damaged)
+    refused(["predict", damaged, "hello"], "/gone/away", "Check the path")
+
+
+@pytest.mark.parametrize("command", ["predict", "info", "evaluate"])
+def test_an_adapter_folder_that_is_not_there_is_refused(refused, tmp_path, command):
+    refused([command, tmp_path / "nowhere"], tmp_path / "nowhere", "Check the path")
+
+
+def test_a_file_is_no_adapter(refused, mail):
+    refused(["info", mail], mail, "is a file", "adapter_config.json")
+
+
+# What is refused of texts.
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_text_is_refused(refused, trained, text):
+    refused(["predict", trained, "hello", text], "1 empty", "example 2 of 2")
+
+
+def test_an_empty_second_text_is_refused(refused, trained):
+    refused(["predict", trained, "hello", "--pair", ""], "second texts", "1 empty")
+
+
+def test_an_empty_line_of_standard_input_is_refused(run_ptune, trained):
+    done = run_ptune("predict", trained, stdin="one\n\nthree\n")
+    assert done.code == 2
+    assert "example 2 of 3" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["hello", "--file", "a.csv"], ["texts or --file, not both"]),
+        (["one", "two", "--pair", "three"], ["--pair", "exactly one text"]),
+        (["--file", "nowhere.csv"], ["There is no file nowhere.csv"]),
+        (["--file", "a.txt"], ["'.txt'", ".csv"]),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(refused, trained, words, parts):
+    refused(["predict", trained, *words], *parts)
+
+
+def test_predictions_that_fail_leave_the_former_output(refused, trained, tmp_path):
+    output = tmp_path / "labels.csv"
+    output.write_text("former")
+    refused(["predict", trained, "one", "", "--output", output], "1 empty")
+    assert contents(tmp_path) == {Path("labels.csv"): b"former"}
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["--task", "--file"]),
+        (["--task", "mprc"], ["'mprc'", "did you mean 'mrpc'"]),
+        (["--file", "nowhere.csv"], ["There is no file nowhere.csv"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(refused, trained, words, parts):
+    refused(["evaluate", trained, *words], *parts)
+
+
+def test_a_label_that_training_never_saw_is_not_measured(refused, trained, tmp_path):
+    (tmp_path / "b.csv").write_text("text,label\nhello,c\n")
+    refused(["evaluate", trained, "--file", tmp_path / "b.csv"], "'c'", "never saw", "a, b")
+
+
+# The real command.
+
+
+def test_the_real_command_trains_on_texts_that_are_too_long_and_says_how_many(
+    flags, tmp_path, texts
+):
+    long, short = " ".join(texts), "short"
+    rows = [f"{long if i < 10 else short} {i},{'ab'[i % 2]}" for i in range(20)]
+    (tmp_path / "long.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    words = [*flags, "--prompt", "input"]
+    words += ["--train-file", tmp_path / "long.csv", "--output-dir", tmp_path / "run"]
+    done = subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cut = json.loads((tmp_path / "run" / "metrics.json").read_text())["truncated_texts"]
+    assert sum(cut.values()) == 10
+    for name, number in cut.items():
+        if number:
+            assert f"{number} texts of {name} were cut to 60 tokens" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def said(stderr):
+    """The lines of ptune's own: torchao, installed for other tests, speaks when imported."""
+    foreign = ("Failed to load", "Warning: Detected no triton", "W1", "W0", "Skipping import")
+    return [line for line in stderr.splitlines() if not line.startswith(foreign)]
+
+
+def test_the_real_command_refuses_with_exit_code_2_and_nothing_but_a_message(tmp_path):
+    words = [COMMAND, "predict", str(tmp_path), "hello"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = said(done.stderr)
+    assert line.startswith("Error: ")
+
+
+def test_a_reader_that_goes_away_ends_the_real_command_quietly(trained, tmp_path):
+    file = tmp_path / "many.csv"
+    file.write_text("text\n" + "\n".join(f"message {i}" for i in range(3000)) + "\n")
+    words = [COMMAND, "predict", str(trained), "--file", str(file)]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    assert json.loads(process.stdout.readline())["text"] == "message 0"
+    process.stdout.close()
+    assert said(process.stderr.read()) == []
+    assert process.wait(timeout=60) == 1  # as every command made with Click

@@ -1,0 +1,300 @@
+"""An exported graph gives the classifier's own logits, on either runtime and without ptune."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import SENTENCES
+from families import FAMILIES, build_model, build_tokenizer
+from tokenizers import Tokenizer
+
+import ptune
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune.cli.app import main
+
+K = 5
+LABELS = ["no", "maybe", "yes"]
+DEEP = {"depth": "deep", "encoder_reparameterization_type": "NONE"}
+# A few families, with every form of prompt and every pooling among them.
+EXPORTS = {
+    "BERT, input, mean": ("BERT", {"pooling": "mean"}),
+    "BERT, input, prompt": ("BERT", {"pooling": "prompt"}),
+    "RoBERTa, deep": ("RoBERTa", DEEP),
+    "DeBERTa-v2, deep": ("DeBERTa-v2", DEEP),
+    "GPT-2, deep": ("GPT-2", DEEP),
+    "Llama, input": ("Llama", {"placement": "prefix"}),
+}
+RUNTIMES = ["onnx", "openvino"]
+PAIRS = list(zip(SENTENCES[:4], SENTENCES[4:], strict=True))
+LONG = " ".join(SENTENCES * 3)
+
+
+def make_adapter(folder, name, options):
+    family = FAMILIES[name]
+    tokenizer = build_tokenizer(family, SENTENCES)
+    backbone = build_model(family, tokenizer, num_labels=3)
+    backbone.config.id2label = dict(enumerate(LABELS))
+    backbone.config.problem_type = "single_label_classification"
+    backbone.save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    backbone.name_or_path = str(folder / "backbone")
+    torch.manual_seed(1)
+    config = PromptEncoderConfig(num_virtual_tokens=K, encoder_hidden_size=16, **options)
+    PromptModel(backbone, config).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """Makes an adapter and its export, once."""
+    made = {}
+
+    def export(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("export")
+            adapter = make_adapter(folder, *EXPORTS[name])
+            assert ptune.export_onnx(adapter, folder / "out").difference < 1e-5
+            made[name] = adapter, folder / "out"
+        return made[name]
+
+    return export
+
+
+@pytest.fixture(scope="module", params=EXPORTS)
+def export(request, exports):
+    adapter, folder = exports(request.param)
+    return ptune.load(adapter, dtype="float32", device="cpu"), folder
+
+
+@pytest.fixture(scope="module")
+def bert(exports):
+    return exports("BERT, input, mean")
+
+
+def assert_same(found, wanted):
+    wanted = np.asarray(list(wanted))
+    np.testing.assert_allclose(np.asarray(list(found)), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def run(*words):
+    sys.argv = ["ptune", *map(str, words)]
+    try:
+        main()
+    except SystemExit as done:
+        return done.code or 0
+    return 0
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_runtime_gives_the_logits_of_pytorch_alone_and_in_any_batch(export, runtime):
+    classifier, folder = export
+    exported = ptune.load_exported(folder, runtime, dtype="float32")
+    texts = [*SENTENCES, "the", LONG]
+    wanted = list(classifier.logits(texts))
+    assert_same(exported.logits(texts), wanted)
+    assert_same([next(exported.logits(t)) for t in texts], wanted)
+    exported.batch_size = 1
+    assert_same(exported.logits(texts), wanted)
+    assert_same(exported.logits(PAIRS), classifier.logits(PAIRS))
+
+
+def test_it_runs_with_nothing_but_onnxruntime_and_tokenizers(export):
+    classifier, folder = export
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for texts, side in (([*SENTENCES, LONG], "right"), (PAIRS, "right"), (SENTENCES, "left")):
+        tokenizer.enable_padding(**{**tokenizer.padding, "direction": side})
+        encoded = tokenizer.encode_batch(texts)
+        tensors = {
+            "input_ids": [e.ids for e in encoded],
+            "attention_mask": [e.attention_mask for e in encoded],
+            "token_type_ids": [e.type_ids for e in encoded],
+        }
+        taken = {i.name: np.array(tensors[i.name]) for i in session.get_inputs()}
+        (logits,) = session.run(["logits"], taken)
+        assert_same(logits, classifier.logits(texts))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_export_has_the_verbs_of_a_classifier(bert, runtime):
+    adapter, folder = bert
+    classifier = ptune.load(adapter, dtype="float32")
+    exported = ptune.load_exported(folder, runtime, dtype="float32")
+    np.testing.assert_allclose(
+        exported.predict_proba(SENTENCES), classifier.predict_proba(SENTENCES), atol=1e-5
+    )
+    assert list(exported.predict(PAIRS)) == list(classifier.predict(PAIRS))
+    assert exported.labels == LABELS
+    assert exported(SENTENCES[0]).label == classifier(SENTENCES[0]).label
+    assert exported((SENTENCES[0], "the")).probabilities.keys() == set(LABELS)
+    assert [p.label for p in exported.stream(iter(SENTENCES))] == list(exported.predict(SENTENCES))
+    assert exported.score(SENTENCES, classifier.predict(SENTENCES)) == 1.0
+    assert exported([]) == []
+    with pytest.raises(PtuneError, match="empty"):
+        exported.predict(["fine", ""])
+
+
+def test_openvino_in_bfloat16_stays_near(bert):
+    adapter, folder = bert
+    half = ptune.load_exported(folder, "openvino", dtype="bfloat16").predict_proba(SENTENCES)
+    wanted = ptune.load(adapter, dtype="float32").predict_proba(SENTENCES)
+    np.testing.assert_allclose(half, wanted, atol=0.05)
+
+
+def test_int8_is_smaller_and_decides_the_same(bert, monkeypatch, tmp_path):
+    adapter, folder = bert
+    monkeypatch.setattr(
+        "ptune.export.onnx.ONE_FILE", 0
+    )  # as if it were large: the weights lie apart
+    check = ptune.export_onnx(adapter, tmp_path / "out", int8=True)
+    assert 1e-5 < check.difference < 0.1
+    assert (tmp_path / "out" / "model.onnx.data").stat().st_size
+    sizes = [sum(g.stat().st_size for g in f.glob("model*")) for f in (folder, tmp_path / "out")]
+    assert sizes[1] < 0.9 * sizes[0]
+    exported = ptune.load_exported(tmp_path / "out", "onnx")
+    np.testing.assert_allclose(
+        exported.predict_proba(SENTENCES),
+        ptune.load(adapter, dtype="float32").predict_proba(SENTENCES),
+        atol=0.1,
+    )
+    assert json.loads((tmp_path / "out" / "ptune_export.json").read_text())["weights"] == "int8"
+    assert ptune.load_exported(tmp_path / "out", "openvino")(SENTENCES[0]).label in LABELS
+
+
+# The command line.
+
+
+def test_exporting_predicting_and_evaluating_from_the_command_line(bert, tmp_path, capsys):
+    model = ptune.load(bert[0], dtype="float32").prompt_model_
+    model.max_length = 12  # a bound on texts goes along
+    adapter, out, gold = tmp_path / "adapter", tmp_path / "out", tmp_path / "gold.csv"
+    model.save_pretrained(adapter)
+    gold.write_text("text,label\n" + "\n".join(f"{t} {t},no" for t in SENTENCES))
+    assert run("export", adapter, out, "--to", "onnx", "--check-file", gold) == 0
+    said = capsys.readouterr().out
+    assert "On 43 texts" in said  # 35 of ptune's own
+    assert "differ from ptune's by at most" in said
+    assert len(Tokenizer.from_file(str(out / "tokenizer.json")).encode(LONG).ids) == 12
+    words = ("--file", gold, "--dtype", "float32")
+    wanted = None
+    for runtime in ("torch", "onnx", "openvino"):
+        source = adapter if runtime == "torch" else out
+        predictions = tmp_path / f"{runtime}.jsonl"
+        done = run("predict", source, *words, "--runtime", runtime, "--output", predictions)
+        assert done == 0
+        found = [json.loads(line) for line in predictions.read_text().splitlines()]
+        wanted = wanted or found
+        for one, two in zip(found, wanted, strict=True):
+            assert one["text"] == two["text"]
+            found_p, wanted_p = (x["predicted_probabilities"] for x in (one, two))
+            assert found_p == pytest.approx(wanted_p, abs=1e-5)
+        capsys.readouterr()
+        assert run("evaluate", source, *words, "--runtime", runtime) == 0
+        share = np.mean([w["predicted_label"] == "no" for w in wanted])
+        assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "EXPORT", "text"], "Name its runtime"),
+        (["predict", "ADAPTER", "text", "--runtime", "onnx"], "not an export to ONNX"),
+        (["predict", "EXPORT", "text", "--runtime", "onnx", "--model", "minilm"], "--model is for"),
+        (["predict", "EXPORT", "text", "--runtime", "openvino", "--revision", "v1"], "--revision"),
+        (["predict", "EXPORT", "text", "--runtime", "onnx", "--dtype", "bfloat16"], "format of"),
+        (["predict", "EXPORT", "text", "--runtime", "openvino", "--dtype", "float16"], "or bfloa"),
+        (["export", "ADAPTER", "ADAPTER", "--to", "onnx"], "holds an adapter"),
+        (["export", "ADAPTER", "FILE", "--to", "onnx"], "is a file"),
+        (["export", "ADAPTER", "FOLDER", "--to", "onnx"], "that is no export"),
+        (["export", "EXPORT", "NEW", "--to", "onnx"], "Name its runtime"),
+    ],
+)
+def test_wrong_flags_say_what_to_do(bert, tmp_path, capsys, words, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("mine")
+    places = {
+        "ADAPTER": bert[0],
+        "EXPORT": bert[1],
+        "FILE": tmp_path / "folder" / "file",
+        "FOLDER": tmp_path / "folder",
+        "NEW": tmp_path / "new",
+    }
+    before = {f: f.read_bytes() for f in bert[0].iterdir()}
+    assert run(*[places.get(word, word) for word in words]) == 2
+    assert message in capsys.readouterr().err
+    assert {f: f.read_bytes() for f in bert[0].iterdir()} == before
+    assert (tmp_path / "folder" / "file").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+
+
+# What can go wrong.
+
+
+@pytest.mark.parametrize(
+    ("package", "runtime", "extra"),
+    [("onnxruntime", "onnx", "onnx"), ("openvino", "openvino", "openvino")],
+)
+def test_a_runtime_that_is_not_installed_names_its_extra(
+    bert, monkeypatch, package, runtime, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(PtuneError, match=rf"pip install 'ptune\[{extra}\]'"):
+        ptune.load_exported(bert[1], runtime)
+
+
+def test_an_exporter_that_is_not_installed_names_its_extra(bert, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(PtuneError, match=r"onnxscript is not installed.*'ptune\[onnx\]'"):
+        ptune.export_onnx(bert[0], tmp_path / "out")
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.onnx", cut, "one of its files is damaged"),
+        ("tokenizer.json", cut, "damaged"),
+        ("tokenizer.json", lambda f: f.unlink(), "damaged|could not be loaded"),
+        ("ptune_export.json", cut, "ptune_export.json is damaged"),
+        ("ptune_export.json", lambda f: f.write_text("{}"), "does not say labels"),
+        ("ptune_export.json", lambda f: f.unlink(), "not an export to ONNX"),
+    ],
+)
+def test_a_damaged_file_is_named(bert, tmp_path, runtime, name, damage, message):
+    folder = shutil.copytree(bert[1], tmp_path / "out")
+    damage(folder / name)
+    with pytest.raises(PtuneError, match=message):
+        ptune.load_exported(folder, runtime)
+
+
+def test_files_of_two_exports_are_told_apart(bert, tmp_path):
+    folder = shutil.copytree(bert[1], tmp_path / "out")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["model_input_names"] = ["input_ids"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(PtuneError, match="takes attention_mask, which the tokenizer"):
+        ptune.load_exported(folder)
+
+
+def test_an_export_that_fails_leaves_what_was_there(bert, monkeypatch, tmp_path):
+    adapter, folder = bert
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    monkeypatch.setattr("ptune.export.onnx.TOLERANCE", -1.0)
+    with pytest.raises(PtuneError, match=r"of the largest logit.*nothing was written"):
+        ptune.export_onnx(adapter, folder)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_a_family_that_does_not_export_is_refused_with_the_reason(tmp_path):
+    adapter = make_adapter(tmp_path, "XLNet", DEEP)
+    with pytest.raises(PtuneError, match=r"does not manage XLNetFor.*Constraints violated"):
+        ptune.export_onnx(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

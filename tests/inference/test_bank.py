@@ -1,0 +1,526 @@
+"""A bank answers every request as the task's own classifier does, whatever else is in the batch."""
+
+import json
+import random
+import re
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+from families import FAMILIES, build_model, build_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import ptune
+from ptune import PromptBank, PromptEncoderConfig, PromptModel, PtuneError
+from ptune.backbones.loading import load_backbone
+from ptune.prompts.mechanisms import SharedRows
+
+# Tasks as different as they can be: name, labels, problem type, prompt.
+TASKS = {
+    "prefix": (["no", "yes"], "single_label_classification", {"num_virtual_tokens": 5}),
+    "mean": (
+        ["a", "b", "c"],
+        "multi_label_classification",
+        {"num_virtual_tokens": 3, "placement": "after_first", "pooling": "mean"},
+    ),
+    "asking": (
+        ["x", "y"],
+        "single_label_classification",
+        {"num_virtual_tokens": 6, "placement": "after_first", "pooling": "prompt"},
+    ),
+    "deep": (["score"], "regression", {"num_virtual_tokens": 4, "depth": "deep"}),
+    "as deep": (
+        ["good", "bad"],
+        "single_label_classification",
+        {"num_virtual_tokens": 4, "depth": "deep"},
+    ),
+    "shifted": (
+        ["p", "q", "r", "s", "t"],
+        "single_label_classification",
+        {"num_virtual_tokens": 7, "depth": "deep", "shift_positions": True, "pooling": "mean"},
+    ),
+}
+TEXTS = [*SENTENCES[:4], "the", (SENTENCES[4], SENTENCES[5]), ("the lamp", "red")]
+
+
+def save_adapter(backbone, folder, labels, problem_type, options, seed=0, **info):
+    """An adapter with random numbers, none of which is small."""
+    torch.manual_seed(seed)
+    config = PromptEncoderConfig(encoder_reparameterization_type="NONE", **options)
+    model = PromptModel(backbone, config)
+    with torch.no_grad():
+        model.prompt_encoder.embedding.weight.normal_(std=0.5)
+        for _, p in model.head_parameters():
+            p.normal_(std=0.3)
+    for name, value in info.items():
+        setattr(model, name, value)
+    backbone.config.id2label = dict(enumerate(labels))
+    backbone.config.problem_type = problem_type
+    model.save_pretrained(folder)
+    model.unload()
+
+
+def assert_same(found, wanted):
+    """Within 1e-5 of the logits' scale."""
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()), rtol=0)
+
+
+# On every family of backbones.
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_mixed_batch_on_every_family_is_each_task_s_own_answer(family, tmp_path):
+    kind = FAMILIES[family]
+    tokenizer = build_tokenizer(kind, SENTENCES)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    base = build_model(kind, tokenizer)
+    own = {}
+    looks_back = SharedRows.possible(base)
+    tasks = [t for t in TASKS if not (looks_back and TASKS[t][2].get("pooling") == "prompt")]
+    for i, task in enumerate(tasks):
+        labels, problem_type, options = TASKS[task]
+        backbone = build_model(kind, tokenizer, num_labels=len(labels))
+        backbone.base_model.load_state_dict(base.base_model.state_dict())
+        save_adapter(backbone, tmp_path / task, labels, problem_type, options, seed=i)
+        own[task] = ptune.adapters.adapter.load(backbone, tmp_path / task)
+    bank = PromptBank(base, tokenizer=tokenizer)
+    for task in tasks:
+        bank.add(task, tmp_path / task)
+    requests = [(task, text) for text in TEXTS for task in tasks]
+    random.Random(0).shuffle(requests)
+    runs = []
+    base.base_model.register_forward_hook(lambda *_: runs.append(1))
+    found = bank.logits(requests)
+    assert len(runs) == 1
+    wanted = []
+    for task, text in requests:
+        columns = [text] if isinstance(text, str) else list(text)
+        with torch.no_grad():
+            output = own[task](**tokenizer(*columns, return_tensors="pt"))
+        wanted.append(output.logits[0].numpy())
+    assert_same(found, wanted)
+
+
+# On one small backbone.
+
+
+@pytest.fixture(scope="module")
+def folder(bert_folder, tmp_path_factory):
+    """A folder of tasks, as `from_folder` takes it."""
+    folder = tmp_path_factory.mktemp("bank")
+    for i, (task, (labels, problem_type, options)) in enumerate(TASKS.items()):
+        backbone = load_backbone(str(bert_folder), labels=labels, dtype="float32")
+        save_adapter(backbone, folder / task, labels, problem_type, options, seed=i)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(folder):
+    """Each task's own classifier."""
+    return {task: ptune.load(folder / task, dtype="float32") for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def shared_bank(folder):
+    return PromptBank.from_folder(folder, dtype="float32")
+
+
+@pytest.fixture
+def bank(folder):
+    """One that a test may change."""
+    return PromptBank.from_folder(folder, dtype="float32")
+
+
+def alone(own, requests):
+    return [next(own[task].logits(text)) for task, text in requests]
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from(list(TASKS)),
+        st.sampled_from(TEXTS) | st.text("abcdé ☃", min_size=1).map("x".__add__),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(requests=REQUESTS, batch_size=st.sampled_from([1, 32]), data=st.data())
+def test_any_mix_in_any_order_is_each_task_s_own_answer(
+    own, shared_bank, requests, batch_size, data
+):
+    found = shared_bank.logits(requests, batch_size=batch_size)
+    assert_same(found, alone(own, requests))
+    order = data.draw(st.permutations(range(len(requests))))
+    shuffled = shared_bank.logits([requests[i] for i in order])
+    assert_same(shuffled, [found[i] for i in order])
+
+
+def test_deep_prompts_of_one_length_alone(own, shared_bank):
+    requests = [(task, text) for text in TEXTS for task in ("deep", "as deep")]
+    assert_same(shared_bank.logits(requests), alone(own, requests))
+
+
+def test_predictions_are_those_of_the_classifiers(own, shared_bank):
+    requests = [(task, text) for text in TEXTS for task in TASKS]
+    for (task, text), found in zip(requests, shared_bank.predict(requests), strict=True):
+        wanted = own[task](text)
+        if isinstance(wanted.label, float):
+            assert found.label == pytest.approx(wanted.label, abs=1e-5)
+        else:
+            assert found.label == wanted.label
+        assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+
+
+def test_nothing_asked_is_nothing_answered(shared_bank):
+    assert shared_bank.logits([]) == []
+    assert shared_bank.predict([]) == []
+
+
+def test_a_task_says_what_it_is(shared_bank, folder):
+    info = shared_bank.task("mean")
+    assert (info.name, info.labels, info.depth) == ("mean", ["a", "b", "c"], "input")
+    assert info.problem_type == "multi_label_classification"
+    assert (info.num_virtual_tokens, info.pairs) == (3, None)
+    assert list(shared_bank) == sorted(TASKS)
+    assert len(shared_bank) == len(TASKS)
+    assert "mean" in shared_bank
+    assert "other" not in shared_bank
+
+
+def test_a_run_says_whether_it_was_trained_on_pairs(bank, folder, tmp_path):
+    shutil.copytree(folder / "mean", tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text('{"text_pairs": true}')
+    bank.add("run", tmp_path / "run")
+    assert bank.task("run").pairs is True
+
+
+@pytest.mark.parametrize("tasks", [list(TASKS), ["prefix", "mean", "deep"]])
+def test_a_text_is_cut_to_what_its_own_task_has_room_for(own, shared_bank, tasks):
+    """64 positions: 5 are taken by one task's prompt, none by another's."""
+    requests = [(task, "the parcel never came " * 40) for task in tasks]
+    assert_same(shared_bank.logits(requests), alone(own, requests))
+
+
+def test_a_text_is_cut_to_its_task_s_own_bound(bank, folder, bert_folder, tmp_path):
+    labels, problem_type, options = TASKS["prefix"]
+    backbone = load_backbone(str(bert_folder), labels=labels, dtype="float32")
+    save_adapter(backbone, tmp_path / "a", labels, problem_type, options, max_length=6)
+    bank.add("short", tmp_path / "a")
+    requests = [("short", SENTENCES[0]), ("deep", SENTENCES[0]), ("short", SENTENCES[1])]
+    classifier = ptune.load(tmp_path / "a", dtype="float32")
+    found = bank.logits(requests)
+    assert_same([found[0], found[2]], alone({"short": classifier}, [requests[0], requests[2]]))
+    assert_same(bank.logits([("short", SENTENCES[0] + " and more")]), found[:1])
+
+
+def test_more_requests_than_fit_into_a_window(own, shared_bank, monkeypatch):
+    monkeypatch.setattr(ptune.inference.bank, "WINDOW", 5)
+    requests = [(task, text) for task in TASKS for text in TEXTS]
+    assert_same(shared_bank.logits(requests), alone(own, requests))
+
+
+def test_large_heads_are_put_side_by_side_in_parts(own, shared_bank, monkeypatch):
+    monkeypatch.setattr(ptune.prompts.hooks, "_NUMBERS_AT_A_TIME", 500)  # three heads of 5 x 32
+    requests = [(task, text) for task in TASKS for text in TEXTS]
+    assert_same(shared_bank.logits(requests), alone(own, requests))
+
+
+def test_a_half_precision_backbone_answers_as_its_classifiers(folder):
+    bank = PromptBank.from_folder(folder, dtype="bfloat16")
+    requests = [(task, text) for task in TASKS for text in TEXTS]
+    own = {task: ptune.load(folder / task, dtype="bfloat16") for task in TASKS}
+    for one, other in zip(bank.logits(requests), alone(own, requests), strict=True):
+        np.testing.assert_allclose(one, other, atol=0.05 * max(1.0, np.abs(other).max()))
+
+
+def test_adapters_that_peft_wrote(folder, bert_folder, own, tmp_path):
+    import peft
+
+    for kind in (peft.PromptEncoderConfig, peft.PrefixTuningConfig):
+        config = kind(task_type="SEQ_CLS", num_virtual_tokens=6, encoder_hidden_size=8)
+        torch.manual_seed(0)
+        backbone = load_backbone(str(bert_folder), dtype="float32")
+        peft.get_peft_model(backbone, config).save_pretrained(tmp_path / kind.__name__)
+    bank = PromptBank.from_folder(folder, dtype="float32")
+    classifiers = dict(own)
+    for place in tmp_path.iterdir():
+        bank.add(place.name, place)
+        classifiers[place.name] = ptune.load(place, dtype="float32")
+    requests = [(task, text) for text in TEXTS for task in classifiers]
+    assert_same(bank.logits(requests), alone(classifiers, requests))
+
+
+# Tasks come and go.
+
+
+def test_tasks_are_added_replaced_and_removed(bank, folder, own):
+    text = SENTENCES[0]
+    bank.add("twin", folder / "mean")
+    both = [("mean", text), ("deep", text)]
+    assert_same(bank.logits([("twin", text), ("deep", text)]), alone(own, both))
+    with pytest.raises(PtuneError, match="There is a task 'twin' already"):
+        bank.add("twin", folder / "deep")
+    bank.add("twin", folder / "deep", replace=True)
+    assert_same(bank.logits([("twin", text)]), alone(own, [("deep", text)]))
+    assert bank.task("twin").labels == ["score"]
+    bank.remove("twin")
+    for gone in (bank.remove, bank.task, lambda t: bank.logits([("deep", text), (t, text)])):
+        with pytest.raises(PtuneError, match="There is no task 'twin'"):
+            gone("twin")
+    assert_same(bank.logits([("deep", text)]), alone(own, [("deep", text)]))
+
+
+def test_a_backbone_of_one_s_own(bert_folder, folder, own):
+    bank = PromptBank(load_backbone(str(bert_folder), dtype="float32"))
+    assert len(bank) == 0
+    bank.add("only", folder / "mean")
+    assert_same(bank.logits([("only", "the")]), alone(own, [("mean", "the")]))
+
+
+def test_tasks_change_while_others_are_asked(bank, folder, own):
+    """Every answer is that of one of the two adapters that a task has had."""
+    text, stop, failures = SENTENCES[0], threading.Event(), []
+    choices = [alone(own, [(t, text)])[0] for t in ("deep", "mean")]
+    steady = alone(own, [("prefix", text)])[0]
+    bank.add("changing", folder / "mean")
+
+    def ask():
+        try:
+            while not stop.is_set():
+                one, other = bank.logits([("prefix", text), ("changing", text)])
+                assert_same([one], [steady])
+                assert any(
+                    other.shape == c.shape and np.allclose(other, c, atol=1e-4) for c in choices
+                )
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for i in range(30):
+        bank.add("changing", folder / ("deep" if i % 2 else "mean"), replace=True)
+        bank.add(f"extra {i}", folder / "shifted")
+        bank.remove(f"extra {i}")
+        time.sleep(0.005)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+# Memory.
+
+
+def test_adapters_beyond_the_budget_come_from_disk_and_answer_the_same(folder, own):
+    whole = PromptBank.from_folder(folder, dtype="float32").memory_used
+    sizes = {
+        task: sum(t.nbytes for t in load_file(folder / task / "adapter_model.safetensors").values())
+        for task in TASKS
+    }
+    assert whole == sum(sizes.values())
+    requests = [(task, text) for text in TEXTS for task in TASKS]
+    for budget in (0, max(sizes.values()), whole):
+        bank = PromptBank.from_folder(folder, dtype="float32", memory_budget=budget)
+        assert len(bank) == len(TASKS)
+        assert_same(bank.logits(requests, batch_size=1), alone(own, requests))
+        assert bank.memory_used <= budget
+
+
+def test_those_asked_for_longest_ago_go_first(folder):
+    bank = PromptBank.from_folder(folder, dtype="float32")
+    bank.logits([("prefix", "the")])
+    bank._budget = bank.memory_used - 1
+    bank.add("new", folder / "prefix")
+    assert list(bank._recent)[-2:] == ["prefix", "new"]
+    assert min(TASKS) not in bank._recent  # the first that was added
+
+
+def test_a_budget_below_nothing_is_refused(folder):
+    with pytest.raises(PtuneError, match="memory_budget is -1"):
+        PromptBank.from_folder(folder, memory_budget=-1)
+
+
+def test_a_deep_prompt_that_starts_at_another_layer_is_refused(bank, bert_folder, tmp_path):
+    labels, problem_type, options = TASKS["deep"]
+    backbone = load_backbone(str(bert_folder), labels=labels, dtype="float32")
+    save_adapter(backbone, tmp_path, labels, problem_type, {**options, "first_layer": 1})
+    for _ in range(2):
+        with pytest.raises(PtuneError, match=r"layer 1.*at layer 0.*bank of its own"):
+            bank.add("upper", tmp_path)
+    assert len(bank) == len(TASKS)
+    other = PromptBank(load_backbone(str(bert_folder), dtype="float32"))
+    other.add("upper", tmp_path)
+    wanted = ptune.load(tmp_path, dtype="float32")
+    assert_same(other.logits([("upper", t) for t in SENTENCES]), list(wanted.logits(SENTENCES)))
+
+
+@pytest.mark.parametrize("change", ["gone", "another"])
+def test_files_that_are_not_what_they_were_disturb_only_their_own_task(
+    change, folder, own, tmp_path
+):
+    shutil.copytree(folder, tmp_path / "bank")
+    bank = PromptBank.from_folder(tmp_path / "bank", dtype="float32", memory_budget=0)
+    if change == "gone":
+        shutil.rmtree(tmp_path / "bank" / "mean")
+    else:
+        shutil.copy(folder / "prefix" / "ptune.json", tmp_path / "bank" / "mean" / "ptune.json")
+    with pytest.raises(PtuneError, match=r"'mean'.*changed or gone"):
+        bank.logits([("deep", "the"), ("mean", "the")])
+    assert_same(bank.logits([("deep", "the")]), alone(own, [("deep", "the")]))
+    bank.add("mean", folder / "mean", replace=True)
+    assert_same(bank.logits([("mean", "the")]), alone(own, [("mean", "the")]))
+
+
+# Bad adapters, bad requests.
+
+
+def cut_short(place):
+    file = place / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def no_weights(place):
+    (place / "adapter_model.safetensors").unlink()
+
+
+def no_json(place):
+    (place / "adapter_config.json").write_text("{")
+
+
+def wrong_kind(place):
+    config = json.loads((place / "adapter_config.json").read_text())
+    config["prompt_init_scale"] = "large"
+    (place / "adapter_config.json").write_text(json.dumps(config))
+
+
+def wrong_labels(place):
+    info = json.loads((place / "ptune.json").read_text())
+    (place / "ptune.json").write_text(json.dumps({**info, "labels": ["only one"]}))
+
+
+def wrong_bound(place):
+    info = json.loads((place / "ptune.json").read_text())
+    (place / "ptune.json").write_text(json.dumps({**info, "max_length": 2}))
+
+
+def another_backbone(place):
+    info = json.loads((place / "ptune.json").read_text())
+    info["backbone"]["model_type"] = "roberta"
+    (place / "ptune.json").write_text(json.dumps(info))
+
+
+def not_finite(place):
+    tensors = load_file(place / "adapter_model.safetensors")
+    tensors["prompt_embeddings"][0, 0] = float("nan")
+    save_file(tensors, place / "adapter_model.safetensors")
+
+
+def half_a_head(place):
+    tensors = load_file(place / "adapter_model.safetensors")
+    del tensors["base_model.classifier.bias"]
+    save_file(tensors, place / "adapter_model.safetensors")
+
+
+DAMAGES = {
+    cut_short: "damaged or cut short",
+    no_weights: "incomplete",
+    no_json: "damaged",
+    wrong_kind: r"its files are damaged \('>' not supported",
+    wrong_labels: "1 labels",
+    wrong_bound: "texts of 2 tokens",
+    another_backbone: "model_type bert instead of roberta",
+    not_finite: "not finite",
+    half_a_head: "does not hold classifier.bias",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
+def test_a_damaged_adapter_is_refused_by_name_and_disturbs_nobody(
+    damage, bank, folder, own, tmp_path
+):
+    shutil.copytree(folder / "mean", tmp_path / "broken")
+    damage(tmp_path / "broken")
+    used = bank.memory_used
+    with pytest.raises(PtuneError, match=f"'broken' is refused: .*{DAMAGES[damage]}"):
+        bank.add("broken", tmp_path / "broken")
+    with pytest.raises(PtuneError, match="'mean' is refused"):
+        bank.add("mean", tmp_path / "broken", replace=True)
+    assert "broken" not in bank
+    assert bank.memory_used == used
+    requests = [(task, SENTENCES[0]) for task in TASKS]
+    assert_same(bank.logits(requests), alone(own, requests))
+
+
+def test_a_folder_s_damaged_adapters_are_left_out_with_the_reason(folder, own, tmp_path):
+    shutil.copytree(folder, tmp_path / "bank")
+    for damage in DAMAGES:
+        shutil.copytree(folder / "mean", tmp_path / "bank" / damage.__name__)
+        damage(tmp_path / "bank" / damage.__name__)
+    (tmp_path / "bank" / "notes").mkdir()
+    (tmp_path / "bank" / "readme.txt").write_text("no adapter")
+    shutil.copytree(folder / "mean", tmp_path / "bank" / "elsewhere")
+    file = tmp_path / "bank" / "elsewhere" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "base_model_name_or_path": "roberta-base"}))
+    bank = PromptBank.from_folder(tmp_path / "bank", dtype="float32")
+    assert set(bank) == set(TASKS)
+    assert set(bank.refused) == {"elsewhere", *(d.__name__ for d in DAMAGES)}
+    for damage, reason in DAMAGES.items():
+        assert re.search(reason, bank.refused[damage.__name__])
+    assert "trained on roberta-base" in bank.refused["elsewhere"]
+    requests = [(task, SENTENCES[0]) for task in TASKS]
+    assert_same(bank.logits(requests), alone(own, requests))
+
+
+def test_a_folder_without_adapters(tmp_path, bert_folder):
+    with pytest.raises(PtuneError, match="holds an adapter that names its backbone"):
+        PromptBank.from_folder(tmp_path)
+    with pytest.raises(PtuneError, match="There is no folder"):
+        PromptBank.from_folder(tmp_path / "nothing")
+    assert len(PromptBank.from_folder(tmp_path, model=str(bert_folder))) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (("nobody", "the"), "no task 'nobody'"),
+        (("mean", "  "), "'mean' is empty"),
+        (("mean", ("the", "")), "'mean' is empty"),
+        (("mean", 3), "'mean' is 3"),
+        (("mean", ["a", "b", "c"]), "wanted is a text or a pair"),
+        (("mean", "\ud800"), "'mean' is no Unicode"),
+        (("mean", None), "'mean' is None"),
+        ("mean", "wanted is a task and a text"),
+        (("mean", "the", "red"), "wanted is a task and a text"),
+        (([], "the"), "wanted is a task and a text"),
+    ],
+)
+def test_a_request_that_is_none_is_refused(request_, reason, shared_bank):
+    with pytest.raises(PtuneError, match=reason):
+        shared_bank.logits([("deep", "the"), request_])
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_a_task_needs_a_name(name, bank, folder):
+    with pytest.raises(PtuneError, match="cannot be called"):
+        bank.add(name, folder / "mean")
+
+
+def test_a_head_that_cannot_be_chosen_row_by_row_is_refused(bert_folder):
+    backbone = load_backbone(str(bert_folder), dtype="float32")
+    backbone.classifier = torch.nn.Sequential(torch.nn.Linear(32, 2), torch.nn.PReLU())
+    with pytest.raises(PtuneError, match=r"PReLU.*ptune\.load"):
+        PromptBank(backbone)

@@ -1,0 +1,223 @@
+"""Texts in, labels and probabilities out, in order; and scikit-learn's verbs."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import build
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+
+import ptune
+from ptune import PromptClassifier, PromptEncoderConfig, PromptModel, PtuneError
+from ptune.backbones.loading import load_backbone
+
+
+@pytest.fixture(scope="module", params=["single_label", "multi_label", "regression"])
+def adapter_folder(request, bert_folder, tmp_path_factory):
+    labels = {"single_label": ["no", "maybe", "yes"], "multi_label": ["a", "b", "c"]}.get(
+        request.param, ["score"]
+    )
+    problem = request.param + ("" if request.param == "regression" else "_classification")
+    return make_adapter(bert_folder, tmp_path_factory.mktemp("adapter"), labels, problem)
+
+
+def make_adapter(bert_folder, folder, labels, problem):
+    torch.manual_seed(0)
+    backbone = load_backbone(str(bert_folder), labels=labels, problem_type=problem, dtype="float32")
+    model = PromptModel(backbone, PromptEncoderConfig(num_virtual_tokens=4))
+    with torch.no_grad():
+        for _, p in model.head_parameters():
+            p.mul_(10)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(bert_folder, tmp_path_factory):
+    folder = make_adapter(
+        bert_folder,
+        tmp_path_factory.mktemp("adapter"),
+        ["no", "maybe", "yes"],
+        "single_label_classification",
+    )
+    return ptune.load(folder, dtype="float32")
+
+
+def test_one_text_gives_one_prediction(classifier, texts):
+    prediction = classifier(texts[0])
+    assert prediction.label in ("no", "maybe", "yes")
+    assert prediction.score == max(prediction.probabilities.values())
+    assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
+    assert list(prediction.probabilities) == ["no", "maybe", "yes"]
+
+
+def test_every_problem_type_has_its_kind_of_answer(adapter_folder, texts):
+    classifier = ptune.load(adapter_folder, dtype="float32")
+    predictions = classifier(texts)
+    for p in predictions:
+        if classifier.problem_type_ == "regression":
+            assert p.label == p.score
+        elif classifier.problem_type_ == "multi_label_classification":
+            assert p.label == [n for n, v in p.probabilities.items() if v > 0.5]
+        else:
+            assert p.probabilities[p.label] == p.score
+    predicted = classifier.predict(texts)
+    assert len(predicted) == len(texts)
+    if classifier.problem_type_ == "regression":
+        with pytest.raises(PtuneError, match="no probabilities"):
+            classifier.predict_proba(texts)
+    else:
+        assert classifier.predict_proba(texts).shape == (len(texts), 3)
+
+
+def test_answers_come_in_the_order_of_the_texts_whatever_their_length(classifier, texts):
+    shuffled = [" ".join(texts[: 1 + i % 5]) + f" {i}" for i in range(150)]
+    together = classifier.predict_proba(shuffled)
+    alone = np.concatenate([classifier.predict_proba(t) for t in shuffled[::17]])
+    np.testing.assert_allclose(together[::17], alone, atol=1e-5)
+
+
+def test_batches_hold_many_short_texts_or_few_long_ones(classifier, texts):
+    long = " ".join(texts)  # cut to what the backbone allows
+    shapes = []
+    hook = classifier.prompt_model_.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    list(classifier.logits(["short"] * 2000 + [long] * 100))
+    hook.remove()
+    budget = 128 * classifier.batch_size
+    assert sum(rows for rows, _ in shapes) == 2100
+    assert all(rows * width <= budget for rows, width in shapes)
+    assert shapes[0] == (budget // 60, 60)
+    assert max(rows for rows, _ in shapes) > 5 * shapes[0][0]
+
+
+def test_a_pair_is_a_tuple_and_two_texts_are_a_list(classifier, texts):
+    assert isinstance(classifier((texts[0], texts[1])), ptune.Prediction)
+    assert len(classifier([texts[0], texts[1]])) == 2
+    pairs = [(texts[0], texts[1]), [texts[1], texts[0]]]
+    assert len(classifier.predict(pairs)) == 2
+    one, two = classifier.predict_proba(pairs)
+    assert not np.allclose(one, two)
+
+
+def test_an_endless_stream_is_answered_as_it_comes(classifier, texts, monkeypatch):
+    monkeypatch.setattr("ptune.inference.classifier.WINDOW", 16)
+    taken = []
+    endless = (taken.append(i) or texts[i % 8] for i in itertools.count())
+    answers = list(itertools.islice(classifier.stream(endless), 20))
+    assert len(answers) == 20
+    assert len(taken) == 32
+    assert answers[0].probabilities == pytest.approx(classifier(texts[0]).probabilities)
+
+
+def test_a_generator_and_a_list_give_the_same_arrays(classifier, texts):
+    np.testing.assert_array_equal(
+        classifier.predict(t for t in texts), classifier.predict(list(texts))
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["fine", ""], "empty.*example 2 of 2"),
+        (["fine", None], "Text 2 is None"),
+        (["fine", 3], "Text 2 is 3"),
+        (["fine", ("a", "b")], "not both at once"),
+        ([("a", "b", "c")], "wanted are strings, or pairs"),
+        ([1, 2], "Text 1 is 1; wanted are strings"),
+    ],
+)
+def test_what_is_no_text_is_named(classifier, wrong, message):
+    with pytest.raises(PtuneError, match=message):
+        classifier.predict(wrong)
+
+
+def test_nothing_in_nothing_out(classifier):
+    assert classifier([]) == []
+    assert classifier.predict([]).shape == (0,)
+    assert classifier.predict_proba([]).shape == (0, 3)
+
+
+def test_loading_what_is_no_adapter(tmp_path):
+    with pytest.raises(PtuneError, match="There is no folder"):
+        ptune.load(tmp_path / "nothing")
+
+
+def test_a_backbone_that_moved_is_named_and_another_path_can_be_given(bert_folder, tmp_path, texts):
+    folder = make_adapter(bert_folder, tmp_path / "a", ["x", "y"], "single_label_classification")
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(bert_folder), "/moved/tiny-bert"))
+    with pytest.raises(PtuneError, match="no backbone folder /moved/tiny-bert"):
+        ptune.load(folder)
+    assert ptune.load(folder, model=str(bert_folder), dtype="float32")(texts[0]).label in "xy"
+
+
+@pytest.fixture(scope="module")
+def labelled(texts):
+    rows = [f"{t} {i}" for i in range(3) for t in texts]
+    return rows, ["money" if "money" in r or "parcel" in r else "other" for r in rows]
+
+
+@pytest.fixture
+def estimator(bert_folder):
+    return PromptClassifier(
+        model=str(bert_folder),
+        num_virtual_tokens=4,
+        learning_rate=0.05,
+        prompt_learning_rate=0.05,
+        epochs=15,
+        batch_size=8,
+        dtype="float32",
+    )
+
+
+def test_it_fits_and_keeps_the_label_values(estimator, labelled):
+    rows, labels = labelled
+    fitted = estimator.fit(rows, [7 if label == "money" else 3 for label in labels])
+    assert fitted is estimator
+    assert list(estimator.classes_) == [3, 7]
+    assert set(estimator.predict(rows)) <= {3, 7}
+    assert estimator.score(rows, [7 if label == "money" else 3 for label in labels]) > 0.75
+
+
+def test_it_drops_into_cross_validation(estimator, labelled):
+    rows, labels = labelled
+    scores = cross_val_score(estimator.set_params(epochs=2), rows, labels, cv=2)
+    assert scores.shape == (2,)
+    assert np.isfinite(scores).all()
+
+
+def test_a_clone_has_the_parameters_and_nothing_learned(estimator):
+    twin = clone(estimator)
+    assert twin.get_params() == estimator.get_params()
+    with pytest.raises(Exception, match="not fitted"):
+        twin.predict(["text"])
+
+
+def test_a_fitted_classifier_is_saved_and_loaded(estimator, labelled, tmp_path):
+    rows, labels = labelled
+    estimator.set_params(epochs=1).fit(rows, labels).save(tmp_path / "saved")
+    loaded = ptune.load(tmp_path / "saved", dtype="float32")
+    np.testing.assert_array_equal(loaded.predict_proba(rows), estimator.predict_proba(rows))
+    assert list(loaded.classes_) == list(estimator.classes_)
+
+
+def test_wrong_numbers_of_labels_are_refused(estimator, texts):
+    with pytest.raises(PtuneError, match="8 texts and 3 labels"):
+        estimator.fit(texts, ["a", "b", "a"])
+    with pytest.raises(PtuneError, match="Every example has the label 'a'"):
+        estimator.fit(texts, ["a"] * 8)
+
+
+def test_a_decoder_classifies_pairs_and_long_texts(tmp_path, tokenizer, texts):
+    build("gpt2").transformer.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    folder = make_adapter(
+        tmp_path / "gpt2", tmp_path / "a", ["x", "y"], "single_label_classification"
+    )
+    classifier = ptune.load(folder, dtype="float32")
+    together = classifier.predict_proba([texts[0], " ".join(texts * 5)])
+    np.testing.assert_allclose(together[:1], classifier.predict_proba(texts[0]), atol=1e-5)

@@ -1,0 +1,238 @@
+"""Deep prompts: what they are, where they go, and the reference's prefix tuning."""
+
+import warnings
+
+import peft
+import pytest
+import torch
+from conftest import SENTENCES, build
+from families import FAMILIES, build_model, build_tokenizer
+
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune.peft import PeftModel
+from ptune.prompts.mechanisms import KeysAndValues, RowsInEveryLayer, SharedRows
+
+K = 5
+
+
+def deep(**options):
+    return PromptEncoderConfig(
+        num_virtual_tokens=K, depth="deep", **{"encoder_reparameterization_type": "NONE", **options}
+    )
+
+
+def made(name):
+    family = FAMILIES[name]
+    tokenizer = build_tokenizer(family, SENTENCES)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return lambda: build_model(family, tokenizer), tokenizer
+
+
+# Every family has one of the two forms; both must be met.
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("BERT", KeysAndValues), ("BLOOM", RowsInEveryLayer), ("DeBERTa-v2", RowsInEveryLayer)],
+)
+def test_the_form_is_the_family_s(name, form):
+    backbone, _ = made(name)
+    assert type(PromptModel(backbone(), deep()).form) is form
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "OPT", "BLOOM", "GPT-Neo", "Falcon"])
+def test_a_prompt_made_of_words_is_those_words_before_the_text(name):
+    """What stands before a causal model's text cannot depend on it, so the two must agree."""
+    backbone, tokenizer = made(name)
+    model = PromptModel(backbone(), deep(shift_positions=True)).eval()
+    words = torch.tensor(tokenizer("my money back and that at once please")["input_ids"][:K])
+    model.use_rows(model.form.words(words))
+    text = tokenizer(SENTENCES[:3], padding=True, return_tensors="pt")
+    inputs = {
+        "input_ids": torch.cat([words.expand(3, -1), text["input_ids"]], dim=1),
+        "attention_mask": torch.cat([torch.ones(3, K), text["attention_mask"]], dim=1).long(),
+    }
+    plain = backbone().eval()
+    plain.config.pad_token_id = tokenizer.pad_token_id
+    alone = [
+        plain(input_ids=ids[mask != 0][None]).logits
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    torch.testing.assert_close(model(**text).logits, torch.cat(alone), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa", "XLM-R", "GPT-2", "OPT", "Llama", "Qwen 2"])
+def test_the_reference_s_prefix_tuning_loads_and_agrees(name, projection, tmp_path):
+    backbone, tokenizer = made(name)
+    config = peft.PrefixTuningConfig(
+        task_type="SEQ_CLS",
+        num_virtual_tokens=K,
+        prefix_projection=projection,
+        encoder_hidden_size=16,
+    )
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(backbone(), config).eval()
+    theirs.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = PeftModel.from_pretrained(backbone(), tmp_path)
+    assert ours.prompt_config.depth == "deep"
+    for text in SENTENCES[:3]:  # one by one: the reference's decoders read padding
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            wanted = theirs(**inputs).logits
+            torch.testing.assert_close(ours(**inputs).logits, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_deep_prompt_leaves_the_text_its_positions(kind):
+    model = PromptModel(build(kind), deep())
+    assert model.max_text_length == model.max_positions
+    assert PromptModel(build(kind), deep(shift_positions=True)).max_text_length == (
+        model.max_positions - K
+    )
+
+
+@pytest.mark.parametrize("encoder", ["NONE", "MLP"])
+def test_every_layer_s_part_gets_a_gradient(kind, encoder, tokenizer, texts):
+    model = PromptModel(
+        build(kind), deep(encoder_reparameterization_type=encoder, encoder_hidden_size=16)
+    ).train()
+    inputs = tokenizer(texts[:4], padding=True, return_tensors="pt")
+    prompt = model.prompt_encoder()
+    prompt.retain_grad()
+    model.prompt_encoder.forward = lambda: prompt
+    model(**inputs, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    # [k, layers, keys or values, numbers]. A query sees the keys; the last layer of a decoder
+    # is read at one token only, which still sees every key and value.
+    parts = prompt.grad.view(K, 2, 2, -1).abs().amax(dim=-1)
+    assert (parts > 0).all()
+    assert all(p.grad is not None for p in model.prompt_encoder.parameters())
+
+
+def test_a_prompt_of_vocabulary_words_starts_at_their_keys_and_values(kind):
+    model = PromptModel(build(kind), deep(prompt_init="vocab"))
+    drawn = model.prompt_encoder().detach()
+    torch.manual_seed(0)
+    random = PromptModel(build(kind), deep()).prompt_encoder().detach()
+    assert drawn.shape == random.shape
+    assert drawn.std() < 3 * random.std()
+    assert not torch.equal(drawn, random)
+
+
+def test_an_lstm_makes_no_deep_prompt():
+    with pytest.raises(PtuneError, match="'MLP' or 'NONE'"):
+        deep(encoder_reparameterization_type="LSTM")
+
+
+def test_a_deep_prompt_of_another_backbone_is_refused_by_its_shape(tmp_path):
+    family = FAMILIES["BERT"]
+    backbone, tokenizer = made("BERT")
+    PromptModel(backbone(), deep()).save_pretrained(tmp_path)
+    (tmp_path / "ptune.json").unlink()  # which would tell the number of layers
+    with pytest.raises(PtuneError, match=r"shape \[5, 128\].*\[5, 192\]"):
+        PromptModel.from_pretrained(build_model(family, tokenizer, num_hidden_layers=3), tmp_path)
+
+
+def test_the_attention_of_the_backbone_comes_back(kind):
+    backbone = build(kind)
+    before = backbone.config._attn_implementation
+    model = PromptModel(backbone, deep())
+    assert backbone.config._attn_implementation != before
+    assert model.unload().config._attn_implementation == before
+
+
+@torch.no_grad()
+def test_an_input_prompt_and_a_deep_one_share_a_backbone(kind, tokenizer, texts):
+    inputs = tokenizer(texts[:3], padding=True, return_tensors="pt")
+    alone = {}
+    shallow = PromptEncoderConfig(num_virtual_tokens=K)
+    for name, config in {"input": shallow, "deep": deep()}.items():
+        torch.manual_seed(4)
+        alone[name] = PromptModel(build(kind), config).eval()
+    model = PromptModel(build(kind), shallow).eval()
+    model.add_adapter("deep", deep())
+    for name, active in {"input": "default", "deep": "deep"}.items():
+        model.set_adapter(active)
+        model.use_rows(alone[name].prompt_rows())
+        for (_, p), (_, q) in zip(
+            model.head_parameters(), alone[name].head_parameters(), strict=True
+        ):
+            p.copy_(q)
+    for _ in range(2):
+        for name, active in {"input": "default", "deep": "deep"}.items():
+            model.set_adapter(active)
+            wanted = alone[name](**inputs).logits
+            torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-6, rtol=1e-5)
+
+
+# An input prompt before a causal backbone's texts is read once for the whole batch.
+
+CAUSAL = [
+    "GPT-2",
+    "GPT-NeoX",
+    "OPT",
+    "OPT (projected)",
+    "Llama",
+    "Gemma",
+    "Phi",
+    "Qwen 2",
+    "Qwen 3",
+]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_shared_prompt_gives_the_same_numbers_and_gradients(name):
+    backbone, tokenizer = made(name)
+    inputs = tokenizer(SENTENCES[:4], padding=True, return_tensors="pt")
+    results = []
+    for shared in (True, False):
+        torch.manual_seed(2)
+        model = PromptModel(
+            backbone(), PromptEncoderConfig(num_virtual_tokens=K, encoder_hidden_size=16)
+        ).train()
+        assert isinstance(model._forms["shared"], SharedRows)
+        seen = []
+        model.get_input_embeddings().register_forward_hook(
+            lambda _, args, out, seen=seen: seen.append(tuple(args[0].shape))
+        )
+        model.share_prompt = shared
+        output = model(**inputs, labels=torch.tensor([0, 1, 1, 0]))
+        output.loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append((output.logits, *gradients))
+        width = inputs["input_ids"].shape[1]
+        assert seen == ([(1, K), (4, width)] if shared else [(4, K + width)])
+    for one, other in zip(*results, strict=True):
+        scale = max(1.0, other.abs().max().item())
+        torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["BERT", "EuroBERT", "Mistral", "Gemma 3", "BART", "T5", "BLOOM"])
+def test_a_prompt_that_not_every_token_sees_as_it_is_is_not_shared(name):
+    backbone, _ = made(name)
+    before = backbone().config._attn_implementation
+    model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K))
+    assert "shared" not in model._forms
+    assert model.backbone.config._attn_implementation == before
+
+
+@torch.no_grad()
+def test_a_shared_prompt_is_read_once_where_nothing_trains():
+    backbone, tokenizer = made("Llama")
+    torch.manual_seed(2)
+    model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K)).eval()
+    model.use_rows(model.prompt_rows())
+    inputs = tokenizer(SENTENCES[:4], padding=True, return_tensors="pt")
+    seen = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _, args, out: seen.append(len(args[0]))
+    )
+    first = model(**inputs).logits
+    assert torch.equal(model(**inputs).logits, first)
+    assert seen == [1, 4, 4]
+    with model.disable_adapter():
+        assert not torch.allclose(model(**inputs).logits, first)
+    assert torch.equal(model(**inputs).logits, first)
+    model.prompt_encoder.embedding.weight.add_(0.5)  # another prompt is read anew
+    assert not torch.allclose(model(**inputs).logits, first)

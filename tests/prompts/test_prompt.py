@@ -1,0 +1,93 @@
+"""The prompt encoder is the reference's, layer for layer."""
+
+import peft
+import pytest
+import torch
+
+from ptune import PromptEncoderConfig, PtuneError
+from ptune.prompts.encoder import build_prompt_encoder
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["MLP", "LSTM"])
+def test_rows_equal_the_reference_on_the_same_weights(kind, layers):
+    settings = {
+        "num_virtual_tokens": 7,
+        "token_dim": 48,
+        "encoder_hidden_size": 24,
+        "encoder_num_layers": layers if kind == "LSTM" else 2,
+        "encoder_reparameterization_type": kind,
+    }
+    theirs = peft.PromptEncoder(
+        peft.PromptEncoderConfig(**settings, num_transformer_submodules=1, task_type="SEQ_CLS")
+    )
+    ours = build_prompt_encoder(PromptEncoderConfig(**settings), 48)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(), theirs(torch.arange(7)[None])[0], atol=1e-6, rtol=0)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def test_the_deep_encoder_is_the_reference_s_prefix_encoder():
+    sizes = {"num_virtual_tokens": 7, "token_dim": 48, "encoder_hidden_size": 24}
+    theirs = peft.PrefixEncoder(
+        peft.PrefixTuningConfig(
+            **sizes, num_layers=3, num_attention_heads=2, prefix_projection=True
+        )
+    )
+    config = PromptEncoderConfig(**sizes, depth="deep", encoder_reparameterization_type="MLP")
+    ours = build_prompt_encoder(config, 3 * 2 * 48)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(), theirs(torch.arange(7)), atol=1e-6, rtol=0)
+
+
+def test_dropout_of_the_lstm_is_where_the_reference_has_it():
+    config = PromptEncoderConfig(
+        num_virtual_tokens=4,
+        token_dim=8,
+        encoder_reparameterization_type="LSTM",
+        encoder_dropout=0.5,
+    )
+    encoder = build_prompt_encoder(config, 8)
+    assert encoder.lstm_head.dropout == 0.5
+    assert not torch.equal(encoder(), encoder())
+    encoder.eval()
+    assert torch.equal(encoder(), encoder())
+
+
+def test_no_encoder_means_plain_rows():
+    encoder = build_prompt_encoder(
+        PromptEncoderConfig(
+            num_virtual_tokens=4, token_dim=8, encoder_reparameterization_type="NONE"
+        ),
+        8,
+    )
+    assert encoder() is encoder.embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_virtual_tokens", 0),
+        ("num_virtual_tokens", -3),
+        ("num_virtual_tokens", 2.5),
+        ("encoder_hidden_size", 0),
+        ("encoder_dropout", 1.0),
+        ("placement", "suffix"),
+        ("depth", "shallow"),
+        ("prompt_init_scale", 0.0),
+        ("encoder_reparameterization_type", "GRU"),
+        ("task_type", "CAUSAL_LM"),
+        ("prompt_init", "text"),
+        ("prompt_init_text", "what is it about?"),
+        ("pooling", "first"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(field, value):
+    with pytest.raises(PtuneError, match=field) as error:
+        PromptEncoderConfig(**{field: value})
+    assert repr(value) in str(error.value)
+
+
+def test_a_deep_prompt_has_nothing_that_the_head_could_read():
+    with pytest.raises(PtuneError, match="deep prompt has no vectors"):
+        PromptEncoderConfig(depth="deep", pooling="prompt")

@@ -1,0 +1,608 @@
+"""`ptune serve`: a real server process on a free port of this machine."""
+
+import asyncio
+import importlib
+import json
+import re
+import shutil
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from test_cli import call
+
+import ptune
+from ptune import PromptBank, PtuneError
+from ptune.serving.app import (
+    Batcher,
+    Metrics,
+    ServeSettings,
+    _Job,
+    _Observed,
+    _TooLong,
+    build_app,
+    load_bank,
+    place_of,
+)
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from serve import ADMIN, Server, Stage, measure_hostile, measure_load, measure_stop
+
+AS_ADMIN = {"Authorization": f"Bearer {ADMIN}"}
+LONG = "the parcel never came and nobody answers the phone " * 20
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory, bert_folder):
+    """Five tasks of all three problem types, and two that change; and what is right."""
+    return Stage(tmp_path_factory.mktemp("stage"), str(bert_folder), tasks=5, texts=9)
+
+
+@pytest.fixture(scope="module")
+def server(stage):
+    with Server(stage.served) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded(stage):
+    """A server with a token, where little fits."""
+    limits = ["--queue", 3, "--max-texts", 2, "--batch-size", 1, "--max-body", 5000]
+    with Server(stage.served, "--token", "open-sesame", *limits) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=60) as c:
+        yield c
+
+
+def scores(answer):
+    return {row["label"]: row["score"] for row in answer}
+
+
+def close(answer, wanted):
+    return scores(answer) == pytest.approx(wanted, abs=1e-5)
+
+
+# Answers.
+
+
+def test_a_text_a_pair_and_a_batch_have_the_shapes_of_text_embeddings_inference(client, stage):
+    pair, text = stage.texts[0], stage.texts[1]
+    for task in ("task0", "task1", "task3", "task4"):
+        right = stage.answers[task][0]
+        url = f"/tasks/{task}/predict"
+        assert close(client.post(url, json={"inputs": text}).json(), right[1])
+        assert close(client.post(url, json={"inputs": [text]}).json(), right[1])
+        assert close(client.post(url, json={"inputs": pair}).json(), right[0])
+        rows = [[text], pair, [text]]
+        found = client.post(url, json={"inputs": rows}).json()
+        assert len(found) == 3
+        assert all(map(close, found, [right[1], right[0], right[1]]))
+
+
+def test_the_highest_score_comes_first(client, stage):
+    answer = client.post("/tasks/task2/predict", json={"inputs": stage.texts[1]}).json()
+    assert [row["score"] for row in answer] == sorted(scores(answer).values(), reverse=True)
+    assert len(answer) == 4
+
+
+def test_raw_scores_are_the_logits(client, stage):
+    classifier = ptune.load(stage.served / "task2", dtype="float32")
+    (logits,) = classifier.logits(stage.texts[1])
+    answer = client.post(
+        "/tasks/task2/predict", json={"inputs": stage.texts[1], "raw_scores": True}
+    ).json()
+    assert close(answer, dict(zip(classifier.labels, logits.tolist(), strict=True)))
+
+
+def test_a_long_text_is_cut_and_refused_where_that_is_not_wanted(client, stage):
+    url = "/tasks/task0/predict"
+    classifier = ptune.load(stage.served / "task0", dtype="float32")
+    cut = client.post(url, json={"inputs": LONG, "truncate": True})
+    assert close(cut.json(), classifier(LONG).probabilities)
+    whole = client.post(url, json={"inputs": LONG, "truncate": False})
+    assert whole.status_code == 413
+    assert "tokens longer than the task reads" in whole.json()["error"]
+    assert client.post(url, json={"inputs": "short", "truncate": False}).status_code == 200
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_where_a_task_says_whether_it_wants_pairs_the_other_kind_is_refused(client, stage, pairs):
+    name = f"pairs{pairs}"
+    shutil.copytree(stage.served / "task1", stage.served / name)
+    (stage.served / name / "metrics.json").write_text(json.dumps({"text_pairs": pairs}))
+    assert client.put(f"/tasks/{name}", headers=AS_ADMIN).json()["pairs"] is pairs
+    inputs = {True: ["a", "b"], False: "a"}
+    right, wrong = (
+        client.post(f"/tasks/{name}/predict", json={"inputs": inputs[kind]})
+        for kind in (pairs, not pairs)
+    )
+    assert (right.status_code, wrong.status_code) == (200, 422)
+    assert "trained on" in wrong.json()["error"]
+    assert client.delete(f"/tasks/{name}", headers=AS_ADMIN).status_code == 204
+
+
+def test_the_tasks_are_listed(client):
+    found = client.get("/tasks").json()
+    assert [t["name"] for t in found] == [
+        *(f"moving{i}" for i in (0, 1)),
+        *map("task{}".format, range(5)),
+    ]
+    assert found[2] == client.get("/tasks/task0").json()
+    assert found[2]["labels"] == ["red", "green"]
+    assert {t["problem_type"] for t in found} == {
+        "single_label_classification",
+        "multi_label_classification",
+        "regression",
+    }
+    assert client.get("/tasks/none").status_code == 404
+
+
+# Tasks come and go.
+
+
+def test_an_admin_adds_replaces_and_removes_tasks(client, stage):
+    shutil.copytree(stage.served / "task1", stage.served / "later")
+    url = "/tasks/later"
+    ask = {"inputs": stage.texts[1]}
+    assert client.post(f"{url}/predict", json=ask).status_code == 404
+    assert client.put(url, headers=AS_ADMIN).status_code == 201
+    assert close(client.post(f"{url}/predict", json=ask).json(), stage.answers["task1"][0][1])
+
+    shutil.rmtree(stage.served / "later")
+    shutil.copytree(stage.served / "task2", stage.served / "later")
+    replaced = client.put(url, headers=AS_ADMIN)
+    assert (replaced.status_code, replaced.json()["labels"][3]) == (200, "grey")
+    assert close(client.post(f"{url}/predict", json=ask).json(), stage.answers["task2"][0][1])
+
+    assert client.delete(url, headers=AS_ADMIN).status_code == 204
+    assert client.post(f"{url}/predict", json=ask).status_code == 404
+    assert client.delete(url, headers=AS_ADMIN).status_code == 404
+    assert (stage.served / "later" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+def test_nobody_else_adds_or_removes_tasks(client, headers):
+    for ask in (client.put, client.delete):
+        answer = ask("/tasks/task0", headers=headers)
+        assert (answer.status_code, answer.json()["error_type"]) == (401, "unauthorized")
+    assert client.get("/tasks/task0").status_code == 200
+
+
+def test_a_damaged_adapter_is_refused_and_the_task_stays_as_it_was(client, stage):
+    url = "/tasks/frail"
+    shutil.copytree(stage.served / "task3", stage.served / "frail")
+    assert client.put(url, headers=AS_ADMIN).status_code == 201
+    weights = stage.served / "frail" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    answer = client.put(url, headers=AS_ADMIN)
+    assert answer.status_code == 422
+    assert "damaged" in answer.json()["error"]
+    still = client.post(f"{url}/predict", json={"inputs": stage.texts[1]}).json()
+    assert close(still, stage.answers["task3"][0][1])
+    assert client.delete(url, headers=AS_ADMIN).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "task", ["..", ".", ".hidden", "-x", "a/b", "a\\b", "a\0b", "a\n", "", "ä"]
+)
+def test_a_task_of_a_dangerous_name_is_refused(stage, task):
+    with pytest.raises(PtuneError, match="name"):
+        place_of(stage.served, task)
+
+
+def test_what_lies_outside_the_folder_is_not_served(stage, tmp_path):
+    served = tmp_path / "served"
+    shutil.copytree(stage.served / "task0", served / "inside")
+    (served / "around").symlink_to("inside")
+    (served / "out").symlink_to(stage.served / "task1")
+    shutil.copytree(stage.served / "task2", served / "half")
+    (served / "half" / "adapter_config.json").unlink()
+    (served / "half" / "adapter_config.json").symlink_to(
+        stage.served / "task2" / "adapter_config.json"
+    )
+    shutil.copytree(stage.served / "task3", served / "two words")
+    bank = load_bank(ServeSettings(served))
+    assert sorted(bank) == ["around", "inside"]
+    assert bank.refused.keys() == {"out", "half", "two words"}
+    assert "link out of the served folder" in bank.refused["out"]
+    assert "link out of the served folder" in bank.refused["half"]
+
+
+# Whom it serves.
+
+
+def test_a_server_with_a_token_serves_nobody_without(guarded):
+    with httpx.Client(base_url=guarded.url) as c:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "open-sesame"}):
+            for path in ("/tasks", "/tasks/task0", "/metrics"):
+                answer = c.get(path, headers=headers)
+                assert (answer.status_code, answer.json()["error_type"]) == (401, "unauthorized")
+                assert answer.headers["www-authenticate"] == "Bearer"
+            answer = c.post("/tasks/task0/predict", json={"inputs": "a"}, headers=headers)
+            assert answer.status_code == 401
+        for path in ("/health", "/ready", "/", "/docs", "/openapi.json"):
+            assert c.get(path).status_code == 200
+        for token in ("open-sesame", ADMIN):
+            known = {"Authorization": f"Bearer {token}"}
+            assert c.get("/tasks", headers=known).status_code == 200
+        known = {"Authorization": "Bearer open-sesame"}
+        assert c.put("/tasks/task0", headers=known).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--host", "0.0.0.0"], ["0.0.0.0", "PTUNE_TOKEN"]),
+        (["--host", "::"], ["token"]),
+        (["--token", "two words"], ["The token", "ASCII"]),
+        (["--queue", "1"], ["--queue", "--max-texts"]),
+        (["--batch-size", "0"], ["batch_size is 0"]),
+        (["--timeout", "0"], ["timeout is 0"]),
+        (["--port", "70000"], ["port is 70000"]),
+        (["--host", "192.0.2.1", "--token", "x"], ["Cannot listen on 192.0.2.1", "--host"]),
+        ([], ["no folder", "nowhere"]),
+    ],
+)
+def test_what_cannot_be_served_is_refused(capsys, words, parts):
+    assert call("serve", "nowhere", *(words or ["--port", "0"])) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("Error: ")
+    assert not [part for part in parts if part not in message]
+
+
+def test_a_port_that_is_taken_is_refused(capsys, server):
+    assert call("serve", "nowhere", "--port", server.port) == 2
+    assert f"port {server.port}" in capsys.readouterr().err
+
+
+def test_without_the_extra_one_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "ptune.serving.app")
+    with pytest.raises(PtuneError, match=r"pip install 'ptune\[serve\]'"):
+        importlib.import_module("ptune.serving.app")
+
+
+# Limits.
+
+
+def test_a_full_queue_refuses_in_words_and_answers_what_it_took(guarded, stage):
+    headers = {"Authorization": "Bearer open-sesame"}
+
+    def ask(_):
+        with httpx.Client(base_url=guarded.url, headers=headers, timeout=60) as c:
+            return c.post("/tasks/task0/predict", json={"inputs": [stage.texts[0]] * 2})
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, range(96)))
+    statuses = {a.status_code for a in answers}
+    assert statuses == {200, 429}
+    for answer in answers:
+        if answer.status_code == 200:
+            assert close(answer.json()[1], stage.answers["task0"][0][0])
+        else:
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["error_type"] == "overloaded"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "part"),
+    [
+        ({"inputs": [["a"]] * 3}, 413, "3 texts; 2"),
+        ({"inputs": "a" * 5001}, 413, "5,000 bytes"),
+        ({"inputs": ["a", " "]}, 422, "Text 1 is empty"),
+        ({"inputs": ["a", "b", "c"]}, 422, "flat list is one text or one pair"),
+        ({"inputs": "a", "parameters": {}}, 422, "no field 'parameters'"),
+        ({"text": "a"}, 422, "inputs"),
+        ([], 422, "inputs"),
+    ],
+)
+def test_what_is_too_much_or_wrong_is_refused_in_words(guarded, body, status, part):
+    headers = {"Authorization": "Bearer open-sesame"}
+    answer = httpx.post(f"{guarded.url}/tasks/task0/predict", json=body, headers=headers)
+    assert answer.status_code == status
+    assert part in answer.json()["error"]
+
+
+def test_a_text_of_too_many_characters_is_refused(client):
+    answer = client.post("/tasks/task0/predict", json={"inputs": "a" * 20_001})
+    assert answer.status_code == 413
+    assert "20,001 characters" in answer.json()["error"]
+
+
+def ask_in_vain(stage, body):
+    """What the application answers whose batches are never computed, after 0.2 seconds."""
+    bank = PromptBank.from_folder(stage.served, dtype="float32")
+    transport = httpx.ASGITransport(build_app(bank, ServeSettings(stage.served, timeout=0.2)))
+
+    async def ask():
+        headers = {"Content-Type": "application/json"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as c:
+            return await c.post("/tasks/task1/predict", content=body, headers=headers)
+
+    return asyncio.run(ask())
+
+
+def test_a_request_that_takes_too_long_is_refused(stage):
+    answer = ask_in_vain(stage, b'{"inputs": "a"}')
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "timeout")
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(stage):
+    async def dribble():
+        yield b"{"
+        await asyncio.sleep(60)
+
+    answer = ask_in_vain(stage, dribble())
+    assert (answer.status_code, answer.json()["error_type"]) == (408, "timeout")
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_client_that_goes_away_is_no_failure_of_the_server(server):
+    with socket.create_connection((server.host, server.port), timeout=20) as connection:
+        head = "POST /tasks/task1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 14\r\n\r\n{{".encode())
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (
+        gone := [r for r in server.records() if r.get("status") == 499]
+    ):
+        time.sleep(0.05)
+    assert gone
+    assert not [r for r in server.records() if r["message"] == "failure"]
+
+
+# Batches.
+
+
+@pytest.fixture
+def batcher(stage):
+    bank = PromptBank.from_folder(stage.served, dtype="float32")
+    made = Batcher(bank, ServeSettings(stage.served, queue=64), Metrics())
+    yield made
+    made.stop()
+
+
+def test_in_a_batch_that_fails_only_the_request_fails_that_is_to_blame(batcher, stage):
+    tasks = ["task0", "none", "task1", "task2"]
+    jobs = [_Job([(task, stage.texts[1])], may_cut=True) for task in tasks]
+    jobs.append(_Job([("task0", LONG)], may_cut=False))
+    for job in jobs:
+        batcher.submit(job)
+    batcher.start()  # all of them are one batch
+    for job in (jobs[0], jobs[2], jobs[3]):
+        ((task, logits),) = job.answers.result(30)
+        classifier = ptune.load(stage.served / task.name, dtype="float32")
+        np.testing.assert_allclose(logits, *classifier.logits(stage.texts[1]), atol=1e-5)
+    with pytest.raises(PtuneError, match="'none'"):
+        jobs[1].answers.result(30)
+    assert isinstance(jobs[4].answers.exception(30), _TooLong)
+
+
+def test_a_request_that_was_given_up_is_not_computed(batcher, stage):
+    jobs = [_Job([("task0", stage.texts[1])], may_cut=True) for _ in range(3)]
+    for job in jobs:
+        batcher.submit(job)
+    jobs[1].answers.cancel()
+    batcher.start()
+    assert jobs[2].answers.result(30)
+    assert batcher.metrics.registry.get_sample_value("ptune_batch_texts_sum") == 2
+
+
+# Who looks after it.
+
+
+def test_the_log_tells_of_every_request_and_never_its_text(server, client):
+    secret = "zebra-crossing"
+    url = "/tasks/task0/predict"
+    client.post(url, json={"inputs": secret})
+    client.post(url, json={"inputs": [secret, ""]})
+    client.post(url, json={"inputs": secret, "truncate": secret})
+    client.post(url, content=f'{{"inputs": "{secret}'.encode(), headers={"content-type": "x"})
+    client.post(f"/tasks/{secret}/predict", json={"inputs": secret})
+    client.get(f"/{secret}?text={secret}")
+    time.sleep(0.2)
+    assert secret not in server.said()
+    asked = [r for r in server.records() if r["message"] == "request"][-6:]
+    assert [r["status"] for r in asked] == [200, 422, 422, 415, 404, 404]
+    assert (asked[0]["task"], asked[0]["texts"]) == ("task0", 1)
+    assert asked[0]["seconds"] > 0
+    assert asked[5]["route"] == "unmatched"
+
+
+def test_what_breaks_is_answered_in_json_and_logged_without_what_it_says(caplog):
+    async def broken(scope, receive, send):
+        raise RuntimeError("the text of somebody")
+
+    transport = httpx.ASGITransport(_Observed(broken, Metrics(), lambda: False))
+
+    async def ask():
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as c:
+            return await c.get("/")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
+    (record,) = [r for r in caplog.records if r.message == "failure"]
+    assert record.exception == "RuntimeError"
+    assert Path(__file__).name in record.where[-1]
+    assert "somebody" not in str(vars(record))
+
+
+def test_prometheus_finds_numbers(client, stage):
+    def seen(name):
+        found = re.findall(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+        return float(found[0]) if found else 0.0
+
+    name = 'ptune_texts_total{task="task4"}'
+    before = seen(name)
+    client.post("/tasks/task4/predict", json={"inputs": [["a"], ["b"]]})
+    assert seen(name) == before + 2
+    assert seen("ptune_tasks") == len(client.get("/tasks").json())
+    assert seen("ptune_batch_seconds_count") > 0
+    assert seen("process_resident_memory_bytes") > 1e6
+
+
+def test_pages_load_nothing_from_elsewhere(client):
+    for path in ("/", "/docs", "/web/page.js", "/web/page.css"):
+        page = client.get(path)
+        assert page.status_code == 200
+        assert not re.findall(r"""(?:src|href|url)\s*[=(:]\s*["']?(?:https?:)?//""", page.text)
+    assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
+
+
+def test_an_answer_names_the_methods_of_a_path(client):
+    answer = client.patch("/tasks/task0")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "DELETE, GET, PUT"
+    assert answer.json()["error_type"] == "method_not_allowed"
+
+
+# Under load, at the end, and under attack; `benchmarks/serve.py` does the same for longer.
+
+
+def test_under_load_no_answer_is_wrong_while_tasks_come_and_go(server, stage):
+    found = measure_load(server, stage, clients=16, seconds=3)
+    assert found["holds"], found
+    assert found["moves"]["replaced: 200"] > 0
+
+
+def test_malformed_requests_are_refused_and_take_no_memory(server, stage):
+    found = measure_hostile(server, stage, count=250)
+    assert found["holds"], found
+    assert sum(found["handwritten"].values()) == 250
+    assert sum(found["schemathesis"].values()) > 100
+
+
+def test_sigterm_under_load_loses_no_request(stage):
+    with Server(stage.served) as server:
+        found = measure_stop(server, stage, clients=16, seconds=1)
+    assert found["holds"], found
+    assert found["met"].get("stopping", 0) + found["met"].get("connection refused", 0) == 16
+
+
+# The page, in a real browser.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("there is no Chromium with its driver here (apt-get install chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=Service(driver))
+    yield made
+    made.quit()
+
+
+class Page:
+    def __init__(self, browser, url):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        self.browser, self.wait = browser, WebDriverWait(browser, 20)
+        browser.get(url)
+
+    def __getitem__(self, name):
+        return self.browser.find_element("id", name)
+
+    def classify(self, task, text, pair=""):
+        from selenium.webdriver.support.ui import Select
+
+        Select(self["task"]).select_by_value(task)
+        for name, value in (("text", text), ("pair", pair)):
+            self[name].clear()
+            self[name].send_keys(value)
+        self["go"].click()
+
+    def bars(self):
+        """Label, what is shown beside it, and how wide its bar is."""
+        self.wait.until(lambda _: self["answer"].is_displayed())
+        return [
+            (*item.text.split("\n"), item.find_element("class name", "bar").rect["width"])
+            for item in self["bars"].find_elements("tag name", "li")
+        ]
+
+    def error(self):
+        self.wait.until(lambda _: self["error"].is_displayed())
+        return self["error"].text
+
+
+@pytest.mark.browser
+def test_the_page_shows_what_the_server_answers(browser, server, stage):
+    page = Page(browser, server.url)
+    page.wait.until(lambda _: page["task"].find_elements("tag name", "option"))
+    page.classify("task2", stage.texts[1])
+    right = sorted(stage.answers["task2"][0][1].items(), key=lambda item: -item[1])
+    bars = page.bars()
+    assert [(label, shown) for label, shown, _ in bars] == [
+        (n, f"{100 * p:.1f} %") for n, p in right
+    ]
+    assert page["answer-title"].text == right[0][0]
+    ratio = bars[1][2] / bars[0][2]
+    assert ratio == pytest.approx(right[1][1] / right[0][1], abs=0.02)
+
+    page.classify("task1", *stage.texts[0])
+    right = stage.answers["task1"][0][0]
+    page.wait.until(lambda _: page["answer-title"].text == max(right, key=right.get))
+    assert {n: shown for n, shown, _ in page.bars()} == {
+        n: f"{100 * p:.1f} %" for n, p in right.items()
+    }
+
+    page.classify("task4", stage.texts[1])
+    value = stage.answers["task4"][0][1]["score"]
+    page.wait.until(lambda _: page["answer-title"].text == f"score: {value:.3f}")
+    assert page.bars() == []
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.browser
+def test_the_page_says_errors_in_words(browser, server):
+    page = Page(browser, server.url)
+    page.wait.until(lambda _: page["task"].find_elements("tag name", "option"))
+    page.classify("task0", "   ")
+    assert page.error() == "Text 1 is empty."
+    page.classify("task0", "better")
+    page.bars()
+    assert not page["error"].is_displayed()
+
+
+@pytest.mark.browser
+def test_the_page_asks_for_the_token(browser, guarded):
+    page = Page(browser, guarded.url)
+    assert "token" in page.error()
+    page["token"].send_keys("open-sesame\n")
+    page.wait.until(lambda _: page["task"].find_elements("tag name", "option"))
+    page.classify("task0", "hello")
+    assert len(page.bars()) == 2
+
+
+@pytest.mark.browser
+def test_everything_on_the_page_has_a_name_for_those_who_do_not_see_it(browser, server):
+    page = Page(browser, server.url)
+    for kind in ("select", "textarea", "input", "button"):
+        for element in browser.find_elements("tag name", kind):
+            assert element.accessible_name or not element.is_displayed()
+    assert browser.find_element("tag name", "html").get_attribute("lang") == "en"
+    assert page["error"].get_attribute("role") == "alert"
+    assert page["answer"].get_attribute("aria-live") == "polite"
+
+
+def test_the_log_is_json(server):
+    lines = server.said().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("{"))
+    assert all(json.loads(line)["time"] for line in lines[start:])

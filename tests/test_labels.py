@@ -1,0 +1,98 @@
+"""Metrics against values worked out by hand."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from ptune.data.dataset import GLUE
+from ptune.labels import DEFAULT_METRICS, METRICS, compute, decide
+
+# 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
+LABELS = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
+PREDICTED = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accuracy", 7 / 10),
+        ("f1", 2 * 3 / (2 * 3 + 1 + 2)),
+        ("f1_macro", (6 / 9 + 8 / 11) / 2),
+        ("f1_micro", 7 / 10),
+        ("matthews_correlation", (3 * 4 - 1 * 2) / math.sqrt(4 * 5 * 5 * 6)),
+    ],
+)
+def test_a_metric_of_labels_is_what_its_definition_says(name, value):
+    assert compute([name], LABELS, PREDICTED) == {name: pytest.approx(value)}
+
+
+def test_pearson_is_the_covariance_over_both_deviations():
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 10.0])
+    by_hand = 13.0 / math.sqrt(5.0 * 50.0)
+    assert compute(["pearson"], x, y)["pearson"] == pytest.approx(by_hand)
+
+
+def test_spearman_looks_at_ranks_alone():
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 1000.0])
+    assert compute(["spearman"], x, y)["spearman"] == pytest.approx(1 - 6 * 2 / (4 * 15))
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+@pytest.mark.parametrize("constant", ["labels", "predictions"])
+def test_a_constant_has_no_correlation_and_no_warning(name, constant):
+    flat, steep = np.full(5, 2.5), np.arange(5.0)
+    pair = (flat, steep) if constant == "labels" else (steep, flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(compute([name], *pair)[name])
+
+
+@pytest.mark.parametrize("name", ["f1", "f1_macro", "f1_micro", "matthews_correlation"])
+def test_always_the_same_wrong_label_scores_zero_without_a_warning(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compute([name], np.ones(6, int), np.zeros(6, int))[name] == 0.0
+
+
+def test_several_labels_a_text_are_right_only_together():
+    labels = np.array([[1, 0, 1], [0, 1, 0]])
+    predicted = np.array([[1, 0, 0], [0, 1, 0]])
+    scores = compute(DEFAULT_METRICS["multi_label_classification"], labels, predicted)
+    assert scores == pytest.approx(
+        {"accuracy": 0.5, "f1_micro": 2 * 2 / (2 * 2 + 1), "f1_macro": (1 + 1 + 0) / 3}
+    )
+
+
+def test_every_metric_that_a_task_names_is_there():
+    named = {m for task in GLUE.values() for m in task.metrics}
+    named |= {m for names in DEFAULT_METRICS.values() for m in names}
+    assert named <= METRICS.keys()
+
+
+def test_scores_are_plain_floats():
+    scores = compute(METRICS.keys() - {"pearson", "spearman"}, LABELS, PREDICTED)
+    assert {type(v) for v in scores.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "decided"),
+    [
+        ("single_label_classification", [1, 0]),
+        ("multi_label_classification", [[0, 1, 1], [1, 0, 0]]),
+    ],
+)
+def test_logits_become_labels(problem_type, decided):
+    logits = np.array([[-2.0, 3.0, 0.5], [1.0, -1.0, 0.0]])
+    np.testing.assert_array_equal(decide(logits, problem_type), decided)
+
+
+@pytest.mark.parametrize("logits", [[[0.5], [-7.0]], [0.5, -7.0]])
+def test_a_regression_predicts_its_logit(logits):
+    np.testing.assert_array_equal(decide(np.array(logits), "regression"), [0.5, -7.0])
+
+
+def test_half_precision_logits_are_decided_like_any():
+    logits = np.array([[0.1, 0.2]], dtype=np.float16)
+    assert decide(logits, "single_label_classification").tolist() == [1]
