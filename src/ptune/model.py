@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,12 @@ from transformers.modeling_outputs import ModelOutput
 from ptune.backbones.cpu import CpuKernels, is_traced
 from ptune.backbones.loading import (
     check_family,
-    check_first_layer,
     load_tokenizer,
     max_positions,
     names_of_head,
     smallest,
     weight_of,
 )
-from ptune.below import LayersBelow, default_folder
 from ptune.errors import PtuneError
 from ptune.prompts import layout
 from ptune.prompts.config import PromptEncoderConfig
@@ -90,7 +88,7 @@ def _labels_of(backbone: PreTrainedModel) -> dict[str, Any]:
 
 
 def _form_name(config: PromptEncoderConfig) -> str:
-    return f"{config.depth} from {config.first_layer}" if config.first_layer else config.depth
+    return config.depth
 
 
 def _set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
@@ -174,7 +172,6 @@ class PromptModel(PreTrainedModel):
         self._extra_rows = ExtraRows(backbone)
         self._mean = MeanOverText(backbone.base_model)
         self._where_read = OnlyWhereRead(backbone)
-        self._below: LayersBelow | None = None
         # Padding goes behind the text, but before it where the head reads the last position.
         last = getattr(text_config, "summary_type", None) == "last"
         self.padding_side: layout.Side = "left" if last else "right"
@@ -224,13 +221,6 @@ class PromptModel(PreTrainedModel):
                 "pooling is 'prompt', but this backbone only looks back: a prompt before the text "
                 "has not read it. Take 'family' or 'mean'."
             )
-        if first := config.first_layer:
-            check_first_layer(backbone, first)
-            if not Attentions.reachable(backbone):
-                raise PtuneError(
-                    f"first_layer is {first}; a deep prompt in {type(backbone).__name__} is in "
-                    "every layer from 0 on. Leave first_layer at 0."
-                )
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = backbone.name_or_path or None
         return config
@@ -294,7 +284,7 @@ class PromptModel(PreTrainedModel):
                 self._forms["shared"] = SharedRows(self._reach_attentions(), table)
             return InputRows(table)
         if Attentions.reachable(backbone):
-            return KeysAndValues(self._reach_attentions(), table, config.first_layer)
+            return KeysAndValues(self._reach_attentions(), table)
         return RowsInEveryLayer(backbone, table)
 
     def _reach_attentions(self) -> Attentions:
@@ -480,26 +470,6 @@ class PromptModel(PreTrainedModel):
         """What resuming needs: encoder and head, under their names in this module."""
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
 
-    def keep_layers_below(self, folder: Path | None = None) -> None:
-        """Compute the layers below the prompt's first one once per text, and keep what they give.
-
-        It is kept on disk: whoever reads a text again, in a later epoch or another run, starts at
-        `first_layer` of the prompt, with the same numbers.
-
-        Args:
-            folder: Where to; ``None``: the user's cache folder.
-
-        Raises:
-            PtuneError: The prompt starts at the first layer, or the backbone cannot start above
-                it.
-        """
-        first = self.prompt_config.first_layer
-        if not first:
-            raise PtuneError("The prompt starts at the first layer: there is none below it.")
-        if self._below is not None:
-            self._below.remove()
-        self._below = LayersBelow(self.backbone, first, folder or default_folder())
-
     def parameter_groups(
         self,
         learning_rate: float,
@@ -589,8 +559,6 @@ class PromptModel(PreTrainedModel):
         self._extra_rows.remove()
         self._mean.remove()
         self._where_read.remove()
-        if self._below is not None:
-            self._below.remove()
         for hook in self._hooks:
             hook.remove()
         for layer in self._checkpointed_layers():
@@ -786,14 +754,10 @@ class PromptModel(PreTrainedModel):
             self._mean.mask = layout.place(is_text, is_prompt, order)
             self._mean.rows = mean if isinstance(mean, Tensor) else None
         self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
-        below: Any = nullcontext()
         if not self._whole(kwargs):
             self._where_read.positions = self._positions_read(inputs["attention_mask"], mean)
-            if self._below is not None and inputs_embeds is None and self._starts_above(prompts):
-                below = self._below.reading(inputs)
         try:
-            with below:
-                return self.backbone(**inputs, **kwargs)
+            return self.backbone(**inputs, **kwargs)
         finally:
             self._extra_rows.rows = self._mean.mask = self._where_read.positions = None
 
@@ -845,12 +809,6 @@ class PromptModel(PreTrainedModel):
             or self._whole(kwargs)
         )
         return self.form if plain else self._forms["shared"]
-
-    def _starts_above(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether what the kept layers make of a text is always the same."""
-        assert self._below is not None
-        drops_out = self.training and self.prompt_config.backbone_dropout
-        return not drops_out and min(p.form.first for p in prompts) >= self._below.first
 
     def _whole(self, kwargs: dict[str, Any]) -> bool:
         """Whether what no head reads is to be computed all the same."""

@@ -435,8 +435,6 @@ def test_what_cannot_be_trained_is_refused_and_leaves_no_folder(
         ("--learning-rate", "nan", "learning_rate"),
         ("--prompt-learning-rate", "-1", "learning_rate"),
         ("--seed", "-1", "seed"),
-        ("--first-layer", "-1", "first_layer"),
-        ("--first-layer", "99", "first_layer"),
         ("--report-to", "nonsense", "nonsense"),
         ("--warmup-steps", "-1", "warmup_steps"),
     ],

@@ -353,20 +353,6 @@ def test_a_budget_below_nothing_is_refused(folder):
         PromptBank.from_folder(folder, memory_budget=-1)
 
 
-def test_a_deep_prompt_that_starts_at_another_layer_is_refused(bank, bert_folder, tmp_path):
-    labels, problem_type, options = TASKS["deep"]
-    backbone = load_backbone(str(bert_folder), labels=labels, dtype="float32")
-    save_adapter(backbone, tmp_path, labels, problem_type, {**options, "first_layer": 1})
-    for _ in range(2):
-        with pytest.raises(PtuneError, match=r"layer 1.*at layer 0.*bank of its own"):
-            bank.add("upper", tmp_path)
-    assert len(bank) == len(TASKS)
-    other = PromptBank(load_backbone(str(bert_folder), dtype="float32"))
-    other.add("upper", tmp_path)
-    wanted = ptune.load(tmp_path, dtype="float32")
-    assert_same(other.logits([("upper", t) for t in SENTENCES]), list(wanted.logits(SENTENCES)))
-
-
 @pytest.mark.parametrize("change", ["gone", "another"])
 def test_files_that_are_not_what_they_were_disturb_only_their_own_task(
     change, folder, own, tmp_path

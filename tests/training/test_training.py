@@ -17,7 +17,6 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.below import LayersBelow
 from ptune.training import run as training
 
 
@@ -126,45 +125,6 @@ def test_gradient_accumulation_is_a_larger_batch(tokenizer, examples, tmp_path):
 
 
 # Whole runs, as `ptune train` makes them.
-
-
-def counting(function, calls):
-    def call(*args, **kwargs):
-        calls.append(1)
-        return function(*args, **kwargs)
-
-    return call
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_layers_below_the_prompt_are_computed_once_for_all_epochs_and_seeds(
-    bert_folder, table, tmp_path, monkeypatch, keep
-):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    options = {"first_layer": 1, "keep_layers": keep}
-    known, computed = [], []
-    monkeypatch.setattr(LayersBelow, "_from", counting(LayersBelow._from, known))
-    monkeypatch.setattr(PromptModel, "run", counting(PromptModel.run, computed))
-    plain = training.train_run(
-        settings(bert_folder, table, first_layer=1, keep_layers=False), tmp_path / "plain"
-    )
-    assert not known
-    for seed in (0, 1):
-        computed.clear()
-        known.clear()
-        own = settings(bert_folder, table, **options, seed=seed)
-        run = training.train_run(own, tmp_path / f"{keep}-{seed}")
-        if not keep:
-            assert not known
-        elif seed == 0:  # two of three epochs at least
-            assert len(computed) / 2 < len(known) < len(computed)
-            assert run.metrics["eval"]["loss"] == pytest.approx(
-                plain.metrics["eval"]["loss"], abs=1e-4
-            )
-        else:
-            assert len(known) >= len(computed)
-    files = list((tmp_path / "cache" / "ptune" / "layers").glob("*.sqlite"))
-    assert len(files) == keep
 
 
 @pytest.fixture(scope="module")

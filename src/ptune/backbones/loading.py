@@ -180,25 +180,6 @@ def layer_lists(backbone: PreTrainedModel) -> list[nn.ModuleList]:
     return [m for m in modules if isinstance(m, nn.ModuleList) and len(m) == count]
 
 
-def check_first_layer(backbone: PreTrainedModel, first: int) -> None:
-    """Refuse a deep prompt that starts where the backbone has no layer to start at.
-
-    Raises:
-        PtuneError: It has none.
-    """
-    lists = layer_lists(backbone)
-    if backbone.config.is_encoder_decoder or len(lists) != 1:
-        raise PtuneError(
-            f"first_layer is {first}, and {type(backbone).__name__} does not have its layers in "
-            "one list. Leave first_layer at 0."
-        )
-    if first >= len(lists[0]):
-        raise PtuneError(
-            f"first_layer is {first}; {type(backbone).__name__} has the layers 0 to "
-            f"{len(lists[0]) - 1}."
-        )
-
-
 @torch.no_grad()
 def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
     """What a backbone, or its base model, gives for tokens ``[batch, seq]``, without dropout."""

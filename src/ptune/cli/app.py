@@ -213,17 +213,6 @@ def train(
         float | None,
         _flag("Multiply the start by this; what suits the prompt.", PROMPT, metavar="X"),
     ] = None,
-    first_layer: Annotated[
-        int, _flag("First layer that has a deep prompt, counted from 0.", PROMPT, metavar="M")
-    ] = 0,
-    keep_layers: Annotated[
-        bool,
-        _flag(
-            "Compute the layers below that once per text and keep them in the cache folder.",
-            TRAINING,
-            "--keep-layers/--no-keep-layers",
-        ),
-    ] = True,
     backbone_dropout: Annotated[
         bool, _flag("Train with its dropout, as PEFT does.", PROMPT, "--backbone-dropout")
     ] = False,

@@ -39,7 +39,7 @@ from ptune.inference.classifier import WINDOW, Prediction, Text, batches, predic
 from ptune.model import PromptModel
 from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
 from ptune.prompts.hooks import HeadPerRow
-from ptune.prompts.mechanisms import Form, KeysAndValues, Prompt
+from ptune.prompts.mechanisms import Form, Prompt
 
 if TYPE_CHECKING:
     import transformers
@@ -376,13 +376,6 @@ class PromptBank:
     def _form(self, config: PromptEncoderConfig) -> Form:
         if self.model.has_form(config):
             return self.model.form_of(config)
-        starts = {f.first for f in self.model.forms if isinstance(f, KeysAndValues)}
-        if config.depth == "deep" and starts:
-            raise PtuneError(
-                f"Its deep prompt starts at layer {config.first_layer}, and that of a task in the "
-                f"bank at layer {min(starts)}: the texts of a batch start together. Put it into a "
-                "bank of its own."
-            )
         with self._running:  # the first of its kind is hung on the backbone
             return self.model.form_of(config)
 

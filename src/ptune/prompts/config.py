@@ -52,9 +52,6 @@ class PromptEncoderConfig:
             are there anew in every layer (P-tuning v2); see `ptune.prompts.mechanisms`.
         placement: ``"prefix"``: before the text, as in the reference. ``"after_first"``: right
             after the first token, which for most encoders is a special one.
-        first_layer: Deep prompts of keys and values: the first layer that has them, counted from
-            0. What lies below it is then the same for a text whatever is trained; see
-            `ptune.below`.
         backbone_dropout: Train with the frozen backbone's own dropout, as the reference does.
         pooling: ``"family"``: the head reads the vector that its family reads (the first token's,
             the last one's). ``"mean"``: the mean over the text, as sentence encoders want it.
@@ -97,7 +94,6 @@ class PromptEncoderConfig:
     depth: Depth = "input"
     placement: Placement = "prefix"
     shift_positions: bool = False
-    first_layer: int = 0
     backbone_dropout: bool = False
     pooling: Pooling = "family"
     prompt_init: PromptInit = "random"
@@ -128,15 +124,6 @@ class PromptEncoderConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PtuneError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-        if not isinstance(self.first_layer, int) or self.first_layer < 0:
-            raise PtuneError(
-                f"first_layer is {self.first_layer!r}; it must be a whole number of at least 0."
-            )
-        if self.first_layer and self.depth == "input":
-            raise PtuneError(
-                f"first_layer is {self.first_layer}, but an input prompt is read from the first "
-                "layer on. Take a deep prompt (--prompt deep), or leave first_layer at 0."
-            )
         if (self.prompt_init == "text") != bool((self.prompt_init_text or "").strip()):
             raise PtuneError(
                 f"prompt_init is {self.prompt_init!r} and prompt_init_text "
@@ -208,6 +195,12 @@ class PromptEncoderConfig:
                 f"The adapter's peft_type is {met!r}; ptune reads {PEFT_TYPE!r} (p-tuning) and "
                 f"{PREFIX_TUNING!r} (prefix tuning, a deep prompt)."
             )
+        if content.get("first_layer"):
+            raise PtuneError(
+                "adapter_config.json has first_layer, and ptune no longer has prompts that start at a "
+                "higher layer. Train the adapter again without it."
+            )
+        content = {k: v for k, v in content.items() if k != "first_layer"}
         known = {field.name for field in fields(cls)}
         if unknown := sorted(k for k in content.keys() - known if content[k] is not None):
             raise PtuneError(
@@ -262,7 +255,6 @@ OWN_FIELDS = (
     "depth",
     "placement",
     "shift_positions",
-    "first_layer",
     "backbone_dropout",
     "pooling",
     "prompt_init",

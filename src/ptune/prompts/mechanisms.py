@@ -41,11 +41,9 @@ class Form:
     Attributes:
         width: Numbers that a virtual token has.
         takes_positions: Whether the prompt takes k of the positions that the backbone has.
-        first: The first layer that has something of the prompt, counted from 0.
     """
 
     takes_positions: bool
-    first = 0
 
     def __init__(self, table: ExtraRows, width: int) -> None:
         self.table, self.width = table, width
@@ -207,14 +205,14 @@ class KeysAndValues(Form):
 
     They take no position of the text's, and cost next to nothing. A virtual token is, for each
     attention in the order of the forward pass, its key and its value: ``[attentions, 2, heads *
-    head_dim]``, laid out flat as 🤗 PEFT's prefix tuning does. The `first` attentions have none.
+    head_dim]``, laid out flat as 🤗 PEFT's prefix tuning does.
     """
 
     takes_positions = False
 
-    def __init__(self, attentions: Attentions, table: ExtraRows, first: int = 0) -> None:
-        self.attentions, self.first = attentions, first
-        self.shapes = attentions.shapes[first:]
+    def __init__(self, attentions: Attentions, table: ExtraRows) -> None:
+        self.attentions = attentions
+        self.shapes = attentions.shapes
         self.sizes = [2 * heads * dim for heads, dim in self.shapes]
         super().__init__(table, width=sum(self.sizes))
 
@@ -230,7 +228,6 @@ class KeysAndValues(Form):
                 seen = columns < torch.tensor(lengths, device=rows.device)
         pairs: list[tuple[Tensor, Tensor] | None] = []
         if rows.shape[1]:
-            pairs += [None] * self.first
             parts = rows.split(self.sizes, dim=2)
             for part, (heads, dim) in zip(parts, self.shapes, strict=True):
                 # [2, 1 or batch, heads, k, dim]
@@ -245,7 +242,7 @@ class KeysAndValues(Form):
 
     def words(self, ids: Tensor) -> Tensor:  # noqa: D102
         parts = []
-        for _, key, value in self.attentions.reading(ids)[self.first :]:
+        for _, key, value in self.attentions.reading(ids):
             both = torch.stack([key[0], value[0]])[:, :, : len(ids)]  # [2, heads, k, dim]
             parts.append(both.permute(2, 0, 1, 3).flatten(1))  # [k, 2 * heads * dim]
         return torch.cat(parts, dim=1).float()

@@ -130,9 +130,6 @@ class TrainSettings:
         prompt_init_text: What the prompt starts as, in words: what is asked about a text.
             `None`: an input prompt starts as the question of its GLUE task.
         prompt_init_scale: By what the initial vectors are multiplied; likewise.
-        first_layer: The first layer that has a deep prompt, counted from 0.
-        keep_layers: Keep what the layers below that make of each text in the user's cache folder,
-            and compute it once for all epochs, seeds and runs.
         backbone_dropout: Train with the frozen backbone's dropout.
         learning_rate: Of the head; `None`: what suits the kind of prompt.
         prompt_learning_rate: Of the prompt; likewise.
@@ -166,8 +163,6 @@ class TrainSettings:
     prompt_init: str | None = None
     prompt_init_text: str | None = None
     prompt_init_scale: float | None = None
-    first_layer: int = 0
-    keep_layers: bool = True
     backbone_dropout: bool = False
     learning_rate: float | None = None
     prompt_learning_rate: float | None = None
@@ -234,7 +229,6 @@ class TrainSettings:
             prompt_init=init,  # type: ignore[arg-type]
             prompt_init_text=text,
             prompt_init_scale=scale,
-            first_layer=self.first_layer,
             backbone_dropout=self.backbone_dropout,
             revision=self.revision,
         )
@@ -745,8 +739,6 @@ def train_run(
     config = settings.prompt_config(corpus.question, pairs=corpus.pairs)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
     model.max_length = settings.max_length
-    if settings.first_layer and settings.keep_layers:
-        model.keep_layers_below()
     args = settings.arguments(folder / CHECKPOINTS, len(corpus.train))
     stop = StopAndSave()
     trainer, truncated = build_trainer(
