@@ -197,8 +197,8 @@ class PromptEncoderConfig:
             )
         if content.get("first_layer"):
             raise PtuneError(
-                "adapter_config.json has first_layer, and ptune no longer has prompts that start at a "
-                "higher layer. Train the adapter again without it."
+                "adapter_config.json has first_layer; prompts that start at a higher layer were "
+                "removed from ptune. Train the adapter again without it."
             )
         content = {k: v for k, v in content.items() if k != "first_layer"}
         known = {field.name for field in fields(cls)}
