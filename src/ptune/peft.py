@@ -74,7 +74,7 @@ def get_peft_model(
 
 def get_peft_model_state_dict(model: PromptModel, **kwargs: Any) -> dict[str, torch.Tensor]:
     """What the adapter file holds: the prompt's rows and the head."""
-    return adapter.head_tensors(model)
+    return adapter.from_model(model).tensors()
 
 
 def set_peft_model_state_dict(

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
@@ -41,6 +42,7 @@ from ptune import __version__
 from ptune.errors import PtuneError, first_line
 from ptune.files import read_json, staged, write_json
 from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
+from ptune.prompts.mechanisms import Form, InputRows, KeysAndValues, RowsInEveryLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,44 +53,188 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
 INFO_NAME = "ptune.json"
 TRAINED_STATE_NAME = "model.safetensors"
-ROWS_KEY = "prompt_embeddings"
+EMBEDDINGS_KEY = "prompt_embeddings"
 HEAD_PREFIX = "base_model."
 
+Mechanism = Literal["input", "prefix", "layers"]
+MECHANISMS: dict[type[Form], Mechanism] = {
+    InputRows: "input",
+    KeysAndValues: "prefix",
+    RowsInEveryLayer: "layers",
+}
 
-@dataclass
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
-    """What an adapter's files hold.
+    """A trained prompt and head: everything that an adapter's files hold. Knows no model.
 
     Attributes:
-        source: The folder or Hub id it came from, for messages.
-        config: The prompt.
-        rows: The prompt, ``[num_virtual_tokens, width]``, float32; an input prompt is as wide as
-            the backbone's token embedding.
-        head: The head's parameters, under their names in the backbone.
-        info: The content of `ptune.json`; empty for an adapter that the reference wrote.
-        trained_state: The file `model.safetensors`, if there is one.
+        config: The prompt's configuration.
+        prompt_embeddings: The prompt, ``[num_virtual_tokens, width]``, float32. An input prompt is
+            as wide as the backbone's token embedding.
+        head: The head's parameters, float32, under their names in the backbone.
+        labels: Label names in the order of the logits.
+        problem_type: `single_label_classification`, `multi_label_classification`, `regression` or
+            unknown (``None``).
+        mechanism: How the prompt enters the backbone: ``"input"`` (as tokens), ``"prefix"``
+            (key-values in every layer) or ``"layers"`` (embeddings in every layer). ``None``: the
+            files do not tell; the mechanism whose width fits on the backbone is the right one.
+        max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
+        backbone: Sizes by which the backbone is recognised; empty if PEFT wrote the adapter.
+        source: The folder or Hub id that the adapter came from, for messages.
+        ptune_version: The version of ptune that wrote it; ``None``: written by PEFT.
+        trained_state: The file that resuming needs, `model.safetensors`, if there is one.
     """
 
-    source: str
     config: PromptEncoderConfig
-    rows: torch.Tensor
+    prompt_embeddings: torch.Tensor
     head: dict[str, torch.Tensor]
-    info: dict[str, Any] = field(default_factory=dict)
+    labels: list[str]
+    problem_type: str | None = None
+    mechanism: Mechanism | None = None
+    max_length: int | None = None
+    backbone: dict[str, Any] = field(default_factory=dict)
+    source: str = "the adapter"
+    ptune_version: str | None = __version__
     trained_state: Path | None = None
 
-    @property
-    def labels(self) -> list[str]:
-        """Label names in the order of the logits; numbered where the adapter names none."""
-        if names := self.info.get("labels"):
-            return list(names)
-        # The last layer of every head of Transformers has one row a label.
-        size = next(reversed(self.head.values())).shape[0] if self.head else 2
-        return [f"LABEL_{i}" for i in range(size)]
+    @classmethod
+    def read(
+        cls, source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any
+    ) -> Adapter:
+        """Read an adapter's files, written by ptune or by 🤗 PEFT.
 
-    @property
-    def problem_type(self) -> str | None:
-        """`single_label_classification`, `multi_label_classification`, `regression` or unknown."""
-        return self.info.get("problem_type")
+        Args:
+            source: A folder, or a repository on the Hub.
+            own_backbone: As for `read_config`.
+            **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            PtuneError: There is no adapter, or one of its files is damaged; the message names it.
+        """
+        config = read_config(source, own_backbone=own_backbone, **where)
+        embeddings, head = _read_weights(source, config, **where)
+        info_file = fetch(source, INFO_NAME, **where)
+        info = read_json(info_file) if info_file else {}
+        sizes = info.get("backbone") or {}
+        return cls(
+            config=config,
+            prompt_embeddings=embeddings,
+            head=head,
+            labels=list(info.get("labels") or _numbered_labels(head)),
+            problem_type=info.get("problem_type"),
+            mechanism=info.get("mechanism") or infer_mechanism(config, embeddings.shape[1], sizes),
+            max_length=info.get("max_length"),
+            backbone=sizes,
+            source=os.fspath(source),
+            ptune_version=info.get("ptune_version"),
+            trained_state=fetch(source, TRAINED_STATE_NAME, **where),
+        )
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        trained_state: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Write the adapter's files.
+
+        Args:
+            folder: Created if it does not exist. Files with other names in it stay.
+            trained_state: What resuming needs: prompt encoder and head, under their names in the
+                model. Inference does without.
+
+        Raises:
+            PtuneError: The folder cannot be written. What was there before is unchanged.
+        """
+        with staged(Path(folder)) as stage:
+            config = replace(self.config, inference_mode=True)
+            (stage / CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")
+            info = {
+                "ptune_version": __version__,
+                "labels": self.labels,
+                "problem_type": self.problem_type,
+                "max_length": self.max_length,
+                "mechanism": self.mechanism,
+                "backbone": self.backbone,
+            }
+            write_json(stage / INFO_NAME, info)
+            save_file(self.tensors(), stage / WEIGHTS_NAME, metadata={"format": "pt"})
+            if trained_state:
+                state = {n: t.cpu().contiguous() for n, t in trained_state.items()}
+                save_file(state, stage / TRAINED_STATE_NAME, metadata={"format": "pt"})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Prompt and head under their names in `adapter_model.safetensors`."""
+        named = {HEAD_PREFIX + name: tensor for name, tensor in self.head.items()}
+        named[EMBEDDINGS_KEY] = self.prompt_embeddings
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    def read_trained_state(self) -> dict[str, torch.Tensor] | None:
+        """Prompt encoder and head, under their names in the model; ``None`` if not saved.
+
+        Raises:
+            PtuneError: The file is damaged.
+        """
+        return None if self.trained_state is None else _tensors(self.trained_state, load_file)
+
+
+def infer_mechanism(
+    config: PromptEncoderConfig, width: int, backbone: Mapping[str, Any]
+) -> Mechanism | None:
+    """The mechanism of an adapter that does not record it, from the width of its prompt.
+
+    Embeddings in every layer are ``token_dim + (num_layers - 1) * hidden_size`` wide. Key-values
+    are ``num_layers * 2 * kv_heads * head_dim`` wide, and no file states `kv_heads`, so that both
+    can fit.
+
+    Args:
+        config: The prompt's configuration.
+        width: Width of the prompt embeddings.
+        backbone: Sizes of the backbone, as `Adapter.backbone`.
+
+    Returns:
+        ``None`` if both deep mechanisms fit, or neither.
+    """
+    if config.depth == "input":
+        return "input"
+    layers = config.num_layers or backbone.get("num_layers")
+    hidden = backbone.get("hidden_size") or config.token_dim
+    if not layers:
+        return None
+    fits_prefix = width % (2 * layers) == 0
+    fits_layers = hidden and width == (config.token_dim or hidden) + (layers - 1) * hidden
+    if fits_prefix == fits_layers:
+        return None
+    return "prefix" if fits_prefix else "layers"
+
+
+def _numbered_labels(head: Mapping[str, torch.Tensor]) -> list[str]:
+    # The last layer of every head in Transformers has one output per label.
+    size = list(head.values())[-1].shape[0] if head else 2
+    return [f"LABEL_{i}" for i in range(size)]
+
+
+def _read_weights(
+    source: str | os.PathLike[str], config: PromptEncoderConfig, **where: Any
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Prompt embeddings and head of an adapter."""
+    file, reader = fetch(source, WEIGHTS_NAME, **where), load_file
+    if file is None:
+        file = fetch(source, OLD_WEIGHTS_NAME, **where)
+        reader = partial(torch.load, map_location="cpu", weights_only=True)
+    if file is None:
+        raise PtuneError(f"{source} has {CONFIG_NAME} but no {WEIGHTS_NAME}: it is incomplete.")
+    embeddings, head = split(_tensors(file, reader), str(file))
+    width = config.token_dim if config.depth == "input" else None  # else the backbone decides
+    expected = (config.num_virtual_tokens, width)
+    shape = list(embeddings.shape)
+    if len(shape) != 2 or shape[0] != expected[0] or width not in (None, shape[1]):
+        raise PtuneError(
+            f"{file}: {EMBEDDINGS_KEY!r} has the shape {shape}, and {CONFIG_NAME} "
+            f"says {[n for n in expected if n]}. One of the two files is damaged or of another "
+            "adapter."
+        )
+    return embeddings, head
 
 
 def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
@@ -102,41 +248,33 @@ def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def head_tensors(model: PromptModel) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under the names in `adapter_model.safetensors`."""
-    tensors = {HEAD_PREFIX + name: p.detach() for name, p in model.head_parameters()}
-    tensors[ROWS_KEY] = model.prompt_rows()
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+def from_model(model: PromptModel) -> Adapter:
+    """A model's active adapter."""
+    config = model.config
+    return Adapter(
+        config=model.prompt_config,
+        prompt_embeddings=model.prompt_rows(),
+        head={name: p.detach() for name, p in model.head_parameters()},
+        labels=[config.id2label[i] for i in range(config.num_labels)],
+        problem_type=config.problem_type,
+        mechanism=MECHANISMS[type(model.form)],
+        max_length=model.max_length,
+        backbone=describe_backbone(model.backbone),
+    )
 
 
 def save(model: PromptModel, folder: str | os.PathLike[str], *, trained_state: bool = True) -> None:
-    """Write an adapter.
+    """Write a model's active adapter; see `Adapter.save`.
 
     Args:
         model: The model, trained or not.
-        folder: Made if it is not there; files of another name in it stay.
+        folder: As for `Adapter.save`.
         trained_state: Also write what is needed to go on training. Inference does without.
 
     Raises:
         PtuneError: It cannot be written; what was there before is whole.
     """
-    config = model.config
-    labels = [config.id2label[i] for i in range(config.num_labels)]
-    info = {
-        "ptune_version": __version__,
-        "labels": labels,
-        "problem_type": config.problem_type,
-        "max_length": model.max_length,
-        "backbone": describe_backbone(model.backbone),
-    }
-    with staged(Path(folder)) as stage:
-        prompt_config = replace(model.prompt_config, inference_mode=True)
-        (stage / CONFIG_NAME).write_text(prompt_config.to_json(), encoding="utf-8")
-        write_json(stage / INFO_NAME, info)
-        save_file(head_tensors(model), stage / WEIGHTS_NAME, metadata={"format": "pt"})
-        state = {n: t.cpu().contiguous() for n, t in model.trained_state().items()}
-        if trained_state and state:
-            save_file(state, stage / TRAINED_STATE_NAME, metadata={"format": "pt"})
+    from_model(model).save(folder, model.trained_state() if trained_state else None)
 
 
 def fetch(
@@ -294,49 +432,6 @@ def read_config(
     return config
 
 
-def read(source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any) -> Adapter:
-    """Read an adapter's files, written by ptune or by 🤗 PEFT.
-
-    Args:
-        source: A folder, or a repository on the Hub.
-        own_backbone: As for `read_config`.
-        **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`; see `fetch`.
-
-    Raises:
-        PtuneError: There is no adapter, or one of its files is damaged; the message names it.
-    """
-    config = read_config(source, own_backbone=own_backbone, **where)
-    weights_file = fetch(source, WEIGHTS_NAME, **where)
-    if weights_file is None:
-        weights_file = fetch(source, OLD_WEIGHTS_NAME, **where)
-        if weights_file is None:
-            raise PtuneError(f"{source} has {CONFIG_NAME} but no {WEIGHTS_NAME}: it is incomplete.")
-        tensors = _tensors(
-            weights_file, lambda f: torch.load(f, map_location="cpu", weights_only=True)
-        )
-    else:
-        tensors = _tensors(weights_file, load_file)
-
-    rows, head = split(tensors, str(weights_file))
-    width = config.token_dim if config.depth == "input" else None  # else the backbone says
-    wanted = (config.num_virtual_tokens, width)
-    if rows.ndim != 2 or rows.shape[0] != wanted[0] or width not in (None, rows.shape[1]):
-        raise PtuneError(
-            f"{weights_file}: {ROWS_KEY!r} has the shape {list(rows.shape)}, and {CONFIG_NAME} "
-            f"says {[n for n in wanted if n]}. One of the two files is damaged or of another "
-            "adapter."
-        )
-    info_file = fetch(source, INFO_NAME, **where)
-    return Adapter(
-        source=os.fspath(source),
-        config=config,
-        rows=rows,
-        head=head,
-        info=read_json(info_file) if info_file else {},
-        trained_state=fetch(source, TRAINED_STATE_NAME, **where),
-    )
-
-
 def split(
     tensors: dict[str, torch.Tensor], where: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -345,10 +440,14 @@ def split(
     Raises:
         PtuneError: There are no rows.
     """
-    if ROWS_KEY not in tensors:
-        raise PtuneError(f"There is no {ROWS_KEY!r} in {where}: it is not a p-tuning adapter.")
-    head = {n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items() if n != ROWS_KEY}
-    return tensors[ROWS_KEY].float(), head
+    if EMBEDDINGS_KEY not in tensors:
+        raise PtuneError(
+            f"There is no {EMBEDDINGS_KEY!r} in {where}: it is not a p-tuning adapter."
+        )
+    head = {
+        n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items() if n != EMBEDDINGS_KEY
+    }
+    return tensors[EMBEDDINGS_KEY].float(), head
 
 
 def _tensors(
@@ -363,6 +462,12 @@ def _tensors(
         ) from error
 
 
+def _given(source: str | os.PathLike[str] | Adapter, **where: Any) -> Adapter:
+    return (
+        source if isinstance(source, Adapter) else Adapter.read(source, own_backbone=True, **where)
+    )
+
+
 def load(
     backbone: PreTrainedModel,
     source: str | os.PathLike[str] | Adapter,
@@ -375,18 +480,18 @@ def load(
 
     Args:
         backbone: A sequence classifier with as many labels as the adapter has.
-        source: A folder, a repository on the Hub, or what `read` returned.
+        source: A folder, a repository on the Hub, or what `Adapter.read` returned.
         is_trainable: Go on training: with the prompt encoder where it was saved, else with the
             prompt's rows as plain parameters.
         config: In place of the adapter's own `adapter_config.json`.
-        **where: As for `read`.
+        **where: As for `Adapter.read`.
 
     Raises:
         PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
     """
     from ptune.model import PromptModel
 
-    adapter = source if isinstance(source, Adapter) else read(source, own_backbone=True, **where)
+    adapter = _given(source, **where)
     config = config or adapter.config
     _check_backbone(adapter, backbone)
     resumes = is_trainable and adapter.trained_state is not None
@@ -396,7 +501,7 @@ def load(
     # What is loaded does not start anew: a start as words would ask for a tokenizer.
     new = replace(config, prompt_init="random", prompt_init_text=None)
     model = PromptModel(
-        backbone, new if resumes else config, rows=None if resumes else adapter.rows
+        backbone, new if resumes else config, rows=None if resumes else adapter.prompt_embeddings
     )
     if resumes:
         model.state.config = replace(
@@ -407,12 +512,11 @@ def load(
     try:
         _fill_head(model, adapter.head, adapter.source)
         if resumes:
-            assert adapter.trained_state is not None
-            model.load_state_dict(_tensors(adapter.trained_state, load_file), strict=False)
+            model.load_state_dict(adapter.read_trained_state() or {}, strict=False)
     except Exception:
         model.unload()
         raise
-    model.max_length = adapter.info.get("max_length")
+    model.max_length = adapter.max_length
     if not is_trainable:
         model.freeze()
     return model.train(is_trainable)
@@ -433,20 +537,20 @@ def load_beside(
         source: As for `load`.
         name: What to call it there.
         is_trainable: Let it train, its rows as plain parameters, once it is active.
-        **where: As for `read`.
+        **where: As for `Adapter.read`.
 
     Raises:
         PtuneError: As for `load`; the model is unchanged.
     """
-    adapter = source if isinstance(source, Adapter) else read(source, own_backbone=True, **where)
+    adapter = _given(source, **where)
     check_beside(model, adapter)
     labels = {"id2label": dict(enumerate(adapter.labels)), "problem_type": adapter.problem_type}
     config = replace(adapter.config, inference_mode=not is_trainable)
     if is_trainable:
         config = replace(config, encoder_reparameterization_type="NONE")
-    model.put_adapter(name, config, adapter.rows, labels, adapter.head)
+    model.put_adapter(name, config, adapter.prompt_embeddings, labels, adapter.head)
     state = model.adapters[name]
-    state.max_length, state.trains = adapter.info.get("max_length"), is_trainable
+    state.max_length, state.trains = adapter.max_length, is_trainable
 
 
 def check_beside(model: PromptModel, adapter: Adapter) -> None:
@@ -520,12 +624,12 @@ def _check_backbone(adapter: Adapter, backbone: PreTrainedModel) -> None:
     both_named = backbone.name_or_path and adapter.config.base_model_name_or_path
     sizes = describe_backbone(backbone)
     differing = [
-        f"{key} {value} instead of {adapter.info['backbone'][key]}"
+        f"{key} {value} instead of {adapter.backbone[key]}"
         for key, value in sizes.items()
-        if key in adapter.info.get("backbone", {}) and adapter.info["backbone"][key] != value
+        if key in adapter.backbone and adapter.backbone[key] != value
     ]
     width = backbone.get_input_embeddings().weight.shape[1]
-    trained_width = adapter.rows.shape[1]
+    trained_width = adapter.prompt_embeddings.shape[1]
     if adapter.config.depth == "deep":  # what else it fits or does not, `PromptModel` says
         trained_width = adapter.config.token_dim or width
     if width != trained_width:
@@ -548,11 +652,11 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
     """What there is to say about an adapter, without loading its backbone.
 
     Raises:
-        PtuneError: As for `read`.
+        PtuneError: As for `Adapter.read`.
     """
-    adapter = read(source, own_backbone=True, **where)
-    config = adapter.config
-    sizes = adapter.info.get("backbone", {})
+    adapter = Adapter.read(source, own_backbone=True, **where)
+    config, width = adapter.config, adapter.prompt_embeddings.shape[1]
+    sizes = adapter.backbone
     head = sum(t.numel() for t in adapter.head.values())
     weights = fetch(source, WEIGHTS_NAME, **where) or fetch(source, OLD_WEIGHTS_NAME, **where)
     assert weights is not None
@@ -564,24 +668,24 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "backbone": f"{config.base_model_name_or_path}"
         + (f" @ {config.revision}" if config.revision else ""),
         "backbone sizes": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items()),
-        "prompt": f"{config.num_virtual_tokens} virtual tokens x {adapter.rows.shape[1]}, "
+        "prompt": f"{config.num_virtual_tokens} virtual tokens x {width}, "
         + ("in every layer" if config.depth == "deep" else f"placement {config.placement}")
         + (
             f", trained through {config.encoder_reparameterization_type}" if reparameterized else ""
         ),
-        "parameters": f"prompt {adapter.rows.numel():,}, head {head:,}",
+        "parameters": f"prompt {adapter.prompt_embeddings.numel():,}, head {head:,}",
         "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
         "labels": ", ".join(adapter.labels),
         "problem type": adapter.problem_type,
-        "longest text": f"{limit} tokens" if (limit := adapter.info.get("max_length")) else None,
+        "longest text": f"{limit} tokens" if (limit := adapter.max_length) else None,
         "trained on": f"{scores['task']}, {scores['train_examples']:,} examples"
         if scores
         else None,
         "scores": ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in scores["eval"].items())
         if scores
         else None,
-        "written by": f"ptune {adapter.info['ptune_version']}"
-        if "ptune_version" in adapter.info
+        "written by": f"ptune {adapter.ptune_version}"
+        if adapter.ptune_version
         else f"peft {config.peft_version}",
     }
     return {key: value for key, value in said.items() if value}

@@ -37,7 +37,7 @@ from safetensors.torch import save as tensors_to_bytes
 
 from ptune import __version__
 from ptune.adapters import adapter
-from ptune.adapters.adapter import HubHTTPError
+from ptune.adapters.adapter import Adapter, HubHTTPError
 from ptune.data import dataset as data
 from ptune.errors import PtuneError, first_line
 from ptune.files import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME, read_json
@@ -162,7 +162,7 @@ def _prepare(folder: Path) -> _Prepared:
     """
     if not folder.is_dir():
         raise PtuneError(f"There is no folder {folder}. Name the one that holds {CONFIG_NAME}.")
-    found = adapter.read(folder, own_backbone=True)
+    found = Adapter.read(folder, own_backbone=True)
     backbone = PublicBackbone.of(found.config.base_model_name_or_path, found.config.revision)
     if backbone.is_local:
         warnings.warn(
@@ -177,7 +177,7 @@ def _prepare(folder: Path) -> _Prepared:
     files: dict[str, bytes | Path] = {CONFIG_NAME: _json(config, sort_keys=True)}
     weights = folder / adapter.WEIGHTS_NAME
     files[adapter.WEIGHTS_NAME] = weights if weights.is_file() else _as_safetensors(found)
-    if found.info:
+    if found.ptune_version:
         files[adapter.INFO_NAME] = folder / adapter.INFO_NAME
     if (scores := folder / METRICS_NAME).is_file():
         files[METRICS_NAME] = _json(_without_paths({**read_json(scores), "model": backbone.name}))
@@ -186,10 +186,9 @@ def _prepare(folder: Path) -> _Prepared:
     return _Prepared(files, card.read_bytes() if card.is_file() else None)
 
 
-def _as_safetensors(found: adapter.Adapter) -> bytes:
+def _as_safetensors(found: Adapter) -> bytes:
     """An adapter that is there as a pickle, in a format that cannot hold code."""
-    tensors = {adapter.HEAD_PREFIX + name: tensor for name, tensor in found.head.items()}
-    return tensors_to_bytes({**tensors, adapter.ROWS_KEY: found.rows}, {"format": "pt"})
+    return tensors_to_bytes(found.tensors(), {"format": "pt"})
 
 
 def _json(content: dict[str, Any], *, sort_keys: bool = False) -> bytes:
@@ -267,7 +266,7 @@ def model_card(
         PtuneError: There is no adapter, or it is damaged.
     """
     folder = Path(folder)
-    found = adapter.read(folder, own_backbone=True)
+    found = Adapter.read(folder, own_backbone=True)
     backbone = PublicBackbone.of(found.config.base_model_name_or_path, found.config.revision)
     scores = _read_if_there(folder / METRICS_NAME)
     settings = _read_if_there(folder / SETTINGS_NAME)
@@ -348,7 +347,7 @@ def _eval_results(scores: dict[str, Any], settings: dict[str, Any]) -> Iterator[
 
 
 def _what_it_does(
-    found: adapter.Adapter, backbone: PublicBackbone, scores: dict[str, Any], *, pairs: bool
+    found: Adapter, backbone: PublicBackbone, scores: dict[str, Any], *, pairs: bool
 ) -> str:
     text = "a pair of texts" if pairs else "a text"
     does = {
@@ -362,21 +361,22 @@ def _what_it_does(
     else:
         on = f"the frozen [{backbone.name}](https://huggingface.co/{backbone.name})"
     learned = f"Trained on {scores['task']}. " if scores.get("task") else ""
-    size = found.rows.numel() + sum(t.numel() for t in found.head.values())
+    size = found.prompt_embeddings.numel() + sum(t.numel() for t in found.head.values())
     deep = found.config.depth == "deep"
     method = (
         "[P-tuning v2](https://arxiv.org/abs/2110.07602)"
         if deep
         else "[p-tuning](https://arxiv.org/abs/2103.10385)"
     )
+    length = f"{len(found.prompt_embeddings)} learned virtual tokens"
     return (
-        f"This classifier {does}. {learned}It is a prompt of {len(found.rows)} learned virtual "
-        f"tokens{' in every layer' if deep else ''} and a head, together {size:,} parameters, for "
+        f"This classifier {does}. {learned}It is a prompt of {length}"
+        f"{' in every layer' if deep else ''} and a head, together {size:,} parameters, for "
         f"{on}: {method}, with ptune."
     )
 
 
-def _labels(found: adapter.Adapter) -> str:
+def _labels(found: Adapter) -> str:
     if found.problem_type == "regression":
         return ""
     return "## Labels\n\n" + ", ".join(map(_code, found.labels))

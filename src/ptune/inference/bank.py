@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptune.adapters import adapter
+from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import (
     default_device,
     encode,
@@ -320,9 +321,9 @@ class PromptBank:
             file = adapter.fetch(source, CONFIG_NAME)
             # All files of a repository's revision have one folder in the cache.
             folder = file.parent if file else folder
-            adapter.read(source, own_backbone=True)
+            Adapter.read(source, own_backbone=True)
         stamp = _stamp(folder)
-        found = adapter.read(folder, own_backbone=True)
+        found = Adapter.read(folder, own_backbone=True)
         if _stamp(folder) != stamp:
             raise PtuneError(f"{folder} changed while it was read. Add it again.")
         problem_type = found.problem_type or PROBLEM_TYPES[0]
@@ -337,7 +338,7 @@ class PromptBank:
         bound = self.model.max_positions
         if bound is not None:
             bound -= weights.prompt.positions
-        room = smallest(bound, found.info.get("max_length"), self.tokenizer.model_max_length)
+        room = smallest(bound, found.max_length, self.tokenizer.model_max_length)
         frame = self.tokenizer.num_special_tokens_to_add(pair=True)
         if room is not None and room <= frame:
             raise PtuneError(
@@ -354,16 +355,16 @@ class PromptBank:
         )
         return _Task(info, str(folder.absolute()), stamp, room, weights)
 
-    def _weights(self, found: adapter.Adapter) -> _Weights:
+    def _weights(self, found: Adapter) -> _Weights:
         """An adapter's tensors as the backbone takes them, if they fit it."""
         model = self.model
         adapter.check_beside(model, found)
         config = model.fitted(found.config, model.backbone)
         form = self._form(config)
-        model.check_rows(found.rows, config)
+        model.check_rows(found.prompt_embeddings, config)
         # Copies: what was read is the file itself, mapped into memory.
         table = weight_of(model.get_input_embeddings())
-        rows = found.rows.to(table.device, table.dtype, copy=True)
+        rows = found.prompt_embeddings.to(table.device, table.dtype, copy=True)
         head = {name: t.to(table.device, copy=True) for name, t in found.head.items()}
         for name, tensor in {"prompt": rows, **head}.items():
             if not tensor.isfinite().all():
@@ -392,7 +393,7 @@ class PromptBank:
                                 "changed or gone since it was added. Add it again (replace=True) "
                                 "or remove it."
                             )
-                        task.weights = self._weights(adapter.read(task.folder, own_backbone=True))
+                        task.weights = self._weights(Adapter.read(task.folder, own_backbone=True))
                 taken[task] = task.weights
                 # One that was removed meanwhile goes when this call ends.
                 if self._tasks.get(task.info.name) is task:

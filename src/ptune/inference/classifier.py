@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ptune import labels as metrics
 from ptune.adapters import adapter
+from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import default_device, encode, load_backbone, load_tokenizer
 from ptune.data import dataset as data
 from ptune.errors import PtuneError
@@ -349,7 +350,7 @@ def load(
             f"{source} is an export to ONNX, and no adapter. Name its runtime (`--runtime onnx` or "
             "`openvino`; ptune.load_exported in Python)."
         )
-    found = adapter.read(
+    found = Adapter.read(
         source,
         own_backbone=model is not None,
         subfolder=subfolder,

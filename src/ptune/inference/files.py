@@ -27,6 +27,7 @@ import pyarrow
 from pyarrow import parquet
 
 from ptune.adapters import adapter
+from ptune.adapters.adapter import Adapter
 from ptune.data import dataset as data
 from ptune.data.dataset import PAIR, TEXT, Batch, Columns
 from ptune.errors import PtuneError, first_line
@@ -353,7 +354,7 @@ class Recipe:
         names: tuple[str, ...] = (MARK_NAME, MODEL_NAME)
         if self.runtime == "torch":
             names = (adapter.CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.INFO_NAME)
-            adapter.read(self.adapter, own_backbone=self.model is not None, revision=self.revision)
+            Adapter.read(self.adapter, own_backbone=self.model is not None, revision=self.revision)
         digest = hashlib.sha256()
         for name in names:
             file = adapter.fetch(self.adapter, name, revision=self.revision)
