@@ -1,15 +1,29 @@
-"""What is meant for the person at the keyboard."""
+"""Errors that the user can fix, and helpers for their messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class PtuneError(ValueError):
-    """A user's mistake, or a file that is not what it should be.
+    """A mistake of the user's, or a file that is not as it should be.
 
-    The message says what was met, what was wanted and what to do next. The command line prints
+    The message says what was found, what was expected and how to fix it. The command line prints
     it and exits with code 2; in Python it is an ordinary `ValueError`.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library said; its name where it said nothing."""
+    """The first line of another library's message, or the error's type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The names that exist, and the one that was probably meant, as the end of a message."""
+    known = list(known)
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
+    guess = next((k for k in known if close and k.lower() == close[0]), None)
+    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    return f"did you mean {guess!r}? There are: {listed}" if guess else f"there are: {listed}"
