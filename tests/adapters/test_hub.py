@@ -16,7 +16,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from datasets import Dataset
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants, hf_api
 from safetensors.torch import load_file
@@ -28,7 +27,6 @@ from ptune.adapters import adapter
 from ptune.adapters import push as hub
 from ptune.backbones.loading import load_backbone
 from ptune.cli import app as cli
-from ptune.data import dataset as data
 from ptune.training.run import TrainSettings
 
 TEXTS = ["please send my money back today", "the lamp blinks red"]
@@ -351,16 +349,6 @@ def test_a_glue_run_names_its_data_set_configuration_and_revision(run_folder, tm
     assert second["metrics"][0]["value"] == 0.61
     assert '("The first text.", "The second text.")' in card.text
     assert "/secret" not in str(card)
-
-
-def test_the_revision_is_the_commit_that_the_data_set_was_read_at(tmp_path):
-    """🤗 Datasets' cache, as it lays down what it fetched from the Hub."""
-    folder = tmp_path / "nyu-mll___glue" / "mrpc" / "0.0.0" / ("c" * 40)
-    folder.mkdir(parents=True)
-    own = Dataset.from_dict({"a": [1]})
-    fetched = own.map(lambda row: row, cache_file_name=str(folder / "glue-train.arrow"))
-    assert data._hub_commit(fetched) == "c" * 40
-    assert data._hub_commit(own) is None
 
 
 def test_the_best_checkpoint_s_card_has_the_best_checkpoint_s_scores(run_folder, tmp_path):

@@ -12,7 +12,7 @@ from conftest import build
 from safetensors.torch import load_file
 
 import ptune
-from ptune import PtuneError
+from ptune import PtuneError, compat
 from ptune.training import run as training
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ptune"]
@@ -109,7 +109,7 @@ def test_ctrl_c_stops_all_behind_the_same_step_with_a_checkpoint(settings, tmp_p
 def test_every_example_of_a_step_counts_the_same_wherever_it_is(
     monkeypatch, processes, examples, size, accumulated, drop_last
 ):
-    monkeypatch.setattr(training, "synchronize_rng_states", lambda kinds: None)
+    monkeypatch.setattr(compat, "synchronize_torch_generators", lambda: None)
     shares = [
         training.Shares(
             range(examples),

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -32,13 +32,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-
-# What the client's own HTTP library raises when a connection fails.
-from huggingface_hub.errors import HTTPError as HubHTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 
-from ptune import __version__
+from ptune import __version__, compat
 from ptune.errors import PtuneError, first_line
 from ptune.files import read_json, staged, write_json
 from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
@@ -48,6 +45,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ptune.model import PromptModel
+
+HubHTTPError = compat.connection_error()
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
@@ -318,8 +317,7 @@ def fetch(
                 return None
             # The cache remembers, too, which files a repository does not have.
             path = f"{subfolder}/{name}" if subfolder else name
-            known = try_to_load_from_cache(source, path, cache_dir=cache, revision=revision)
-            if known is _CACHED_NO_EXIST:
+            if compat.is_known_missing(source, path, cache_dir=cache, revision=revision):
                 return None
         raise PtuneError(_why_not(error, source, name, revision)) from error
 

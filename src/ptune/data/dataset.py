@@ -26,6 +26,7 @@ import pyarrow
 from datasets import Dataset, load_dataset
 from pyarrow import parquet
 
+from ptune import compat
 from ptune.errors import PtuneError, first_line
 from ptune.labels import DEFAULT_METRICS
 
@@ -245,23 +246,9 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> Corpus:
             for split in spec.test
             if split in raw
         },
-        revision=_hub_commit(next(iter(raw.values()))),
+        revision=compat.dataset_commit(next(iter(raw.values())), GLUE_ON_THE_HUB),
         question=spec.question,
     )
-
-
-def _hub_commit(dataset: Dataset) -> str | None:
-    """The commit that a data set of the Hub was read at.
-
-    🤗 Datasets keeps no other record of it than the name of the folder in its cache, which is
-    `owner___name/configuration/version/commit`.
-    """
-    owner_and_name = GLUE_ON_THE_HUB.replace("/", "___")
-    for file in dataset.cache_files:
-        folder = Path(file["filename"]).parent
-        if owner_and_name in folder.parts and re.fullmatch("[0-9a-f]{40}", folder.name):
-            return folder.name
-    return None
 
 
 def _task_folder(data_dir: Path, folder: str) -> Path:

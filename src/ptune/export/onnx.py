@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptune import __version__
+from ptune import __version__, compat
 from ptune.adapters.adapter import is_hub_id
 from ptune.data.dataset import read_table
 from ptune.errors import PtuneError, first_line
@@ -168,7 +168,7 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
     backbone = model.backbone
     if Attentions.reachable(backbone):
         # Written out, the runtimes know attention when they see it, and fuse it.
-        kernel = backbone.config._attn_implementation.replace("sdpa", "eager")
+        kernel = compat.attention_of(backbone).replace("sdpa", "eager")
         backbone.set_attn_implementation(kernel)
     inputs = dict(
         tokenizer(["a text", "another, and a longer one"], padding=True, return_tensors="pt")

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate.utils import synchronize_rng_states
 from datasets import Dataset
 from torch import distributed
 from torch.nn import functional
@@ -36,9 +35,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ptune import __version__
+from ptune import __version__, compat
 from ptune import labels as metrics
 from ptune.adapters.adapter import save
 from ptune.backbones.cpu import forget_shapes
@@ -442,7 +440,7 @@ class Shares(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         # Processes drop out different texts, so that their generators have come apart.
-        synchronize_rng_states(["torch"])
+        compat.synchronize_torch_generators()
         order = list(self.order)[: self.examples]
         for first in range(0, len(order), self.step):
             step = order[first : first + self.step]
@@ -467,7 +465,7 @@ class SharingTrainer(Trainer):
         size, accumulated = args.train_batch_size, args.gradient_accumulation_steps
         together = size * accumulated * args.world_size
         shares = Shares(
-            LengthGroupedSampler(together, dataset=dataset),
+            compat.length_grouped_sampler(together, dataset),
             batch_size=size,
             accumulated=accumulated,
             process=args.process_index,
@@ -891,7 +889,7 @@ def start_head_at_zero(backbone: transformers.PreTrainedModel) -> None:
     for name in names_of_head(backbone):
         parameter = named[name]
         gives_logits = parameter.shape[0] == backbone.config.num_labels
-        if gives_logits and not getattr(parameter, "_is_hf_initialized", False):
+        if gives_logits and not compat.was_loaded(parameter):
             parameter.data.zero_()
 
 

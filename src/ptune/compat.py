@@ -1,0 +1,335 @@
+"""Private names of the libraries underneath: the only file of ptune that touches them.
+
+torch, Transformers, Accelerate and huggingface_hub may change a private name in any release. Each
+entry below says what it stands for and what happens without it. All were checked with the releases
+in `TESTED`; `tests/test_compat.py` checks them against what is installed. With a newer minor
+release, `warn_if_untested` looks for every name and reports what is missing.
+
+Heavy libraries are imported inside the functions, so that `import ptune` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptune.errors import PtuneError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor, nn
+    from torch.utils.data import Sampler
+    from transformers import PreTrainedModel
+
+# The newest release that the whole test suite passed with.
+TESTED = {
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "accelerate": "1.15.0",
+    "huggingface-hub": "2.4.0",
+    "datasets": "5.2.0",
+    "tokenizers": "0.23.3",
+    "safetensors": "0.8.0",
+}
+
+
+class UntestedVersion(UserWarning):
+    """A library is newer than the release that ptune was tested with."""
+
+
+# Versions
+
+
+def untested() -> dict[str, str]:
+    """Installed libraries that are at least one minor release newer than `TESTED`."""
+    installed = {name: importlib.metadata.version(name) for name in TESTED}
+    return {n: v for n, v in installed.items() if _minor(v) > _minor(TESTED[n])}
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def warn_if_untested() -> None:
+    """Warn about untested versions, and name what ptune misses in them. It never refuses one."""
+    newer = untested()
+    if not newer:
+        return
+    listed = ", ".join(f"{name} {v} (tested: {TESTED[name]})" for name, v in newer.items())
+    gone = missing()
+    found = f"Missing there: {'; '.join(gone)}." if gone else "Every internal that it uses exists."
+    warnings.warn(
+        f"ptune has not been tested with {listed}. {found} If something fails, install the tested "
+        "release or upgrade ptune.",
+        UntestedVersion,
+        stacklevel=2,
+    )
+
+
+def missing() -> list[str]:
+    """The private names that the installed libraries lack, each with the consequence."""
+    import huggingface_hub
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, modeling_layers, trainer_pt_utils
+
+    model, ops = PreTrainedModel, torch.ops
+    checks: list[tuple[Any, str, str]] = [
+        (model, "_can_set_attn_implementation", "deep prompts use embeddings in every layer"),
+        (model, "_supports_sdpa", "attention runs the eager kernel"),
+        (model, "_set_gradient_checkpointing", "gradient checkpointing fails"),
+        (model, "_check_and_adjust_attn_implementation", "building a PromptModel may fail"),
+        (model, "_check_and_adjust_experts_implementation", "building a PromptModel may fail"),
+        (model, "_keys_to_ignore_on_save", "Trainer reports frozen weights as missing"),
+        (PreTrainedConfig, "_attn_implementation", "backbones fail to load"),
+        (modeling_layers, "GradientCheckpointingLayer", "gradient checkpointing is unavailable"),
+        (trainer_pt_utils, "LengthGroupedSampler", "training in several processes fails"),
+        (huggingface_hub, "_CACHED_NO_EXIST", "offline use needs every optional file in the cache"),
+        (ops.aten, "_softmax_backward_data", "training on a CPU is slower"),
+    ]
+    if torch.backends.mkldnn.is_available():
+        checks += [(ops.mkldnn, name, "bfloat16 is slower on a CPU") for name in _PACKED_LINEAR]
+    return [f"{name} ({effect})" for owner, name, effect in checks if not hasattr(owner, name)]
+
+
+# torch
+
+_PACKED_LINEAR = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+
+
+def has_packed_linear() -> bool:
+    """True if oneDNN multiplies bfloat16 with packed weights here. Without it: plain layers."""
+    import torch
+
+    ops = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()
+        and all(hasattr(ops, name) for name in _PACKED_LINEAR)
+        and bool(ops._is_mkldnn_bf16_supported())
+    )
+
+
+def pack_linear(weight: Tensor, rows: int) -> Tensor:
+    """A weight ``[out, in]`` in oneDNN's own order; `rows` is a hint about the inputs."""
+    import torch
+
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+
+def packed_linear(input: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer ``[…, in]`` → ``[…, out]`` with a weight from `pack_linear`."""
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "none")
+
+
+def softmax_backward(grads: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of softmax over the last dimension, from that of its result `weights`."""
+    import torch
+
+    if hasattr(torch.ops.aten, "_softmax_backward_data"):
+        return torch.ops.aten._softmax_backward_data(grads, weights, -1, weights.dtype)
+    grads = grads * weights
+    return grads - weights * grads.sum(dim=-1, keepdim=True)
+
+
+def version_of(tensor: Tensor) -> object:
+    """Changes whenever the tensor is written to. For a tensor without a count: never equal."""
+    return object() if tensor.is_inference() else tensor._version
+
+
+# Transformers: attention
+
+
+def attention_of(backbone: PreTrainedModel) -> str:
+    """The name of the attention function that a backbone uses (`_attn_implementation`)."""
+    return backbone.config._attn_implementation or "eager"
+
+
+def has_attention_interface(backbone: PreTrainedModel) -> bool:
+    """True if the architecture looks its attention function up by name.
+
+    Transformers decides it by searching the source of the class. Without that method, it is false.
+    """
+    return bool(getattr(backbone, "_can_set_attn_implementation", lambda: False)())
+
+
+def supports_sdpa(backbone: PreTrainedModel) -> bool:
+    """True if PyTorch's fused attention computes what the architecture's own does."""
+    return bool(getattr(backbone, "_supports_sdpa", False))
+
+
+def eager_attention(module: nn.Module) -> Callable[..., Any]:
+    """The plain attention function of the architecture that an attention layer belongs to.
+
+    Raises:
+        PtuneError: The file that defines the layer has none.
+    """
+    name = type(module).__module__
+    function = getattr(sys.modules[name], "eager_attention_forward", None)
+    if function is None:
+        raise PtuneError(
+            f"{name} has no eager_attention_forward, so ptune cannot replace the attention of "
+            f"{type(module).__name__}. Load the backbone with attn_implementation='sdpa', or use "
+            "an input prompt."
+        )
+    return function
+
+
+def attention_function(kernel: str, module: nn.Module) -> Callable[..., Any]:
+    """The function registered as `kernel`, or the architecture's plain one for ``"eager"``."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if kernel == "eager":
+        return ALL_ATTENTION_FUNCTIONS.get(kernel) or eager_attention(module)
+    return ALL_ATTENTION_FUNCTIONS[kernel]
+
+
+def register_attention(name: str, function: Callable[..., Any], mask_of: str) -> None:
+    """Make an attention function selectable by name, with the masks of `mask_of`.
+
+    Args:
+        name: What `set_attn_implementation` takes.
+        function: Called like the functions of Transformers.
+        mask_of: ``"eager"`` for an additive mask ``[batch, 1, queries, seq]``; ``"sdpa"`` for a
+            boolean one that is always there, because PyTorch would otherwise count causality
+            from the first key.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    def full_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, eager_mask if mask_of == "eager" else full_mask)
+
+
+# Transformers: models
+
+
+def was_loaded(parameter: Tensor) -> bool:
+    """True if a checkpoint brought the parameter. Without the mark: false, it counts as new."""
+    return bool(getattr(parameter, "_is_hf_initialized", False))
+
+
+def set_source(backbone: PreTrainedModel, name: str) -> None:
+    """Record where a backbone came from, for its configuration and for messages."""
+    backbone.name_or_path = name
+    backbone.config._name_or_path = name
+
+
+def optional_file(source: str, name: str, **where: Any) -> Path | None:
+    """A file of a model, or ``None`` if it has no such file or the Hub cannot be reached."""
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(source, name, **where)
+    except OSError:
+        return None
+    return Path(file) if file else None
+
+
+def checkpointing_layers(backbone: nn.Module) -> list[Any]:
+    """The layers that gradient checkpointing can be switched on for."""
+    from transformers import modeling_layers
+
+    layer = getattr(modeling_layers, "GradientCheckpointingLayer", ())
+    return [module for module in backbone.modules() if isinstance(module, layer)]
+
+
+def checkpointing_function(layer: Any) -> Callable[..., Any]:
+    """The function that recomputes a layer, set while gradient checkpointing is on."""
+    return layer._gradient_checkpointing_func
+
+
+def set_checkpointing_function(layer: Any, function: Callable[..., Any]) -> None:
+    """Recompute a layer with `function` from now on."""
+    layer._gradient_checkpointing_func = function
+
+
+class ModelOverrides:
+    """The private methods of `PreTrainedModel` that a wrapper around a model has to replace.
+
+    Inherit from it before `PreTrainedModel`, and define `frozen_names` and
+    `on_gradient_checkpointing`. Without a method in Transformers, its override is never called.
+    """
+
+    def frozen_names(self) -> set[str]:
+        """Names of the tensors that no checkpoint holds."""
+        raise NotImplementedError
+
+    def on_gradient_checkpointing(self) -> None:
+        """Called after gradient checkpointing has been switched on or off."""
+        raise NotImplementedError
+
+    def _check_and_adjust_attn_implementation(self, implementation: Any, **kwargs: Any) -> Any:
+        return implementation  # the wrapped model has checked it
+
+    def _check_and_adjust_experts_implementation(self, implementation: Any) -> Any:
+        return implementation
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        return self.frozen_names()  # `Trainer` accepts a checkpoint without them
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)  # type: ignore[misc]
+        self.on_gradient_checkpointing()
+
+
+# Trainer and Accelerate
+
+
+def length_grouped_sampler(batch_size: int, dataset: Any) -> Sampler[int]:
+    """The order that `Trainer` reads a dataset in with ``train_sampling_strategy``."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    return LengthGroupedSampler(batch_size, dataset=dataset)
+
+
+def synchronize_torch_generators() -> None:
+    """Give torch's generator the same state in all processes."""
+    from accelerate.utils import synchronize_rng_states
+
+    synchronize_rng_states(["torch"])
+
+
+# The Hub
+
+
+def connection_error() -> type[Exception]:
+    """What huggingface_hub's HTTP library raises when a connection fails."""
+    from huggingface_hub import errors
+
+    return getattr(errors, "HTTPError", OSError)
+
+
+def is_known_missing(
+    repository: str, path: str, *, revision: str | None = None, cache_dir: str | None = None
+) -> bool:
+    """True if the cache remembers that a repository has no such file. Otherwise unknown: false."""
+    import huggingface_hub
+
+    known = huggingface_hub.try_to_load_from_cache(
+        repository, path, revision=revision, cache_dir=cache_dir
+    )
+    return known is getattr(huggingface_hub, "_CACHED_NO_EXIST", object())
+
+
+def dataset_commit(dataset: Dataset, repository: str) -> str | None:
+    """The commit that a dataset of the Hub was read at; ``None`` if unknown.
+
+    🤗 Datasets records it only in the name of a cache folder,
+    `owner___name/configuration/version/commit`.
+    """
+    owner_and_name = repository.replace("/", "___")
+    for file in dataset.cache_files:
+        folder = Path(file["filename"]).parent
+        if owner_and_name in folder.parts and re.fullmatch("[0-9a-f]{40}", folder.name):
+            return folder.name
+    return None
