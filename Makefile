@@ -1,13 +1,15 @@
-# The front door. Every target makes the virtual environment it needs.
+# Every target installs what it needs into a virtual environment first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One worker per core; more than four only cost memory.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all families lint clean
+.PHONY: help demo test test-all lint structure architectures nightly clean
 
-help: ## Say what there is
-	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,18 +25,31 @@ demo: $(VENV)/installed ## Train a classifier of support mail and show what it c
 	$(BIN)/ptune demo --output-dir runs/demo --overwrite
 
 test: $(VENV)/installed-dev ## Run the tests, without the slow ones
-	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --cov --cov-report=term
 
 test-all: $(VENV)/installed-dev lint ## Run every test and check
-	$(BIN)/python -m pytest --cov --cov-report=term
-
-families: $(VENV)/installed-dev ## Test every family of backbones and write the README's table
-	$(BIN)/python -m pytest -q tests/test_families.py --families README.md
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
 
 lint: $(VENV)/installed-dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+structure: $(VENV)/installed-dev ## Print modules, levels, cycles and the largest functions
+	$(BIN)/lint-imports
+	$(BIN)/python tests/structure.py
+
+architectures: $(VENV)/installed-dev ## Test every architecture and write the README's table
+	$(BIN)/python -m pytest -q tests/backbones/test_families.py --families README.md
+
+# torch keeps its pin: the newest release would bring gigabytes of CUDA.
+nightly: ## Test with the newest release of every other dependency, in .venv-nightly
+	$(PYTHON) -m venv .venv-nightly
+	grep '^torch==' constraints.txt > .venv-nightly/torch.txt
+	.venv-nightly/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+		-c .venv-nightly/torch.txt -e '.[dev]'
+	.venv-nightly/bin/python -c 'import ptune.compat as c; print("Newer than tested:", c.untested())'
+	.venv-nightly/bin/python -m pytest $(PARALLEL)
+
 clean: ## Remove what was built
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) .venv-nightly runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
