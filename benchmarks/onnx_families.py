@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import SENTENCES
 from families import FAMILIES, build_model, build_tokenizer
 
-from ptune.export.onnx import _difference
+from ptune.export.check import Comparison
 
 KINDS = {
     "input": {"placement": "prefix"},
@@ -45,15 +45,15 @@ def outcome(name: str, kind: str, folder: Path) -> str:
     )  # fmt: skip
     ptune.PromptModel(backbone, config).save_pretrained(folder / "adapter")
     classifier = ptune.load(folder / "adapter", dtype="float32", device="cpu")
-    sets = [SENTENCES, list(zip(SENTENCES[:4], SENTENCES[4:], strict=True))]
-    expected = [list(classifier.logits(texts)) for texts in sets]
+    pairs = list(zip(SENTENCES[:4], SENTENCES[4:], strict=True))
+    comparison = Comparison(classifier, [*SENTENCES, *pairs])
     cells = []
     try:
         ptune.export_onnx(folder / "adapter", folder / "out")
         for runtime in ("onnx", "openvino"):
             try:
                 exported = ptune.load_exported(folder / "out", runtime, dtype="float32")
-                cells.append(f"{_difference(exported, sets, expected):.0e}")
+                cells.append(f"{comparison.check(exported.logits).difference:.0e}")
             except (ptune.PtuneError, RuntimeError) as error:
                 cells.append(str(error).splitlines()[0][:160])
     except ptune.PtuneError as error:

@@ -27,3 +27,10 @@ def near(name: str, known: Iterable[str]) -> str:
     guess = next((k for k in known if close and k.lower() == close[0]), None)
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return f"did you mean {guess!r}? There are: {listed}" if guess else f"there are: {listed}"
+
+
+def missing_package(package: str | None, extra: str) -> PtuneError:
+    """The error to raise when an optional package cannot be imported."""
+    return PtuneError(
+        f"{package} is not installed. Install it with `pip install 'ptune[{extra}]'`."
+    )

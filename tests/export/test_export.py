@@ -1,4 +1,4 @@
-"""A classifier as an ordinary checkpoint, opened the way people open checkpoints."""
+"""An exported checkpoint, opened with Transformers alone, gives ptune's logits."""
 
 import json
 import os
@@ -25,12 +25,12 @@ from ptune.export import checkpoint as export
 
 K = 5
 LABELS = ("calm", "cross", "neither")
-# What a text may hold that an adversary, or another model's output, puts into it.
+# Text that imitates special tokens, as an adversary or another model may write it.
 SPELLED = "<virtual 0> prompt <virtual:0> prompt:0 [unused1] <pad:0> $A"
 
 
 def make(folder, family, tokenizer=None, *, labels=LABELS, kind="single_label_classification", **k):
-    """A backbone of a family with a tokenizer, and an adapter beside it; both as folders."""
+    """Save a backbone of this architecture with a tokenizer, and an adapter; its folder."""
     tokenizer = tokenizer or build_tokenizer(FAMILIES[family], SENTENCES)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -58,7 +58,7 @@ def ours(adapter_folder, texts):
 
 @torch.no_grad()
 def theirs(folder, texts, **options):
-    """A padded batch through `AutoTokenizer` and the model."""
+    """Logits of a padded batch, from `AutoTokenizer` and the model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     options = {"padding": True, "truncation": True, "return_tensors": "pt", **options}
@@ -66,12 +66,12 @@ def theirs(folder, texts, **options):
 
 
 def assert_same(one, two):
-    """Within 1e-5 of the logits' scale."""
+    """Equal within 1e-5 of the largest logit."""
     np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max(), rtol=0)
 
 
 def natural_placement(family):
-    """Behind the first special token where there is one; else before the text."""
+    """After the first special token if there is one, otherwise before the text."""
     return "prefix" if FAMILIES[family].template[0].startswith("$A") else "after_first"
 
 
@@ -81,19 +81,19 @@ PAIRS = [(SENTENCES[0], SENTENCES[1]), (SPELLED, "no"), ("short", LONG), (LONG, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_gives_ptune_s_logits(family, tmp_path):
+def test_every_architecture_gives_ptune_s_logits(family, tmp_path):
     source = make(tmp_path, family, placement=natural_placement(family))
     check = ptune.export_transformers(source, tmp_path / "out")
     assert check.difference < 1e-5
     texts, pairs = TEXTS, PAIRS
     if FAMILIES[family].config.__name__ in ("BloomConfig", "T5Config", "XLNetConfig"):
-        texts, pairs = TEXTS[:-1], PAIRS[:2]  # no bound: there is nothing to cut
+        texts, pairs = TEXTS[:-1], PAIRS[:2]  # no maximum length: nothing is truncated
     assert_same(theirs(tmp_path / "out", texts), ours(source, texts))
     assert_same(theirs(tmp_path / "out", pairs), ours(source, pairs))
 
 
 @pytest.mark.parametrize("family", ["BERT", "RoBERTa", "OPT", "Llama", "BART"])
-def test_a_prompt_before_everything(family, tmp_path):
+def test_a_prompt_before_the_first_token(family, tmp_path):
     source = make(tmp_path, family, placement="prefix")
     ptune.export_transformers(source, tmp_path / "out")
     assert_same(theirs(tmp_path / "out", TEXTS), ours(source, TEXTS))
@@ -101,11 +101,11 @@ def test_a_prompt_before_everything(family, tmp_path):
     assert min(tokenizer("the")["input_ids"][:K]) >= VOCABULARY
 
 
-# Tokenizers as their own classes make them: each kind of post-processor that is met.
+# Tokenizers made by their own classes, with every kind of post-processor.
 
 
 def parts(family):
-    """Vocabulary and merges, as tokenizer classes take them."""
+    """Vocabulary and merges, in the form that tokenizer classes take."""
     made = json.loads(build_tokenizer(FAMILIES[family], SENTENCES).backend_tokenizer.to_str())
     model = made["model"]
     if isinstance(model["vocab"], list):
@@ -143,7 +143,7 @@ REAL = {
     ),
     "T5": lambda: transformers.T5Tokenizer(**parts("T5"), extra_ids=0),
     "XLNet": lambda: transformers.XLNetTokenizer(**parts("XLNet")),
-    # As in Llama 3: a sequence of post-processors.
+    # A sequence of post-processors, as in Llama 3.
     "Mistral": lambda: with_post_processor(
         "Mistral",
         processors.Sequence(
@@ -159,7 +159,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("family", REAL)
-def test_tokenizers_of_their_own_classes(family, tmp_path):
+def test_tokenizers_made_by_their_own_classes(family, tmp_path):
     source = make(tmp_path, family, REAL[family](), placement=natural_placement(family))
     ptune.export_transformers(source, tmp_path / "out")
     assert_same(theirs(tmp_path / "out", TEXTS[:-1]), ours(source, TEXTS[:-1]))
@@ -167,7 +167,7 @@ def test_tokenizers_of_their_own_classes(family, tmp_path):
 
 
 def test_offsets_are_trimmed_as_before(tmp_path):
-    """What a post-processor does besides framing a text stays."""
+    """A post-processor also trims offsets, not only adds special tokens."""
     source = make(tmp_path, "RoBERTa", REAL["RoBERTa"](), placement="after_first")
     ptune.export_transformers(source, tmp_path / "out")
     options = {"return_offsets_mapping": True, "add_special_tokens": True}
@@ -177,10 +177,10 @@ def test_offsets_are_trimmed_as_before(tmp_path):
     offsets = after["offset_mapping"]
     assert offsets[1 : 1 + K] == [(0, 0)] * K
     assert offsets[:1] + offsets[1 + K :] == before["offset_mapping"]
-    assert (0, 4) not in offsets  # not trimmed, the first word would have its blank
+    assert (0, 4) not in offsets  # untrimmed, the first word would include its space
 
 
-# Opened where there is no ptune.
+# Opened in a process without ptune.
 
 STRANGER = """
 import json, sys
@@ -198,7 +198,7 @@ for folder in folders:
 """
 
 
-def test_a_pipeline_where_ptune_cannot_be_imported(tmp_path):
+def test_a_pipeline_works_without_ptune(tmp_path):
     sources = {
         family: make(tmp_path / family, family, placement=natural_placement(family))
         for family in ("BERT", "GPT-2", "Llama")
@@ -219,14 +219,14 @@ def test_a_pipeline_where_ptune_cannot_be_imported(tmp_path):
         answers, answer = json.loads(line.removeprefix("answer "))
         logits = np.asarray([[row[label] for label in LABELS] for row in answers])
         expected = np.concatenate([ours(source, TEXTS), ours(source, PAIRS)])
-        assert_same(logits, np.concatenate([expected, expected]))  # alone, and in a batch
+        assert_same(logits, np.concatenate([expected, expected]))  # one by one and in a batch
         (best,) = ptune.load(source, dtype="float32")([TEXTS[0]])
         assert answer["label"] == best.label
         assert answer["score"] == pytest.approx(best.score, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
-def test_a_pipeline_knows_the_problem_type(kind, tmp_path):
+def test_a_pipeline_uses_the_problem_type(kind, tmp_path):
     labels = LABELS if kind.startswith("multi") else ("score",)
     source = make(tmp_path, "BERT", labels=labels, kind=kind)
     ptune.export_transformers(source, tmp_path / "out")
@@ -240,8 +240,8 @@ def test_a_pipeline_knows_the_problem_type(kind, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["BERT", "RoBERTa", "GPT-2", "Llama", "XLM-R"])
-def test_no_text_makes_a_virtual_token_or_padding(family, tmp_path):
-    """Not even one made of everything that the tokenizer's files hold."""
+def test_no_text_contains_a_virtual_token_or_padding(family, tmp_path):
+    """Not even a text made of every token and every name in the tokenizer's files."""
     source = make(tmp_path, family, placement=natural_placement(family))
     ptune.export_transformers(source, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -255,16 +255,16 @@ def test_no_text_makes_a_virtual_token_or_padding(family, tmp_path):
     plain = np.asarray(tokenizer("the")["input_ids"])
     prompt = plain[plain >= VOCABULARY]
     assert len(prompt) == K
-    assert sorted(ids[np.isin(ids, prompt)]) == sorted(prompt)  # once each: the prompt itself
+    assert sorted(ids[np.isin(ids, prompt)]) == sorted(prompt)  # once each: the prompt
     assert tokenizer.pad_token_id not in ids
-    # The backbone's own pad token in a text is text, as for ptune.
+    # The backbone's own pad token within a text is read as text, as ptune does.
     spelled = AutoTokenizer.from_pretrained(tmp_path / "backbone").pad_token or "<|end|>"
     texts = [f"the phone {spelled}", f"{spelled} the {spelled} phone", *virtual, "the phone"]
     assert_same(theirs(tmp_path / "out", texts), ours(source, texts))
 
 
 def find(tree, key):
-    """Every value of `key` in nested JSON."""
+    """All values of `key` in nested JSON."""
     if isinstance(tree, list):
         return [v for item in tree for v in find(item, key)]
     if not isinstance(tree, dict):
@@ -273,7 +273,7 @@ def find(tree, key):
     return own + [v for item in tree.values() for v in find(item, key)]
 
 
-def test_truncation_leaves_room_for_the_prompt(tmp_path):
+def test_truncation_counts_the_prompt(tmp_path):
     source = make(tmp_path, "BERT", placement="after_first")
     ptune.export_transformers(source, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -284,7 +284,7 @@ def test_truncation_leaves_room_for_the_prompt(tmp_path):
         assert ids[1 : 1 + K] == list(range(ids[1], ids[1] + K))
 
 
-def test_a_bound_of_the_user_s_own_cuts_texts_there(tmp_path):
+def test_the_user_s_max_length_is_kept(tmp_path):
     source = make(tmp_path, "BERT", placement="after_first", max_length=12)
     ptune.export_transformers(source, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -292,7 +292,7 @@ def test_a_bound_of_the_user_s_own_cuts_texts_there(tmp_path):
     assert_same(theirs(tmp_path / "out", TEXTS), ours(source, TEXTS))
 
 
-def test_the_side_on_which_texts_are_cut_stays(tmp_path):
+def test_the_truncation_side_is_kept(tmp_path):
     tokenizer = build_tokenizer(FAMILIES["BERT"], SENTENCES)
     tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = "left"
     source = make(tmp_path, "BERT", tokenizer)
@@ -302,8 +302,8 @@ def test_the_side_on_which_texts_are_cut_stays(tmp_path):
     assert not np.allclose(ours(source, [long]), ours(source, [LONG]), atol=1e-3)
 
 
-def test_a_decoder_that_is_padded_in_a_batch(tmp_path):
-    """GPT-2 has no pad token and counts positions from the left; the export has both settled."""
+def test_a_decoder_without_a_pad_token_works_in_a_batch(tmp_path):
+    """GPT-2 has no pad token and counts positions from the left; the export handles both."""
     source = make(tmp_path, "GPT-2")
     ptune.export_transformers(source, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -336,11 +336,11 @@ def test_a_backbone_in_half_precision_is_exported_exactly(tmp_path):
     assert_same(theirs(tmp_path / "out", TEXTS), ours(source, TEXTS))
 
 
-# What is refused, and what stays.
+# Refusals.
 
 
 def refused(source, out, *parts, **options):
-    """The export says no, names `parts`, and leaves everything as it was."""
+    """The export is refused, the message contains `parts`, and no file changes."""
     before = sorted(out.parent.rglob("*"))
     with pytest.raises(PtuneError) as error:
         ptune.export_transformers(source, out, **options)
@@ -353,7 +353,7 @@ def test_a_deep_prompt_is_refused(tmp_path):
     refused(source, tmp_path / "out", "--prompt input", "--to onnx")
 
 
-def test_a_mean_over_the_text_is_refused(tmp_path):
+def test_mean_pooling_is_refused(tmp_path):
     source = make(tmp_path, "BERT", pooling="mean")
     refused(source, tmp_path / "out", "--pooling family", "--to onnx")
 
@@ -376,18 +376,18 @@ def test_a_slow_tokenizer_is_refused(tmp_path):
     refused(source, tmp_path / "out", "BertJapaneseTokenizer", "tokenizer.json")
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+def test_an_unrelated_folder_is_not_replaced(tmp_path):
     source = make(tmp_path, "BERT")
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    refused(source, out, "no export")
-    refused(source, out, "no export", overwrite=True)
+    refused(source, out, "not an export")
+    refused(source, out, "not an export", overwrite=True)
     (tmp_path / "file").write_text("")
     refused(source, tmp_path / "file", "is a file")
 
 
-def test_a_checkpoint_is_replaced_only_when_told(tmp_path):
+def test_a_checkpoint_is_replaced_only_with_overwrite(tmp_path):
     source = make(tmp_path, "BERT")
     out = tmp_path / "out"
     build_model(FAMILIES["BERT"], build_tokenizer(FAMILIES["BERT"], SENTENCES)).save_pretrained(out)
@@ -395,31 +395,31 @@ def test_a_checkpoint_is_replaced_only_when_told(tmp_path):
     refused(source, out, "--overwrite")
     ptune.export_transformers(source, out, overwrite=True)
     assert not (out / "pytorch_model.bin").exists()
-    ptune.export_transformers(source, out)  # ptune's own
+    ptune.export_transformers(source, out)  # this one is ptune's own export
 
 
 def test_the_backbone_and_the_adapter_are_never_replaced(tmp_path):
     source = make(tmp_path, "BERT")
-    refused(source, tmp_path / "backbone", "is needed", overwrite=True)
+    refused(source, tmp_path / "backbone", "which the export reads", overwrite=True)
 
 
-def test_an_export_that_differs_leaves_the_former_one(tmp_path, monkeypatch):
-    """As if the rows stood elsewhere in the table than the tokenizer says."""
+def test_a_wrong_export_leaves_the_earlier_one(tmp_path, monkeypatch):
+    """The tokenizer's ids are off by one."""
     source = make(tmp_path, "BERT")
     ptune.export_transformers(source, tmp_path / "out")
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
     with_prompt = export._tokenizer
 
     def shifted(classifier):
-        tokenizer, rows = with_prompt(classifier)
-        return tokenizer, export._Rows(rows.first + 1, rows.pad, rows.text_pad)
+        tokenizer, ids = with_prompt(classifier)
+        return tokenizer, export._Ids(ids.first + 1, ids.pad, ids.text_pad)
 
     monkeypatch.setattr(export, "_tokenizer", shifted)
-    refused(source, tmp_path / "out", "differ from ptune's", "nothing was written")
+    refused(source, tmp_path / "out", "differ from ptune's", "Nothing was written")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     source = make(tmp_path, "BERT")
     (tmp_path / "file").write_text("")
     refused(source, tmp_path / "file" / "out", "failed")
@@ -448,15 +448,15 @@ def test_the_command(tmp_path, capsys):
     assert call("export", source, out, "--check-file", table) == 0
     said = capsys.readouterr().out
     assert str(out) in said
-    # ptune's own eight texts, and the file's four.
-    assert "On 12 texts its logits differ from ptune's by at most " in said
+    # 39 of ptune's own texts, and the file's four.
+    assert "On 43 texts its logits differ from ptune's by at most " in said
     assert_same(theirs(out, TEXTS), ours(source, TEXTS))
     mark = json.loads((out / "ptune_export.json").read_text())
-    assert mark["backbone"] == "backbone"  # the folder's name, not this machine's path
+    assert mark["backbone"] == "backbone"  # the folder's name, not its path
     assert str(tmp_path) not in "".join(f.read_text("latin-1") for f in Path(out).iterdir())
 
 
-def test_the_command_says_why_not(tmp_path, capsys):
+def test_the_command_reports_a_refusal(tmp_path, capsys):
     source = make(tmp_path, "BERT", pooling="mean")
     capsys.readouterr()
     assert call("export", source, tmp_path / "out") == 2

@@ -25,7 +25,7 @@ from ptune.errors import PtuneError
 
 if TYPE_CHECKING:
     from ptune.inference.classifier import Prediction
-    from ptune.inference.files import Recipe
+    from ptune.inference.jobs import Recipe
     from ptune.training.run import Run
 
 app = typer.Typer(
@@ -415,14 +415,15 @@ def predict(
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
     """
     from ptune.data.dataset import Columns
-    from ptune.inference import files as scoring
+    from ptune.inference import files
+    from ptune.inference.jobs import Recipe
 
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair wants exactly one text before it.")
     columns = Columns(text_column, text_pair_column)
-    recipe = scoring.Recipe(adapter, columns, model, revision, dtype, runtime)
+    recipe = Recipe(adapter, columns, model, revision, dtype, runtime)
     if file and output:
         _predict_files(file, output, recipe, format, ray=ray, workers=workers)
         return
@@ -431,29 +432,29 @@ def predict(
     typed = bool(texts) and texts != ["-"]
     classifier = recipe.load()
     if file:
-        source = scoring.Source.of_file(file, columns)
+        source = files.Source.of_file(file, columns)
     elif pair is not None and texts:
-        source = scoring.Source.of_texts([(texts[0], pair)])
+        source = files.Source.of_texts([(texts[0], pair)])
     else:
-        source = scoring.Source.of_texts(texts if typed and texts else _lines(sys.stdin))
+        source = files.Source.of_texts(texts if typed and texts else _lines(sys.stdin))
     if output:
         from ptune.files import staged
 
-        form = format if format in ("csv", "jsonl") else scoring.form_of(output)
+        form = format if format in ("csv", "jsonl") else files.format_of(output)
         with (
             staged(output.absolute().parent) as stage,
-            scoring.writer(stage / output.name, form, classifier) as out,
+            files.writer(stage / output.name, form, classifier) as out,
         ):
-            count = scoring.write(classifier, source, out)
+            count = files.write(classifier, source, out)
         errors.print(
             f"{count} predictions in {output}", markup=False, highlight=False, soft_wrap=True
         )
     elif format == "table" or (format is None and typed and console.is_terminal):
-        for _, shown, predicted in scoring.predictions(classifier, source):
+        for _, shown, predicted in files.predictions(classifier, source):
             _print_predictions(shown, predicted)
     else:
-        out = scoring.text_writer(sys.stdout, format or "jsonl")
-        scoring.write(classifier, source, out)
+        out = files.text_writer(sys.stdout, format or "jsonl")
+        files.write(classifier, source, out)
 
 
 def _predict_files(
@@ -461,14 +462,14 @@ def _predict_files(
 ) -> None:
     from rich.progress import track
 
-    from ptune.inference import files as scoring
+    from ptune.inference.jobs import find_jobs, run_jobs
 
     def show(results: Iterable[Any], total: int) -> Iterable[Any]:
         return track(results, "files", total, console=errors, transient=True)
 
-    jobs = scoring.jobs(file, output, recipe, format)
+    jobs = find_jobs(file, output, recipe, format)
     todo = [job for job in jobs if not job.is_done()]
-    rows = scoring.do(todo, recipe, ray=ray, workers=workers, show=show)
+    rows = run_jobs(todo, recipe, ray=ray, workers=workers, show=show)
     before = f"; {len(jobs) - len(todo)} files were done before" if len(todo) < len(jobs) else ""
     errors.print(
         f"{rows} predictions in {output}{before}", markup=False, highlight=False, soft_wrap=True

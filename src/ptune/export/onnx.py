@@ -1,14 +1,14 @@
-"""One classifier as an ONNX graph with the prompt inside, for ONNX Runtime, OpenVINO and others.
+"""Export one classifier as an ONNX graph, for ONNX Runtime, OpenVINO and other runtimes.
 
-The graph takes what the backbone's own tokenizer gives for a text (`input_ids`, `attention_mask`
-and, where the family has them, `token_type_ids`, each ``[batch, sequence]``) and gives `logits`,
-``[batch, num_labels]``. Any kind of prompt and of pooling goes in.
+The graph contains the prompt, whatever its mechanism and pooling. It takes what the backbone's own
+tokenizer gives for a text (`input_ids`, `attention_mask` and, for some architectures,
+`token_type_ids`, each ``[batch, seq]``) and returns `logits` ``[batch, num_labels]``.
 
-| file | holds |
+| file | contents |
 | --- | --- |
-| `model.onnx` | the graph and its weights (beyond 2 GB they lie in `model.onnx.data`) |
-| `tokenizer.json` and what 🤗 Transformers puts beside it | cuts texts and pads batches by itself |
-| `ptune_export.json` | labels, problem type, the longest text, what the check found |
+| `model.onnx` | the graph and its weights (weights over 2 GB are in `model.onnx.data`) |
+| `tokenizer.json` and other files | the tokenizer; it truncates texts and pads batches itself |
+| `ptune_export.json` | labels, problem type, longest text, result of the check |
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptune import __version__, compat
-from ptune.adapters.adapter import is_hub_id
-from ptune.data.dataset import read_table
-from ptune.errors import PtuneError, first_line
-from ptune.export.checkpoint import LONG_CHECK, MARK_NAME, TOLERANCE, Check, check_target, replaced
-from ptune.files import write_json
-from ptune.inference.classifier import PromptClassifier, Text, TextClassifier, load
+from ptune import compat
+from ptune.errors import PtuneError, first_line, missing_package
+from ptune.export.check import (
+    TOLERANCE,
+    Check,
+    Comparison,
+    check_target,
+    own_texts,
+    replaced,
+    require_fast_tokenizer,
+    write_export_info,
+)
+from ptune.inference.classifier import PromptClassifier, Text, load
 from ptune.inference.engines import MODEL_NAME, load_exported
 from ptune.model import PromptModel
 from ptune.prompts.mechanisms import Attentions
 
-DATA_NAME = MODEL_NAME + ".data"
-# Larger graphs do not fit into one file: Protocol Buffers end at 2 GB.
-ONE_FILE = 1_800_000_000
+# Protocol Buffers cannot exceed 2 GB: the weights of larger graphs go to a second file.
+MAX_ONE_FILE = 1_800_000_000
 
 
 def export_onnx(
@@ -54,92 +60,73 @@ def export_onnx(
     model: str | None = None,
     revision: str | None = None,
 ) -> Check:
-    """Write a classifier as an ONNX graph in float32, tokenizer and labels beside it.
+    """Write a classifier as an ONNX graph in float32, with its tokenizer and labels.
 
-    Before the files get their names, ONNX Runtime classifies texts with them, alone and in
-    batches of any length, and must give PyTorch's logits.
+    Before the export is moved to `folder`, ONNX Runtime classifies texts with it, one by one and
+    in batches of mixed lengths, and must reproduce PyTorch's logits.
 
     Args:
         source: The adapter: a folder, or a repository on the Hub.
-        folder: Where to. A former export there is replaced.
-        int8: Quantise the weights of the matrix products and of the embedding, and their inputs
-            as they come. Logits differ then; how much is in the result.
-        check_texts: Texts or pairs to try it on, besides ptune's own.
+        folder: Where to write the export. An earlier export there is replaced.
+        int8: Quantise the weights of the embedding and of the matrix products to 8 bits, and their
+            inputs while the graph runs. The result reports how much the logits differ.
+        check_texts: Texts or pairs to compare, in addition to ptune's own.
         overwrite: Replace a checkpoint that ptune did not export.
-        model: The backbone, where it is not to be had under the name the adapter remembers.
-        revision: Of the adapter on the Hub.
+        model: The backbone, if the name stored in the adapter cannot be found.
+        revision: Revision of the adapter on the Hub.
 
     Raises:
         PtuneError: The exporter is not installed; the folder holds something else; the tokenizer
-            is a slow one; the exporter does not manage this family, or its graph gives other
-            logits. What was in the folder is whole.
+            is slow; PyTorch cannot export this architecture, or the graph's logits differ. The
+            folder is unchanged.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
-            raise PtuneError(
-                f"{package} is not installed, which the export to ONNX needs. Install it with "
-                "`pip install 'ptune[onnx]'`."
-            )
+            raise missing_package(package, "onnx")
     folder = Path(folder).resolve()
     check_target(folder, overwrite=overwrite)
     classifier = load(source, model=model, revision=revision, dtype="float32", device="cpu")
     prompt_model = classifier.prompt_model_
     tokenizer = _tokenizer(classifier)
-    sets = _texts(prompt_model.text_room(tokenizer), check_texts)
-    expected = [list(classifier.logits(texts)) for texts in sets]
-    config = prompt_model.prompt_config
-    name = config.base_model_name_or_path or ""
-    mark: dict[str, Any] = {
-        "ptune_version": __version__,
+    comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
+    info: dict[str, Any] = {
         "to": "onnx",
         "labels": classifier.labels,
         "problem_type": classifier.problem_type_,
         "max_length": prompt_model.text_room(tokenizer),
-        "weights": "float32",
-        "backbone": name if is_hub_id(name) else Path(name).name,
-        "num_virtual_tokens": config.num_virtual_tokens,
     }
+    write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)
     with replaced(folder) as stage:
         tokenizer.save_pretrained(stage)
-        write_json(stage / MARK_NAME, mark)
+        write_info(folder=stage, check=None, weights="float32")
         _write_graph(prompt_model, tokenizer, stage / MODEL_NAME)
         del classifier, prompt_model
-        found = _difference(load_exported(stage, "onnx"), sets, expected)
-        if not found <= TOLERANCE:
+        check = comparison.check(load_exported(stage, "onnx").logits)
+        if not check.difference <= TOLERANCE:
             raise PtuneError(
-                f"The exported graph's logits differ from PyTorch's by {found:.1e} of the largest "
-                f"logit, and {TOLERANCE:.0e} is allowed, so nothing was written. The exporter "
-                "does not know this family well; run the adapter itself."
+                f"The logits of the exported graph differ from PyTorch's by {check.difference:.1e} "
+                f"of the largest logit; at most {TOLERANCE:.0e} is allowed. Nothing was written: "
+                "PyTorch's exporter does not support this architecture. Run the adapter itself."
             )
         if int8:
             _quantize(stage)
-            mark["weights"] = "int8"
-            write_json(stage / MARK_NAME, mark)
-            found = _difference(load_exported(stage, "onnx"), sets, expected)
-            if not np.isfinite(found):
+            check = comparison.check(load_exported(stage, "onnx").logits)
+            if not np.isfinite(check.difference):
                 raise PtuneError(
-                    "In int8 the logits of this backbone are not numbers, so nothing was written. "
+                    "This backbone's logits are NaN or infinite in int8. Nothing was written. "
                     "Export it without --int8."
                 )
-        check = Check(sum(map(len, sets)), found)
-        mark["check"] = {"texts": check.texts, "largest_relative_difference": found}
-        write_json(stage / MARK_NAME, mark)
+        write_info(folder=stage, check=check, weights="int8" if int8 else "float32")
     return check
 
 
 def _tokenizer(classifier: PromptClassifier) -> Any:
-    """The backbone's tokenizer, whose file says how texts are cut and batches padded."""
-    own: Any = classifier.tokenizer_
-    if not own.is_fast:
-        raise PtuneError(
-            f"The backbone's tokenizer, {type(own).__name__}, is not one of the library tokenizers "
-            "(a fast one), so that nothing but Transformers could run the export. Use a backbone "
-            "that comes with a tokenizer.json."
-        )
+    """The backbone's tokenizer, set to truncate texts and pad batches by itself."""
+    own = require_fast_tokenizer(classifier)
     tokenizer = copy.deepcopy(own)
-    room = classifier.prompt_model_.text_room(own)
-    if room is not None:
-        tokenizer.backend_tokenizer.enable_truncation(room, direction=own.truncation_side)
+    longest = classifier.prompt_model_.text_room(own)
+    if longest is not None:
+        tokenizer.backend_tokenizer.enable_truncation(longest, direction=own.truncation_side)
     tokenizer.backend_tokenizer.enable_padding(
         direction=own.padding_side,
         pad_id=own.pad_token_id,
@@ -153,7 +140,7 @@ def _tokenizer(classifier: PromptClassifier) -> Any:
 
 
 class _Logits(nn.Module):
-    """The model as a function from tensors, in the order of `names`, to a tensor."""
+    """The model as a function of tensors, in the order of `names`, that returns logits."""
 
     def __init__(self, model: PromptModel, names: list[str]) -> None:
         super().__init__()
@@ -167,7 +154,7 @@ class _Logits(nn.Module):
 def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
     backbone = model.backbone
     if Attentions.reachable(backbone):
-        # Written out, the runtimes know attention when they see it, and fuse it.
+        # Runtimes recognise attention in its eager form, and fuse it.
         kernel = compat.attention_of(backbone).replace("sdpa", "eager")
         backbone.set_attn_implementation(kernel)
     inputs = dict(
@@ -178,8 +165,8 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
     with _quiet(), _explained(backbone):
         axes = {
             0: torch.export.Dim("batch"),
-            # The graph takes shorter ones, too. But the exporter takes a length of one for a
-            # constant, and decoders of encoder-decoders read one token less.
+            # The graph also accepts shorter texts. But the exporter treats a length of 1 as a
+            # constant, and the decoder of an encoder-decoder reads one token less.
             1: torch.export.Dim("sequence", min=3, max=model.max_text_length),
         }
         program = torch.export.export(
@@ -187,14 +174,14 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
             tensors,
             dynamic_shapes=(tuple(axes for _ in names),),
             strict=False,
-            # Some families ask about sizes, and the answer is the same for all of them.
+            # Some architectures branch on sizes; the branch is the same for every size here.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
         graph = torch.onnx.export(
             program, tensors, input_names=names, output_names=["logits"], dynamo=True, verbose=False
         )
         assert graph is not None
-        graph.save(file, external_data=size > ONE_FILE)
+        graph.save(file, external_data=size > MAX_ONE_FILE)
 
 
 def _quantize(folder: Path) -> None:
@@ -208,7 +195,7 @@ def _quantize(folder: Path) -> None:
             Path(made) / MODEL_NAME,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            use_external_data_format=size / 4 > ONE_FILE,
+            use_external_data_format=size / 4 > MAX_ONE_FILE,
         )
         for file in former:
             file.unlink()
@@ -218,7 +205,7 @@ def _quantize(folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters say to their developers."""
+    """Silence warnings that are meant for developers of the exporters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -233,44 +220,14 @@ def _quiet() -> Iterator[None]:
 def _explained(backbone: nn.Module) -> Iterator[None]:
     try:
         yield
-    except OSError:  # a full disk, say, is the folder's matter
+    except OSError:  # such as a full disk, which `replaced` reports
         raise
-    except Exception as error:  # The exporter fails in the ways of the code that it reads.
+    except Exception as error:  # Any exception of the traced code can surface here.
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
         reason = first_line(first).split(" For more information")[0].rstrip(".!")
         raise PtuneError(
-            f"PyTorch's exporter does not manage {type(backbone).__name__}: {reason}. Nothing was "
-            "written; run the adapter itself."
+            f"PyTorch cannot export {type(backbone).__name__}: {reason}. Nothing was written. "
+            "Run the adapter itself."
         ) from error
-
-
-# The check.
-
-
-def _texts(room: int | None, more: Sequence[Text]) -> list[list[Any]]:
-    """Texts of many lengths, and pairs."""
-    mails = read_table(Path(__file__).parents[1] / "demo" / "test.csv")["text"]
-    texts: list[Any] = ["?", *mails[:24], " ".join(mails[24:28])]
-    pairs: list[Any] = list(zip(mails[28:36], mails[36:44], strict=True))
-    if room is not None and room <= LONG_CHECK:
-        texts.append("very long " * room)
-    texts += [text for text in more if isinstance(text, str)]
-    pairs += [text for text in more if not isinstance(text, str)]
-    return [texts, pairs]
-
-
-def _difference(
-    exported: TextClassifier, sets: list[list[Any]], expected: list[list[np.ndarray]]
-) -> float:
-    """How far the exported classifier is from PyTorch, on texts alone and in batches."""
-    largest = max(float(np.abs(logits).max()) for logits in expected)
-    apart = 0.0
-    for texts, wanted in zip(sets, expected, strict=True):
-        together = list(exported.logits(texts))
-        alone = [next(exported.logits([text])) for text in texts[:4]]
-        for found in (together, alone):
-            difference = np.abs(np.asarray(found) - np.asarray(wanted[: len(found)])).max()
-            apart = max(apart, float(difference)) if np.isfinite(difference) else np.inf
-    return apart / largest

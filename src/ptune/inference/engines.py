@@ -1,4 +1,4 @@
-"""An exported classifier on a runtime that is not PyTorch: ONNX Runtime or OpenVINO."""
+"""Run an exported classifier on ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -10,43 +10,44 @@ from typing import Any, Literal
 import numpy as np
 
 from ptune.backbones.loading import fast_dtype, load_tokenizer
-from ptune.errors import PtuneError, first_line
-from ptune.export.checkpoint import MARK_NAME
+from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import read_json
 from ptune.inference.classifier import Batch, TextClassifier, load
 
+# Files of an export.
 MODEL_NAME = "model.onnx"
+EXPORT_INFO_NAME = "ptune_export.json"
 
 Runtime = Literal["onnx", "openvino"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-# Which texts of a window, and their tensors ``[batch, sequence]``.
+# The positions of texts in a window, and their tensors ``[batch, seq]``.
 Padded = tuple[list[int], dict[str, np.ndarray]]
-# Which texts of a window, and their logits ``[batch, num_labels]``.
+# The positions of texts in a window, and their logits ``[batch, num_labels]``.
 Answer = tuple[list[int], np.ndarray]
 
 
 class OnnxRuntime:
-    """A graph on ONNX Runtime's CPU kernels, which compute in the number format of the file.
+    """A graph on ONNX Runtime's CPU kernels, which compute in the file's number format.
 
     Attributes:
-        inputs: Names of the tensors that the graph takes.
+        inputs: Names of the graph's input tensors.
     """
 
     def __init__(self, file: Path, dtype: str) -> None:
         try:
             import onnxruntime
         except ImportError as error:
-            raise _missing("onnxruntime", "onnx") from error
+            raise missing_package("onnxruntime", "onnx") from error
         if dtype not in ("auto", "float32"):
             raise PtuneError(
-                f"ONNX Runtime computes in the format of the file, and not in {dtype}. Leave it "
-                "out, or use the runtime openvino."
+                f"ONNX Runtime computes in the file's number format, not in {dtype}. Omit --dtype, "
+                "or use the runtime openvino."
             )
         self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         self.inputs = [given.name for given in self.session.get_inputs()]
 
     def run(self, batches: Iterable[Padded]) -> Iterator[Answer]:
-        """One batch after the other, on all cores."""
+        """Run one batch after the other, on all cores."""
         for chosen, tensors in batches:
             yield chosen, self.session.run(["logits"], tensors)[0]
 
@@ -54,25 +55,23 @@ class OnnxRuntime:
 class OpenVino:
     """A graph on OpenVINO's CPU kernels, in bfloat16 where the CPU multiplies it fast.
 
-    Several batches are under way at a time, one a core: two cores then do a seventh more than they
-    do on one batch together (seen with MiniLM), and tokenising and padding go on meanwhile.
+    Several batches run at a time, one per core, while the next ones are tokenised and padded. With
+    MiniLM, two cores are a seventh faster this way than together on one batch.
 
     Attributes:
-        inputs: Names of the tensors that the graph takes.
+        inputs: Names of the graph's input tensors.
     """
 
     def __init__(self, file: Path, dtype: str) -> None:
         try:
             import openvino
         except ImportError as error:
-            raise _missing("openvino", "openvino") from error
+            raise missing_package("openvino", "openvino") from error
         precisions = {"float32": "f32", "bfloat16": "bf16"}
         if dtype == "auto":
             dtype = str(fast_dtype("cpu")).removeprefix("torch.")
         if dtype not in precisions:
-            raise PtuneError(
-                f"OpenVINO computes in float32 or bfloat16 on a CPU, and not in {dtype}."
-            )
+            raise PtuneError(f"OpenVINO computes in float32 or bfloat16 on a CPU, not in {dtype}.")
         compiled = openvino.Core().compile_model(
             file,
             "CPU",
@@ -82,7 +81,7 @@ class OpenVino:
         self.queue = openvino.AsyncInferQueue(compiled)
 
     def run(self, batches: Iterable[Padded]) -> list[Answer]:
-        """Batches as they come, several at a time."""
+        """Run several batches at a time. Answers come in the order in which they finish."""
         answers: list[Answer] = []
 
         def done(request: Any, chosen: list[int]) -> None:
@@ -101,28 +100,21 @@ RUNTIMES: dict[str, type[OnnxRuntime] | type[OpenVino]] = {
 }
 
 
-def _missing(package: str, extra: str) -> PtuneError:
-    return PtuneError(
-        f"{package} is not installed, which this runtime needs. Install it with "
-        f"`pip install 'ptune[{extra}]'`."
-    )
-
-
 class ExportedClassifier(TextClassifier):
-    """An exported classifier with the verbs of `PromptClassifier`; `load_exported` makes it."""
+    """An exported classifier, with the methods of `PromptClassifier`. See `load_exported`."""
 
     def __init__(
         self,
         engine: OnnxRuntime | OpenVino,
         tokenizer: Any,
-        mark: dict[str, Any],
+        info: dict[str, Any],
         batch_size: int,
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
-        self.classes_ = np.asarray(mark["labels"])
-        self.problem_type_ = mark["problem_type"]
-        self.max_length: int | None = mark["max_length"]
+        self.classes_ = np.asarray(info["labels"])
+        self.problem_type_ = info["problem_type"]
+        self.max_length: int | None = info["max_length"]
         self.batch_size = batch_size
 
     def _text_room(self) -> int | None:
@@ -144,52 +136,53 @@ def load_exported(
     dtype: Dtype = "auto",
     batch_size: int = 32,
 ) -> ExportedClassifier:
-    """Load what `ptune export --to onnx` wrote, to run on another runtime than PyTorch.
+    """Load an export written by `ptune export --to onnx`.
 
     Args:
-        folder: The export.
+        folder: The exported folder.
         runtime: `onnx` or `openvino`.
-        dtype: To compute in. ``"auto"``: OpenVINO takes bfloat16 where it is fast, else float32;
-            ONNX Runtime takes the file's.
-        batch_size: So many times 128 tokens are classified at a time.
+        dtype: Number format of the computation. ``"auto"``: OpenVINO uses bfloat16 where it is
+            fast, otherwise float32; ONNX Runtime uses the file's.
+        batch_size: Batches contain up to `batch_size` * 128 tokens.
 
     Raises:
-        PtuneError: It is no such export, or damaged; the runtime is not installed.
+        PtuneError: The folder is not such an export, or is damaged; or the runtime is not
+            installed.
 
     Example:
         ``ptune.load_exported("exported/mail", "openvino").predict(texts)``
     """
     folder = Path(folder)
     file = folder / MODEL_NAME
-    if not file.is_file() or not (folder / MARK_NAME).is_file():
+    if not file.is_file() or not (folder / EXPORT_INFO_NAME).is_file():
         raise PtuneError(
-            f"{folder} holds no {MODEL_NAME} with a {MARK_NAME}: it is not an export to ONNX. Make "
-            "one with `ptune export ADAPTER OUT --to onnx`, and name OUT here."
+            f"{folder} is not an export to ONNX: it needs {MODEL_NAME} and {EXPORT_INFO_NAME}. "
+            "Create one with `ptune export ADAPTER OUT --to onnx`, and name OUT here."
         )
     if runtime not in RUNTIMES:
-        raise PtuneError(f"There is no runtime {runtime!r}; there are: {', '.join(RUNTIMES)}.")
-    mark = read_json(folder / MARK_NAME)
-    if missing := {"labels", "problem_type", "max_length"} - mark.keys():
+        raise PtuneError(f"There is no runtime {runtime!r}. Choose one of {', '.join(RUNTIMES)}.")
+    info = read_json(folder / EXPORT_INFO_NAME)
+    if missing := {"labels", "problem_type", "max_length"} - info.keys():
         raise PtuneError(
-            f"{folder / MARK_NAME} is damaged: it does not say {', '.join(sorted(missing))}. "
-            "Export or fetch it again."
+            f"{folder / EXPORT_INFO_NAME} is damaged: it lacks {', '.join(sorted(missing))}. "
+            "Export or download it again."
         )
     try:
         engine = RUNTIMES[runtime](file, dtype)
         tokenizer = load_tokenizer(str(folder))
     except PtuneError:
         raise
-    except Exception as error:  # Each reader fails in its own ways on a damaged file.
+    except Exception as error:  # Each library raises its own exceptions for damaged files.
         raise PtuneError(
             f"{folder} could not be opened ({first_line(error)}): one of its files is damaged, or "
-            "made for a later version. Export or fetch it again."
+            "was written by a newer version. Export or download it again."
         ) from error
     if unknown := set(engine.inputs) - set(tokenizer("a").keys()):
         raise PtuneError(
-            f"{file} takes {', '.join(sorted(unknown))}, which the tokenizer beside it does not "
-            "give: they are not of one export. Export or fetch it again."
+            f"{file} takes {', '.join(sorted(unknown))}, which the tokenizer in the same folder "
+            "does not give: the files come from different exports. Export or download it again."
         )
-    return ExportedClassifier(engine, tokenizer, mark, batch_size)
+    return ExportedClassifier(engine, tokenizer, info, batch_size)
 
 
 def open_classifier(
@@ -200,14 +193,15 @@ def open_classifier(
     revision: str | None = None,
     dtype: str = "auto",
 ) -> TextClassifier:
-    """An adapter on PyTorch, or what was exported from one on another runtime.
+    """Open an adapter on PyTorch, or an export on another runtime.
 
     Raises:
-        PtuneError: As for `ptune.load` and `load_exported`; or a backbone is named for an export.
+        PtuneError: As for `ptune.load` and `load_exported`; or `model` or `revision` is given for
+            an export.
     """
     if runtime == "torch":
         return load(source, model=model, revision=revision, dtype=dtype)
     for name, given in (("model", model), ("revision", revision)):
         if given is not None:
-            raise PtuneError(f"--{name} is for adapters; an export holds its own backbone.")
+            raise PtuneError(f"--{name} is for adapters; an export contains its backbone.")
     return load_exported(source, runtime, dtype=dtype)  # type: ignore[arg-type]

@@ -1,0 +1,173 @@
+"""What both exports share: the folder, the tokenizer, and the check against ptune's logits.
+
+An export is reopened and compared with ptune before it gets its final name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from ptune import __version__
+from ptune.adapters.adapter import is_hub_id
+from ptune.data.dataset import read_table
+from ptune.errors import PtuneError
+from ptune.files import open_up, write_json
+from ptune.inference.classifier import PromptClassifier, Text, TextClassifier
+from ptune.inference.engines import EXPORT_INFO_NAME
+from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
+
+# The largest accepted difference from ptune's logits in float32, relative to the largest logit.
+TOLERANCE = 1e-4
+# Backbones that read longer texts are not checked on a text of maximum length.
+LONGEST_CHECK = 2048
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an export compares with ptune.
+
+    Attributes:
+        texts: Number of texts compared.
+        difference: The largest difference from ptune's logits, relative to the largest logit.
+    """
+
+    texts: int
+    difference: float
+
+
+class Comparison:
+    """Texts, and the logits that ptune gives for them.
+
+    Args:
+        classifier: The classifier to export.
+        texts: Texts and pairs.
+    """
+
+    def __init__(self, classifier: TextClassifier, texts: Sequence[Text]) -> None:
+        singles = [text for text in texts if isinstance(text, str)]
+        pairs = [text for text in texts if not isinstance(text, str)]
+        self.sets: list[list[Any]] = [some for some in (singles, pairs) if some]
+        self.expected = [np.asarray(list(classifier.logits(some))) for some in self.sets]
+
+    def check(self, logits: Callable[[list[Any]], Iterable[np.ndarray]]) -> Check:
+        """Compare an export's logits, of texts in batches and one by one."""
+        largest = max(float(np.abs(expected).max()) for expected in self.expected)
+        difference = 0.0
+        for texts, expected in zip(self.sets, self.expected, strict=True):
+            together = list(logits(texts))
+            alone = [next(iter(logits([text]))) for text in texts[:4]]
+            for found in (together, alone):
+                gap = np.abs(np.asarray(found) - expected[: len(found)]).max()
+                difference = max(difference, float(gap)) if np.isfinite(gap) else np.inf
+        return Check(sum(map(len, self.sets)), difference / largest)
+
+
+def own_texts(classifier: PromptClassifier) -> list[Text]:
+    """Texts and pairs of many lengths, with Unicode and with the spelling of special tokens."""
+    mails = read_table(Path(__file__).parents[1] / "demo" / "test.csv")["text"]
+    spelled = f"This spells <virtual 0>, {classifier.tokenizer_.pad_token} and prompt:0 in a text."
+    texts: list[Text] = ["?", "Naïve café: 日本語, emoji 🙂, and\ttabs", spelled]
+    texts += [*mails[:24], " ".join(mails[24:28])]
+    texts += [*zip(mails[28:36], mails[36:44], strict=True), (spelled, "no")]
+    longest = classifier.prompt_model_.text_room(classifier.tokenizer_)
+    if longest is not None and longest <= LONGEST_CHECK:
+        texts += ["very long " * longest, ("long too " * longest, "short")]
+    return texts
+
+
+def require_fast_tokenizer(classifier: PromptClassifier) -> Any:
+    """The backbone's tokenizer, if its file alone can tokenise.
+
+    Raises:
+        PtuneError: It is a slow tokenizer.
+    """
+    tokenizer: Any = classifier.tokenizer_
+    if not tokenizer.is_fast:
+        raise PtuneError(
+            f"The backbone's tokenizer, {type(tokenizer).__name__}, is written in Python, and an "
+            "export needs a fast one. Use a backbone that comes with a tokenizer.json."
+        )
+    return tokenizer
+
+
+def write_export_info(
+    folder: Path, *, config: PromptEncoderConfig, check: Check | None, **more: Any
+) -> None:
+    """Write what an export is made from, and how it compares with ptune."""
+    backbone = config.base_model_name_or_path or ""
+    info: dict[str, Any] = {
+        "ptune_version": __version__,
+        **more,
+        # The folder's name: the path belongs to this machine.
+        "backbone": backbone if is_hub_id(backbone) else Path(backbone).name,
+        "num_virtual_tokens": config.num_virtual_tokens,
+    }
+    if check is not None:
+        info["check"] = {
+            "texts": check.texts,
+            "largest_relative_difference": check.difference,
+        }
+    write_json(folder / EXPORT_INFO_NAME, info)
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what ptune did not export, before any work is done.
+
+    Raises:
+        PtuneError: The target is a file, an adapter, an unrelated folder, or (without
+            `overwrite`) another checkpoint.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PtuneError(f"{folder} is a file. Name a folder for the export.")
+    if not folder.is_dir() or not any(folder.iterdir()) or (folder / EXPORT_INFO_NAME).is_file():
+        return
+    if not (folder / "config.json").is_file():
+        what = "an adapter" if (folder / CONFIG_NAME).is_file() else "files that are not an export"
+        raise PtuneError(f"The folder {folder} holds {what}. Name another folder.")
+    if not overwrite:
+        raise PtuneError(
+            f"The folder {folder} holds a checkpoint that ptune did not export. Name another "
+            "folder, or replace it (--overwrite)."
+        )
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `folder` once everything is written.
+
+    Raises:
+        PtuneError: It cannot be written. What was in `folder` before is unchanged.
+    """
+    stage = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        made, former = stage / "new", stage / "former"
+        made.mkdir()
+        yield made
+        open_up(made)
+        if folder.exists():
+            folder.replace(former)
+        try:
+            made.replace(folder)
+        except BaseException:
+            if former.exists():
+                former.replace(folder)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise PtuneError(
+            f"Writing to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "
+            "there before is unchanged. Free some space or name another folder."
+        ) from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,309 @@
+"""Classify files and folders of files, here or on a Ray cluster.
+
+A folder of files becomes a folder of predictions: one file of the same name and format for every
+input file. A file appears when it is complete. The folder `.ptune` next to the predictions records
+what each file was made from, so that a second call classifies only files that are missing or have
+changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ptune.adapters import adapter
+from ptune.adapters.adapter import Adapter
+from ptune.data import dataset as data
+from ptune.data.dataset import Columns
+from ptune.errors import PtuneError, first_line, missing_package
+from ptune.files import read_json, staged, write_json
+from ptune.inference.classifier import TextClassifier
+from ptune.inference.engines import EXPORT_INFO_NAME, MODEL_NAME, open_classifier
+from ptune.inference.files import Source, format_of, write, writer
+
+RECORDS = ".ptune"
+# A driver and its workers exchange only file names.
+OBJECT_STORE_BYTES = 100 * 2**20
+
+Results = Iterable[dict[str, Any]]
+
+
+def _fingerprint(file: Path) -> dict[str, int]:
+    """Size in bytes and modification time, which differ if the file is replaced."""
+    found = file.stat()
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to classify: everything that a worker needs and that decides its predictions.
+
+    Attributes:
+        adapter: A run folder, a checkpoint or a Hub id; for other runtimes, an export.
+        columns: The columns that hold the texts. ``None``: found by name.
+        model, revision, dtype: As for `ptune.load`.
+        runtime: `torch`, `onnx` or `openvino`.
+    """
+
+    adapter: str
+    columns: Columns = field(default_factory=Columns)
+    model: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    runtime: str = "torch"
+
+    def load(self) -> TextClassifier:
+        """Load the classifier."""
+        return open_classifier(
+            self.adapter,
+            self.runtime,
+            model=self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides a prediction, with a hash of the adapter's files.
+
+        Raises:
+            PtuneError: The adapter does not exist or is damaged.
+        """
+        names: tuple[str, ...] = (EXPORT_INFO_NAME, MODEL_NAME)
+        if self.runtime == "torch":
+            names = (adapter.CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.INFO_NAME)
+            Adapter.read(self.adapter, own_backbone=self.model is not None, revision=self.revision)
+        digest = hashlib.sha256()
+        for name in names:
+            file = adapter.fetch(self.adapter, name, revision=self.revision)
+            digest.update(file.read_bytes() if file else b"none")
+        rest = dataclasses.asdict(self)
+        del rest["adapter"]
+        return {"adapter": digest.hexdigest(), **rest}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to classify.
+
+    Attributes:
+        source: The file.
+        target: The file for the predictions.
+        format: The format of `target`.
+        record: The file that records what the predictions were made from. ``None``: no record is
+            kept, and the job is never considered done.
+        made_from: The content of the record.
+    """
+
+    source: Path
+    target: Path
+    format: str
+    record: Path | None = None
+    made_from: dict[str, Any] = field(default_factory=dict)
+
+    def is_done(self) -> bool:
+        """True if `target` is complete and was made from this recipe and input."""
+        if self.record is None or not self.record.is_file() or not self.target.is_file():
+            return False
+        try:
+            recorded = read_json(self.record)
+        except PtuneError:
+            return False
+        return recorded == {**self.made_from, "output": _fingerprint(self.target)}
+
+
+class Worker:
+    """Classifies one file after the other.
+
+    Ray creates a worker in each of its processes; without Ray there is only one.
+    """
+
+    def __init__(self, recipe: Recipe, jobs: list[Job]) -> None:
+        self.recipe, self.jobs = recipe, jobs
+
+    @cached_property
+    def classifier(self) -> TextClassifier:
+        """Loaded with the first file, so that its errors are reported like any others."""
+        return self.recipe.load()
+
+    def __call__(self, item: dict[str, int]) -> dict[str, Any]:
+        """Do the job with the number `item["job"]`.
+
+        Returns:
+            `rows`, the number of texts classified, and `error`, a message or an empty string.
+        """
+        try:
+            return {"rows": self._do(self.jobs[item["job"]]), "error": ""}
+        except PtuneError as error:
+            return {"rows": 0, "error": str(error)}
+
+    def _do(self, job: Job) -> int:
+        source = Source.of_file(job.source, self.recipe.columns)
+        # The record comes first. It holds the output's time, so it is not valid before the output
+        # is in place.
+        count = 0
+        with staged(job.target.parent) as stage:
+            file = stage / job.target.name
+            with writer(file, job.format, self.classifier) as out:
+                count = write(self.classifier, source, out)
+            if job.record is not None:
+                with staged(job.record.parent) as records:
+                    record = {**job.made_from, "output": _fingerprint(file)}
+                    write_json(records / job.record.name, record)
+        return count
+
+
+def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = None) -> list[Job]:
+    """List the files to classify.
+
+    Args:
+        file: A file, or a folder with files at any depth. Names that start with a dot or an
+            underscore are skipped.
+        output: A folder. For a single input file it may be a file, recognised by its extension.
+        recipe: How to classify.
+        format: Format of the output file. ``None``: from its extension.
+
+    Raises:
+        PtuneError: There are no files to classify, or the output would overwrite the input.
+    """
+    if not file.is_dir():
+        if not file.is_file():
+            raise PtuneError(f"There is no file or folder {file}. Check the path.")
+        if output.suffix and not output.is_dir():
+            return [Job(file, output.absolute(), format or format_of(output))]
+    if format is not None:
+        raise PtuneError("Files in a folder keep their format. Omit --format.")
+    whole, below = (file if file.is_dir() else file.parent).absolute(), output.absolute()
+    if below.resolve().is_relative_to(whole.resolve()) and (
+        file.is_dir() or below.resolve() == whole.resolve()
+    ):
+        raise PtuneError(
+            f"{output} is the folder of the input, and predictions would be mixed with it. Name "
+            "another folder."
+        )
+    found = [file.absolute()] if file.is_file() else sorted(_files(whole))
+    if not found:
+        raise PtuneError(f"{file} contains no {', '.join(data.FORMATS)} file. Check the path.")
+    fingerprint = recipe.fingerprint()
+    jobs = []
+    for source in found:
+        path = source.relative_to(whole)
+        record = below / RECORDS / path.with_name(path.name + ".json")
+        made_from = {"recipe": fingerprint, "input": _fingerprint(source)}
+        jobs.append(Job(source, below / path, format_of(source), record, made_from))
+    return jobs
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part[0] in "._" for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in data.FORMATS and path.is_file() and not hidden:
+            yield path
+
+
+def run_jobs(
+    jobs: list[Job],
+    recipe: Recipe,
+    *,
+    ray: bool = False,
+    workers: int | None = None,
+    show: Callable[[Results, int], Results] = lambda results, total: results,
+) -> int:
+    """Classify files. If one cannot be classified, the others still are.
+
+    Args:
+        jobs: The files, from `find_jobs`.
+        recipe: How to classify.
+        ray: Run on a Ray cluster: the one in `RAY_ADDRESS`, or a new one on this machine.
+        workers: Number of classifiers on Ray. ``None``: one per GPU, or one per CPU without GPUs.
+        show: Shows progress, like `rich.progress.track`.
+
+    Returns:
+        The number of texts classified.
+
+    Raises:
+        PtuneError: Some files could not be classified. The message says which and why.
+    """
+    if not jobs:
+        return 0
+    results = _on_ray(jobs, recipe, workers) if ray else _here(jobs, recipe)
+    rows, failed = 0, []
+    for result in show(results, len(jobs)):
+        rows += result["rows"]
+        failed += [result["error"]] if result["error"] else []
+    if failed:
+        done = len(jobs) - len(failed)
+        of = f"{len(failed)} of {len(jobs)} files could not be classified. " if done else ""
+        rest = f" The other {done} are done." if done else ""
+        raise PtuneError(of + " ".join(dict.fromkeys(failed)) + rest)
+    # Killed workers leave unfinished files. All jobs are done, so nobody is writing them.
+    recorded = [job for job in jobs if job.record is not None]
+    for folder in {p.parent for job in recorded for p in (job.target, job.record) if p}:
+        for unfinished in folder.glob(".writing-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return rows
+
+
+def _here(jobs: list[Job], recipe: Recipe) -> Iterator[dict[str, Any]]:
+    worker = Worker(recipe, jobs)
+    for i in range(len(jobs)):
+        yield worker({"job": i})
+
+
+def _on_ray(jobs: list[Job], recipe: Recipe, workers: int | None) -> Iterator[dict[str, Any]]:
+    """Run a pool of workers on Ray Data, each with one file at a time.
+
+    A worker that dies is restarted, and its file is classified again from the start.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise missing_package("Ray", "ray") from error
+    # Workers may run in another folder.
+    recipe = dataclasses.replace(
+        recipe, adapter=_absolute(recipe.adapter), model=recipe.model and _absolute(recipe.model)
+    )
+    started = not ray.is_initialized()
+    if started:
+        here: dict[str, Any] = {
+            "address": "local",
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        ray.init(**({} if "RAY_ADDRESS" in os.environ else here), **quiet)
+    # ptune shows its own progress bar.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    resources = ray.cluster_resources()
+    kind = "GPU" if resources.get("GPU") else "CPU"
+    size = min(workers or int(resources[kind]), len(jobs))
+    numbers = [{"job": i} for i in range(len(jobs))]
+    files = ray.data.from_items(numbers, override_num_blocks=len(jobs))
+    pool = files.map(
+        Worker,
+        fn_constructor_args=(recipe, jobs),
+        compute=ray.data.ActorPoolStrategy(size=size),
+        num_cpus=1 if kind == "CPU" else None,
+        num_gpus=1 if kind == "GPU" else None,
+    )
+    try:
+        yield from pool.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise PtuneError(f"Ray stopped: {first_line(error)}") from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _absolute(name: str) -> str:
+    """The absolute path of a folder. Other names, such as Hub ids, are returned unchanged."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
