@@ -60,7 +60,9 @@ class Job:
 
     def corpus(self) -> Any:
         """The examples."""
-        return self.settings().corpus()
+        from ptune.training.run import load_dataset
+
+        return load_dataset(self.settings())
 
 
 Scores = dict[str, float]
@@ -69,7 +71,7 @@ Method = Callable[[Job], tuple[Scores, int]]  # scores, and how many parameters 
 
 def majority(job: Job) -> tuple[Scores, int]:
     """Always the commonest label."""
-    from ptune.training.run import majority
+    from ptune.training.report import majority
 
     return majority(job.corpus()), 0
 
@@ -126,7 +128,7 @@ def rival(learning_rate: float, adapt: Callable[[Any], Any], room: int = 0) -> M
         from transformers import DataCollatorWithPadding, Trainer
 
         from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
-        from ptune.training import run as training
+        from ptune.training import trainer as training
 
         corpus, tokenizer = job.corpus(), load_tokenizer(job.model)
         transformers.set_seed(job.seed)
@@ -152,7 +154,7 @@ def rival(learning_rate: float, adapt: Callable[[Any], Any], room: int = 0) -> M
             }
             trainer = Trainer(
                 model=model,
-                args=settings.arguments(Path(folder), len(corpus.train)),
+                args=training.training_arguments(settings, folder, len(corpus.train)),
                 train_dataset=encoded[0],
                 eval_dataset=encoded[1],
                 data_collator=DataCollatorWithPadding(tokenizer),

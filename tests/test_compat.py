@@ -3,12 +3,14 @@
 import ast
 import importlib.metadata
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator, DistributedType
 from conftest import build
 from datasets import Dataset
 from torch import nn
@@ -262,6 +264,22 @@ def test_a_single_process_keeps_its_generator():
     before = torch.get_rng_state()
     compat.synchronize_torch_generators()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_thread_with_its_own_state_leaves_that_of_others_alone(tmp_path):
+    trainer = Trainer(build("bert"), TrainingArguments(str(tmp_path), report_to="none"))
+    gradients = trainer.accelerator.gradient_state
+
+    def train_in_thread():
+        with compat.own_accelerate_state():
+            other = Trainer(build("bert"), TrainingArguments(str(tmp_path))).accelerator
+            other.gradient_state._set_sync_gradients(False)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train_in_thread).result()
+    assert gradients.sync_gradients
+    assert trainer.accelerator.state.distributed_type == DistributedType.NO
+    assert Accelerator().gradient_state.__dict__ is gradients.__dict__
 
 
 # The Hub

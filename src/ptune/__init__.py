@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ptune.inference.engines import load_exported as load_exported
     from ptune.model import PromptModel as PromptModel
     from ptune.prompts.config import PromptEncoderConfig as PromptEncoderConfig
-    from ptune.training.run import TrainSettings as TrainSettings
     from ptune.training.run import train_run as train_run
+    from ptune.training.settings import TrainSettings as TrainSettings
 
 # Names are imported on first use, so that `import ptune` itself costs almost nothing.
 _HOME = {
@@ -33,7 +33,7 @@ _HOME = {
     "PromptEncoderConfig": "prompts.config",
     "PromptModel": "model",
     "PtuneError": "errors",
-    "TrainSettings": "training.run",
+    "TrainSettings": "training.settings",
     "export_onnx": "export.onnx",
     "export_transformers": "export.checkpoint",
     "load": "inference.classifier",

@@ -13,8 +13,10 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +77,11 @@ def missing() -> list[str]:
     """The private names that the installed libraries lack, each with the consequence."""
     import huggingface_hub
     import torch
+    from accelerate import state
     from transformers import PreTrainedConfig, PreTrainedModel, modeling_layers, trainer_pt_utils
 
     model, ops = PreTrainedModel, torch.ops
+    states = (state.PartialState, state.AcceleratorState, state.GradientState)
     checks: list[tuple[Any, str, str]] = [
         (model, "_can_set_attn_implementation", "deep prompts use embeddings in every layer"),
         (model, "_supports_sdpa", "attention runs the eager kernel"),
@@ -90,6 +94,7 @@ def missing() -> list[str]:
         (trainer_pt_utils, "LengthGroupedSampler", "training in several processes fails"),
         (huggingface_hub, "_CACHED_NO_EXIST", "offline use needs every optional file in the cache"),
         (ops.aten, "_softmax_backward_data", "training on a CPU is slower"),
+        *((owner, "_shared_state", "trainings in threads disturb each other") for owner in states),
     ]
     if torch.backends.mkldnn.is_available():
         checks += [(ops.mkldnn, name, "bfloat16 is slower on a CPU") for name in _PACKED_LINEAR]
@@ -297,6 +302,49 @@ def synchronize_torch_generators() -> None:
     from accelerate.utils import synchronize_rng_states
 
     synchronize_rng_states(["torch"])
+
+
+_replacing_states = threading.Lock()
+
+
+class _StateOfThread(threading.local):
+    """The dictionary that all instances of a class of Accelerate share, or a thread's own one."""
+
+    def __init__(self, shared: dict[str, Any]) -> None:
+        self.shared = shared
+        self.own: dict[str, Any] | None = None
+
+    def __get__(self, instance: Any, owner: type | None = None) -> dict[str, Any]:
+        return self.shared if self.own is None else self.own
+
+
+@contextmanager
+def own_accelerate_state() -> Iterator[None]:
+    """Give this thread its own state of Accelerate, so that several threads can train.
+
+    Without it, a new `TrainingArguments` resets the state of every other `Trainer`, and gradient
+    accumulation in one thread makes the optimizers of others skip steps.
+    """
+    states = _accelerate_states()
+    before = [state.own for state in states]
+    for state in states:
+        state.own = {}
+    try:
+        yield
+    finally:
+        for state, own in zip(states, before, strict=True):
+            state.own = own
+
+
+def _accelerate_states() -> list[_StateOfThread]:
+    from accelerate import state
+
+    owners = (state.PartialState, state.AcceleratorState, state.GradientState)
+    with _replacing_states:
+        for owner in owners:
+            if not isinstance(vars(owner)["_shared_state"], _StateOfThread):
+                owner._shared_state = _StateOfThread(owner._shared_state)
+    return [vars(owner)["_shared_state"] for owner in owners]
 
 
 # The Hub

@@ -27,7 +27,7 @@ from ptune.adapters import adapter
 from ptune.adapters import push as hub
 from ptune.backbones.loading import load_backbone
 from ptune.cli import app as cli
-from ptune.training.run import TrainSettings
+from ptune.training.settings import TrainSettings
 
 TEXTS = ["please send my money back today", "the lamp blinks red"]
 SETTINGS = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -485,7 +485,7 @@ def test_overwriting_with_what_cannot_be_trained_leaves_the_former_run(refused, 
 
 def test_an_output_path_that_is_a_file_is_refused(refused, flags, mail):
     before = mail.read_bytes()
-    refused([*flags, "--output-dir", mail], mail, "is a file", "wanted is a folder")
+    refused([*flags, "--output-dir", mail], mail, "is a file", "expected a folder")
     assert mail.read_bytes() == before
 
 

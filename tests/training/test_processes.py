@@ -1,4 +1,4 @@
-"""Several processes train what one does with a larger batch."""
+"""Several processes train what one process trains with a larger batch."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import ptune
 from ptune import PtuneError, compat
-from ptune.training import run as training
+from ptune.training import run, trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "ptune"]
 EXAMPLES = 41
@@ -21,9 +21,9 @@ EXAMPLES = 41
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory, tokenizer, texts):
-    """What every run is trained with, on a backbone whose head drops nothing out.
+    """Settings for all runs, with a backbone whose head has no dropout.
 
-    What is dropped out is drawn in each process; without, the runs are the same to the last step.
+    Dropout is random in each process. Without it, the runs are identical.
     """
     folder = tmp_path_factory.mktemp("backbones")
     build("bert", classifier_dropout=0.0).bert.save_pretrained(folder / "bert")
@@ -47,8 +47,8 @@ def command(settings, *words):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_adapter_of_one_with_the_doubled_batch(settings, tmp_path):
-    # The last step of an epoch has nine examples: a batch of 8, and one that cannot be shared.
+def test_two_processes_train_the_same_adapter_as_one_with_twice_the_batch(settings, tmp_path):
+    # The last step of an epoch has nine examples: a batch of 8, and one that cannot be split.
     words = ["--batch-size", 4, "--gradient-accumulation-steps", 2]
     words += ["--epochs", 3, "--output-dir", tmp_path / "two"]
     done = subprocess.run(command(settings, *words), capture_output=True, text=True)
@@ -71,13 +71,13 @@ def test_two_processes_train_the_adapter_of_one_with_the_doubled_batch(settings,
     assert one["confusion_matrix"] == two["confusion_matrix"]
     assert sum(map(sum, two["confusion_matrix"]["eval"])) == EXAMPLES
     assert two["processes"] == 2
-    # One of them speaks.
+    # Only one process prints.
     assert done.stdout.count("epoch  1.0/3") == 1
     assert done.stdout.count("majority class") == 1
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_all_behind_the_same_step_with_a_checkpoint(settings, tmp_path):
+def test_ctrl_c_stops_all_processes_after_the_same_step_with_a_checkpoint(settings, tmp_path):
     words = ["--batch-size", 2, "--epochs", 400, "--output-dir", tmp_path / "run"]
     process = subprocess.Popen(
         command(settings, *words),
@@ -91,9 +91,9 @@ def test_ctrl_c_stops_all_behind_the_same_step_with_a_checkpoint(settings, tmp_p
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=120)
     assert err.count("ptune train --resume") == 1
-    last = training.last_checkpoint(tmp_path / "run" / "checkpoints")
+    last = run.last_checkpoint(tmp_path / "run" / "checkpoints")
     assert {f"rng_state_{i}.pth" for i in range(2)} < {p.name for p in last.iterdir()}
-    # It goes on with as many processes as it was begun with.
+    # A run must be resumed with the number of processes it was started with.
     with pytest.raises(PtuneError, match="processes was 2 and is 1"):
         ptune.train_run(
             ptune.TrainSettings(**settings, batch_size=2, epochs=400),
@@ -106,12 +106,12 @@ def test_ctrl_c_stops_all_behind_the_same_step_with_a_checkpoint(settings, tmp_p
 @pytest.mark.parametrize("examples", [1, 5, 41, 48, 49])
 @pytest.mark.parametrize(("size", "accumulated"), [(1, 1), (1, 3), (4, 1), (4, 2)])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_every_example_of_a_step_counts_the_same_wherever_it_is(
+def test_all_examples_of_a_step_have_equal_weight(
     monkeypatch, processes, examples, size, accumulated, drop_last
 ):
     monkeypatch.setattr(compat, "synchronize_torch_generators", lambda: None)
     shares = [
-        training.Shares(
+        trainer.Shares(
             range(examples),
             batch_size=size,
             accumulated=accumulated,
@@ -122,27 +122,28 @@ def test_every_example_of_a_step_counts_the_same_wherever_it_is(
         for i in range(processes)
     ]
     batches = [list(share) for share in shares]
-    # As many from each, or some would wait for the others; and as many as was said.
+    # Unequal numbers of batches would deadlock. `len` must agree.
     assert {len(b) for b in batches} == {len(share) for share in shares} == {len(batches[0])}
     assert all(batch for own in batches for batch in own)
-    # Step by step, as `Trainer` takes them.
+    # `Trainer` takes them step by step.
     step = size * accumulated * processes
     kept = examples - (examples % (size * processes) if drop_last else 0)
     for i, first in enumerate(range(0, kept, step)):
-        wanted = list(range(first, min(first + step, kept)))
+        expected = list(range(first, min(first + step, kept)))
         taken = [
             example
             for own in batches
             for batch in own[i * accumulated : (i + 1) * accumulated]
             for example in batch
         ]
-        assert sorted(taken) in (wanted, sorted(wanted * processes))
-        assert len(taken) == len(wanted) or len(wanted) < processes
+        assert sorted(taken) in (expected, sorted(expected * processes))
+        assert len(taken) == len(expected) or len(expected) < processes
 
 
-def test_steps_are_counted_over_all_processes_and_accumulated_batches(settings, tmp_path):
+def test_steps_count_all_processes_and_accumulated_batches(settings, tmp_path):
     def arguments(**options):
-        return ptune.TrainSettings(**settings, **options).arguments(tmp_path, 3200)
+        own = ptune.TrainSettings(**settings, **options)
+        return trainer.training_arguments(own, tmp_path, 3200)
 
     one = arguments(batch_size=64)
     parts = arguments(batch_size=16, training_arguments={"gradient_accumulation_steps": 4})

@@ -264,7 +264,8 @@ def train(
     ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
     """
     from ptune.training.report import TrainingProgress
-    from ptune.training.run import TrainSettings, is_begun, read_settings, train_run, train_seeds
+    from ptune.training.run import is_begun, read_settings, train_run, train_seeds
+    from ptune.training.settings import TrainSettings
 
     if seeds < 1:
         raise PtuneError(f"seeds is {seeds}; it must be a whole number of at least 1.")
@@ -747,7 +748,7 @@ def training_arguments(words: list[str]) -> dict[str, Any]:
         return {}
     from transformers import HfArgumentParser, TrainingArguments
 
-    from ptune.training.run import TrainSettings
+    from ptune.training.settings import TrainSettings
 
     own = {f.name for f in dataclasses.fields(TrainSettings)}
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}

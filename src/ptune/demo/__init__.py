@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from ptune import labels as metrics
 from ptune.backbones.loading import MINILM, load_backbone, load_tokenizer
 from ptune.data.dataset import LABEL, TEXT, Dataset
-from ptune.training.run import Run, TrainSettings, train_run
+from ptune.training.run import Run, load_dataset, train_run
+from ptune.training.settings import TrainSettings
 
 FOLDER = Path(__file__).parent
 EXAMPLES = [
@@ -51,7 +52,7 @@ def run_demo(
         seed=seed,
         epochs=epochs,
     )
-    corpus = settings.corpus()
+    corpus = load_dataset(settings)
     corpus.name = "Support mail"
     run = train_run(settings, output_dir, overwrite=overwrite, progress=progress, corpus=corpus)
     assert corpus.train is not None

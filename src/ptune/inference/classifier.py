@@ -246,7 +246,8 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
         Raises:
             PtuneError: A text is empty, or there is only one label.
         """
-        from ptune.training.run import TrainSettings, train_run
+        from ptune.training.run import train_run
+        from ptune.training.settings import TrainSettings
 
         examples = _columns(X)
         values = [v.item() if isinstance(v, np.generic) else v for v in y]

@@ -1,7 +1,9 @@
-"""What a run shows: the learning curve, the confusion matrix, a bar while it trains."""
+"""What a run reports: scores, a learning curve, a confusion matrix, a progress bar."""
 
 from __future__ import annotations
 
+import math
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from transformers import TrainerCallback, TrainingArguments
 
 from ptune import labels as metrics
+from ptune.data.dataset import LABEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +21,60 @@ if TYPE_CHECKING:
 
     from ptune.data.dataset import Corpus
 
-# Colours that stay apart for the colour-blind (Okabe and Ito).
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+# Matplotlib is not thread-safe.
+_drawing = threading.Lock()
+
+
+def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`Trainer`'s log as one record per evaluation, with the training loss up to it."""
+    records: dict[float, dict[str, Any]] = {}
+    for entry in log_history:
+        if "epoch" not in entry:
+            continue
+        record = records.setdefault(
+            entry["epoch"], {"epoch": entry["epoch"], "step": entry["step"]}
+        )
+        for key, value in entry.items():
+            if key == "loss":
+                record["train_loss"] = value
+            elif key.startswith("eval_") and not key.endswith(("_second", "_runtime")):
+                record[key.removeprefix("eval_")] = value
+    return list(records.values())
+
+
+def scores(record: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation scores of a record."""
+    return {k: v for k, v in record.items() if k not in ("epoch", "step", "train_loss")}
+
+
+def best(epochs: list[dict[str, Any]], corpus: Corpus) -> dict[str, Any]:
+    """The record with the best value of the first metric."""
+    keys = [k for k in (epochs[-1] if epochs else {}) if k.endswith(corpus.metrics[0])]
+    if not keys:
+        return {}
+    key = keys[0]
+    scored = [e for e in epochs if key in e and not math.isnan(e[key])]
+    return max(scored, key=lambda e: e[key]) if scored else {}
+
+
+def majority(corpus: Corpus) -> dict[str, float]:
+    """The scores of always predicting the most frequent label of the training set."""
+    if corpus.train is None or corpus.problem_type != "single_label_classification":
+        return {}
+    commonest = int(np.bincount(corpus.train[LABEL]).argmax())
+    return {
+        (f"{name}_" if name else "") + key: value
+        for name, dataset in corpus.evaluation.items()
+        for key, value in metrics.compute(
+            corpus.metrics, np.asarray(dataset[LABEL]), np.full(len(dataset), commonest)
+        ).items()
+    }
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    # Not pyplot: no global state, no display needed.
+    # pyplot would keep global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,41 +89,44 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 def learning_curve(
     epochs: list[dict[str, Any]], corpus: Corpus, majority: dict[str, float], file: Path
 ) -> None:
-    """Draw the losses and the scores over the epochs."""
+    """Plot losses and scores over the epochs."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (losses, scores) = _figure(10, 4, columns=2)
-    x = [e["epoch"] for e in epochs]
-    colours = [BLUE, ORANGE, GREEN, PINK]
-    keys = [k for k in (epochs[-1] if epochs else {}) if k not in ("epoch", "step")]
-    for colour, key in zip(colours, [k for k in keys if k.endswith("loss")], strict=False):
-        label = {"train_loss": "training", "loss": "evaluation"}.get(key, key)
-        losses.plot(x, _column(epochs, key), marker="o", ms=4, color=colour, label=label)
-    losses.set_title("Loss", loc="left")
-    for i, key in enumerate([k for k in keys if not k.endswith("loss")]):
-        colour = colours[i % len(colours)]
-        scores.plot(
-            x, _column(epochs, key), marker="o", ms=4, color=colour, label=key.replace("_", " ")
-        )
-        if key in majority:
-            scores.axhline(majority[key], color=colour, ls=":", lw=1)
-            scores.annotate(
-                "majority class",
-                (x[-1], majority[key]),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color=colour,
-            )
-    scores.set_title("Score on the evaluation set", loc="left")
-    for ax in (losses, scores):
-        ax.set_xlabel("epoch")
-        ax.legend(frameon=False)
-        ax.grid(axis="y", alpha=0.25)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(corpus.name)
-    figure.savefig(file, dpi=120)
+    with _drawing:
+        figure, (losses, scores) = _figure(10, 4, columns=2)
+        x = [e["epoch"] for e in epochs]
+        colours = [BLUE, ORANGE, GREEN, PINK]
+        keys = [k for k in (epochs[-1] if epochs else {}) if k not in ("epoch", "step")]
+        for colour, key in zip(colours, [k for k in keys if k.endswith("loss")], strict=False):
+            label = {"train_loss": "training", "loss": "evaluation"}.get(key, key)
+            losses.plot(x, _column(epochs, key), marker="o", ms=4, color=colour, label=label)
+        losses.set_title("Loss", loc="left")
+        for i, key in enumerate([k for k in keys if not k.endswith("loss")]):
+            colour, label = colours[i % len(colours)], key.replace("_", " ")
+            scores.plot(x, _column(epochs, key), marker="o", ms=4, color=colour, label=label)
+            if key in majority:
+                _mark_majority(scores, x[-1], majority[key], colour)
+        scores.set_title("Score on the evaluation set", loc="left")
+        for ax in (losses, scores):
+            ax.set_xlabel("epoch")
+            ax.legend(frameon=False)
+            ax.grid(axis="y", alpha=0.25)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.suptitle(corpus.name)
+        figure.savefig(file, dpi=120)
+
+
+def _mark_majority(scores: Axes, right: float, score: float, colour: str) -> None:
+    scores.axhline(score, color=colour, ls=":", lw=1)
+    scores.annotate(
+        "majority class",
+        (right, score),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=colour,
+    )
 
 
 def _column(epochs: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -80,48 +134,66 @@ def _column(epochs: list[dict[str, Any]], key: str) -> np.ndarray:
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, corpus: Corpus, file: Path) -> None:
-    """Draw which label was taken for which; for regression, predictions over true values.
+    """Plot predictions against true labels.
 
-    Several labels a text get one bar each: the share of texts on which it was right.
+    A confusion matrix for one label per text, a scatter plot for regression. With several labels
+    per text, a bar for each label: the share of texts for which it was predicted correctly.
     """
-    if corpus.problem_type == "regression":
-        figure, (ax,) = _figure(5, 5)
-        ax.scatter(truth, predicted, s=12, alpha=0.5, color=BLUE)
-        ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
-        ax.plot(ends, ends, color=GREY, ls=":")
-        ax.set(xlabel="true value", ylabel="prediction")
-    elif corpus.problem_type == "multi_label_classification":
-        figure, (ax,) = _figure(6, 1.5 + 0.35 * len(corpus.labels))
-        ax.barh(corpus.labels, (truth.astype(int) == predicted).mean(axis=0), color=BLUE)
-        ax.set(xlim=(0, 1), xlabel="share of texts on which the label was decided rightly")
-        ax.invert_yaxis()
-    else:
-        n = len(corpus.labels)
-        counts = metrics.confusion_matrix(truth, predicted, n)
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        size = 3.2 + 0.45 * n
-        figure, (ax,) = _figure(size + 0.8, size)
-        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        if n <= 40:
-            for i, j in np.ndindex(counts.shape):
-                if counts[i, j]:
-                    colour = "white" if shares[i, j] > 0.5 else "black"
-                    ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
-        names = [label.replace("_", " ") for label in corpus.labels]
-        ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
-        ax.set_yticks(range(n), names)
-        ax.spines[:].set_visible(False)
-        ax.set(xlabel="predicted", ylabel="true")
-        figure.colorbar(image, ax=ax, shrink=0.8, label="share of the true label")
     right = ""
-    if corpus.problem_type == "single_label_classification":
-        right = f": {int((truth == predicted).sum())} of {len(truth)} right"
-    figure.suptitle(corpus.name + right)
-    figure.savefig(file, dpi=120)
+    with _drawing:
+        if corpus.problem_type == "regression":
+            figure = _scatter(truth, predicted)
+        elif corpus.problem_type == "multi_label_classification":
+            figure = _bars((truth.astype(int) == predicted).mean(axis=0), corpus.labels)
+        else:
+            figure = _matrix(
+                metrics.confusion_matrix(truth, predicted, len(corpus.labels)), corpus.labels
+            )
+            right = f": {int((truth == predicted).sum())} of {len(truth)} correct"
+        figure.suptitle(corpus.name + right)
+        figure.savefig(file, dpi=120)
+
+
+def _scatter(truth: np.ndarray, predicted: np.ndarray) -> Figure:
+    figure, (ax,) = _figure(5, 5)
+    ax.scatter(truth, predicted, s=12, alpha=0.5, color=BLUE)
+    ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
+    ax.plot(ends, ends, color=GREY, ls=":")
+    ax.set(xlabel="true value", ylabel="prediction")
+    return figure
+
+
+def _bars(shares: np.ndarray, labels: list[str]) -> Figure:
+    figure, (ax,) = _figure(6, 1.5 + 0.35 * len(labels))
+    ax.barh(labels, shares, color=BLUE)
+    ax.set(xlim=(0, 1), xlabel="share of texts with a correct prediction")
+    ax.invert_yaxis()
+    return figure
+
+
+def _matrix(counts: np.ndarray, labels: list[str]) -> Figure:
+    """Counts ``[num_labels, num_labels]``, true labels in rows."""
+    n = len(labels)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 3.2 + 0.45 * n
+    figure, (ax,) = _figure(size + 0.8, size)
+    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if n <= 40:
+        for i, j in np.ndindex(counts.shape):
+            if counts[i, j]:
+                colour = "white" if shares[i, j] > 0.5 else "black"
+                ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
+    names = [label.replace("_", " ") for label in labels]
+    ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(n), names)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=ax, shrink=0.8, label="share of the true label")
+    return figure
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar over the steps and a line for every evaluation."""
+    """A progress bar, and a line for each evaluation."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -147,7 +219,7 @@ class TrainingProgress(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(
@@ -170,5 +242,5 @@ class TrainingProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.bar.stop()

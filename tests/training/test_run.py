@@ -1,4 +1,4 @@
-"""An unmodified `Trainer` trains, checkpoints, reloads the best and resumes, exactly."""
+"""Whole runs: data in, a run folder out."""
 
 import json
 import signal
@@ -10,121 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from conftest import build
-from datasets import Dataset
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
 from ptune.training import run as training
-
-
-@pytest.fixture(scope="module")
-def examples(tokenizer, texts):
-    """Two labels that the words tell apart, some of them wrong, so that the loss goes up again."""
-    rows = [f"{t} {i % 7}" for i in range(6) for t in texts]
-    labels = [(i % 8) % 2 for i in range(len(rows))]
-    dataset = Dataset.from_dict({"text": rows, "labels": labels})
-    return dataset.map(lambda r: tokenizer(r["text"]), remove_columns="text")
-
-
-def make_trainer(kind, tokenizer, examples, folder, callbacks=(), seed=5, **options):
-    transformers.set_seed(seed)
-    model = PromptModel(
-        build(kind), PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16)
-    )
-    arguments = {
-        "num_train_epochs": 4,
-        "learning_rate": 0.03,
-        "per_device_train_batch_size": 8,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "load_best_model_at_end": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **options,
-    }
-    return Trainer(
-        model=model,
-        args=TrainingArguments(output_dir=str(folder), **arguments),
-        train_dataset=examples,
-        eval_dataset=examples.select(range(0, len(examples), 3)),
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=list(callbacks),
-    )
-
-
-def test_the_best_checkpoint_is_what_is_left_at_the_end(
-    kind, tokenizer, examples, tmp_path, caplog
-):
-    trainer = make_trainer(kind, tokenizer, examples, tmp_path)
-    trainer.train()
-    recorded = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
-    assert len(recorded) == 4
-    assert recorded[0] != recorded[-1]
-    assert trainer.state.best_metric == min(recorded)
-    assert trainer.evaluate()["eval_loss"] == min(recorded)
-    assert "missing keys" not in caplog.text
-    assert "unexpected keys" not in caplog.text
-
-
-def test_each_checkpoint_is_an_adapter_that_predicts_what_was_recorded(
-    kind, tokenizer, examples, tmp_path
-):
-    trainer = make_trainer(kind, tokenizer, examples, tmp_path, load_best_model_at_end=False)
-    trainer.train()
-    recorded = {h["step"]: h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h}
-    checkpoints = list(tmp_path.glob("checkpoint-*"))
-    assert len(checkpoints) == 4
-    for checkpoint in checkpoints:
-        loaded = PromptModel.from_pretrained(build(kind), checkpoint)
-        trainer.model = trainer.model_wrapped = loaded
-        step = int(checkpoint.name.split("-")[1])
-        assert trainer.evaluate()["eval_loss"] == recorded[step]
-
-
-def test_a_resumed_run_ends_with_the_same_bytes(kind, tokenizer, examples, tmp_path):
-    whole = make_trainer(kind, tokenizer, examples, tmp_path / "a", load_best_model_at_end=False)
-    whole.train()
-    again = make_trainer(
-        kind, tokenizer, examples, tmp_path / "b", load_best_model_at_end=False, seed=77
-    )
-    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-12"))
-    for trainer in (whole, again):
-        trainer.model.save_pretrained(Path(trainer.args.output_dir) / "end")
-    for file in ("adapter_model.safetensors", "model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "a/end" / file).read_bytes() == (tmp_path / "b/end" / file).read_bytes()
-
-
-def test_early_stopping_stops(tokenizer, examples, tmp_path):
-    stop = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=10.0)
-    trainer = make_trainer("bert", tokenizer, examples, tmp_path, callbacks=[stop])
-    trainer.train()
-    assert trainer.state.epoch == 2
-
-
-def test_gradient_accumulation_is_a_larger_batch(tokenizer, examples, tmp_path):
-    ends = []
-    for size, steps in ((8, 1), (4, 2)):
-        trainer = make_trainer(
-            "gpt2",
-            tokenizer,
-            examples,
-            tmp_path / str(size),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps,
-            num_train_epochs=1,
-            optim="sgd",
-        )
-        trainer.train()
-        ends.append(trainer.model.prompt_rows())
-    torch.testing.assert_close(*ends, atol=1e-4, rtol=0)
-
-
-# Whole runs, as `ptune train` makes them.
+from ptune.training.trainer import training_arguments
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +39,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "ptune.json
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bytes(bert_folder, table, tmp_path):
+def test_a_killed_run_resumes_and_writes_the_same_bytes(bert_folder, table, tmp_path):
     flags = ["--model", str(bert_folder), "--train-file", str(table), "--num-virtual-tokens", "4"]
     flags += ["--epochs", "15", "--batch-size", "2", "--dtype", "float32", "--encoder", "MLP"]
     command = [str(Path(sys.executable).with_name("ptune")), "train", *flags, "--output-dir"]
@@ -170,7 +61,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(bert_folder, table, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert "epoch  1.0/" not in resumed.stdout, "it started anew"
+    assert "epoch  1.0/" not in resumed.stdout, "it started from scratch"
     for file in ADAPTER_FILES:
         whole, killed = (tmp_path / run / file for run in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes(), file
@@ -196,7 +87,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(bert_folder, table, tmp_pa
     assert training.last_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
 
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
+def test_an_incomplete_checkpoint_is_skipped(tmp_path):
     for step, state in ((5, '{"global_step": 5}'), (10, '{"global'), (15, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -206,9 +97,7 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
     assert training.last_checkpoint(tmp_path / "checkpoint-5") is None
 
 
-def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(
-    bert_folder, table, tmp_path
-):
+def test_the_seed_determines_the_adapter(bert_folder, table, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         ptune.train_run(settings(bert_folder, table, seed=seed, epochs=1), tmp_path / name)
     a, b, c = (
@@ -218,7 +107,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(
     assert a != c
 
 
-def test_little_data_is_trained_in_steps_and_evaluated_now_and_then(bert_folder, table, tmp_path):
+def test_a_small_dataset_is_trained_for_200_steps(bert_folder, table, tmp_path):
     run = ptune.train_run(
         settings(bert_folder, table, epochs=None, examples_per_label=4, batch_size=8),
         tmp_path / "run",
@@ -227,19 +116,19 @@ def test_little_data_is_trained_in_steps_and_evaluated_now_and_then(bert_folder,
     assert steps == [25, 50, 75, 100, 125, 150, 175, 200]
 
 
-def test_much_data_is_trained_in_epochs():
-    chosen = ptune.TrainSettings(batch_size=10).arguments("unused", examples=1000)
+def test_a_large_dataset_is_trained_for_8_epochs():
+    chosen = training_arguments(ptune.TrainSettings(batch_size=10), "unused", examples=1000)
     assert (chosen.num_train_epochs, chosen.eval_strategy) == (8, "epoch")
 
 
-def test_each_kind_of_prompt_has_its_own_learning_rates():
+def test_the_default_learning_rates_depend_on_the_prompt():
     deep, shallow = (ptune.TrainSettings(prompt=kind).rates for kind in ("deep", "input"))
     assert deep != shallow
     assert ptune.TrainSettings(learning_rate=0.25).rates == (0.25, deep[1])
     assert ptune.TrainSettings(prompt_learning_rate=0.5).rates == (deep[0], 0.5)
 
 
-def test_a_run_learns_and_its_metrics_are_those_of_its_adapter(bert_folder, table, tmp_path):
+def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table, tmp_path):
     options = {"learning_rate": 0.05, "prompt_learning_rate": 0.05, "epochs": 20}
     run = ptune.train_run(settings(bert_folder, table, **options), tmp_path / "run")
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -250,12 +139,12 @@ def test_a_run_learns_and_its_metrics_are_those_of_its_adapter(bert_folder, tabl
     assert counts.trace() / counts.sum() == written["eval"]["accuracy"]
     assert written["best"]["accuracy"] == max(e["accuracy"] for e in written["epochs"])
     classifier = ptune.load(tmp_path / "run", dtype="float32")
-    corpus = settings(bert_folder, table).corpus()
+    corpus = training.load_dataset(settings(bert_folder, table))
     scores = classifier.evaluate(corpus.evaluation[""], ["accuracy", "f1_macro"])
     assert scores["accuracy"] == written["eval"]["accuracy"]
 
 
-def test_long_texts_are_cut_and_counted(bert_folder, tmp_path, texts):
+def test_long_texts_are_truncated_and_counted(bert_folder, tmp_path, texts):
     file = tmp_path / "long.csv"
     long = " ".join(texts * 4)
     rows = [f'"{long if i % 3 == 0 else "short"} {i}",{i % 2}' for i in range(30)]
@@ -264,13 +153,13 @@ def test_long_texts_are_cut_and_counted(bert_folder, tmp_path, texts):
     assert sum(run.metrics["truncated_texts"].values()) == 10
 
 
-def test_a_learning_rate_that_explodes_stops_with_the_step(bert_folder, table, tmp_path):
+def test_a_diverging_run_stops_with_the_step_and_the_learning_rate(bert_folder, table, tmp_path):
     wild = settings(bert_folder, table, learning_rate=1e38, prompt_learning_rate=1e38)
     with pytest.raises(PtuneError, match=r"NaN or infinite in step \d+.*learning rate"):
         ptune.train_run(wild, tmp_path / "run")
 
 
-def test_an_existing_folder_is_left_alone(bert_folder, table, tmp_path):
+def test_a_folder_with_other_files_is_left_alone(bert_folder, table, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     for flags in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(PtuneError, match="holds"):
@@ -278,7 +167,7 @@ def test_an_existing_folder_is_left_alone(bert_folder, table, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_a_run_is_replaced_only_when_asked_to_and_resumed_only_as_it_was(
+def test_a_run_is_replaced_only_on_request_and_resumed_only_with_its_settings(
     bert_folder, table, tmp_path
 ):
     first = settings(bert_folder, table, epochs=1)
@@ -294,7 +183,7 @@ def test_a_run_is_replaced_only_when_asked_to_and_resumed_only_as_it_was(
     assert training.read_settings(tmp_path / "run") == other
 
 
-def test_after_the_first_token_only_where_that_token_is_special(tokenizer):
+def test_the_prompt_follows_the_first_token_only_if_that_is_special(tokenizer):
     from conftest import train_tokenizer
 
     config = PromptEncoderConfig(placement="after_first")
@@ -303,8 +192,8 @@ def test_after_the_first_token_only_where_that_token_is_special(tokenizer):
     assert training.fit_to_tokenizer(config, without).placement == "prefix"
 
 
-def test_an_input_prompt_starts_from_the_question_and_a_head_of_zeros(bert_folder, table, tmp_path):
-    """Before it has learned anything, every label is as likely as every other."""
+def test_an_input_prompt_starts_from_the_given_words_with_a_zero_head(bert_folder, table, tmp_path):
+    """Before training, all labels are equally likely."""
     question = "what is it about?"
     options = {"prompt": "input", "learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
     own = settings(bert_folder, table, prompt_init_text=question, **options)
@@ -328,27 +217,26 @@ def test_an_input_prompt_starts_from_the_question_and_a_head_of_zeros(bert_folde
         ({"prompt": "deep", "prompt_init": "text"}, ("text", "is it so?"), 1.0),
     ],
 )
-def test_where_the_words_of_a_start_come_from(options, init, scale):
-    """From the user, else from the task."""
-    config = ptune.TrainSettings(task="mrpc", **options).prompt_config("is it so?")
+def test_the_initial_words_come_from_the_user_or_the_task(options, init, scale):
+    config = training.prompt_config(ptune.TrainSettings(task="mrpc", **options), "is it so?")
     assert (config.prompt_init, config.prompt_init_text) == init
     assert config.prompt_init_scale == scale
-    without = ptune.TrainSettings(task="mrpc", prompt="input").prompt_config()
+    without = training.prompt_config(ptune.TrainSettings(task="mrpc", prompt="input"))
     assert (without.prompt_init, without.prompt_init_text) == ("vocab", None)
 
 
-def test_of_pairs_an_input_prompt_is_read():
-    """By a sentence encoder's head, that is; and of single texts the text."""
-    settings = ptune.TrainSettings(task="mrpc", prompt="input")
-    assert settings.prompt_config(pairs=True).pooling == "prompt"
-    assert settings.prompt_config(pairs=False).pooling == "mean"
-    assert ptune.TrainSettings(task="mrpc").prompt_config(pairs=True).pooling == "mean"
-    family = ptune.TrainSettings(task="mrpc", prompt="input", pooling="family")
-    assert family.prompt_config(pairs=True).pooling == "family"
+def test_the_head_of_a_sentence_encoder_reads_an_input_prompt_for_pairs():
+    def pooling(pairs=True, **options):
+        settings = ptune.TrainSettings(task="mrpc", **options)
+        return training.prompt_config(settings, pairs=pairs).pooling
+
+    assert pooling(prompt="input") == "prompt"
+    assert pooling(prompt="input", pairs=False) == "mean"
+    assert pooling() == "mean"
+    assert pooling(prompt="input", pooling="family") == "family"
 
 
-def test_training_goes_on_without_the_backbone_s_tokenizer(bert_folder, table, tmp_path):
-    """What was trained does not start from words again."""
+def test_a_trained_prompt_can_be_trained_further_without_a_tokenizer(bert_folder, table, tmp_path):
     own = settings(bert_folder, table, prompt="input", prompt_init_text="the lamp", epochs=1)
     run = ptune.train_run(own, tmp_path / "run")
     backbone = build("bert")

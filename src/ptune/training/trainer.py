@@ -1,0 +1,375 @@
+"""The 🤗 `Trainer` of a run: its arguments, callbacks, batches and metrics.
+
+`SharingTrainer` differs from `Trainer` only if several processes train together. `PromptModel`
+also trains with an unmodified `Trainer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from torch import distributed
+from torch.nn import functional
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ptune import compat
+from ptune import labels as metrics
+from ptune.backbones.loading import encode
+from ptune.data import dataset as data
+from ptune.data.dataset import Corpus
+from ptune.errors import PtuneError
+from ptune.model import PromptModel
+from ptune.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
+
+# Small datasets need a minimum number of steps rather than of epochs. However long a run is, it is
+# evaluated about EPOCHS times.
+MIN_STEPS = 200
+EPOCHS = 8
+
+
+def training_arguments(
+    settings: TrainSettings, output_dir: str | Path, examples: int
+) -> TrainingArguments:
+    """Translate settings into 🤗 `TrainingArguments`.
+
+    Args:
+        settings: The settings of the run.
+        output_dir: Folder for checkpoints.
+        examples: Number of training examples.
+
+    Raises:
+        PtuneError: `TrainingArguments` refuses a value, or the processes cannot see each other.
+    """
+    accumulated = settings.training_arguments.get("gradient_accumulation_steps", 1)
+    steps_per_epoch = math.ceil(examples / (settings.batch_size * accumulated * settings.processes))
+    epochs = settings.epochs or EPOCHS
+    steps = math.ceil(epochs * steps_per_epoch)
+    few = settings.epochs is None and steps < MIN_STEPS
+    schedule: dict[str, Any]
+    if few:
+        steps, epochs = MIN_STEPS, MIN_STEPS / steps_per_epoch
+        schedule = {"_strategy": "steps", "_steps": MIN_STEPS // EPOCHS}
+    else:
+        schedule = {"_strategy": "epoch"}
+    chosen: dict[str, Any] = {
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": 2 * settings.batch_size,
+        "learning_rate": settings.rates[0],
+        "weight_decay": 0.01,
+        "warmup_steps": math.ceil(0.06 * steps),
+        **{what + k: v for what in ("eval", "save", "logging") for k, v in schedule.items()},
+        "save_total_limit": 2,
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # Accelerate needs this to recognise several processes on CPUs.
+        "use_cpu": not torch.accelerator.is_available(),
+        "ddp_find_unused_parameters": False,  # every trained parameter has a gradient
+        "ddp_broadcast_buffers": False,  # all buffers belong to the frozen backbone
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": settings.seed,
+    }
+    try:
+        args = TrainingArguments(
+            output_dir=str(output_dir), **{**chosen, **settings.training_arguments}
+        )
+    except (TypeError, ValueError) as error:
+        raise PtuneError(f"TrainingArguments refused these settings: {error}") from error
+    if args.world_size != settings.processes:
+        raise PtuneError(
+            f"{settings.processes} processes were started together, but {args.world_size} found "
+            "each other. Start them with torchrun or `accelerate launch`."
+        )
+    return args
+
+
+class NotFinite(TrainerCallback):
+    """Stops at the first step with a NaN or infinite gradient, before it reaches the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        """Check the gradients of all trained parameters."""
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
+            raise PtuneError(
+                f"The loss became NaN or infinite in step {state.global_step + 1} (learning rate "
+                f"{_largest_rate(kwargs['optimizer']):g}). The learning rate is probably too high: "
+                "try a tenth of --learning-rate and --prompt-learning-rate, or --dtype float32 if "
+                "the backbone runs in float16."
+            )
+
+
+def _largest_rate(optimizer: Any) -> float:
+    return max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
+
+
+class StopAndSave(TrainerCallback):
+    """On Ctrl-C: finish the step, write a checkpoint and stop. A second Ctrl-C stops at once.
+
+    If several processes train together, all stop after the same step.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT within the block. Only the main thread can; others do nothing here."""
+        try:
+            before = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        logger.warning("Stopping after a last checkpoint. Press Ctrl-C again to stop at once.")
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have `Trainer` save a checkpoint and stop, if asked to."""
+        if args.world_size > 1:
+            asked = torch.tensor(float(self.asked), device=args.device)
+            distributed.all_reduce(asked, distributed.ReduceOp.MAX)
+            self.asked = bool(asked)
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+class Shares(Sampler[list[int]]):
+    """The batches of one process: its share of each step's examples.
+
+    A step takes the same examples, in the same order, as it would in a single process. Each example
+    goes to one process, except in a step with fewer examples than processes: there every process
+    takes all of them.
+
+    Args:
+        order: Yields the numbers of the examples.
+        batch_size: Batch size of one process. The batches of the last step may be smaller.
+        accumulated: Batches per step.
+        process: Number of this process.
+        processes: Number of processes.
+        drop_last: Leave out the examples at the end that do not fill a batch in every process.
+    """
+
+    def __init__(
+        self,
+        order: Sampler[int],
+        *,
+        batch_size: int,
+        accumulated: int,
+        process: int,
+        processes: int,
+        drop_last: bool = False,
+    ) -> None:
+        self.order, self.process, self.processes = order, process, processes
+        self.together = batch_size * processes
+        self.step = self.together * accumulated
+        self.examples = len(order) - (len(order) % self.together if drop_last else 0)  # type: ignore[arg-type]
+
+    def _batches(self, examples: int) -> int:
+        """Batches per process in a step with N examples: equal in every process, none empty."""
+        return max(1, min(math.ceil(examples / self.together), examples // self.processes))
+
+    def __len__(self) -> int:
+        steps = range(0, self.examples, self.step)
+        return sum(self._batches(min(self.step, self.examples - first)) for first in steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # Dropout has advanced the random generators of the processes differently.
+        compat.synchronize_torch_generators()
+        order = list(self.order)[: self.examples]
+        for first in range(0, len(order), self.step):
+            step = order[first : first + self.step]
+            own = step[self.process :: self.processes] if len(step) >= self.processes else step
+            n = self._batches(len(step))
+            for i in range(n):
+                yield own[len(own) * i // n : len(own) * (i + 1) // n]
+
+
+class SharingTrainer(Trainer):
+    """A `Trainer` whose processes together do what one process does with a larger batch.
+
+    `Trainer` groups texts by length in each process separately, and repeats examples from the start
+    to fill the last batches.
+    """
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of this process."""
+        args, dataset = self.args, self.train_dataset
+        if args.world_size == 1 or args.train_sampling_strategy != "group_by_length":
+            return super().get_train_dataloader()
+        size, accumulated = args.train_batch_size, args.gradient_accumulation_steps
+        together = size * accumulated * args.world_size
+        shares = Shares(
+            compat.length_grouped_sampler(together, dataset),
+            batch_size=size,
+            accumulated=accumulated,
+            process=args.process_index,
+            processes=args.world_size,
+            drop_last=args.dataloader_drop_last,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=shares,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    @property
+    def evaluation_sets(self) -> dict[str, Dataset]:
+        """Evaluation sets by name. A single one has an empty name."""
+        sets: Any = self.eval_dataset
+        return sets if isinstance(sets, dict) else {} if sets is None else {"": sets}
+
+
+def tokenize(
+    tokenizer: transformers.PreTrainedTokenizerBase, dataset: Dataset, max_text_tokens: int | None
+) -> tuple[Dataset, int]:
+    """Tokenize a dataset with the columns of `ptune.data.dataset`.
+
+    Args:
+        tokenizer: The backbone's tokenizer.
+        dataset: Texts and labels.
+        max_text_tokens: Longer texts are truncated to this length. `None`: no limit.
+
+    Returns:
+        The dataset with the tokenizer's columns and `labels`, and the number of truncated texts.
+    """
+    columns = [c for c in (data.TEXT, data.PAIR) if c in dataset.column_names]
+    truncated = 0
+
+    def encode_batch(batch: dict[str, list[str]]) -> dict[str, Any]:
+        nonlocal truncated
+        encoded, cut = encode(tokenizer, [batch[c] for c in columns], max_text_tokens)
+        truncated += cut
+        return encoded
+
+    with data.quiet():
+        encoded = dataset.map(
+            encode_batch, batched=True, remove_columns=columns, load_from_cache_file=False
+        )
+    if data.LABEL in encoded.column_names:
+        encoded = encoded.rename_column(data.LABEL, "labels")
+    return encoded, truncated
+
+
+# The losses that Transformers' heads compute, as means over all examples.
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "single_label_classification": functional.cross_entropy,
+    "multi_label_classification": functional.binary_cross_entropy_with_logits,
+    "regression": lambda logits, labels: functional.mse_loss(logits[:, 0], labels),
+}
+
+
+def metric_function(corpus: Corpus) -> Callable[[Any], dict[str, float]]:
+    """The `compute_metrics` function for `Trainer`."""
+
+    def compute(prediction: Any) -> dict[str, float]:
+        logits, labels = first_output(prediction.predictions), np.asarray(prediction.label_ids)
+        # `Trainer`'s own loss counts the examples that fill up the last batch of each process.
+        loss = LOSSES[corpus.problem_type](torch.tensor(logits), torch.tensor(labels))
+        predicted = metrics.decide(logits, corpus.problem_type)
+        return {"loss": float(loss), **metrics.compute(corpus.metrics, labels, predicted)}
+
+    return compute
+
+
+def first_output(predictions: Any) -> np.ndarray:
+    """The logits among the outputs that `Trainer` has collected."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def build_trainer(
+    model: PromptModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    corpus: Corpus,
+    args: TrainingArguments,
+    *,
+    prompt_learning_rate: float | None,
+    callbacks: list[TrainerCallback],
+) -> tuple[SharingTrainer, dict[str, int]]:
+    """Tokenize the data and build a `Trainer` for a prompt.
+
+    Returns:
+        The `Trainer`, and the number of truncated texts in each set.
+
+    Raises:
+        PtuneError: The prompt leaves no positions for a text, or `Trainer` refuses a setting.
+    """
+    train, evaluation, truncated = _tokenized(model, tokenizer, corpus)
+    groups = model.parameter_groups(
+        args.learning_rate,
+        prompt_learning_rate=prompt_learning_rate,
+        weight_decay=args.weight_decay,
+    )
+    try:
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        trainer = SharingTrainer(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=evaluation[""] if list(evaluation) == [""] else (evaluation or None),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=metric_function(corpus),
+            optimizers=(optimizer_class(groups, **options), None),
+            callbacks=[NotFinite(), *callbacks],
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise PtuneError(f"Trainer refused these settings: {error}") from error
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer, truncated
+
+
+def _tokenized(
+    model: PromptModel, tokenizer: transformers.PreTrainedTokenizerBase, corpus: Corpus
+) -> tuple[Dataset, dict[str, Dataset], dict[str, int]]:
+    """Training set, evaluation sets, and the number of truncated texts in each."""
+    limit = model.text_room(tokenizer)
+    special = tokenizer.num_special_tokens_to_add(pair=corpus.pairs)
+    if limit is not None and limit <= special:
+        raise PtuneError(
+            f"{model.prompt_config.num_virtual_tokens} virtual tokens do not fit: of "
+            f"{model.max_positions} positions they leave {limit} for a text, and its special "
+            f"tokens alone take {special}. Use a smaller num_virtual_tokens or a larger max_length."
+        )
+    assert corpus.train is not None
+    train, cut = tokenize(tokenizer, corpus.train, limit)
+    truncated = {"train": cut}
+    evaluation = {}
+    for name, dataset in corpus.evaluation.items():
+        evaluation[name], truncated[name or "eval"] = tokenize(tokenizer, dataset, limit)
+    for name, cut in truncated.items():
+        if cut:
+            logger.warning("%d texts of %s were cut to %s tokens to fit.", cut, name, limit)
+    return train, evaluation, truncated
