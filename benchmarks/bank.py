@@ -37,7 +37,7 @@ from speed import DEVICE, in_turn, ratio, timed
 
 import ptune
 from ptune import PromptBank, PromptEncoderConfig, PromptModel
-from ptune.adapters import adapter
+from ptune.adapters import adapter, schema
 from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.data import dataset as data
 
@@ -61,7 +61,7 @@ def adapters(tasks: int, depth: str, virtual_tokens: int) -> Iterator[Path]:
         for i in range(tasks):
             place = Path(folder) / f"task {i}"
             place.mkdir(exist_ok=True)
-            for name in (adapter.CONFIG_NAME, adapter.INFO_NAME):
+            for name in (schema.CONFIG_NAME, schema.INFO_NAME):
                 (place / name).write_bytes((first / name).read_bytes())
             tensors = {n: torch.randn(shape) * 0.1 for n, shape in shapes.items()}
             save_file(tensors, place / adapter.WEIGHTS_NAME, metadata={"format": "pt"})

@@ -163,7 +163,7 @@ def train(name: str, model: str, args: argparse.Namespace, folder: Path) -> None
         data_dir=args.data_dir,
         prompt="input",
         placement=FAMILIES[name][1],
-        pooling="family",
+        pooling="architecture",
         training_arguments={"max_steps": args.steps, "eval_strategy": "no", "save_strategy": "no"},
     )
     ptune.train_run(settings, folder, overwrite=True)

@@ -173,7 +173,7 @@ def rival(name: str, kind: str = "p-tuning", *, autocast: bool = False) -> Step:
 
 def pooling(name: str, depth: str) -> Any:
     """What `ptune train` has the head read of pairs by default."""
-    return "family" if name != "minilm" else "prompt" if depth == "input" else "mean"
+    return "architecture" if name != "minilm" else "prompt" if depth == "input" else "mean"
 
 
 def classifier(name: str, depth: str) -> PromptModel:

@@ -34,7 +34,7 @@ def model(kind):
 
 
 @pytest.mark.parametrize("placement", ["prefix", "after_first"])
-@pytest.mark.parametrize("pooling", ["family", "mean", "prompt"])
+@pytest.mark.parametrize("pooling", ["architecture", "mean", "prompt"])
 def test_it_compiles_without_a_break(kind, placement, pooling):
     if pooling == "prompt" and kind == "gpt2":
         pytest.skip("a prompt before the text has not read it there")

@@ -219,7 +219,7 @@ class PromptModel(PreTrainedModel):
         if config.pooling == "prompt" and SharedRows.possible(backbone):
             raise PtuneError(
                 "pooling is 'prompt', but this backbone only looks back: a prompt before the text "
-                "has not read it. Take 'family' or 'mean'."
+                "has not read it. Take 'architecture' or 'mean'."
             )
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = backbone.name_or_path or None
@@ -747,7 +747,7 @@ class PromptModel(PreTrainedModel):
             inputs["labels"] = labels
         if self._takes_use_cache:
             kwargs.setdefault("use_cache", False)  # nothing is generated
-        mean = of_rows([p.pooling != "family" for p in prompts])
+        mean = of_rows([p.pooling != "architecture" for p in prompts])
         if isinstance(mean, Tensor) or mean:
             of_text = torch.as_tensor(of_rows([p.pooling == "mean" for p in prompts]))
             is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text

@@ -220,9 +220,15 @@ def damage_by_missing_config(folder):
 
 
 def damage_by_a_newer_version(folder):
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "frequency": "high"}))
-    return "unknown field.*frequency.*Upgrade"
+    file = folder / "ptune.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "requires": ["readers"]}))
+    return r"ptune\.json requires readers.*Upgrade"
+
+
+def damage_by_another_mechanism(folder):
+    file = folder / "ptune.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mechanism": "prefix"}))
+    return r"mechanism is 'prefix', but .* depth 'input'"
 
 
 def damage_by_a_pickle(folder):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers.utils import hub as transformers_hub
 
 import ptune
+import ptune.peft
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
 from ptune.adapters import adapter
 from ptune.adapters import push as hub
@@ -591,11 +592,11 @@ CODE = {"base_model_class": "Popen", "parent_library": "subprocess"}
         ({"auto_mapping": CODE}, "names code to import"),
         ({"revision": "../../../escape"}, "has the revision"),
         ({"revision": "/etc"}, "has the revision"),
-        ({"revision": 3}, "has the revision"),
+        ({"revision": 3}, "revision is 3; expected a string"),
         ({"base_model_name_or_path": "../../victim"}, "a path that is not followed"),
         ({"base_model_name_or_path": "a\\..\\..\\victim"}, "a path that is not followed"),
         ({"base_model_name_or_path": "~/victim"}, "a path that is not followed"),
-        ({"base_model_name_or_path": ["a", "b"]}, "a path that is not followed"),
+        ({"base_model_name_or_path": ["a"]}, r"base_model_name_or_path is \['a'\]; expected"),
     ],
 )
 @pytest.mark.parametrize("place", ["folder", "hub"])
@@ -606,7 +607,7 @@ def test_an_adapter_that_names_code_or_reaches_outside_is_refused(
     if place == "hub":
         server.add_folder("bob/evil", source)
         source = "bob/evil"
-    for load in (ptune.load, PromptEncoderConfig.from_pretrained):
+    for load in (ptune.load, ptune.peft.PeftConfig.from_pretrained):
         with pytest.raises(PtuneError, match=said):
             load(source)
 

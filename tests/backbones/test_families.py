@@ -293,10 +293,10 @@ ALL_POSITIONS = {"ALBERT", "MPNet", "EuroBERT", "XLNet", "BART", "T5"}
 @pytest.mark.parametrize(
     ("kind", "pooling"),
     [
-        ("prefix", "family"),
+        ("prefix", "architecture"),
         ("prefix", "mean"),
         ("prefix", "prompt"),
-        ("deep", "family"),
+        ("deep", "architecture"),
         ("deep", "mean"),
     ],
 )
@@ -332,7 +332,7 @@ def test_the_end_of_the_last_layer_works_only_where_it_is_read(
     scale = all_gradient.abs().max().item()
     torch.testing.assert_close(gradient, all_gradient, atol=1e-5 * scale, rtol=0)
     of_text = int(inputs["attention_mask"].sum())
-    assert tokens[0] == {"family": 3, "mean": of_text, "prompt": 3 * K}[pooling]
+    assert tokens[0] == {"architecture": 3, "mean": of_text, "prompt": 3 * K}[pooling]
     assert tokens[1] >= inputs["input_ids"].numel()
 
 

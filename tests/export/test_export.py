@@ -355,7 +355,7 @@ def test_a_deep_prompt_is_refused(tmp_path):
 
 def test_mean_pooling_is_refused(tmp_path):
     source = make(tmp_path, "BERT", pooling="mean")
-    refused(source, tmp_path / "out", "--pooling family", "--to onnx")
+    refused(source, tmp_path / "out", "--pooling architecture", "--to onnx")
 
 
 def test_a_prompt_inside_the_text_is_refused(tmp_path):

@@ -424,7 +424,7 @@ DAMAGES = {
     cut_short: "damaged or cut short",
     no_weights: "incomplete",
     no_json: "damaged",
-    wrong_kind: r"its files are damaged \('>' not supported",
+    wrong_kind: r"adapter_config.json: prompt_init_scale is 'large'; expected a number",
     wrong_labels: "1 labels",
     wrong_bound: "texts of 2 tokens",
     another_backbone: "model_type bert instead of roberta",

@@ -233,7 +233,7 @@ def test_the_head_of_a_sentence_encoder_reads_an_input_prompt_for_pairs():
     assert pooling(prompt="input") == "prompt"
     assert pooling(prompt="input", pairs=False) == "mean"
     assert pooling() == "mean"
-    assert pooling(prompt="input", pooling="family") == "family"
+    assert pooling(prompt="input", pooling="architecture") == "architecture"
 
 
 def test_a_trained_prompt_can_be_trained_further_without_a_tokenizer(bert_folder, table, tmp_path):

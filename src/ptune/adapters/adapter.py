@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -36,9 +36,12 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 
 from ptune import __version__, compat
+from ptune.adapters import schema
+from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
 from ptune.errors import PtuneError, first_line
 from ptune.files import read_json, staged, write_json
-from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
+from ptune.labels import Labels
+from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.mechanisms import Form, InputRows, KeysAndValues, RowsInEveryLayer
 
 if TYPE_CHECKING:
@@ -50,12 +53,10 @@ HubHTTPError = compat.connection_error()
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
-INFO_NAME = "ptune.json"
 TRAINED_STATE_NAME = "model.safetensors"
 EMBEDDINGS_KEY = "prompt_embeddings"
 HEAD_PREFIX = "base_model."
 
-Mechanism = Literal["input", "prefix", "layers"]
 MECHANISMS: dict[type[Form], Mechanism] = {
     InputRows: "input",
     KeysAndValues: "prefix",
@@ -72,9 +73,7 @@ class Adapter:
         prompt_embeddings: The prompt, ``[num_virtual_tokens, width]``, float32. An input prompt is
             as wide as the backbone's token embedding.
         head: The head's parameters, float32, under their names in the backbone.
-        labels: Label names in the order of the logits.
-        problem_type: `single_label_classification`, `multi_label_classification`, `regression` or
-            unknown (``None``).
+        labels: The labels and the problem type. If PEFT wrote the adapter: numbered labels.
         mechanism: How the prompt enters the backbone: ``"input"`` (as tokens), ``"prefix"``
             (key-values in every layer) or ``"layers"`` (embeddings in every layer). ``None``: the
             files do not tell; the mechanism whose width fits on the backbone is the right one.
@@ -88,8 +87,7 @@ class Adapter:
     config: PromptEncoderConfig
     prompt_embeddings: torch.Tensor
     head: dict[str, torch.Tensor]
-    labels: list[str]
-    problem_type: str | None = None
+    labels: Labels
     mechanism: Mechanism | None = None
     max_length: int | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -113,21 +111,25 @@ class Adapter:
         """
         config = read_config(source, own_backbone=own_backbone, **where)
         embeddings, head = _read_weights(source, config, **where)
-        info_file = fetch(source, INFO_NAME, **where)
-        info = read_json(info_file) if info_file else {}
-        sizes = info.get("backbone") or {}
+        file = fetch(source, INFO_NAME, **where)
+        # The last layer of every head in Transformers has one output per label.
+        outputs = len(list(head.values())[-1]) if head else 2
+        info = schema.parse_info(read_json(file) if file else {}, file or INFO_NAME, outputs)
+        mechanism = info["mechanism"]
+        if mechanism is None:
+            info["mechanism"] = infer_mechanism(config, embeddings.shape[1], info["backbone"])
+        elif (mechanism == "input") != (config.depth == "input"):
+            raise PtuneError(
+                f"{file}: mechanism is {mechanism!r}, but {CONFIG_NAME} has the depth "
+                f"{config.depth!r}. One of the two files belongs to another adapter."
+            )
         return cls(
             config=config,
             prompt_embeddings=embeddings,
             head=head,
-            labels=list(info.get("labels") or _numbered_labels(head)),
-            problem_type=info.get("problem_type"),
-            mechanism=info.get("mechanism") or infer_mechanism(config, embeddings.shape[1], sizes),
-            max_length=info.get("max_length"),
-            backbone=sizes,
             source=os.fspath(source),
-            ptune_version=info.get("ptune_version"),
             trained_state=fetch(source, TRAINED_STATE_NAME, **where),
+            **info,
         )
 
     def save(
@@ -147,11 +149,13 @@ class Adapter:
         """
         with staged(Path(folder)) as stage:
             config = replace(self.config, inference_mode=True)
-            (stage / CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")
+            text = schema.config_text(schema.config_content(config))
+            (stage / CONFIG_NAME).write_text(text, encoding="utf-8")
             info = {
+                "format": schema.FORMAT,
+                "requires": [],
                 "ptune_version": __version__,
-                "labels": self.labels,
-                "problem_type": self.problem_type,
+                **self.labels.to_json(),
                 "max_length": self.max_length,
                 "mechanism": self.mechanism,
                 "backbone": self.backbone,
@@ -207,12 +211,6 @@ def infer_mechanism(
     return "prefix" if fits_prefix else "layers"
 
 
-def _numbered_labels(head: Mapping[str, torch.Tensor]) -> list[str]:
-    # The last layer of every head in Transformers has one output per label.
-    size = list(head.values())[-1].shape[0] if head else 2
-    return [f"LABEL_{i}" for i in range(size)]
-
-
 def _read_weights(
     source: str | os.PathLike[str], config: PromptEncoderConfig, **where: Any
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -249,13 +247,11 @@ def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
 
 def from_model(model: PromptModel) -> Adapter:
     """A model's active adapter."""
-    config = model.config
     return Adapter(
         config=model.prompt_config,
         prompt_embeddings=model.prompt_rows(),
         head={name: p.detach() for name, p in model.head_parameters()},
-        labels=[config.id2label[i] for i in range(config.num_labels)],
-        problem_type=config.problem_type,
+        labels=Labels.from_config(model.config),
         mechanism=MECHANISMS[type(model.form)],
         max_length=model.max_length,
         backbone=describe_backbone(model.backbone),
@@ -425,7 +421,7 @@ def read_config(
             f"{source} holds no {CONFIG_NAME}: it is not an adapter. Name the folder that "
             "`ptune train` wrote (--output-dir), or one of its checkpoints."
         )
-    config = PromptEncoderConfig.from_dict(read_json(file))
+    config = schema.parse_config(read_json(file), file)
     _check_names(config, source, own_backbone)
     return config
 
@@ -542,7 +538,7 @@ def load_beside(
     """
     adapter = _given(source, **where)
     check_beside(model, adapter)
-    labels = {"id2label": dict(enumerate(adapter.labels)), "problem_type": adapter.problem_type}
+    labels = adapter.labels.to_config()
     config = replace(adapter.config, inference_mode=not is_trainable)
     if is_trainable:
         config = replace(config, encoder_reparameterization_type="NONE")
@@ -673,8 +669,8 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         ),
         "parameters": f"prompt {adapter.prompt_embeddings.numel():,}, head {head:,}",
         "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
-        "labels": ", ".join(adapter.labels),
-        "problem type": adapter.problem_type,
+        "labels": ", ".join(adapter.labels.names),
+        "problem type": adapter.labels.problem_type,
         "longest text": f"{limit} tokens" if (limit := adapter.max_length) else None,
         "trained on": f"{scores['task']}, {scores['train_examples']:,} examples"
         if scores

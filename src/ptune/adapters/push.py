@@ -38,10 +38,10 @@ from safetensors.torch import save as tensors_to_bytes
 from ptune import __version__
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter, HubHTTPError
+from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data import dataset as data
 from ptune.errors import PtuneError, first_line
 from ptune.files import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME, read_json
-from ptune.prompts.config import CONFIG_NAME, OWN_FIELDS
 
 if TYPE_CHECKING:
     from ptune.model import PromptModel
@@ -60,7 +60,6 @@ _METRICS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "pearson": ("pearsonr", "Pearson correlation", None),
     "spearman": ("spearmanr", "Spearman correlation", None),
 }
-_TRAINING_ONLY = {"backbone_dropout", "prompt_init", "prompt_init_text", "prompt_init_scale"}
 # Settings that are files or folders: only their names are anyone else's business.
 _FILE_SETTINGS = ("train_file", "eval_file", "data_dir")
 
@@ -178,7 +177,7 @@ def _prepare(folder: Path) -> _Prepared:
     weights = folder / adapter.WEIGHTS_NAME
     files[adapter.WEIGHTS_NAME] = weights if weights.is_file() else _as_safetensors(found)
     if found.ptune_version:
-        files[adapter.INFO_NAME] = folder / adapter.INFO_NAME
+        files[INFO_NAME] = folder / INFO_NAME
     if (scores := folder / METRICS_NAME).is_file():
         files[METRICS_NAME] = _json(_without_paths({**read_json(scores), "model": backbone.name}))
     files |= {name: folder / name for name in PICTURES if (folder / name).is_file()}
@@ -271,8 +270,8 @@ def model_card(
     scores = _read_if_there(folder / METRICS_NAME)
     settings = _read_if_there(folder / SETTINGS_NAME)
     results = list(_eval_results(scores, settings))
-    # What decides how a prompt is trained does not change what it predicts.
-    unknown_to_peft = found.config.to_dict().keys() & (set(OWN_FIELDS) - _TRAINING_ONLY)
+    own = config_content(found.config).keys() & OWN_FIELDS.keys()
+    unknown_to_peft = [name for name in own if not OWN_FIELDS[name].training_only]
     loads_in_peft = not unknown_to_peft
     on_hub = backbone.name is not None and not backbone.is_local
     metadata = ModelCardData(
@@ -349,11 +348,12 @@ def _eval_results(scores: dict[str, Any], settings: dict[str, Any]) -> Iterator[
 def _what_it_does(
     found: Adapter, backbone: PublicBackbone, scores: dict[str, Any], *, pairs: bool
 ) -> str:
-    text = "a pair of texts" if pairs else "a text"
-    does = {
-        "regression": f"gives {text} a number ({_code(found.labels[0])})",
-        "multi_label_classification": f"says which of {len(found.labels)} labels {text} has",
-    }.get(found.problem_type or "", f"says which one of {len(found.labels)} labels {text} has")
+    text, labels = "a pair of texts" if pairs else "a text", found.labels
+    if labels.is_regression:
+        does = f"gives {text} a number ({_code(labels.names[0])})"
+    else:
+        one = "" if labels.is_multi else "one "
+        does = f"says which {one}of {len(labels)} labels {text} has"
     if backbone.name is None:
         on = "a frozen language model"
     elif backbone.is_local:
@@ -377,9 +377,9 @@ def _what_it_does(
 
 
 def _labels(found: Adapter) -> str:
-    if found.problem_type == "regression":
+    if found.labels.is_regression:
         return ""
-    return "## Labels\n\n" + ", ".join(map(_code, found.labels))
+    return "## Labels\n\n" + ", ".join(map(_code, found.labels.names))
 
 
 def _usage(repo_id: str, backbone: PublicBackbone, *, pairs: bool, loads_in_peft: bool) -> str:
@@ -447,7 +447,7 @@ def _files(folder: Path) -> str:
     what = {
         CONFIG_NAME: "the prompt's configuration",
         adapter.WEIGHTS_NAME: "the prompt's rows and the head",
-        adapter.INFO_NAME: "labels, and the backbone's sizes",
+        INFO_NAME: "labels, and the backbone's sizes",
         METRICS_NAME: "scores of every epoch",
     }
     always = (CONFIG_NAME, adapter.WEIGHTS_NAME)

@@ -194,7 +194,7 @@ def train(
         _flag("Behind the first special token, or before the text as in PEFT.", PROMPT),
     ] = "after_first",
     pooling: Annotated[
-        Literal["auto", "family", "mean", "prompt"],
+        Literal["auto", "architecture", "mean", "prompt"],
         _flag("What the head reads; auto: a mean for a sentence encoder.", PROMPT),
     ] = "auto",
     prompt_init: Annotated[

@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 
 from ptune import __version__
 from ptune.adapters.adapter import is_hub_id
+from ptune.adapters.schema import CONFIG_NAME
 from ptune.data.dataset import read_table
 from ptune.errors import PtuneError
 from ptune.files import open_up, write_json
 from ptune.inference.classifier import PromptClassifier, Text, TextClassifier
 from ptune.inference.engines import EXPORT_INFO_NAME
-from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
+from ptune.prompts.config import PromptEncoderConfig
 
 # The largest accepted difference from ptune's logits in float32, relative to the largest logit.
 TOLERANCE = 1e-4

@@ -130,12 +130,12 @@ def _check_prompt(config: PromptEncoderConfig) -> None:
             "checkpoint has no place for them. Train an input prompt "
             "(`ptune train --prompt input`), or export this classifier with `--to onnx`."
         )
-    if config.pooling != "family":
+    if config.pooling != "architecture":
         raise PtuneError(
             f"This classifier's head reads a mean (pooling={config.pooling!r}), which no "
             "classification class of Transformers computes. Train it to read what its "
-            "architecture reads (`ptune train --prompt input --pooling family`), or export this "
-            "classifier with `--to onnx`."
+            "architecture reads (`ptune train --prompt input --pooling architecture`), or export "
+            "this classifier with `--to onnx`."
         )
 
 

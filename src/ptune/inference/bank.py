@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
+from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.backbones.loading import (
     default_device,
     encode,
@@ -38,16 +39,15 @@ from ptune.errors import PtuneError, first_line
 from ptune.files import read_json
 from ptune.inference.classifier import WINDOW, Prediction, Text, batches, prediction_of
 from ptune.model import PromptModel
-from ptune.prompts.config import CONFIG_NAME, PromptEncoderConfig
+from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.hooks import HeadPerRow
 from ptune.prompts.mechanisms import Form, Prompt
 
 if TYPE_CHECKING:
     import transformers
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # The files that make an adapter what it is.
-_FILES = (CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.OLD_WEIGHTS_NAME, adapter.INFO_NAME)
+_FILES = (CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.OLD_WEIGHTS_NAME, INFO_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,12 +326,6 @@ class PromptBank:
         found = Adapter.read(folder, own_backbone=True)
         if _stamp(folder) != stamp:
             raise PtuneError(f"{folder} changed while it was read. Add it again.")
-        problem_type = found.problem_type or PROBLEM_TYPES[0]
-        if problem_type not in PROBLEM_TYPES or not all(isinstance(n, str) for n in found.labels):
-            raise PtuneError(
-                f"{folder / adapter.INFO_NAME} is damaged: its labels or its problem type "
-                f"({problem_type!r}) are none. Save or fetch it again."
-            )
         scores = folder / "metrics.json"
         pairs = read_json(scores).get("text_pairs") if scores.is_file() else None
         weights = self._weights(found)
@@ -347,8 +341,8 @@ class PromptBank:
             )
         info = TaskInfo(
             name,
-            found.labels,
-            problem_type,
+            list(found.labels.names),
+            found.labels.problem_type,
             pairs,
             found.config.num_virtual_tokens,
             found.config.depth,

@@ -176,7 +176,7 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in the reference.
-        pooling: What the head reads: `family`, `mean` (over the text), `prompt` or `auto`.
+        pooling: What the head reads: `architecture`, `mean` (over the text), `prompt` or `auto`.
         prompt_init: `vocab`, `text` or `random`; `None`: what suits the kind of prompt.
         prompt_init_text: What the prompt starts as, in words: what is asked about a text.
         prompt_init_scale: By what the initial vectors are multiplied; likewise.
@@ -366,12 +366,12 @@ def load(
             f"The adapter {source} does not say which backbone it was trained on. Name it "
             "(`--model`, or model= in Python)."
         )
-    problem_type = found.problem_type or "single_label_classification"
+    names, problem_type = list(found.labels.names), found.labels.problem_type
     local = {"cache_dir": cache_dir, "local_files_only": local_files_only}
     # The adapter's revision is the backbone's.
     backbone = load_backbone(
         name,
-        labels=found.labels,
+        labels=names,
         problem_type=problem_type,
         dtype=dtype,  # type: ignore[arg-type]
         revision=found.config.revision,
@@ -395,7 +395,7 @@ def load(
         batch_size=batch_size,
         dtype=dtype,
     )
-    classifier._set(prompt_model.to(device), tokenizer, found.labels, problem_type)
+    classifier._set(prompt_model.to(device), tokenizer, names, problem_type)
     return classifier
 
 

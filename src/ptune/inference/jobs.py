@@ -21,6 +21,7 @@ from typing import Any
 
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
+from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.data import dataset as data
 from ptune.data.dataset import Columns
 from ptune.errors import PtuneError, first_line, missing_package
@@ -78,7 +79,7 @@ class Recipe:
         """
         names: tuple[str, ...] = (EXPORT_INFO_NAME, MODEL_NAME)
         if self.runtime == "torch":
-            names = (adapter.CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.INFO_NAME)
+            names = (CONFIG_NAME, adapter.WEIGHTS_NAME, INFO_NAME)
             Adapter.read(self.adapter, own_backbone=self.model is not None, revision=self.revision)
         digest = hashlib.sha256()
         for name in names:

@@ -91,7 +91,7 @@ class Prompt:
     rows: Tensor
     before: int = 0
     shifts: bool = False
-    pooling: Pooling = "family"
+    pooling: Pooling = "architecture"
 
     @classmethod
     def of(cls, config: PromptEncoderConfig, form: Form, rows: Tensor) -> Prompt:

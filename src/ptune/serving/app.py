@@ -31,13 +31,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import numpy as np
 
 from ptune import __version__
-from ptune.adapters.adapter import (
-    CONFIG_NAME,
-    INFO_NAME,
-    OLD_WEIGHTS_NAME,
-    TRAINED_STATE_NAME,
-    WEIGHTS_NAME,
-)
+from ptune.adapters.adapter import OLD_WEIGHTS_NAME, TRAINED_STATE_NAME, WEIGHTS_NAME
+from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError
 from ptune.inference.bank import PromptBank, TaskInfo
 from ptune.inference.classifier import Text, probabilities_of

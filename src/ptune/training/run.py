@@ -250,7 +250,7 @@ def _pooling(settings: TrainSettings, *, pairs: bool) -> Any:
     if settings.pooling != "auto":
         return settings.pooling
     if not is_mean_pooled(settings.model, revision=settings.revision):
-        return "family"
+        return "architecture"
     return DEFAULTS[settings.prompt].pooling_of_pairs if pairs else "mean"
 
 

@@ -57,10 +57,10 @@ class TrainSettings:
         encoder: `MLP`, `LSTM` or `NONE`.
         encoder_hidden_size: Width of the prompt encoder.
         placement: `after_first`, or `prefix` as in PEFT.
-        pooling: What the head reads: `family`, the `mean` over the text, the mean over the
+        pooling: What the head reads: `architecture`, the `mean` over the text, the mean over the
             `prompt`, or `auto`. For sentence encoders, `auto` is the mean over the text, or over
             the prompt if texts are pairs and the prompt is an input prompt. For other backbones it
-            is `family`.
+            is `architecture`.
         prompt_init: `vocab`, `text` or `random`. `None`: depends on the kind of prompt.
         prompt_init_text: Words that the prompt starts from, such as a question about the text.
             `None`: an input prompt starts from the question of its GLUE task.

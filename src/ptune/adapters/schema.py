@@ -1,0 +1,264 @@
+"""The JSON files of an adapter: their fields, what each may hold, and what an absent field means.
+
+Every `adapter_config.json` and `ptune.json` is read and written through this module. The tables
+are part of the file format: an absent field of `adapter_config.json` has PEFT's value, whatever
+default the field has in Python.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ptune import __version__
+from ptune.errors import PtuneError
+from ptune.labels import Labels
+from ptune.prompts.config import (
+    Depth,
+    Placement,
+    Pooling,
+    PromptEncoderConfig,
+    PromptInit,
+    Reparameterization,
+)
+
+CONFIG_NAME = "adapter_config.json"
+INFO_NAME = "ptune.json"
+
+P_TUNING = "P_TUNING"
+# PEFT's deep prompt. It is read, and saved as ptune's own.
+PREFIX_TUNING = "PREFIX_TUNING"
+
+# The format of `ptune.json`. Files without a format are of format 1.
+FORMAT = 2
+# What `requires` may name: features without which a file cannot be understood.
+FEATURES: frozenset[str] = frozenset()
+
+Mechanism = Literal["input", "prefix", "layers"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field may hold: a description for messages, and a test."""
+
+    name: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+
+
+def one_of(*choices: str) -> Kind:
+    """A string from a list."""
+    *most, last = map(repr, choices)
+    name = f"{', '.join(most)} or {last}" if most else last
+    return Kind(name, lambda value: value in choices)
+
+
+STRING = Kind("a string", lambda value: isinstance(value, str))
+STRINGS = Kind("a list of strings", _is_strings)
+POSITIVE = Kind("an integer of at least 1", lambda value: _is_int(value) and value >= 1)
+NUMBER = Kind("a number", _is_number)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+LABELS = Kind("labels", lambda value: True)  # `Labels` reads these itself
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a file.
+
+    Attributes:
+        kind: What it may hold. `null` is the same as an absent field.
+        default: What an absent field means.
+        required: Whether the field must be there.
+        training_only: Whether it has no effect on predictions.
+    """
+
+    kind: Kind
+    default: Any = None
+    required: bool = False
+    training_only: bool = False
+
+
+# PEFT 0.21.2: the fields of `PromptEncoderConfig`, and its defaults.
+PEFT_FIELDS = {
+    "task_type": Field(one_of("SEQ_CLS")),
+    "peft_type": Field(one_of(P_TUNING, PREFIX_TUNING), required=True),
+    "auto_mapping": Field(OBJECT),
+    "peft_version": Field(STRING),
+    "base_model_name_or_path": Field(STRING),
+    "revision": Field(STRING),
+    "inference_mode": Field(FLAG, False),
+    "num_virtual_tokens": Field(POSITIVE, required=True),
+    "token_dim": Field(POSITIVE),
+    "num_transformer_submodules": Field(POSITIVE),
+    "num_attention_heads": Field(POSITIVE),
+    "num_layers": Field(POSITIVE),
+    "modules_to_save": Field(STRINGS),
+    "encoder_reparameterization_type": Field(one_of(*get_args(Reparameterization)), "MLP"),
+    "encoder_hidden_size": Field(POSITIVE),
+    "encoder_num_layers": Field(POSITIVE, 2),
+    "encoder_dropout": Field(NUMBER, 0.0),
+}
+# Fields that PEFT does not have. Their defaults are what PEFT does.
+OWN_FIELDS = {
+    "depth": Field(one_of(*get_args(Depth)), "input"),
+    "placement": Field(one_of(*get_args(Placement)), "prefix"),
+    "shift_positions": Field(FLAG, False),
+    "backbone_dropout": Field(FLAG, False, training_only=True),
+    "pooling": Field(one_of("family", *get_args(Pooling)), "family"),
+    "prompt_init": Field(one_of(*get_args(PromptInit)), "random", training_only=True),
+    "prompt_init_text": Field(STRING, training_only=True),
+    "prompt_init_scale": Field(NUMBER, 1.0, training_only=True),
+}
+# Fields of PEFT's prefix tuning. `init_weights` says how training began.
+PREFIX_FIELDS = {"prefix_projection": Field(FLAG, False), "init_weights": Field(STRING)}
+
+INFO_FIELDS = {
+    "format": Field(POSITIVE, 1),
+    "requires": Field(STRINGS, ()),
+    "ptune_version": Field(STRING),
+    "labels": Field(LABELS),
+    "problem_type": Field(LABELS),
+    "max_length": Field(POSITIVE),
+    "mechanism": Field(one_of(*get_args(Mechanism))),
+    "backbone": Field(OBJECT),
+}
+BACKBONE_FIELDS = {
+    "model_type": Field(STRING),
+    "vocab_rows": Field(POSITIVE),
+    "num_layers": Field(POSITIVE),
+    "hidden_size": Field(POSITIVE),
+}
+
+
+def parse_config(content: Mapping[str, Any], file: Path | str) -> PromptEncoderConfig:
+    """The configuration in the content of an `adapter_config.json`.
+
+    Args:
+        content: The JSON object, written by ptune or by PEFT.
+        file: Where it comes from, for messages.
+
+    Raises:
+        PtuneError: It describes another method, or a field holds something that it may not.
+    """
+    method = content.get("peft_type")
+    if method not in (P_TUNING, PREFIX_TUNING):
+        raise PtuneError(
+            f"{file}: peft_type is {method!r}; ptune reads {P_TUNING!r} and {PREFIX_TUNING!r} "
+            "(prefix tuning, a deep prompt)."
+        )
+    if content.get("first_layer"):
+        raise PtuneError(
+            f"{file} has first_layer; prompts that start at a higher layer were removed from "
+            "ptune. Train the adapter again without it."
+        )
+    fields = {**PEFT_FIELDS, **OWN_FIELDS}
+    if deep := method == PREFIX_TUNING:
+        fields |= PREFIX_FIELDS
+    values = _parse({**content, "first_layer": None}, fields, file)
+    if deep:
+        del values["init_weights"]
+        values |= {
+            "peft_type": P_TUNING,
+            "depth": "deep",
+            "shift_positions": True,
+            "encoder_reparameterization_type": "MLP" if values.pop("prefix_projection") else "NONE",
+            # PEFT's is the width of a layer's keys, not of the embedding.
+            "token_dim": None,
+        }
+    values["pooling"] = "architecture" if values["pooling"] == "family" else values["pooling"]
+    try:
+        return PromptEncoderConfig(**values)
+    except PtuneError as error:
+        raise PtuneError(f"{file}: {error}") from error
+
+
+def config_content(config: PromptEncoderConfig) -> dict[str, Any]:
+    """The content of `adapter_config.json`.
+
+    ptune's own fields are left out where they say what PEFT does, because PEFT warns about fields
+    that it does not know.
+    """
+    content = {name: getattr(config, name) for name in PEFT_FIELDS}
+    own = {name: getattr(config, name) for name in OWN_FIELDS}
+    if own["pooling"] == "architecture":
+        own["pooling"] = "family"
+    return content | {n: value for n, value in own.items() if value != OWN_FIELDS[n].default}
+
+
+def config_text(content: Mapping[str, Any]) -> str:
+    """The text of `adapter_config.json`, laid out as PEFT does."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> dict[str, Any]:
+    """The content of a `ptune.json`, as arguments of `Adapter`.
+
+    Args:
+        content: The JSON object; empty, if there is no such file.
+        file: Where it comes from, for messages.
+        outputs: How many labels there are, if the file does not name them.
+
+    Raises:
+        PtuneError: The file needs a newer version, or a field holds something that it may not.
+    """
+    # First, because in a newer format any other field may have changed.
+    head = _parse({n: content.get(n) for n in ("format", "requires")}, INFO_FIELDS, file)
+    if unknown := sorted(set(head["requires"]) - FEATURES):
+        raise PtuneError(
+            f"{file} requires {', '.join(unknown)}, which ptune {__version__} does not know. "
+            "Upgrade ptune (`pip install -U ptune`)."
+        )
+    if head["format"] > FORMAT and content.get("requires") is None:
+        raise PtuneError(
+            f"{file} has the format {head['format']}, and ptune {__version__} reads formats up to "
+            f"{FORMAT}. Upgrade ptune (`pip install -U ptune`)."
+        )
+    values = _parse(content, INFO_FIELDS, file)
+    sizes = _parse(values["backbone"] or {}, BACKBONE_FIELDS, f"{file}, backbone")
+    return {
+        "labels": Labels.from_json(content, str(file), outputs),
+        "backbone": {name: size for name, size in sizes.items() if size is not None},
+        **{name: values[name] for name in ("ptune_version", "max_length", "mechanism")},
+    }
+
+
+def _parse(
+    content: Mapping[str, Any], fields: Mapping[str, Field], file: Path | str
+) -> dict[str, Any]:
+    values = {}
+    for name, field in fields.items():
+        value = content.get(name)
+        if value is None:
+            if field.required:
+                raise PtuneError(f"{file} has no {name}; expected {field.kind.name}.")
+            value = field.default
+        elif not field.kind.accepts(value):
+            raise PtuneError(f"{file}: {name} is {value!r}; expected {field.kind.name}.")
+        values[name] = value
+    defaults = {name: field.default for name, field in PREFIX_FIELDS.items()}
+    unknown = [n for n in content if n not in fields and content[n] not in (None, defaults.get(n))]
+    if unknown:
+        warnings.warn(
+            f"{file} has fields that ptune {__version__} does not know and ignores: "
+            f"{', '.join(sorted(unknown))}. If predictions differ from those of the version that "
+            "wrote it, upgrade ptune (`pip install -U ptune`).",
+            stacklevel=2,
+        )
+    return values
