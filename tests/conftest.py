@@ -6,6 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,17 @@ SENTENCES = [
     "thank you for the quick help yesterday",
     "is the black one in stock again soon",
 ]
+
+
+def call(*words):
+    """Run `ptune` in this process; returns the exit code."""
+    from ptune.cli.app import main
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["ptune", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    return stopped.value.code or 0
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SENTENCES
+from conftest import SENTENCES, call
 from families import FAMILIES, POSITIONS, VOCABULARY, build_model, build_tokenizer
 from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -20,7 +19,6 @@ import ptune
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
 from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
-from ptune.cli import app as cli
 from ptune.export import checkpoint as export
 
 K = 5
@@ -426,17 +424,6 @@ def test_an_unwritable_folder_is_reported(tmp_path):
 
 
 # The command.
-
-
-def call(*words):
-    """`ptune` in this process; the exit code."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(sys, "argv", ["ptune", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            return stopped.code or 0
-    return 0
 
 
 def test_the_command(tmp_path, capsys):

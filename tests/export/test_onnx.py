@@ -8,13 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, call
 from families import FAMILIES, build_model, build_tokenizer
 from tokenizers import Tokenizer
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.cli.app import main
 
 K = 5
 LABELS = ["no", "maybe", "yes"]
@@ -82,15 +81,6 @@ def assert_same(found, expected):
     )
 
 
-def run(*words):
-    sys.argv = ["ptune", *map(str, words)]
-    try:
-        main()
-    except SystemExit as done:
-        return done.code or 0
-    return 0
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_runtimes_give_pytorch_s_logits_in_any_batch(export, runtime):
     classifier, folder = export
@@ -117,7 +107,7 @@ def test_an_export_needs_only_onnxruntime_and_tokenizers(export):
             "token_type_ids": [e.type_ids for e in encoded],
         }
         taken = {i.name: np.array(tensors[i.name]) for i in session.get_inputs()}
-        (logits,) = session.run(["logits"], taken)
+        (logits,) = session.call(["logits"], taken)
         assert_same(logits, classifier.logits(texts))
 
 
@@ -175,7 +165,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
     adapter, out, gold = tmp_path / "adapter", tmp_path / "out", tmp_path / "gold.csv"
     model.save_pretrained(adapter)
     gold.write_text("text,label\n" + "\n".join(f"{t} {t},no" for t in SENTENCES))
-    assert run("export", adapter, out, "--to", "onnx", "--check-file", gold) == 0
+    assert call("export", adapter, out, "--to", "onnx", "--check-file", gold) == 0
     said = capsys.readouterr().out
     assert "On 47 texts" in said  # 39 of ptune's own
     assert "differ from ptune's by at most" in said
@@ -185,7 +175,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
     for runtime in ("torch", "onnx", "openvino"):
         source = adapter if runtime == "torch" else out
         predictions = tmp_path / f"{runtime}.jsonl"
-        done = run("predict", source, *words, "--runtime", runtime, "--output", predictions)
+        done = call("predict", source, *words, "--runtime", runtime, "--output", predictions)
         assert done == 0
         found = [json.loads(line) for line in predictions.read_text().splitlines()]
         expected = expected or found
@@ -194,7 +184,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
             found_p, expected_p = (x["predicted_probabilities"] for x in (one, two))
             assert found_p == pytest.approx(expected_p, abs=1e-5)
         capsys.readouterr()
-        assert run("evaluate", source, *words, "--runtime", runtime) == 0
+        assert call("evaluate", source, *words, "--runtime", runtime) == 0
         share = np.mean([w["predicted_label"] == "no" for w in expected])
         assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(share)
 
@@ -228,7 +218,7 @@ def test_wrong_flags_are_explained(bert, tmp_path, capsys, words, message):
         "NEW": tmp_path / "new",
     }
     before = {f: f.read_bytes() for f in bert[0].iterdir()}
-    assert run(*[places.get(word, word) for word in words]) == 2
+    assert call(*[places.get(word, word) for word in words]) == 2
     assert message in capsys.readouterr().err
     assert {f: f.read_bytes() for f in bert[0].iterdir()} == before
     assert (tmp_path / "folder" / "file").read_text() == "mine"

@@ -14,21 +14,16 @@ from pathlib import Path
 import httpx2 as httpx
 import numpy as np
 import pytest
-from test_cli import call
+from conftest import call
 
 import ptune
 from ptune import PromptBank, PtuneError
-from ptune.serving.app import (
-    Batcher,
-    Metrics,
-    ServeSettings,
-    _Job,
-    _Observed,
-    _TooLong,
-    build_app,
-    load_bank,
-    place_of,
-)
+from ptune.serving.access import task_folder
+from ptune.serving.app import build_app
+from ptune.serving.batching import Batcher, Job, TooLong
+from ptune.serving.metrics import Metrics, RequestLog
+from ptune.serving.process import load_bank
+from ptune.serving.settings import ServeSettings
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from serve import ADMIN, Server, Stage, measure_hostile, measure_load, measure_stop
@@ -39,7 +34,7 @@ LONG = "the parcel never came and nobody answers the phone " * 20
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory, bert_folder):
-    """Five tasks of all three problem types, and two that change; and what is right."""
+    """Five tasks of all three problem types, two tasks that change, and the right answers."""
     return Stage(tmp_path_factory.mktemp("stage"), str(bert_folder), tasks=5, texts=9)
 
 
@@ -51,7 +46,7 @@ def server(stage):
 
 @pytest.fixture(scope="module")
 def guarded(stage):
-    """A server with a token, where little fits."""
+    """A server with a token and low limits."""
     limits = ["--queue", 3, "--max-texts", 2, "--batch-size", 1, "--max-body", 5000]
     with Server(stage.served, "--token", "open-sesame", *limits) as running:
         yield running
@@ -67,8 +62,8 @@ def scores(answer):
     return {row["label"]: row["score"] for row in answer}
 
 
-def close(answer, wanted):
-    return scores(answer) == pytest.approx(wanted, abs=1e-5)
+def close(answer, expected):
+    return scores(answer) == pytest.approx(expected, abs=1e-5)
 
 
 # Answers.
@@ -103,7 +98,7 @@ def test_raw_scores_are_the_logits(client, stage):
     assert close(answer, dict(zip(classifier.labels, logits.tolist(), strict=True)))
 
 
-def test_a_long_text_is_cut_and_refused_where_that_is_not_wanted(client, stage):
+def test_a_long_text_is_cut_or_with_truncate_false_refused(client, stage):
     url = "/tasks/task0/predict"
     classifier = ptune.load(stage.served / "task0", dtype="float32")
     cut = client.post(url, json={"inputs": LONG, "truncate": True})
@@ -115,7 +110,7 @@ def test_a_long_text_is_cut_and_refused_where_that_is_not_wanted(client, stage):
 
 
 @pytest.mark.parametrize("pairs", [True, False])
-def test_where_a_task_says_whether_it_wants_pairs_the_other_kind_is_refused(client, stage, pairs):
+def test_a_task_of_pairs_refuses_single_texts_and_vice_versa(client, stage, pairs):
     name = f"pairs{pairs}"
     shutil.copytree(stage.served / "task1", stage.served / name)
     (stage.served / name / "metrics.json").write_text(json.dumps({"text_pairs": pairs}))
@@ -130,7 +125,7 @@ def test_where_a_task_says_whether_it_wants_pairs_the_other_kind_is_refused(clie
     assert client.delete(f"/tasks/{name}", headers=AS_ADMIN).status_code == 204
 
 
-def test_the_tasks_are_listed(client):
+def test_tasks_are_listed(client):
     found = client.get("/tasks").json()
     assert [t["name"] for t in found] == [
         *(f"moving{i}" for i in (0, 1)),
@@ -146,7 +141,7 @@ def test_the_tasks_are_listed(client):
     assert client.get("/tasks/none").status_code == 404
 
 
-# Tasks come and go.
+# Adding and removing tasks.
 
 
 def test_an_admin_adds_replaces_and_removes_tasks(client, stage):
@@ -170,14 +165,14 @@ def test_an_admin_adds_replaces_and_removes_tasks(client, stage):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
-def test_nobody_else_adds_or_removes_tasks(client, headers):
+def test_only_an_admin_adds_or_removes_tasks(client, headers):
     for ask in (client.put, client.delete):
         answer = ask("/tasks/task0", headers=headers)
         assert (answer.status_code, answer.json()["error_type"]) == (401, "unauthorized")
     assert client.get("/tasks/task0").status_code == 200
 
 
-def test_a_damaged_adapter_is_refused_and_the_task_stays_as_it_was(client, stage):
+def test_a_damaged_adapter_is_refused_and_the_old_one_stays(client, stage):
     url = "/tasks/frail"
     shutil.copytree(stage.served / "task3", stage.served / "frail")
     assert client.put(url, headers=AS_ADMIN).status_code == 201
@@ -194,12 +189,12 @@ def test_a_damaged_adapter_is_refused_and_the_task_stays_as_it_was(client, stage
 @pytest.mark.parametrize(
     "task", ["..", ".", ".hidden", "-x", "a/b", "a\\b", "a\0b", "a\n", "", "ä"]
 )
-def test_a_task_of_a_dangerous_name_is_refused(stage, task):
+def test_dangerous_task_names_are_refused(stage, task):
     with pytest.raises(PtuneError, match="name"):
-        place_of(stage.served, task)
+        task_folder(stage.served, task)
 
 
-def test_what_lies_outside_the_folder_is_not_served(stage, tmp_path):
+def test_files_outside_the_folder_are_not_served(stage, tmp_path):
     served = tmp_path / "served"
     shutil.copytree(stage.served / "task0", served / "inside")
     (served / "around").symlink_to("inside")
@@ -213,14 +208,14 @@ def test_what_lies_outside_the_folder_is_not_served(stage, tmp_path):
     bank = load_bank(ServeSettings(served))
     assert sorted(bank) == ["around", "inside"]
     assert bank.refused.keys() == {"out", "half", "two words"}
-    assert "link out of the served folder" in bank.refused["out"]
-    assert "link out of the served folder" in bank.refused["half"]
+    assert "outside the served folder" in bank.refused["out"]
+    assert "outside the served folder" in bank.refused["half"]
 
 
-# Whom it serves.
+# Who may use the server.
 
 
-def test_a_server_with_a_token_serves_nobody_without(guarded):
+def test_a_server_with_a_token_refuses_clients_without_it(guarded):
     with httpx.Client(base_url=guarded.url) as c:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "open-sesame"}):
             for path in ("/tasks", "/tasks/task0", "/metrics"):
@@ -252,29 +247,29 @@ def test_a_server_with_a_token_serves_nobody_without(guarded):
         ([], ["no folder", "nowhere"]),
     ],
 )
-def test_what_cannot_be_served_is_refused(capsys, words, parts):
+def test_wrong_settings_are_refused(capsys, words, parts):
     assert call("serve", "nowhere", *(words or ["--port", "0"])) == 2
     message = capsys.readouterr().err
     assert message.startswith("Error: ")
     assert not [part for part in parts if part not in message]
 
 
-def test_a_port_that_is_taken_is_refused(capsys, server):
+def test_a_port_in_use_is_refused(capsys, server):
     assert call("serve", "nowhere", "--port", server.port) == 2
     assert f"port {server.port}" in capsys.readouterr().err
 
 
-def test_without_the_extra_one_is_told_what_to_install(monkeypatch):
+def test_the_message_says_how_to_install_the_server(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "ptune.serving.app")
-    with pytest.raises(PtuneError, match=r"pip install 'ptune\[serve\]'"):
-        importlib.import_module("ptune.serving.app")
+    monkeypatch.delitem(sys.modules, "ptune.serving.process")
+    with pytest.raises(PtuneError, match=r"uvicorn is not .*pip install 'ptune\[serve\]'"):
+        importlib.import_module("ptune.serving.process")
 
 
 # Limits.
 
 
-def test_a_full_queue_refuses_in_words_and_answers_what_it_took(guarded, stage):
+def test_a_full_queue_refuses_requests_and_answers_those_it_accepted(guarded, stage):
     headers = {"Authorization": "Bearer open-sesame"}
 
     def ask(_):
@@ -296,7 +291,7 @@ def test_a_full_queue_refuses_in_words_and_answers_what_it_took(guarded, stage):
 @pytest.mark.parametrize(
     ("body", "status", "part"),
     [
-        ({"inputs": [["a"]] * 3}, 413, "3 texts; 2"),
+        ({"inputs": [["a"]] * 3}, 413, "3 texts; at most 2"),
         ({"inputs": "a" * 5001}, 413, "5,000 bytes"),
         ({"inputs": ["a", " "]}, 422, "Text 1 is empty"),
         ({"inputs": ["a", "b", "c"]}, 422, "flat list is one text or one pair"),
@@ -305,21 +300,21 @@ def test_a_full_queue_refuses_in_words_and_answers_what_it_took(guarded, stage):
         ([], 422, "inputs"),
     ],
 )
-def test_what_is_too_much_or_wrong_is_refused_in_words(guarded, body, status, part):
+def test_wrong_requests_are_refused_with_a_message(guarded, body, status, part):
     headers = {"Authorization": "Bearer open-sesame"}
     answer = httpx.post(f"{guarded.url}/tasks/task0/predict", json=body, headers=headers)
     assert answer.status_code == status
     assert part in answer.json()["error"]
 
 
-def test_a_text_of_too_many_characters_is_refused(client):
+def test_a_text_with_too_many_characters_is_refused(client):
     answer = client.post("/tasks/task0/predict", json={"inputs": "a" * 20_001})
     assert answer.status_code == 413
     assert "20,001 characters" in answer.json()["error"]
 
 
-def ask_in_vain(stage, body):
-    """What the application answers whose batches are never computed, after 0.2 seconds."""
+def ask_without_batches(stage, body):
+    """The answer of an application that computes no batches, with a timeout of 0.2 seconds."""
     bank = PromptBank.from_folder(stage.served, dtype="float32")
     transport = httpx.ASGITransport(build_app(bank, ServeSettings(stage.served, timeout=0.2)))
 
@@ -332,22 +327,22 @@ def ask_in_vain(stage, body):
 
 
 def test_a_request_that_takes_too_long_is_refused(stage):
-    answer = ask_in_vain(stage, b'{"inputs": "a"}')
+    answer = ask_without_batches(stage, b'{"inputs": "a"}')
     assert (answer.status_code, answer.json()["error_type"]) == (503, "timeout")
     assert answer.headers["retry-after"] == "1"
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for(stage):
+def test_a_body_that_never_ends_is_refused(stage):
     async def dribble():
         yield b"{"
         await asyncio.sleep(60)
 
-    answer = ask_in_vain(stage, dribble())
+    answer = ask_without_batches(stage, dribble())
     assert (answer.status_code, answer.json()["error_type"]) == (408, "timeout")
     assert answer.headers["connection"] == "close"
 
 
-def test_a_client_that_goes_away_is_no_failure_of_the_server(server):
+def test_a_client_that_disconnects_causes_no_failure(server):
     with socket.create_connection((server.host, server.port), timeout=20) as connection:
         head = "POST /tasks/task1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 14\r\n\r\n{{".encode())
@@ -371,24 +366,24 @@ def batcher(stage):
     made.stop()
 
 
-def test_in_a_batch_that_fails_only_the_request_fails_that_is_to_blame(batcher, stage):
+def test_a_failing_request_does_not_fail_the_rest_of_its_batch(batcher, stage):
     tasks = ["task0", "none", "task1", "task2"]
-    jobs = [_Job([(task, stage.texts[1])], may_cut=True) for task in tasks]
-    jobs.append(_Job([("task0", LONG)], may_cut=False))
+    jobs = [Job([(task, stage.texts[1])], may_cut=True) for task in tasks]
+    jobs.append(Job([("task0", LONG)], may_cut=False))
     for job in jobs:
         batcher.submit(job)
-    batcher.start()  # all of them are one batch
+    batcher.start()  # they form one batch
     for job in (jobs[0], jobs[2], jobs[3]):
         ((task, logits),) = job.answers.result(30)
         classifier = ptune.load(stage.served / task.name, dtype="float32")
         np.testing.assert_allclose(logits, *classifier.logits(stage.texts[1]), atol=1e-5)
     with pytest.raises(PtuneError, match="'none'"):
         jobs[1].answers.result(30)
-    assert isinstance(jobs[4].answers.exception(30), _TooLong)
+    assert isinstance(jobs[4].answers.exception(30), TooLong)
 
 
-def test_a_request_that_was_given_up_is_not_computed(batcher, stage):
-    jobs = [_Job([("task0", stage.texts[1])], may_cut=True) for _ in range(3)]
+def test_a_cancelled_request_is_not_computed(batcher, stage):
+    jobs = [Job([("task0", stage.texts[1])], may_cut=True) for _ in range(3)]
     for job in jobs:
         batcher.submit(job)
     jobs[1].answers.cancel()
@@ -397,10 +392,10 @@ def test_a_request_that_was_given_up_is_not_computed(batcher, stage):
     assert batcher.metrics.registry.get_sample_value("ptune_batch_texts_sum") == 2
 
 
-# Who looks after it.
+# Operation.
 
 
-def test_the_log_tells_of_every_request_and_never_its_text(server, client):
+def test_the_log_contains_every_request_but_no_text(server, client):
     secret = "zebra-crossing"
     url = "/tasks/task0/predict"
     client.post(url, json={"inputs": secret})
@@ -418,11 +413,11 @@ def test_the_log_tells_of_every_request_and_never_its_text(server, client):
     assert asked[5]["route"] == "unmatched"
 
 
-def test_what_breaks_is_answered_in_json_and_logged_without_what_it_says(caplog):
+def test_an_exception_becomes_a_json_answer_and_its_message_is_not_logged(caplog):
     async def broken(scope, receive, send):
         raise RuntimeError("the text of somebody")
 
-    transport = httpx.ASGITransport(_Observed(broken, Metrics(), lambda: False))
+    transport = httpx.ASGITransport(RequestLog(broken, Metrics(), lambda: False))
 
     async def ask():
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as c:
@@ -436,7 +431,7 @@ def test_what_breaks_is_answered_in_json_and_logged_without_what_it_says(caplog)
     assert "somebody" not in str(vars(record))
 
 
-def test_prometheus_finds_numbers(client, stage):
+def test_metrics_are_in_prometheus_format(client, stage):
     def seen(name):
         found = re.findall(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
         return float(found[0]) if found else 0.0
@@ -450,7 +445,7 @@ def test_prometheus_finds_numbers(client, stage):
     assert seen("process_resident_memory_bytes") > 1e6
 
 
-def test_pages_load_nothing_from_elsewhere(client):
+def test_pages_load_nothing_from_other_sites(client):
     for path in ("/", "/docs", "/web/page.js", "/web/page.css"):
         page = client.get(path)
         assert page.status_code == 200
@@ -458,23 +453,23 @@ def test_pages_load_nothing_from_elsewhere(client):
     assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
 
 
-def test_an_answer_names_the_methods_of_a_path(client):
+def test_status_405_lists_the_allowed_methods(client):
     answer = client.patch("/tasks/task0")
     assert answer.status_code == 405
     assert answer.headers["allow"] == "DELETE, GET, PUT"
     assert answer.json()["error_type"] == "method_not_allowed"
 
 
-# Under load, at the end, and under attack; `benchmarks/serve.py` does the same for longer.
+# Under load and while stopping; `benchmarks/serve.py` does the same for longer.
 
 
-def test_under_load_no_answer_is_wrong_while_tasks_come_and_go(server, stage):
+def test_no_answer_is_wrong_under_load_while_tasks_are_added_and_removed(server, stage):
     found = measure_load(server, stage, clients=16, seconds=3)
     assert found["holds"], found
     assert found["moves"]["replaced: 200"] > 0
 
 
-def test_malformed_requests_are_refused_and_take_no_memory(server, stage):
+def test_malformed_requests_are_refused_and_memory_stays_flat(server, stage):
     found = measure_hostile(server, stage, count=250)
     assert found["holds"], found
     assert sum(found["handwritten"].values()) == 250
@@ -499,7 +494,7 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("there is no Chromium with its driver here (apt-get install chromium-driver)")
+        pytest.skip("needs Chromium and its driver (apt-get install chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
@@ -530,7 +525,7 @@ class Page:
         self["go"].click()
 
     def bars(self):
-        """Label, what is shown beside it, and how wide its bar is."""
+        """For each label: its name, the text next to it and the width of its bar."""
         self.wait.until(lambda _: self["answer"].is_displayed())
         return [
             (*item.text.split("\n"), item.find_element("class name", "bar").rect["width"])
@@ -543,14 +538,14 @@ class Page:
 
 
 @pytest.mark.browser
-def test_the_page_shows_what_the_server_answers(browser, server, stage):
+def test_the_page_shows_the_answer(browser, server, stage):
     page = Page(browser, server.url)
     page.wait.until(lambda _: page["task"].find_elements("tag name", "option"))
     page.classify("task2", stage.texts[1])
     right = sorted(stage.answers["task2"][0][1].items(), key=lambda item: -item[1])
     bars = page.bars()
     assert [(label, shown) for label, shown, _ in bars] == [
-        (n, f"{100 * p:.1f} %") for n, p in right
+        (n, f"{100 * p:.1f}%") for n, p in right
     ]
     assert page["answer-title"].text == right[0][0]
     ratio = bars[1][2] / bars[0][2]
@@ -560,7 +555,7 @@ def test_the_page_shows_what_the_server_answers(browser, server, stage):
     right = stage.answers["task1"][0][0]
     page.wait.until(lambda _: page["answer-title"].text == max(right, key=right.get))
     assert {n: shown for n, shown, _ in page.bars()} == {
-        n: f"{100 * p:.1f} %" for n, p in right.items()
+        n: f"{100 * p:.1f}%" for n, p in right.items()
     }
 
     page.classify("task4", stage.texts[1])
@@ -571,7 +566,7 @@ def test_the_page_shows_what_the_server_answers(browser, server, stage):
 
 
 @pytest.mark.browser
-def test_the_page_says_errors_in_words(browser, server):
+def test_the_page_shows_errors(browser, server):
     page = Page(browser, server.url)
     page.wait.until(lambda _: page["task"].find_elements("tag name", "option"))
     page.classify("task0", "   ")
@@ -592,7 +587,7 @@ def test_the_page_asks_for_the_token(browser, guarded):
 
 
 @pytest.mark.browser
-def test_everything_on_the_page_has_a_name_for_those_who_do_not_see_it(browser, server):
+def test_every_control_has_an_accessible_name(browser, server):
     page = Page(browser, server.url)
     for kind in ("select", "textarea", "input", "button"):
         for element in browser.find_elements("tag name", kind):

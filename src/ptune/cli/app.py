@@ -544,7 +544,8 @@ def serve(
 
     Example: ptune serve runs
     """
-    from ptune.serving.app import ServeSettings, serve
+    from ptune.serving.process import serve
+    from ptune.serving.settings import ServeSettings
 
     settings = ServeSettings(
         folder=folder,

@@ -1,6 +1,6 @@
 "use strict";
 
-// So many labels are shown before one asks for all.
+// Number of labels shown before "Show all".
 const FEW = 10;
 
 const $ = (id) => document.getElementById(id);
@@ -11,7 +11,7 @@ function show(error) {
   $("error").hidden = !error;
 }
 
-// What the server answers; an Error in words where it refuses or is not there.
+// Returns the server's answer, or throws an Error with a message for the user.
 async function ask(path, body) {
   const headers = {};
   if ($("token").value) headers.Authorization = `Bearer ${$("token").value}`;
@@ -56,8 +56,8 @@ function aboutTask() {
   const count = task.labels.length;
   $("about").textContent =
     task.problem_type === "regression"
-      ? "Gives a number."
-      : `${count} labels${task.problem_type.startsWith("multi") ? ", any of them" : ""}: ` +
+      ? "Returns a number."
+      : `${count} labels${task.problem_type.startsWith("multi") ? ", any number of them" : ""}: ` +
         task.labels.slice(0, 8).join(", ") +
         (count > 8 ? ", …" : "");
   $("pair-row").hidden = task.pairs === false;
@@ -72,11 +72,11 @@ function row({ label, score }) {
   name.textContent = label;
   const number = document.createElement("span");
   number.className = "score";
-  number.textContent = `${(100 * score).toFixed(1)} %`;
+  number.textContent = `${(100 * score).toFixed(1)}%`;
   names.append(name, number);
   const track = document.createElement("div");
   track.className = "track";
-  track.setAttribute("aria-hidden", "true"); // the number says it
+  track.setAttribute("aria-hidden", "true"); // the number says the same
   const bar = document.createElement("div");
   bar.className = "bar";
   bar.style.width = `${100 * score}%`;
@@ -91,7 +91,7 @@ function showAnswer(task, scores, milliseconds) {
   const chosen = several ? scores.filter(({ score }) => score > 0.5) : scores.slice(0, 1);
   $("answer-title").textContent = number
     ? `${scores[0].label}: ${scores[0].score.toFixed(3)}`
-    : chosen.map(({ label }) => label).join(", ") || "None of the labels";
+    : chosen.map(({ label }) => label).join(", ") || "No label";
   const rows = number ? [] : scores.map(row);
   $("bars").replaceChildren(...rows.slice(0, FEW));
   $("all").hidden = rows.length <= FEW;

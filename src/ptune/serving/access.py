@@ -1,0 +1,53 @@
+"""What clients may reach: names of tasks, files of the served folder, addresses, tokens."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from pathlib import Path
+
+from ptune.adapters.adapter import OLD_WEIGHTS_NAME, TRAINED_STATE_NAME, WEIGHTS_NAME
+from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
+from ptune.errors import PtuneError
+from ptune.files import METRICS_NAME
+
+# A task's name is one part of a path, and means the same on every file system.
+TASK_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+NAME_RULE = (
+    "The name of a task has 1 to 128 letters (A to Z), digits, '_', '-' and '.', and does not "
+    "start with '.' or '-'."
+)
+# Files that the server reads; the last one says whether the task was trained on pairs.
+FILES = (CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, TRAINED_STATE_NAME, METRICS_NAME)
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def task_folder(folder: Path, task: str) -> Path:
+    """The folder of a task's adapter.
+
+    Raises:
+        PtuneError: The name is not valid, or a link leads out of the served folder.
+    """
+    if not TASK_NAME.fullmatch(task):
+        raise PtuneError(NAME_RULE)
+    root = folder.resolve()
+    for path in (root / task, *(root / task / name for name in FILES)):
+        if not path.resolve().is_relative_to(root):
+            raise PtuneError(
+                f"{task}: {path.name} links to a place outside the served folder. Copy the files "
+                "into the folder."
+            )
+    return root / task
+
+
+def same_token(sent: str, token: str | None) -> bool:
+    """Compare tokens in a time that does not depend on where they differ."""
+    return token is not None and secrets.compare_digest(sent.encode(), token.encode())

@@ -1,0 +1,121 @@
+"""Batches of requests, computed by one thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ptune.inference.bank import PromptBank, TaskInfo
+from ptune.serving.metrics import Metrics
+from ptune.serving.settings import ServeSettings
+from ptune.texts import Text
+
+# A task, and the logits ``[num_labels]`` of one text.
+Answer = tuple[TaskInfo, np.ndarray]
+
+
+class TooLong(Exception):
+    """A text that must not be cut has more tokens than its task reads."""
+
+
+@dataclass
+class Job:
+    """The texts of one request.
+
+    Attributes:
+        requests: Each a task and a text or pair for it.
+        may_cut: Texts that are too long are cut; otherwise `answers` raises `TooLong`.
+        answers: The result, one answer per request.
+    """
+
+    requests: list[tuple[str, Text]]
+    may_cut: bool
+    answers: Future[list[Answer]] = field(default_factory=Future)
+
+
+class Batcher:
+    """A bounded queue, and the thread that computes.
+
+    The next batch gathers while the current one is computed. Batches therefore grow with the load,
+    and a single request never waits for others.
+    """
+
+    def __init__(self, bank: PromptBank, settings: ServeSettings, metrics: Metrics) -> None:
+        self.bank, self.metrics = bank, metrics
+        self.batch_size, self.bound = settings.batch_size, settings.queue
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting = 0  # texts
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="ptune-batches", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish all waiting jobs, then end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            queue.Full: Too many texts are waiting.
+        """
+        self._count(len(job.requests))
+        self._queue.put(job)
+
+    def _count(self, texts: int) -> None:
+        with self._lock:
+            if texts > 0 and self._waiting + texts > self.bound:
+                raise queue.Full
+            self._waiting += texts
+            self.metrics.waiting.set(self._waiting)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            jobs, texts = [job], len(job.requests)
+            while texts < self.batch_size and not self._queue.empty():
+                more = self._queue.get()
+                if more is None:
+                    self._queue.put(None)  # stop after this batch
+                    break
+                jobs.append(more)
+                texts += len(more.requests)
+            self._count(-texts)
+            # Jobs are cancelled when their client disconnects or their time is up.
+            self._answer([j for j in jobs if j.answers.set_running_or_notify_cancel()])
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """Answer every job. If one fails, the others are still answered."""
+        if not jobs:
+            return
+        try:
+            answers = iter(self._compute(jobs))
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].answers.set_exception(error)
+                return
+            half = len(jobs) // 2
+            self._answer(jobs[:half])
+            self._answer(jobs[half:])
+        else:
+            for job in jobs:
+                job.answers.set_result([next(answers) for _ in job.requests])
+
+    def _compute(self, jobs: list[Job]) -> list[Answer]:
+        started = time.perf_counter()
+        uncut = [request for job in jobs if not job.may_cut for request in job.requests]
+        if excess := max(self.bank.excess(uncut), default=0):
+            raise TooLong(excess)
+        requests = [request for job in jobs for request in job.requests]
+        answers = list(self.bank.answers(requests, batch_size=self.batch_size))
+        self.metrics.batch_texts.observe(len(requests))
+        self.metrics.batch_seconds.observe(time.perf_counter() - started)
+        return answers
