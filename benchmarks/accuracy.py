@@ -1,12 +1,12 @@
-"""How well does each method learn? One backbone, one data set, the same epochs for all.
+"""Compare the accuracy of methods on one backbone and dataset, with the same number of epochs.
 
     python benchmarks/accuracy.py --task mrpc --data-dir glue --output-dir runs/accuracy
 
-runs every method with every seed, each run in a process of its own, and prints a table. It leaves
-`accuracy.json` and `accuracy.png` in the folder. Runs that the file already holds are not done
-again, so that an interrupted benchmark goes on. Scores are those of the last epoch, so no epoch is
-chosen by looking at the evaluation set. ptune has its defaults, and those *were* chosen on MRPC's
-dev set (docs/which.md): on other data the comparison is fairer. Rivals have common settings.
+This runs every method with every seed, each run in its own process, and prints a table. It writes
+`accuracy.json` and `accuracy.png` to the output folder. Runs that the file already contains are
+skipped, so an interrupted benchmark resumes. Scores are those of the last epoch, so no epoch is
+chosen by looking at the evaluation set. ptune uses its defaults, which were chosen on MRPC's dev
+set (docs/which.md), so the comparison is fairer on other data. Other methods use common settings.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from common import peak_memory_mb, versions
 
-ROWS = 20  # virtual tokens, of every prompt
+VIRTUAL_TOKENS = 20
 
 
 @dataclass(frozen=True)
 class Job:
-    """One method on one data set with one seed."""
+    """One method on one dataset with one seed."""
 
     method: str
     seed: int
@@ -43,7 +43,7 @@ class Job:
     shots: int | None
 
     def settings(self, **options: Any) -> Any:
-        """As ptune's `TrainSettings`."""
+        """The job as `TrainSettings`."""
         from ptune import TrainSettings
 
         return TrainSettings(
@@ -59,25 +59,25 @@ class Job:
         )
 
     def corpus(self) -> Any:
-        """The examples."""
+        """The dataset."""
         from ptune.training.run import load_dataset
 
         return load_dataset(self.settings())
 
 
 Scores = dict[str, float]
-Method = Callable[[Job], tuple[Scores, int]]  # scores, and how many parameters were trained
+Method = Callable[[Job], tuple[Scores, int]]  # scores, number of trained parameters
 
 
 def majority(job: Job) -> tuple[Scores, int]:
-    """Always the commonest label."""
+    """Always predict the most frequent label."""
     from ptune.training.report import majority
 
     return majority(job.corpus()), 0
 
 
 def logistic_regression(job: Job) -> tuple[Scores, int]:
-    """On mean embeddings; of a pair on both, their product and their difference."""
+    """Logistic regression on mean embeddings; for pairs: both, their product and difference."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -89,7 +89,7 @@ def logistic_regression(job: Job) -> tuple[Scores, int]:
     corpus = job.corpus()
     (evaluation,) = corpus.evaluation.values()
     train, test = (_features(job.model, d) for d in (corpus.train, evaluation))
-    # How strong the penalty is, is chosen on the training set.
+    # The strength of the penalty is chosen on the training set.
     grid = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]}
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     search = GridSearchCV(pipeline, grid, cv=4).fit(train, list(corpus.train[data.LABEL]))
@@ -116,10 +116,13 @@ def _features(model: str, dataset: Any) -> np.ndarray:
     return np.concatenate([a, b, a * b, np.abs(a - b)], axis=1)
 
 
-def rival(learning_rate: float, adapt: Callable[[Any], Any], room: int = 0) -> Method:
-    """A method of somebody else's under 🤗 `Trainer`.
+def other(learning_rate: float, adapt: Callable[[Any], Any], reserved: int = 0) -> Method:
+    """Another method, trained by 🤗 `Trainer`.
 
-    `adapt` makes of a backbone what is to be trained; `room` tokens are kept free for it.
+    Args:
+        learning_rate: The only learning rate.
+        adapt: Turns a backbone into the model to train.
+        reserved: Tokens that texts leave free for a prompt.
     """
 
     def run(job: Job) -> tuple[Scores, int]:
@@ -134,11 +137,11 @@ def rival(learning_rate: float, adapt: Callable[[Any], Any], room: int = 0) -> M
         transformers.set_seed(job.seed)
         backbone = load_backbone(job.model, labels=corpus.labels, problem_type=corpus.problem_type)
         model = adapt(backbone)
-        # Frozen weights as ptune has them; what trains is float32, under autocast.
+        # Frozen weights as in ptune; trained ones in float32, under autocast.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        limit = min(tokenizer.model_max_length, 512) - room
+        limit = min(tokenizer.model_max_length, 512) - reserved
         encoded = [
             training.tokenize(tokenizer, d, limit)[0]
             for d in (corpus.train, *corpus.evaluation.values())
@@ -184,7 +187,7 @@ def _head_only(backbone: Any) -> Any:
 
 
 def setfit(job: Job) -> tuple[Scores, int]:
-    """Contrastive tuning of a sentence encoder on few examples, then logistic regression."""
+    """SetFit: contrastive fine-tuning of a sentence encoder, then logistic regression."""
     from sentence_transformers import SentenceTransformer
     from setfit import SetFitModel, Trainer, TrainingArguments
     from sklearn.linear_model import LogisticRegression
@@ -208,7 +211,7 @@ def setfit(job: Job) -> tuple[Scores, int]:
         {"text": texts(corpus.train), "label": list(corpus.train[data.LABEL])}
     )
     with tempfile.TemporaryDirectory() as folder:
-        # 20 pairs of either kind a text, as in the paper (arXiv 2209.11055).
+        # 20 pairs of each kind per text, as in the paper (arXiv 2209.11055).
         args = TrainingArguments(
             output_dir=folder, num_epochs=1, num_iterations=20, batch_size=16, seed=job.seed
         )
@@ -237,40 +240,44 @@ def ours(**options: Any) -> Method:
 METHODS: dict[str, Method] = {
     "majority class": majority,
     "logistic regression": logistic_regression,
-    "head only": rival(1e-3, _head_only),
-    "PEFT p-tuning": rival(
+    "head only": other(1e-3, _head_only),
+    "PEFT p-tuning": other(
         1e-3,
         _peft(
             lambda peft: peft.PromptEncoderConfig(
-                task_type="SEQ_CLS", num_virtual_tokens=ROWS, encoder_hidden_size=128
+                task_type="SEQ_CLS", num_virtual_tokens=VIRTUAL_TOKENS, encoder_hidden_size=128
             )
         ),
-        room=ROWS,
+        reserved=VIRTUAL_TOKENS,
     ),
-    "PEFT prefix tuning": rival(
+    "PEFT prefix tuning": other(
         1e-2,
-        _peft(lambda peft: peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=ROWS)),
-        room=ROWS,
+        _peft(
+            lambda peft: peft.PrefixTuningConfig(
+                task_type="SEQ_CLS", num_virtual_tokens=VIRTUAL_TOKENS
+            )
+        ),
+        reserved=VIRTUAL_TOKENS,
     ),
-    "PEFT LoRA": rival(
+    "PEFT LoRA": other(
         1e-3,
         _peft(
             lambda peft: peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1)
         ),
     ),
-    "full fine-tuning": rival(5e-5, lambda backbone: backbone.float()),
+    "full fine-tuning": other(5e-5, lambda backbone: backbone.float()),
     "SetFit": setfit,
     "ptune input prompt": ours(prompt="input"),
     "ptune deep prompt": ours(prompt="deep"),
 }
 DETERMINISTIC = ("majority class", "logistic regression")
 FEW_ONLY = ("SetFit",)
-# What the numbers depend on.
+# Libraries that the numbers depend on.
 LIBRARIES = ("ptune", "torch", "transformers", "peft", "setfit", "scikit-learn")
 
 
 def run_here(job: Job) -> None:
-    """Do one job and print what came out as JSON."""
+    """Run one job and print its result as JSON."""
     started = time.perf_counter()
     scores, trained = METHODS[job.method](job)
     result = {
@@ -283,17 +290,17 @@ def run_here(job: Job) -> None:
 
 
 def run_apart(job: Job) -> dict[str, Any]:
-    """Do one job in a process of its own, so that its peak memory is its own."""
+    """Run one job in its own process, so that its peak memory is its own."""
     command = [sys.executable, __file__, "--job", json.dumps(vars(job))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line.removeprefix("RESULT "))
-    raise SystemExit(f"{job.method}, seed {job.seed}, failed:\n{done.stdout}{done.stderr}")
+    raise SystemExit(f"{job.method} with seed {job.seed} failed:\n{done.stdout}{done.stderr}")
 
 
 def summarise(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One record a method, over its seeds."""
+    """One record per method, over its seeds."""
     from ptune.labels import mean_and_std
 
     rows = []
@@ -311,7 +318,7 @@ def summarise(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """The table as Markdown."""
+    """Print a Markdown table."""
     metrics = [k.removesuffix("_std") for k in rows[0] if k.endswith("_std")]
     names = ["method", "seeds", *metrics, "trained", "seconds", "peak MB"]
     print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
@@ -326,7 +333,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
-    """The first metric of every method, with its spread."""
+    """Plot the first metric of every method with its spread."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -343,22 +350,24 @@ def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     ax.set_xlim(max(0, low - 0.35 * (high - low) - 0.01), high + 0.15 * (high - low) + 0.01)
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_xlabel(f"{metric.replace('_', ' ')}, mean and standard deviation over the seeds")
+    ax.set_xlabel(f"{metric.replace('_', ' ')}, mean and standard deviation over seeds")
     ax.set_title(title, loc="left")
     figure.savefig(file, dpi=120)
 
 
 def main() -> None:
-    """Run what was asked for and show it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--task", help="a GLUE task")
-    parser.add_argument("--data-dir", help="folder of GLUE's TSV files; without it, from the Hub")
-    parser.add_argument("--train-file", help="your own file, instead of a task")
+    parser.add_argument("--task", help="GLUE task")
+    parser.add_argument("--data-dir", help="folder of GLUE's TSV files; default: download")
+    parser.add_argument("--train-file", help="your own file instead of a task")
     parser.add_argument("--eval-file")
-    parser.add_argument("--epochs", type=float, help="4; with --shots the steps of `ptune train`")
+    parser.add_argument(
+        "--epochs", type=float, help="default: 4; with --shots, the steps of `ptune train`"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--shots", type=int, help="so many training examples of each label")
+    parser.add_argument("--shots", type=int, help="number of training examples per label")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -367,7 +376,7 @@ def main() -> None:
         run_here(Job(**json.loads(args.job)))
         return
     if (args.task is None) == (args.train_file is None):
-        parser.error("name either --task or --train-file")
+        parser.error("give either --task or --train-file")
 
     if args.epochs is None and not args.shots:
         args.epochs = 4.0
@@ -377,7 +386,10 @@ def main() -> None:
     if file.is_file():
         results = json.loads(file.read_text("utf-8"))
         if differing := [k for k in what if results[k] != what[k]]:
-            parser.error(f"{file} is of another benchmark ({', '.join(differing)} differs)")
+            parser.error(
+                f"{file} belongs to another benchmark ({', '.join(differing)} differs). "
+                "Choose another --output-dir."
+            )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for method in args.methods or METHODS:
         if method in FEW_ONLY and not args.shots:
@@ -398,14 +410,14 @@ def main() -> None:
             shown = "  ".join(f"{k} {v:.4f}" for k, v in result["scores"].items())
             print(f"{method}, seed {seed}: {shown}  ({result['seconds']:.0f} s)", flush=True)
             results["versions"] = versions(*LIBRARIES)
-            beside = file.with_suffix(".writing")
-            beside.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-            beside.replace(file)
+            temporary = file.with_suffix(".writing")
+            temporary.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+            temporary.replace(file)
     results["runs"] = {m: runs for m, runs in results["runs"].items() if runs}
     rows = summarise(results)
     name = args.task or Path(args.train_file).stem
     budget = [f"{args.epochs:g} epochs"] if args.epochs else []
-    few = [f"{args.shots} examples a label"] if args.shots else []
+    few = [f"{args.shots} examples per label"] if args.shots else []
     title = ", ".join([f"{name} on {args.model}", *budget, *few])
     print(f"\n{title}\n")
     print_table(rows)

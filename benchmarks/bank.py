@@ -1,17 +1,20 @@
-"""What does a bank of many tasks cost? Beside one task, and beside PEFT switching adapters.
+"""Compare a bank of many tasks with a single task, and with PEFT switching adapters.
 
     pip install -c constraints.txt -e ".[benchmarks]"
     python benchmarks/bank.py --data-dir glue --output-dir runs/bank
 
-| part | what is compared |
+| part | compares |
 | --- | --- |
-| throughput | as many texts as there are tasks, each for another task, and the same texts for one task with `ptune.load` |
-| switching | a stream of requests for random tasks, in batches of 64: the bank, and PEFT, which holds the same input adapters and takes a batch task by task (`set_adapter`), in float32 and under autocast |
-| memory | how much a process grows by each further task |
+| throughput | one text for each task, with the same texts for a single task (`ptune.load`) |
+| switching | requests for random tasks in batches of 64, with PEFT |
+| memory | growth of the process per further task |
 
-All on MiniLM, with random adapters of two labels. Bank and rival run in turn, on the same texts, and
-their answers are compared first. `bank.json` is left in the folder.
-"""  # noqa: E501
+In `switching`, PEFT has the same input adapters loaded and answers a batch task by task
+(`set_adapter`), in float32 and under autocast.
+
+All parts use MiniLM and random adapters with two labels. Contenders run in turn on the same texts,
+after their answers were compared. The results go to `bank.json` in the output folder.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ Request = tuple[str, Pair]
 
 @contextmanager
 def adapters(tasks: int, depth: str, virtual_tokens: int) -> Iterator[Path]:
-    """A folder of so many random adapters, each in a folder of its own; PEFT reads input ones."""
+    """A folder with random adapters, each in its own subfolder; PEFT can read input prompts."""
     with tempfile.TemporaryDirectory() as folder:
         config = PromptEncoderConfig(
             depth=depth,  # type: ignore[arg-type]
@@ -69,27 +72,27 @@ def adapters(tasks: int, depth: str, virtual_tokens: int) -> Iterator[Path]:
 
 
 def throughput(folder: Path, texts: list[Pair], dtype: str, rounds: int) -> dict[str, Any]:
-    """Every row of every batch another task, and one task with its own classifier."""
+    """Each text for another task, compared with one task and its own classifier."""
     bank = PromptBank.from_folder(folder, dtype=dtype)
     names = list(bank)
     requests = list(zip(names, texts, strict=False))
     classifier = ptune.load(folder / names[0], dtype=dtype)
     one = [(names[0], text) for _, text in requests]
     some = [text for _, text in requests]
-    found, wanted = bank.logits(one[:16]), list(classifier.logits(some[:16]))
+    found, expected = bank.logits(one[:16]), list(classifier.logits(some[:16]))
     contenders: dict[str, Callable[[], Any]] = {
         "one task (ptune.load)": lambda: list(classifier.logits(some)),
-        "bank, each row another task": lambda: bank.logits(requests),
+        "bank, each text for another task": lambda: bank.logits(requests),
         "bank, one task": lambda: bank.logits(one),
     }
     seconds = in_turn(contenders, rounds)
     return {
         "tasks": len(bank),
-        "largest_difference": float(np.abs(np.asarray(found) - np.asarray(wanted)).max()),
-        "texts_a_second": {k: len(some) / statistics.median(v) for k, v in seconds.items()},
+        "largest_difference": float(np.abs(np.asarray(found) - np.asarray(expected)).max()),
+        "texts_per_second": {k: len(some) / statistics.median(v) for k, v in seconds.items()},
         "ratios": {
-            "throughput, each row another task : one task": ratio(
-                seconds, "one task (ptune.load)", "bank, each row another task"
+            "throughput, each text for another task : one task": ratio(
+                seconds, "one task (ptune.load)", "bank, each text for another task"
             ),
             "throughput, bank with one task : one task": ratio(
                 seconds, "one task (ptune.load)", "bank, one task"
@@ -98,10 +101,11 @@ def throughput(folder: Path, texts: list[Pair], dtype: str, rounds: int) -> dict
     }
 
 
-def switching_rival(folder: Path, names: list[str], dtype: str) -> tuple[Any, float]:
-    """PEFT with every adapter loaded: a batch's requests are taken task by task.
+def peft_switching(folder: Path, names: list[str], dtype: str) -> tuple[Any, float]:
+    """PEFT with every adapter loaded, and the seconds it took to load them.
 
-    In float32 as its guide loads it, in bfloat16 under autocast.
+    A batch is answered task by task: in float32 as PEFT's guide loads the backbone, or in bfloat16
+    under autocast.
     """
     import peft
 
@@ -146,10 +150,9 @@ def switching_rival(folder: Path, names: list[str], dtype: str) -> tuple[Any, fl
 def switching(
     folders: dict[str, Path], texts: list[Pair], dtype: str, rounds: int, requests: int
 ) -> dict[str, Any]:
-    """A stream of requests for random tasks, 64 at a time.
+    """Requests for random tasks, 64 at a time, on banks and on PEFT.
 
-    Banks of input prompts and of deep ones, as `ptune train` makes by default; PEFT, which has no
-    such deep prompts, with the input prompts, as its guide loads them and under autocast.
+    PEFT has no deep prompts of this kind, so it gets the input prompts.
     """
     banks = {d: PromptBank.from_folder(folder, dtype=dtype) for d, folder in folders.items()}
     names = list(banks["input"])
@@ -159,39 +162,40 @@ def switching(
     formats = {"PEFT, float32": "float32"}
     if dtype == "bfloat16":
         formats["PEFT, autocast"] = dtype
-    rivals = {k: switching_rival(folders["input"], names, f) for k, f in formats.items()}
+    others = {k: peft_switching(folders["input"], names, f) for k, f in formats.items()}
     contenders: dict[str, Callable[[], Any]] = {
-        **{k: lambda r=answer: [r(b) for b in batches] for k, (answer, _) in rivals.items()},
+        **{k: lambda r=answer: [r(b) for b in batches] for k, (answer, _) in others.items()},
         **{f"{d} bank": lambda k=bank: [k.logits(b) for b in batches] for d, bank in banks.items()},
     }
-    alike, _ = list(rivals.values())[-1]  # in the bank's number format
-    found, wanted = np.asarray(banks["input"].logits(batches[0])), np.asarray(alike(batches[0]))
+    alike, _ = list(others.values())[-1]  # in the bank's number format
+    found = np.asarray(banks["input"].logits(batches[0]))
+    expected = np.asarray(alike(batches[0]))
     seconds = in_turn(contenders, rounds)
     return {
         "tasks": len(names),
-        "largest_difference": float(np.abs(found - wanted).max()),
-        "largest_logit": float(np.abs(wanted).max()),
-        "seconds_to_load": {k: loading for k, (_, loading) in rivals.items()},
-        "requests_a_second": {k: len(stream) / statistics.median(v) for k, v in seconds.items()},
+        "largest_difference": float(np.abs(found - expected).max()),
+        "largest_logit": float(np.abs(expected).max()),
+        "seconds_to_load": {k: loading for k, (_, loading) in others.items()},
+        "requests_per_second": {k: len(stream) / statistics.median(v) for k, v in seconds.items()},
         "ratios": {
-            f"requests a second, {d} bank : {k}": ratio(seconds, k, f"{d} bank")
+            f"requests per second, {d} bank : {k}": ratio(seconds, k, f"{d} bank")
             for d in banks
-            for k in rivals
+            for k in others
         },
     }
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Resident memory of this process in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def grow(folder: str, dtype: str, text: Pair) -> None:
-    """Print how many bytes each task takes, in a process of its own."""
+    """Print how much memory each task takes. Runs in its own process."""
     places = sorted(Path(folder).iterdir())
     bank = PromptBank("minilm", dtype=dtype)
-    # What is made once, for the first tasks and the first answers, is not a task's.
+    # Exclude what is allocated once, for the first tasks and answers.
     for place in places[:10]:
         bank.add(place.name, place)
     bank.logits([(name, text) for name in bank])
@@ -204,7 +208,7 @@ def grow(folder: str, dtype: str, text: Pair) -> None:
         json.dumps(
             {
                 "tasks": further,
-                "kilobytes_a_task": (after - before) / further / 1000,
+                "kilobytes_per_task": (after - before) / further / 1000,
                 "of_which_numbers": (bank.memory_used - used) / further / 1000,
             }
         )
@@ -212,7 +216,7 @@ def grow(folder: str, dtype: str, text: Pair) -> None:
 
 
 def memory(folder: Path, texts: list[Pair], dtype: str) -> dict[str, Any]:
-    """How much memory each further task takes."""
+    """Memory per further task."""
     options = json.dumps({"folder": str(folder), "dtype": dtype, "text": texts[0]})
     done = subprocess.run(
         [sys.executable, __file__, "--apart", options], capture_output=True, text=True, check=False
@@ -223,7 +227,7 @@ def memory(folder: Path, texts: list[Pair], dtype: str) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print what was found."""
+    """Print the results."""
     print("| part | ratio | median | least … most |\n| --- | --- | --- | --- |")
     for part, content in results["parts"].items():
         for what, n in content.get("ratios", {}).items():
@@ -234,14 +238,14 @@ def show(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run what was asked for and show it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", help="GLUE's folder, for MRPC; without it, from the Hub")
+    parser.add_argument("--data-dir", help="folder of GLUE's TSV files; default: download")
     parts = ("throughput", "switching", "memory")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--prompts", nargs="+", choices=("input", "deep"), default=["input"])
     parser.add_argument("--tasks", type=int, default=1000)
-    parser.add_argument("--requests", type=int, default=1024, help="of the stream")
+    parser.add_argument("--requests", type=int, default=1024, help="requests for random tasks")
     parser.add_argument("--virtual-tokens", type=int, default=20)
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--rounds", type=int, default=5)
@@ -268,7 +272,7 @@ def main() -> None:
                 found[f"memory, {depth}"] = memory(folder, texts, args.dtype)
             if "throughput" in args.parts:
                 found[f"throughput, {depth}"] = throughput(folder, texts, args.dtype, args.rounds)
-        if "switching" in args.parts and "input" in folders:  # PEFT has no such deep prompts
+        if "switching" in args.parts and "input" in folders:
             found["switching"] = switching(folders, texts, args.dtype, args.rounds, args.requests)
     results = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE}, {args.dtype}",

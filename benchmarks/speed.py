@@ -1,17 +1,20 @@
-"""How fast is it? Rival and ptune in turn, on the same texts, in one process tree.
+"""Compare the speed and memory of ptune with those of PEFT, in turn, on the same texts.
 
     python benchmarks/speed.py --data-dir glue --output-dir runs/speed
 
-times training, inference, memory and start-up and prints ratios with their spread; `speed.json` and
-`speed.png` are left in the folder. Parts and backbones can be chosen (`--parts`, `--backbones`).
-Seconds depend on the machine; ratios are taken within a round, so that whatever else the machine
-does meets both sides. In training each contender lives in a process of its own, as it does in use
-(ptune changes how its process keeps memory), and works while the others wait.
+This measures training, inference, memory and start-up, and prints ratios with their spread. It
+writes `speed.json` and `speed.png` to the output folder. `--parts` and `--backbones` choose what to
+measure. Seconds depend on the machine. Ratios are taken within a round, so other load affects both
+sides. In training, each contender has its own process, because ptune changes how its process keeps
+memory; the others wait meanwhile.
 
-Rivals: the guide "P-tuning for sequence classification" on PEFT as it is written (float32, dropout,
-batches padded as they come), the same under bfloat16 autocast, and PEFT's LoRA. The floor is the
-time of the matrix products alone: those that ptune's frozen layers do in a step, forwards and for
-the gradient of what goes in, on as many tokens and in the same number format.
+| contender | trains |
+| --- | --- |
+| PEFT, float32 | PEFT's p-tuning guide as written: float32, dropout, batches as they come |
+| PEFT, autocast | the same under bfloat16 autocast: the like-for-like comparison |
+| PEFT LoRA | LoRA with r = 8, float32 |
+| ptune input, ptune deep | the defaults of `ptune train` |
+| floor | only the matrix products of ptune's frozen layers, forward and for input gradients |
 """
 
 from __future__ import annotations
@@ -44,17 +47,17 @@ from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import cpu_options, fast_dtype, load_backbone, load_tokenizer
 from ptune.data import dataset as data
 
-ROWS, BATCH = 20, 32  # virtual tokens; texts a step
+VIRTUAL_TOKENS, BATCH = 20, 32  # BATCH: texts per step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], None]
 
 
-# Backbones: MiniLM is real, the others have random weights; speed does not depend on them.
+# Backbones: MiniLM is pretrained, the others have random weights, which do not affect speed.
 
 
 def configuration(name: str) -> Any:
-    """The configuration of a backbone that is made from random weights."""
+    """The configuration of a backbone with random weights."""
     import transformers as tf
 
     if name == "roberta-base":
@@ -66,7 +69,7 @@ def configuration(name: str) -> Any:
         )  # fmt: skip
     if name == "gpt2":
         return tf.GPT2Config(pad_token_id=0)
-    return tf.LlamaConfig(  # of about 0.5 B parameters
+    return tf.LlamaConfig(  # about 0.5 B parameters
         vocab_size=32000, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
         intermediate_size=4096, pad_token_id=0,
     )  # fmt: skip
@@ -76,12 +79,12 @@ BACKBONES = ("minilm", "roberta-base", "roberta-large", "gpt2", "llama-0.5b")
 
 
 def is_causal(name: str) -> bool:
-    """Whether a text's tokens see only what stands before them, so that a prompt can be shared."""
+    """True if tokens attend only to earlier tokens, so a batch can share the prompt."""
     return name.startswith(("gpt", "llama"))
 
 
 def backbone(name: str, dtype: torch.dtype) -> Any:
-    """A fresh classifier, loaded as `load_backbone` does for its dtype."""
+    """A new classifier, loaded as `load_backbone` does for its dtype."""
     if name == "minilm":
         return load_backbone(name, dtype=dtype)
     from transformers import AutoModelForSequenceClassification
@@ -95,12 +98,17 @@ def backbone(name: str, dtype: torch.dtype) -> Any:
 def batches(
     examples: Any, name: str, steps: int, turns: int = 1, *, by_length: bool
 ) -> list[list[Batch]]:
-    """So many training batches for each turn, of the same texts for all.
+    """Training batches for each turn, a sample of an epoch's short and long ones.
 
-    They are a sample of an epoch's, short and long: of the batches of like length that ptune's
-    default makes, every n-th; or the texts of these mixed again, as they come without it.
+    All backbones get MiniLM's token ids, because only their number matters.
 
-    Other backbones get MiniLM's token ids: only how many there are matters.
+    Args:
+        examples: The dataset.
+        name: The backbone.
+        steps: Batches per turn.
+        turns: Number of turns, each with other batches.
+        by_length: True: every n-th of the batches of similar length that `ptune train` makes.
+            False: the same texts in random order.
     """
     tokenizer = load_tokenizer("minilm")
     columns = [list(examples[c]) for c in (data.TEXT, data.PAIR) if c in examples.column_names]
@@ -122,7 +130,7 @@ def batches(
 
     made = []
     for turn in range(turns):
-        # The longest first, as the sampler does; other lengths in every turn, as in an epoch.
+        # The longest first, as in the sampler, and other lengths in every turn, as in an epoch.
         some = groups[(every // 2 + turn) % every :: every][:steps][::-1]
         if not by_length:
             mixed = [i for group in some for i in group]
@@ -132,7 +140,7 @@ def batches(
     return made
 
 
-# Contenders in training.
+# Training.
 
 
 def _step(model: Any, groups: Any, precision: Any = contextlib.nullcontext) -> Step:
@@ -156,14 +164,14 @@ def _peft(name: str, kind: str) -> Any:
         peft.LoraConfig(task_type="SEQ_CLS", r=8)
         if kind == "lora"
         else peft.PromptEncoderConfig(
-            task_type="SEQ_CLS", num_virtual_tokens=ROWS, encoder_hidden_size=128
+            task_type="SEQ_CLS", num_virtual_tokens=VIRTUAL_TOKENS, encoder_hidden_size=128
         )
     )
     return peft.get_peft_model(backbone(name, torch.float32), config)
 
 
-def rival(name: str, kind: str = "p-tuning", *, autocast: bool = False) -> Step:
-    """PEFT, as its guides train."""
+def peft_step(name: str, kind: str = "p-tuning", *, autocast: bool = False) -> Step:
+    """PEFT, trained as in its guides."""
     model = _peft(name, kind)
     groups = [p for p in model.parameters() if p.requires_grad]
     if autocast:
@@ -172,15 +180,15 @@ def rival(name: str, kind: str = "p-tuning", *, autocast: bool = False) -> Step:
 
 
 def pooling(name: str, depth: str) -> Any:
-    """What `ptune train` has the head read of pairs by default."""
+    """What the head reads of pairs by default in `ptune train`."""
     return "architecture" if name != "minilm" else "prompt" if depth == "input" else "mean"
 
 
 def classifier(name: str, depth: str) -> PromptModel:
-    """What `ptune train` trains by default."""
+    """The model that `ptune train` trains by default."""
     config = PromptEncoderConfig(
         depth=depth,  # type: ignore[arg-type]
-        num_virtual_tokens=ROWS,
+        num_virtual_tokens=VIRTUAL_TOKENS,
         encoder_reparameterization_type="NONE",
         placement="prefix" if is_causal(name) else "after_first",
         prompt_init="vocab",
@@ -189,8 +197,8 @@ def classifier(name: str, depth: str) -> PromptModel:
     return PromptModel(backbone(name, fast_dtype(DEVICE)).to(DEVICE), config)
 
 
-def ours(name: str, depth: str, *, share: bool = True) -> Step:
-    """What `ptune train` does by default."""
+def ptune_step(name: str, depth: str, *, share: bool = True) -> Step:
+    """The training step of `ptune train` by default."""
     forget_shapes()
     model = classifier(name, depth)
     model.share_prompt = share
@@ -198,31 +206,31 @@ def ours(name: str, depth: str, *, share: bool = True) -> Step:
 
 
 class Floor:
-    """The matrix products of the frozen layers that ptune's step has, and nothing else."""
+    """Only the matrix products of the frozen layers in ptune's training step."""
 
     def __init__(self, name: str, depth: str) -> None:
         from transformers.pytorch_utils import Conv1D
 
         self.model = classifier(name, depth).eval()
-        self.met: list[tuple[torch.Tensor, int]] = []
+        self.seen: list[tuple[torch.Tensor, int]] = []
         self.products: dict[torch.Size, list[tuple[torch.Tensor, int]]] = {}
         for layer in self.model.backbone.base_model.modules():
             if isinstance(layer, nn.Linear | Conv1D):
                 weight = layer.weight.detach()  # [out, in]
                 weight = weight if isinstance(layer, nn.Linear) else weight.T.contiguous()
-                layer.register_forward_hook(partial(self._meet, weight))
+                layer.register_forward_hook(partial(self._note, weight))
 
-    def _meet(self, weight: torch.Tensor, layer: nn.Module, args: Any, output: Any) -> None:
-        self.met.append((weight, args[0].numel() // weight.shape[1]))
+    def _note(self, weight: torch.Tensor, layer: nn.Module, args: Any, output: Any) -> None:
+        self.seen.append((weight, args[0].numel() // weight.shape[1]))
 
     @torch.no_grad()
-    def see(self, batch: Batch) -> None:
-        """Find out which weights meet how many tokens of such a batch."""
-        self.met = self.products[batch["input_ids"].shape] = []
+    def prepare(self, batch: Batch) -> None:
+        """Record which weights are multiplied with how many tokens for a batch of this shape."""
+        self.seen = self.products[batch["input_ids"].shape] = []
         self.model(**batch)
 
     def __call__(self, batch: Batch) -> None:
-        """Compute the products, forwards and for the gradient of what goes in."""
+        """Compute the products, forward and for the gradients of the inputs."""
         made: dict[tuple[int, int], torch.Tensor] = {}
 
         def ones(tokens: int, width: int) -> torch.Tensor:
@@ -239,7 +247,7 @@ class Floor:
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds of `work`."""
+    """Seconds that `work` takes."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -250,9 +258,9 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, in turn: A B C A B C."""
+    """Seconds of each contender in each round; contenders run in turn: A B C A B C."""
     for work in contenders.values():
-        work()  # what is done once is not counted
+        work()  # warm up
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, work in contenders.items():
@@ -261,26 +269,26 @@ def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 
 def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, float]:
-    """How many times as long `slow` took: the median over the rounds, the least and the most."""
+    """How many times as long `slow` takes: median, least and most over the rounds."""
     each = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
     return {"median": statistics.median(each), "least": min(each), "most": max(each)}
 
 
-# What makes a contender, and whether it takes batches by length.
+# How to build a contender, and whether its batches are grouped by length.
 CONTENDERS: dict[str, tuple[Callable[[str], Step], bool]] = {
-    "guide on PEFT": (lambda name: rival(name), False),
-    "guide, autocast": (lambda name: rival(name, autocast=True), False),
-    "PEFT LoRA": (lambda name: rival(name, "lora"), False),
-    "ptune input": (lambda name: ours(name, "input"), True),
-    "ptune deep": (lambda name: ours(name, "deep"), True),
+    "PEFT, float32": (lambda name: peft_step(name), False),
+    "PEFT, autocast": (lambda name: peft_step(name, autocast=True), False),
+    "PEFT LoRA": (lambda name: peft_step(name, "lora"), False),
+    "ptune input": (lambda name: ptune_step(name, "input"), True),
+    "ptune deep": (lambda name: ptune_step(name, "deep"), True),
     "floor of input": (lambda name: Floor(name, "input"), True),
     "floor of deep": (lambda name: Floor(name, "deep"), True),
-    "ptune input, not shared": (lambda name: ours(name, "input", share=False), True),
+    "ptune input, not shared": (lambda name: ptune_step(name, "input", share=False), True),
 }
 
 
 class Contender:
-    """A contender in training, in a process of its own."""
+    """A contender in training, in its own process."""
 
     def __init__(self, kind: str, name: str, examples: Any, steps: int, turns: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -293,42 +301,42 @@ class Contender:
         theirs.close()
 
     def work(self) -> None:
-        """Train for its steps, and wait for the end."""
+        """Train one turn and wait for its end."""
         try:
             self.pipe.send(None)
             self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()
             raise SystemExit(
-                f"{self.kind!r} ended with exit code {self.process.exitcode}; -9 mostly means that "
-                "memory ran out. Take fewer contenders at a time (--contenders)."
+                f"{self.kind!r} ended with exit code {self.process.exitcode}; -9 usually means out "
+                "of memory. Run fewer contenders at a time (--contenders)."
             ) from None
 
     def end(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self.process.kill()
         self.process.join()
 
 
 def contend(pipe: Any, kind: str, name: str, examples: Any, steps: int, turns: int) -> None:
-    """Train for some steps whenever asked to: the process of a `Contender`."""
+    """Train one turn per message: the process of a `Contender`."""
     make, by_length = CONTENDERS[kind]
     step = make(name)
     own_turns = batches(examples, name, steps, turns, by_length=by_length)
     if isinstance(step, Floor):
         for batch in chain(*own_turns):
-            step.see(batch)
+            step.prepare(batch)
     for own in own_turns:
         pipe.recv()
-        timed(lambda own=own: [step(batch) for batch in own])  # type: ignore[misc]  # waits for a GPU, too
+        timed(lambda own=own: [step(batch) for batch in own])  # type: ignore[misc]  # also waits for a GPU
         pipe.send(None)
-    pipe.recv()  # a process that ends works while the others are timed
+    pipe.recv()  # stay idle: an ending process would disturb the others
 
 
 def training(
     name: str, examples: Any, steps: int, rounds: int, only: list[str] | None
 ) -> dict[str, Any]:
-    """Training steps on one backbone, of all contenders or of some."""
+    """Time training steps of some or all contenders on one backbone."""
     kinds = [k for k in CONTENDERS if is_causal(name) or k != "ptune input, not shared"]
     made = {
         k: Contender(k, name, examples, steps, rounds + 1) for k in kinds if not only or k in only
@@ -339,9 +347,9 @@ def training(
         for contender in made.values():
             contender.end()
     pairs = {
-        "guide on PEFT : ptune input": ("guide on PEFT", "ptune input"),
-        "guide, autocast : ptune input": ("guide, autocast", "ptune input"),
-        "guide on PEFT : ptune deep": ("guide on PEFT", "ptune deep"),
+        "PEFT, float32 : ptune input": ("PEFT, float32", "ptune input"),
+        "PEFT, autocast : ptune input": ("PEFT, autocast", "ptune input"),
+        "PEFT, float32 : ptune deep": ("PEFT, float32", "ptune deep"),
         "PEFT LoRA : ptune deep": ("PEFT LoRA", "ptune deep"),
         "ptune input : ptune deep": ("ptune input", "ptune deep"),
         "floor : ptune input": ("floor of input", "ptune input"),
@@ -350,7 +358,7 @@ def training(
     if is_causal(name):
         pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
     return {
-        "seconds_a_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
+        "seconds_per_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
         "seconds_of_rounds": seconds,
         "ratios": {
             label: ratio(seconds, *pair)
@@ -365,7 +373,7 @@ def training(
 
 @contextlib.contextmanager
 def adapters() -> Iterator[tuple[Path, Path, Path]]:
-    """Untrained adapters on MiniLM: PEFT's, ptune's input prompt, ptune's deep prompt."""
+    """Untrained adapters on MiniLM: from PEFT, with an input prompt, with a deep prompt."""
     with tempfile.TemporaryDirectory() as folder:
         theirs, shallow, deep = (Path(folder) / n for n in ("peft", "input", "deep"))
         _peft("minilm", "p-tuning").save_pretrained(theirs)
@@ -383,30 +391,30 @@ def adapters() -> Iterator[tuple[Path, Path, Path]]:
 
 
 def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
-    """Throughput on many texts and latency of one, tokenisation included."""
+    """Throughput on many texts and latency of one, including tokenisation."""
     import peft
 
     import ptune
 
     with adapters() as (theirs, shallow, deep):
         tokenizer = load_tokenizer("minilm")
-        rival = peft.PeftModel.from_pretrained(
+        peft_model = peft.PeftModel.from_pretrained(
             load_backbone("minilm", dtype="float32").to(DEVICE), theirs
         ).eval()
         classifiers = {d: ptune.load(p) for d, p in (("input", shallow), ("deep", deep))}
 
         @torch.no_grad()
-        def guide(some: list[tuple[str, str]]) -> None:
+        def peft_answer(some: list[tuple[str, str]]) -> None:
             for start in range(0, len(some), BATCH):
                 first, second = map(list, zip(*some[start : start + BATCH], strict=True))
                 batch = tokenizer(
                     first, second, truncation=True, padding="longest", return_tensors="pt"
                 )
-                rival(**batch.to(DEVICE)).logits.softmax(dim=1).tolist()
+                peft_model(**batch.to(DEVICE)).logits.softmax(dim=1).tolist()
 
         many = in_turn(
             {
-                "guide on PEFT": lambda: guide(texts),
+                "PEFT, float32": lambda: peft_answer(texts),
                 "ptune input": lambda: list(classifiers["input"].logits(texts)),
                 "ptune deep": lambda: list(classifiers["deep"].logits(texts)),
             },
@@ -414,7 +422,7 @@ def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
         )
         one = in_turn(
             {
-                "guide on PEFT": lambda: guide(texts[:1]),
+                "PEFT, float32": lambda: peft_answer(texts[:1]),
                 "ptune input": lambda: classifiers["input"](texts[0]),
                 "ptune deep": lambda: classifiers["deep"](texts[0]),
             },
@@ -426,7 +434,7 @@ def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
         }
         loading = timed(lambda: ptune.load(deep))
     return {
-        "texts_a_second": {k: len(texts) / statistics.median(v) for k, v in many.items()},
+        "texts_per_second": {k: len(texts) / statistics.median(v) for k, v in many.items()},
         "latency_ms": {
             k: {
                 "p50": 1000 * statistics.median(v),
@@ -435,7 +443,7 @@ def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
             for k, v in one.items()
         },
         "ratios": {
-            f"{what}, guide on PEFT : ptune {depth}": ratio(s, "guide on PEFT", f"ptune {depth}")
+            f"{what}, PEFT, float32 : ptune {depth}": ratio(s, "PEFT, float32", f"ptune {depth}")
             for what, s in (("throughput", many), ("latency", one))
             for depth in ("input", "deep")
         },
@@ -444,7 +452,7 @@ def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
     }
 
 
-# Memory, growth and start-up: in processes of their own.
+# Memory, growth and start-up, each in its own process.
 
 
 def _apart(what: str, **options: Any) -> Any:
@@ -456,7 +464,7 @@ def _apart(what: str, **options: Any) -> Any:
 
 
 def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
-    """Do one thing and print what it took, as JSON."""
+    """Measure one thing and print seconds and peak memory as JSON."""
     corpus = data.load_glue("mrpc", data_dir)
     assert corpus.train is not None
     if what == "growth":
@@ -471,9 +479,9 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
             )
     else:
         step = {
-            "guide on PEFT": lambda: rival(name),
-            "ptune input": lambda: ours(name, "input"),
-            "ptune deep": lambda: ours(name, "deep"),
+            "PEFT, float32": lambda: peft_step(name),
+            "ptune input": lambda: ptune_step(name, "input"),
+            "ptune deep": lambda: ptune_step(name, "deep"),
         }[what]()
         (grouped,) = batches(corpus.train, name, 8, by_length=what.startswith("ptune"))
         seconds = timed(lambda: [step(b) for b in grouped])
@@ -482,25 +490,25 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
 
 
 def memory(name: str, data_dir: str | None) -> dict[str, Any]:
-    """Peak memory of a process that trains for some steps."""
-    kinds = ("guide on PEFT", "ptune input", "ptune deep")
+    """Peak memory of a process that trains a few steps."""
+    kinds = ("PEFT, float32", "ptune input", "ptune deep")
     peaks = {kind: _apart(kind, name=name, data_dir=data_dir, texts=0)["peak_mb"] for kind in kinds}
     return {
         "peak_mb": peaks,
         "ratios": {
-            f"memory, {kind} : guide on PEFT": {"median": peaks[kind] / peaks["guide on PEFT"]}
+            f"memory, {kind} : PEFT, float32": {"median": peaks[kind] / peaks["PEFT, float32"]}
             for kind in kinds[1:]
         },
     }
 
 
 def growth(counts: list[int], data_dir: str | None) -> dict[str, Any]:
-    """Time and peak memory of classifying more and more texts."""
+    """Time and peak memory for growing numbers of texts."""
     return {str(n): _apart("growth", name="minilm", data_dir=data_dir, texts=n) for n in counts}
 
 
 def startup(rounds: int) -> dict[str, float]:
-    """Seconds that importing and `ptune --help` take, median."""
+    """Median seconds of `import ptune` and `ptune --help`."""
 
     def seconds(*command: str) -> float:
         run = [timed(lambda: subprocess.run(command, capture_output=True)) for _ in range(rounds)]
@@ -513,11 +521,11 @@ def startup(rounds: int) -> dict[str, float]:
     }
 
 
-# What is shown.
+# Output.
 
 
 def rows_of(results: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
-    """Every ratio: part, what, numbers."""
+    """Every ratio: part, label, numbers."""
     found = []
     for part, content in results["parts"].items():
         found += [(part, what, numbers) for what, numbers in content.get("ratios", {}).items()]
@@ -525,7 +533,7 @@ def rows_of(results: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
 
 
 def show(results: dict[str, Any], folder: Path) -> None:
-    """Print the ratios and draw them."""
+    """Print and plot the ratios."""
     rows = rows_of(results)
     print("| part | ratio | median | least … most |\n| --- | --- | --- | --- |")
     for part, what, n in rows:
@@ -551,20 +559,20 @@ def show(results: dict[str, Any], folder: Path) -> None:
     ax.axvline(1, color="#666666", lw=1, ls=":")
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_xlabel("ratio, median over the rounds")
+    ax.set_xlabel("ratio, median over rounds")
     figure.savefig(folder / "speed.png", dpi=120)
 
 
 def main() -> None:
-    """Run what was asked for and show it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", help="GLUE's folder, for MRPC; without it, from the Hub")
+    parser.add_argument("--data-dir", help="folder of GLUE's TSV files; default: download")
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES[:2]))
     parts = ("training", "inference", "memory", "start-up", "growth")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts[:-1]))
-    parser.add_argument("--contenders", nargs="+", help="of training, as the results name them")
+    parser.add_argument("--contenders", nargs="+", help="names as in the results; default: all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="of training, in each turn")
+    parser.add_argument("--steps", type=int, default=8, help="training steps per turn")
     parser.add_argument("--texts", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/speed"))
     parser.add_argument("--apart", help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""The guide "P-tuning for sequence classification", step by step, on ptune.
+"""PEFT's guide "P-tuning for sequence classification", step by step, with ptune.
 
-The names are those of 🤗 PEFT; the import line is not. Offline, on a small encoder:
+Only the import line differs from the guide. Offline, with a small encoder:
 
     python examples/p_tuning_guide.py --model minilm --data-dir path/to/glue --epochs 2
 
-Online, as in the guide:
+Online, with the guide's backbone:
 
     python examples/p_tuning_guide.py --model roberta-large --epochs 20 --push-to your-name/mrpc
 """
@@ -37,14 +37,14 @@ from ptune.peft import (
 )
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--model", default="roberta-large", help="a Hub id, a folder, or minilm")
-parser.add_argument("--data-dir", help="folder with GLUE's TSV files; without it: the Hub")
+parser.add_argument("--model", default="roberta-large", help="Hub id, folder, or minilm")
+parser.add_argument("--data-dir", help="folder with GLUE's TSV files; default: download")
 parser.add_argument("--epochs", type=int, default=20)
 parser.add_argument("--output-dir", default=None, help="default: a temporary folder")
-parser.add_argument("--push-to", default=None, help="Hub repository to share the adapter in")
+parser.add_argument("--push-to", default=None, help="Hub repository to push the adapter to")
 options = parser.parse_args()
 
-# Setup: the model, the data, the hyperparameters.
+# Set-up: model, data, hyperparameters.
 model_name_or_path = location(options.model)
 task = "mrpc"
 lr = 1e-3
@@ -52,7 +52,7 @@ batch_size = 32
 classes = ["not equivalent", "equivalent"]
 output_dir = options.output_dir or tempfile.mkdtemp(prefix="p-tuning-guide-")
 
-# Load the data set and its metric.
+# Load the dataset and its metric.
 dataset = load_glue(task, options.data_dir)
 print(dataset.train[0])
 
@@ -62,8 +62,7 @@ def compute_metrics(eval_pred):
     return metrics.compute(["accuracy", "f1"], labels, np.argmax(predictions, axis=1))
 
 
-# Preprocess it. A model that reads from left to right is padded on the left, as in the guide; ptune
-# predicts the same on either side.
+# Preprocess. The guide pads decoders on the left; ptune predicts the same with either side.
 padding_side = "left" if any(k in model_name_or_path for k in ("gpt", "opt", "bloom")) else "right"
 tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, padding_side=padding_side)
 if tokenizer.pad_token_id is None:
@@ -71,8 +70,8 @@ if tokenizer.pad_token_id is None:
 
 
 def tokenize_function(examples):
-    # The one change to the guide's own: its max_length=None lets a long text take all positions
-    # of the model and leaves none for the prompt.
+    # The only change to the guide: with its max_length=None, a long text takes all positions of
+    # the model and leaves none for the prompt.
     longest = model.max_text_length
     return tokenizer(examples[TEXT], examples[PAIR], truncation=True, max_length=longest)
 
@@ -84,7 +83,7 @@ def tokenized(split):
 
 data_collator = DataCollatorWithPadding(tokenizer=tokenizer, padding="longest")
 
-# Train: configure the prompt, wrap the model.
+# Train: configure the prompt and wrap the model.
 peft_config = PromptEncoderConfig(
     task_type="SEQ_CLS", num_virtual_tokens=20, encoder_hidden_size=128
 )
@@ -119,7 +118,7 @@ trainer = Trainer(
 trainer.train()
 print(trainer.evaluate())
 
-# Share it, or keep it here.
+# Share the adapter, or save it locally.
 if options.push_to:
     peft_model_id = options.push_to
     model.push_to_hub(peft_model_id)
@@ -128,12 +127,12 @@ else:
     model.save_pretrained(peft_model_id)
 state = get_peft_model_state_dict(model)
 
-# Inference: load the configuration, the backbone, the adapter.
+# Inference: load the configuration, the backbone and the adapter.
 config = PeftConfig.from_pretrained(peft_model_id)
 inference_model = AutoModelForSequenceClassification.from_pretrained(config.base_model_name_or_path)
 tokenizer = AutoTokenizer.from_pretrained(config.base_model_name_or_path)
 model = PeftModel.from_pretrained(inference_model, peft_model_id)
-set_peft_model_state_dict(model, state)  # the same once more, from memory
+set_peft_model_state_dict(model, state)  # the same values again, from memory
 
 sentence1 = (
     "Coast redwood trees are the tallest trees on the planet and can grow over 300 feet tall."

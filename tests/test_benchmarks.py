@@ -1,4 +1,4 @@
-"""The benchmarks run, and their tables say what their files say."""
+"""The benchmarks run, and their tables agree with their files."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def table(tmp_path_factory, texts):
 
 
 @pytest.mark.slow
-def test_accuracy_compares_the_methods_and_goes_on_where_it_stopped(bert_folder, table, tmp_path):
+def test_accuracy_compares_methods_and_resumes(bert_folder, table, tmp_path):
     words = ["--model", bert_folder, "--train-file", table, "--eval-file", table]
     words += ["--epochs", 1, "--output-dir", tmp_path, "--methods"]
     first = run("accuracy.py", *words, "majority class", "ptune deep prompt", "--seeds", 0)
@@ -43,13 +43,13 @@ def test_accuracy_compares_the_methods_and_goes_on_where_it_stopped(bert_folder,
     mean = sum(r["scores"]["accuracy"] for r in results["runs"]["PEFT p-tuning"].values()) / 2
     (line,) = [r for r in done.stdout.splitlines() if r.startswith("| PEFT p-tuning")]
     assert f"{mean:.4f} ±" in line
-    # k = 20 keys and values of two layers, 32 wide each, and a head of 32 x 2 + 2.
+    # Keys and values of 20 virtual tokens in two layers of width 32, and a head of 32 x 2 + 2.
     (line,) = [r for r in done.stdout.splitlines() if r.startswith("| ptune deep prompt")]
     assert "2,626" in line
     assert (tmp_path / "accuracy.png").stat().st_size > 5_000
 
 
-def test_accuracy_keeps_the_results_of_different_benchmarks_apart(tmp_path):
+def test_accuracy_refuses_to_mix_results_of_different_benchmarks(tmp_path):
     (tmp_path / "accuracy.json").write_text(
         json.dumps({"model": "other", "task": "mrpc", "train_file": None, "epochs": 4.0,
                     "shots": None, "runs": {}})
@@ -60,7 +60,7 @@ def test_accuracy_keeps_the_results_of_different_benchmarks_apart(tmp_path):
 
 
 @pytest.mark.slow
-def test_bank_compares_it_with_one_task_and_with_switching(texts, tmp_path):
+def test_bank_is_compared_with_a_single_task_and_with_switching(texts, tmp_path):
     folder = tmp_path / "glue" / "MRPC"
     folder.mkdir(parents=True)
     lines = [f"1\t1\t2\t{t} {i}\t{t}" for i in range(2) for t in texts]
@@ -74,11 +74,11 @@ def test_bank_compares_it_with_one_task_and_with_switching(texts, tmp_path):
     assert done.returncode == 0, done.stderr
     parts = json.loads((tmp_path / "bank.json").read_text())["parts"]
     assert parts["memory, input"]["of_which_numbers"] == pytest.approx((3 * 384 + 770) * 4 / 1000)
-    # The rivals answered the same.
+    # All contenders give the same answers.
     for part in ("throughput, input", "switching"):
         assert parts[part]["tasks"] == 12
         assert parts[part]["largest_difference"] < 1e-4
-    what = "requests a second, input bank : PEFT, float32"
+    what = "requests per second, input bank : PEFT, float32"
     (line,) = [r for r in done.stdout.splitlines() if what in r]
     ratio = parts["switching"]["ratios"][what]
     assert f"| {ratio['median']:.2f} |" in line
@@ -86,7 +86,7 @@ def test_bank_compares_it_with_one_task_and_with_switching(texts, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # Ray starts, and a worker twice
-def test_scoring_is_complete_though_a_worker_of_ray_is_killed(bert_folder, table, tmp_path):
+def test_scoring_is_complete_after_a_worker_of_ray_is_killed(bert_folder, table, tmp_path):
     words = ["--model", bert_folder, "--train-file", table, "--output-dir", tmp_path / "runs"]
     words += ["--rows", 6000, "--files", 6, "--dtype", "float32"]
     words += ["--parts", "worker", "--workers", 1]
