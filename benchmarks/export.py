@@ -1,15 +1,15 @@
-"""Does an exported checkpoint say what ptune says, where there is no ptune?
+"""Does an exported checkpoint give ptune's answers in an environment without ptune?
 
     python3 -m venv plain && plain/bin/pip install torch transformers
     python benchmarks/export.py --data-dir glue --python plain/bin/python --output-dir runs/export
 
-For each family: trains a few steps of an input prompt on MRPC, exports it, lets the other
-interpreter classify the whole dev set with `pipeline("text-classification")`, and compares logits
-and accuracy with ptune's own, in float32. Prints a table, leaves `export.json` in the folder, and
-exits with 1 if logits are further apart than 1e-5 of the largest, or a label is another one.
+For each architecture: trains an input prompt for a few steps on MRPC, exports it, classifies the
+whole dev set in the other environment with `pipeline("text-classification")`, and compares logits
+and accuracy with ptune's, in float32. Prints a table, writes `export.json`, and exits with 1 if
+logits differ by more than 1e-5 of the largest logit, or if any label differs.
 
-MiniLM is real. The others have random weights, in the shapes of their families, and a tokenizer of
-their family's class trained on MRPC's sentences; their accuracy means nothing.
+MiniLM is a pretrained model. The others have random weights and a tokenizer of their own class,
+trained on MRPC's sentences, so their accuracy means nothing.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ print("answer", json.dumps([versions, logits]))
 """
 
 
-# Families with random weights.
+# Architectures with random weights.
 
 
 def words_of(sentences: list[str], kind: str, special: list[str]) -> dict[str, Any]:
-    """A vocabulary and merges trained on sentences, as tokenizer classes take them."""
+    """Vocabulary and merges, trained on sentences, in the form that tokenizer classes take."""
     made = tokenizers.Tokenizer(models.BPE())
     options: dict[str, Any] = {"vocab_size": VOCABULARY, "special_tokens": special}
     if kind == "bytes":
@@ -107,7 +107,7 @@ def opt(sentences: list[str]) -> tuple[Any, Any]:
 
 
 def bloom(sentences: list[str]) -> tuple[Any, Any]:
-    """BLOOM: byte-level, positions by ALiBi, so that a text may have any length."""
+    """BLOOM: byte-level, with ALiBi positions, so a text can have any length."""
     words = words_of(sentences, "bytes", ["<unk>", "<s>", "</s>", "<pad>"])
     made = tokenizers.Tokenizer(models.BPE(**words))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -121,7 +121,7 @@ def bloom(sentences: list[str]) -> tuple[Any, Any]:
 
 
 def llama(sentences: list[str]) -> tuple[Any, Any]:
-    """Llama: sentencepiece's BPE with <s> before a text, and no pad token."""
+    """Llama: SentencePiece BPE with <s> before a text, and no pad token."""
     words = words_of(sentences, "sentencepiece", ["<unk>", "<s>", "</s>"])
     config = tf.LlamaConfig(
         **SIZES, intermediate_size=512, max_position_embeddings=POSITIONS, num_key_value_heads=2
@@ -129,8 +129,8 @@ def llama(sentences: list[str]) -> tuple[Any, Any]:
     return config, tf.LlamaTokenizer(**words, add_bos_token=True)
 
 
-# Name: how its backbone is made, and where the prompt stands.
-FAMILIES: dict[str, tuple[Callable[[list[str]], tuple[Any, Any]] | None, str]] = {
+# Name: how to make its backbone, and the placement of the prompt.
+ARCHITECTURES: dict[str, tuple[Callable[[list[str]], tuple[Any, Any]] | None, str]] = {
     "minilm": (None, "after_first"),
     "roberta": (roberta, "after_first"),
     "gpt2": (gpt2, "prefix"),
@@ -141,8 +141,8 @@ FAMILIES: dict[str, tuple[Callable[[list[str]], tuple[Any, Any]] | None, str]] =
 
 
 def backbone(name: str, sentences: list[str], folder: Path) -> str:
-    """Make a family's backbone; its name or folder."""
-    make = FAMILIES[name][0]
+    """Make the backbone; its name or folder."""
+    make = ARCHITECTURES[name][0]
     if make is None:
         return name
     config, tokenizer = make(sentences)
@@ -152,17 +152,17 @@ def backbone(name: str, sentences: list[str], folder: Path) -> str:
     return str(folder)
 
 
-# One family.
+# One architecture.
 
 
 def train(name: str, model: str, args: argparse.Namespace, folder: Path) -> None:
-    """A few steps of an input prompt on MRPC."""
+    """Train an input prompt for a few steps on MRPC."""
     settings = ptune.TrainSettings(
         model=model,
         task="mrpc",
         data_dir=args.data_dir,
         prompt="input",
-        placement=FAMILIES[name][1],
+        placement=ARCHITECTURES[name][1],
         pooling="architecture",
         training_arguments={"max_steps": args.steps, "eval_strategy": "no", "save_strategy": "no"},
     )
@@ -170,7 +170,7 @@ def train(name: str, model: str, args: argparse.Namespace, folder: Path) -> None
 
 
 def elsewhere(python: str, folder: Path, pairs: list[tuple[str, str]]) -> tuple[Any, Any]:
-    """What the exported checkpoint says in an interpreter without ptune."""
+    """Versions and logits from the exported checkpoint in an environment without ptune."""
     done = subprocess.run(
         [python, "-I", "-c", STRANGER, str(torch.get_num_threads())],
         input=json.dumps([str(folder), pairs]),
@@ -185,7 +185,7 @@ def elsewhere(python: str, folder: Path, pairs: list[tuple[str, str]]) -> tuple[
 
 
 def compare(name: str, args: argparse.Namespace, corpus: data.Corpus) -> dict[str, Any]:
-    """Train, export, classify on both sides."""
+    """Train, export, and classify with both."""
     folder = args.output_dir / name
     assert corpus.train is not None
     sentences = [*corpus.train[data.TEXT], *corpus.train[data.PAIR]]
@@ -203,12 +203,12 @@ def compare(name: str, args: argparse.Namespace, corpus: data.Corpus) -> dict[st
     versions, answers = elsewhere(args.python, folder / "exported", pairs)
     theirs = np.asarray([[row[label] for label in classifier.labels] for row in answers])
     gold = np.asarray(dev[data.LABEL])
-    apart = np.abs(ours - theirs).max()
+    difference = np.abs(ours - theirs).max()
     return {
         "texts": len(pairs),
-        "largest_difference": float(apart),
-        "relative_to_the_largest_logit": float(apart / np.abs(ours).max()),
-        "other_labels": int((ours.argmax(1) != theirs.argmax(1)).sum()),
+        "largest_difference": float(difference),
+        "relative_to_the_largest_logit": float(difference / np.abs(ours).max()),
+        "different_labels": int((ours.argmax(1) != theirs.argmax(1)).sum()),
         "accuracy_ptune": float((ours.argmax(1) == gold).mean()),
         "accuracy_exported": float((theirs.argmax(1) == gold).mean()),
         "difference_in_the_export's_own_check": check.difference,
@@ -218,23 +218,25 @@ def compare(name: str, args: argparse.Namespace, corpus: data.Corpus) -> dict[st
 
 
 def main() -> int:
-    """Compare every family; 1 if one differs."""
+    """Compare every architecture; 1 if any differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", help="GLUE's folder, for MRPC; without it, from the Hub")
-    parser.add_argument("--python", required=True, help="an interpreter without ptune")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--adapter", type=Path, help="a trained adapter of MiniLM")
-    parser.add_argument("--steps", type=int, default=20, help="training steps, without --adapter")
-    parser.add_argument("--examples", type=int, help="so many of the dev set; all")
+    parser.add_argument("--data-dir", help="GLUE's folder; default: download MRPC from the Hub")
+    parser.add_argument("--python", required=True, help="Python of an environment without ptune")
+    parser.add_argument(
+        "--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES)
+    )
+    parser.add_argument("--adapter", type=Path, help="a trained adapter on MiniLM")
+    parser.add_argument("--steps", type=int, default=20, help="training steps")
+    parser.add_argument("--examples", type=int, help="examples of the dev set (all)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/export"))
     args = parser.parse_args()
     corpus = data.load_glue("mrpc", args.data_dir)
-    results = {name: compare(name, args, corpus) for name in args.families}
+    results = {name: compare(name, args, corpus) for name in args.architectures}
     versions = {"ptune": ptune.__version__, "transformers": tf.__version__}
     (args.output_dir / "export.json").write_text(
-        json.dumps({"versions": versions, "families": results}, indent=2) + "\n", "utf-8"
+        json.dumps({"versions": versions, "architectures": results}, indent=2) + "\n", "utf-8"
     )
-    print("| family | texts | largest difference | relative | accuracy, ptune | exported |")
+    print("| architecture | texts | largest difference | relative | accuracy, ptune | exported |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, found in results.items():
         print(
@@ -243,7 +245,7 @@ def main() -> int:
             f"| {found['accuracy_exported']:.4f} |"
         )
     good = [
-        r["relative_to_the_largest_logit"] <= LIMIT and not r["other_labels"]
+        r["relative_to_the_largest_logit"] <= LIMIT and not r["different_labels"]
         for r in results.values()
     ]
     return 0 if all(good) else 1

@@ -1,13 +1,13 @@
-"""How fast is an exported classifier? PEFT, PyTorch, ONNX Runtime and OpenVINO in turn.
+"""How fast is an exported classifier on PyTorch, ONNX Runtime and OpenVINO, compared with PEFT?
 
     ptune train --task mrpc --data-dir glue --output-dir runs/mrpc
     python benchmarks/runtimes.py --adapter runs/mrpc --data-dir glue --output-dir runs/runtimes
 
-exports the adapter (on MiniLM, trained on MRPC) in float32 and in int8, times MRPC's dev texts on
-every runtime, tokenisation included, and prints a table of throughput, ratio and accuracy;
-`runtimes.json` is left in the folder. The rival is the guide "P-tuning for sequence classification"
-on PEFT as it is written: float32, batches of 32 padded as they come. It is not trained here, so it
-has no accuracy. Ratios are taken within a round, so that whatever else the machine does meets all.
+Exports the adapter (on MiniLM, trained on MRPC) in float32 and in int8, times MRPC's dev texts on
+every runtime, including tokenisation, prints a table of throughput, ratio and accuracy, and writes
+`runtimes.json`. The comparison is PEFT, used as in its guide "P-tuning for sequence
+classification": float32, batches of 32 texts in their order. It is not trained here, so it has no
+accuracy. Ratios are taken within a round, so that other load on the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ptune.backbones.loading import load_tokenizer
 from ptune.data import dataset as data
 from ptune.inference.classifier import TextClassifier
 
-RIVAL = "PEFT, float32"
+PEFT = "PEFT, float32"
 Pairs = list[tuple[str, str]]
 
 
 def guide(texts: Pairs) -> Callable[[], Any]:
-    """Inference as PEFT's guide does it."""
+    """Inference as in PEFT's guide."""
     tokenizer = load_tokenizer("minilm")
     model = _peft("minilm", "p-tuning").eval()
 
@@ -53,7 +53,7 @@ def guide(texts: Pairs) -> Callable[[], Any]:
 
 
 def contenders(adapter: Path, folder: Path) -> dict[str, TextClassifier]:
-    """The adapter in PyTorch, and its exports on every runtime."""
+    """The adapter on PyTorch, and its exports on every runtime."""
     exported = {"float32": folder / "float32", "int8": folder / "int8"}
     for name, where in exported.items():
         ptune.export_onnx(adapter, where, int8=name == "int8")
@@ -74,12 +74,12 @@ def contenders(adapter: Path, folder: Path) -> dict[str, TextClassifier]:
 
 
 def main() -> None:
-    """Time them and show it."""
+    """Time them, print the table and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--adapter", type=Path, required=True, help="trained on MRPC, on minilm")
-    parser.add_argument("--data-dir", help="GLUE's folder; without it, from the Hub")
+    parser.add_argument("--adapter", type=Path, required=True, help="trained on MRPC with MiniLM")
+    parser.add_argument("--data-dir", help="GLUE's folder; default: download MRPC from the Hub")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--texts", type=int, help="so many of the dev texts; all")
+    parser.add_argument("--texts", type=int, help="number of dev texts (all)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/runtimes"))
     args = parser.parse_args()
     examples = data.load_glue("mrpc", args.data_dir).evaluation[""]
@@ -91,7 +91,7 @@ def main() -> None:
         name: classifier.evaluate(examples, ["accuracy"])["accuracy"]
         for name, classifier in classifiers.items()
     }
-    work: dict[str, Callable[[], Any]] = {RIVAL: guide(texts)}
+    work: dict[str, Callable[[], Any]] = {PEFT: guide(texts)}
     for name, classifier in classifiers.items():
         work[name] = lambda c=classifier: list(c.logits(texts))  # type: ignore[misc]
     seconds = in_turn(work, args.rounds)
@@ -100,19 +100,21 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "peft", "onnxruntime", "openvino")},
         "texts": len(texts),
         "rounds": args.rounds,
-        "texts_a_second": {k: len(texts) / statistics.median(v) for k, v in seconds.items()},
+        "texts_per_second": {k: len(texts) / statistics.median(v) for k, v in seconds.items()},
         "accuracy": accuracy,
-        "ratios": {name: ratio(seconds, RIVAL, name) for name in classifiers},
+        "ratios": {name: ratio(seconds, PEFT, name) for name in classifiers},
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / "runtimes.json"
     file.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    print("| | texts a second | times PEFT (least to most) | accuracy |\n| --- | --- | --- | --- |")
+    print(
+        "| | texts per second | speed-up over PEFT (least to most) | accuracy |\n| --- | --- | --- | --- |"
+    )
     for name in work:
         r = results["ratios"].get(name)
         times = f"{r['median']:.2f} ({r['least']:.2f} to {r['most']:.2f})" if r else "1"
         score = f"{accuracy[name]:.4f}" if name in accuracy else ""
-        print(f"| {name} | {results['texts_a_second'][name]:.0f} | {times} | {score} |")
+        print(f"| {name} | {results['texts_per_second'][name]:.0f} | {times} | {score} |")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Are predictions complete when workers die? A folder of files, on Ray, with murder.
+"""Are predictions complete when workers are killed?
 
     python benchmarks/scoring.py --data-dir glue --rows 100000 --output-dir runs/scoring
 
-makes Parquet files of short texts from MRPC, classifies them with `ptune predict --ray`, kills a
-worker by SIGKILL when half of the files are done, and looks at what came out: every row once, in
-order, with the columns it had. The same again with everything killed, and then started anew; and
-without Ray. `--parts` chooses. Says how long it took and the largest memory of a worker;
-`scoring.json` has it all.
+Makes Parquet files of short texts from MRPC and classifies them in three ways (`--parts`):
 
-The adapter is `--adapter`, or an untrained one on `--model`: what is predicted does not matter, but
-that a text is given the same prediction however often its worker was killed.
+worker  `ptune predict --ray`; one worker gets SIGKILL when half of the files are done
+all     the same, but all processes get SIGKILL, and the command is run again
+alone   without Ray
+
+Each time, every row must come out once, in order and with its columns, and all ways must give the
+same predictions. Prints the duration and the memory of the largest worker, and writes
+`scoring.json`. The adapter is `--adapter`, or an untrained one on `--model`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ptune.data import dataset as data
 
 
 def untrained(model: str, folder: Path) -> Path:
-    """An adapter that knows nothing, on a backbone."""
+    """Save an untrained adapter."""
     torch.manual_seed(0)
     backbone = load_backbone(model, labels=["no", "yes"], dtype="float32")
     config = PromptEncoderConfig(
@@ -48,7 +49,7 @@ def untrained(model: str, folder: Path) -> Path:
 
 
 def texts(options: argparse.Namespace) -> Iterator[str]:
-    """Short texts, without end, no two alike."""
+    """Yield short texts without end, each of them different."""
     if options.train_file:
         corpus = data.load_files(options.train_file)
     else:
@@ -63,7 +64,7 @@ def texts(options: argparse.Namespace) -> Iterator[str]:
 
 
 def make_files(folder: Path, options: argparse.Namespace) -> None:
-    """The input: `rows` rows in `files` files."""
+    """Write the input: `rows` rows in `files` files."""
     folder.mkdir()
     source, first = texts(options), 0
     for i in range(options.files):
@@ -74,12 +75,12 @@ def make_files(folder: Path, options: argparse.Namespace) -> None:
 
 
 def finished(folder: Path) -> list[Path]:
-    """The files that are there."""
+    """The files that exist."""
     return sorted(folder.glob("*.parquet"))
 
 
 def workers(process: psutil.Process) -> dict[int, psutil.Process]:
-    """Ray's actors with a classifier, below a process."""
+    """Ray's actors with a classifier among the children of a process."""
     found = {}
     for child in process.children(recursive=True):
         try:
@@ -93,7 +94,7 @@ def workers(process: psutil.Process) -> dict[int, psutil.Process]:
 def classify(
     source: Path, target: Path, options: argparse.Namespace, *, ray: bool = True, kill: str = ""
 ) -> dict[str, Any]:
-    """One call of the command; what is killed when half of the files are done: worker or all."""
+    """Run the command. When half of the files are done, kill a `worker` or `all` processes."""
     words = [sys.executable, "-m", "ptune", "predict", str(options.adapter), "--file", str(source)]
     words += ["--output", str(target), "--dtype", options.dtype]
     if ray:
@@ -113,7 +114,7 @@ def classify(
                 continue
         done = len(finished(target))
         if kill and not killed and done >= options.files // 2:
-            assert done < options.files, "all was done before anything could be killed"
+            assert done < options.files, "everything was done before anything could be killed"
             at_work = done
             if kill == "worker":
                 victim = max(mine.values(), key=lambda p: p.cpu_times().user)
@@ -125,7 +126,7 @@ def classify(
             killed += 1
         time.sleep(0.05)
     if process.returncode and kill != "all":
-        sys.exit(f"ptune ended with {process.returncode}:\n{log.read_text()}")
+        sys.exit(f"ptune exited with {process.returncode}:\n{log.read_text()}")
     return {
         "seconds": round(time.perf_counter() - started, 1),
         "killed": killed,
@@ -136,7 +137,7 @@ def classify(
 
 
 def check(source: Path, target: Path) -> int:
-    """Every row once, in order, as it was; how many there are."""
+    """Check that every row comes out once, in order and unchanged; the number of rows."""
     inputs, outputs = finished(source), finished(target)
     assert [p.name for p in inputs] == [p.name for p in outputs], "files are missing"
     rows = 0
@@ -146,30 +147,30 @@ def check(source: Path, target: Path) -> int:
         assert got.column_names == ["id", "text", "label", "score", "probabilities"]
         assert got.column("label").null_count == 0
         rows += len(got)
-    assert not list(target.glob(".writing-*")), "something was left behind"
+    assert not list(target.glob(".writing-*")), "unfinished files were left behind"
     return rows
 
 
 def same(one: Path, other: Path) -> None:
-    """Two outputs hold the same predictions."""
+    """Check that two outputs contain the same predictions."""
     for a, b in zip(finished(one), finished(other), strict=True):
         x, y = (parquet.read_table(p).column("score").to_numpy() for p in (a, b))
         assert abs(x - y).max() < 1e-5, f"{a} and {b} differ"
 
 
 def main() -> None:
-    """Run it and print what was seen."""
+    """Run the parts and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--files", type=int, default=50)
     parser.add_argument("--workers", type=int)
     parts = ("worker", "all", "alone")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--adapter", type=Path, help="an untrained one if not given")
+    parser.add_argument("--adapter", type=Path, help="default: an untrained one")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--data-dir", help="folder of GLUE's original files")
-    parser.add_argument("--train-file", help="texts from a file of your own")
+    parser.add_argument("--data-dir", help="folder with GLUE's original files")
+    parser.add_argument("--train-file", help="take texts from this file instead of MRPC")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/scoring"))
     options = parser.parse_args()
     shutil.rmtree(options.output_dir, ignore_errors=True)
@@ -198,7 +199,7 @@ def main() -> None:
     results["versions"] = {"ptune": ptune.__version__, "torch": torch.__version__}
     (options.output_dir / "scoring.json").write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
-    print(f"{options.rows} rows: none lost, none twice, in order, and all with their predictions.")
+    print(f"{options.rows} rows: none lost, none twice, in order, each with its prediction.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo's data is what it says, and its classifier is worth having."""
+"""The demo's data matches its description, and its classifier is accurate."""
 
 import csv
 from collections import Counter
@@ -13,19 +13,19 @@ def rows(split):
         return list(csv.DictReader(file))
 
 
-def test_there_are_enough_messages_of_every_intent():
+def test_every_intent_has_enough_messages():
     train, test = (Counter(r["label"] for r in rows(s)) for s in ("train", "test"))
     assert len(train) >= 10
     assert set(test.values()) == {15}
     assert min(train[label] + test[label] for label in train) >= 60
 
 
-def test_no_message_stands_in_both_splits_or_twice():
+def test_no_message_occurs_twice():
     texts = [r["text"].strip().lower() for s in ("train", "test") for r in rows(s)]
     assert len(set(texts)) == len(texts)
 
 
-def test_no_two_messages_are_one_with_words_swapped():
+def test_no_two_messages_share_most_of_their_words():
     texts = [set(r["text"].lower().split()) for s in ("train", "test") for r in rows(s)]
     worst = max(
         len(a & b) / len(a | b) for i, a in enumerate(texts) for b in texts[:i] if len(a) > 3
@@ -34,7 +34,7 @@ def test_no_two_messages_are_one_with_words_swapped():
 
 
 @pytest.mark.slow
-def test_the_demo_s_classifier_is_right_on_most_of_the_mail(tmp_path):
+def test_the_demo_s_classifier_is_accurate(tmp_path):
     run, table = demo.run_demo(tmp_path / "run")
     scores = {name: s["accuracy"] for name, s, _ in table}
     assert scores["p-tuned"] >= 0.85

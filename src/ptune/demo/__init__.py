@@ -1,6 +1,6 @@
-"""The demo: a classifier of support mail, beside two simpler ones.
+"""The demo: a classifier of support mail, compared with two simpler ones.
 
-`train.csv` and `test.csv` lie beside this file; how they were made is in `README.md` there.
+The data is in this folder: `train.csv`, `test.csv` and a `README.md` on how it was made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXAMPLES = [
     "since the update the lamp forgets the wifi every night",
 ]
 
-# A row of the comparison: name, scores, trained parameters.
+# One line of the comparison: name, scores, number of trained parameters.
 Row = tuple[str, dict[str, float], int]
 
 
@@ -41,10 +41,10 @@ def run_demo(
     overwrite: bool = False,
     progress: TrainerCallback | None = None,
 ) -> tuple[Run, list[Row]]:
-    """Train on the support mail, and score two simpler classifiers on the same split.
+    """Train on the support mail, and score two simpler classifiers on the same test set.
 
     Raises:
-        PtuneError: The folder holds something, or the embedded backbone is not installed.
+        PtuneError: The folder is not empty, or the embedded backbone is not installed.
     """
     settings = TrainSettings(
         train_file=str(FOLDER / "train.csv"),
@@ -72,7 +72,7 @@ def logistic_regression(train: Dataset, test: Dataset) -> tuple[dict[str, float]
         Accuracy and macro-F1, and the number of fitted parameters.
     """
     classifier = LogisticRegression(C=10.0, max_iter=1000)
-    # Of length 1, as the model's authors use them.
+    # The model's authors normalise embeddings to length 1.
     pipeline = make_pipeline(Normalizer(), classifier)
     pipeline.fit(mean_embeddings(train[TEXT]), train[LABEL])
     predicted = pipeline.predict(mean_embeddings(test[TEXT]))
@@ -82,7 +82,7 @@ def logistic_regression(train: Dataset, test: Dataset) -> tuple[dict[str, float]
 
 @torch.inference_mode()
 def mean_embeddings(texts: Iterable[str], model: str = MINILM) -> np.ndarray:
-    """The mean of the backbone's last hidden states over each text, ``[n, hidden]``, float32."""
+    """The backbone's last hidden states, averaged over each text: ``[n, hidden]``, float32."""
     tokenizer, texts = load_tokenizer(model), list(texts)
     encoder = load_backbone(model, dtype="float32").base_model.eval()
     vectors = []

@@ -1,10 +1,10 @@
-"""Which families export to ONNX? Tiny seeded models of every family under test.
+"""Which architectures export to ONNX? Tiny seeded models of every architecture in the tests.
 
-    python benchmarks/onnx_families.py --write docs/onnx.md [--families BERT GPT-2]
+    python benchmarks/onnx_architectures.py --write docs/onnx.md [--architectures BERT GPT-2]
 
-exports an input prompt and a deep prompt of each with `ptune.export_onnx`, runs both on ONNX
-Runtime and on OpenVINO, and writes the table: the largest difference from PyTorch's logits, in
-units of the largest logit, in float32.
+Exports an input prompt and a deep prompt of each with `ptune.export_onnx`, runs both on ONNX Runtime
+and OpenVINO in float32, and writes a table of the largest difference from PyTorch's logits, relative
+to the largest logit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ START, END = "<!-- families -->\n", "<!-- /families -->"
 
 
 def outcome(name: str, kind: str, folder: Path) -> str:
-    """The largest difference of both runtimes; or why there is none."""
+    """The largest difference with both runtimes, or the error."""
     family = FAMILIES[name]
     tokenizer = build_tokenizer(family, SENTENCES)
     backbone = build_model(family, tokenizer)
@@ -62,17 +62,17 @@ def outcome(name: str, kind: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Run them and write the table."""
+    """Export them all and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
-    parser.add_argument("--write", type=Path, help="a file with the table's two marks")
+    parser.add_argument("--architectures", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--write", type=Path, help="file that contains the two marks of the table")
     given = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "| family | input, ONNX Runtime | input, OpenVINO | deep, ONNX Runtime | deep, OpenVINO |",
+        "| architecture | input, ONNX Runtime | input, OpenVINO | deep, ONNX Runtime | deep, OpenVINO |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for name in given.families:
+    for name in given.architectures:
         cells = []
         for kind in KINDS:
             with tempfile.TemporaryDirectory() as folder:
