@@ -2,9 +2,9 @@
 
     python benchmarks/onnx_architectures.py --write docs/onnx.md [--architectures BERT GPT-2]
 
-Exports an input prompt and a deep prompt of each with `ptune.export_onnx`, runs both on ONNX Runtime
-and OpenVINO in float32, and writes a table of the largest difference from PyTorch's logits, relative
-to the largest logit.
+Exports an input prompt and a deep prompt of each with `ptune.export_onnx`, runs both on ONNX
+Runtime and OpenVINO in float32, and writes a table of the largest difference from PyTorch's
+logits, relative to the largest logit.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "| architecture | input, ONNX Runtime | input, OpenVINO | deep, ONNX Runtime | deep, OpenVINO |",
+        "| architecture | input, ONNX Runtime | input, OpenVINO | deep, ONNX Runtime "
+        "| deep, OpenVINO |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name in given.architectures:

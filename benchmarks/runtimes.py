@@ -108,7 +108,8 @@ def main() -> None:
     file = args.output_dir / "runtimes.json"
     file.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     print(
-        "| | texts per second | speed-up over PEFT (least to most) | accuracy |\n| --- | --- | --- | --- |"
+        "| | texts per second | speed-up over PEFT (least to most) | accuracy |\n"
+        "| --- | --- | --- | --- |"
     )
     for name in work:
         r = results["ratios"].get(name)
