@@ -58,7 +58,7 @@ class Job:
             **options,
         )
 
-    def corpus(self) -> Any:
+    def dataset(self) -> Any:
         """The dataset."""
         from ptune.training.run import load_dataset
 
@@ -73,7 +73,7 @@ def majority(job: Job) -> tuple[Scores, int]:
     """Always predict the most frequent label."""
     from ptune.training.report import majority
 
-    return majority(job.corpus()), 0
+    return majority(job.dataset()), 0
 
 
 def logistic_regression(job: Job) -> tuple[Scores, int]:
@@ -86,16 +86,16 @@ def logistic_regression(job: Job) -> tuple[Scores, int]:
     from ptune import labels as metrics
     from ptune.data import dataset as data
 
-    corpus = job.corpus()
-    (evaluation,) = corpus.evaluation.values()
-    train, test = (_features(job.model, d) for d in (corpus.train, evaluation))
+    dataset = job.dataset()
+    (evaluation,) = dataset.evaluation.values()
+    train, test = (_features(job.model, d) for d in (dataset.train, evaluation))
     # The strength of the penalty is chosen on the training set.
     grid = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]}
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    search = GridSearchCV(pipeline, grid, cv=4).fit(train, list(corpus.train[data.LABEL]))
+    search = GridSearchCV(pipeline, grid, cv=4).fit(train, list(dataset.train[data.LABEL]))
     classifier = search.best_estimator_
     scores = metrics.compute(
-        corpus.metrics, np.asarray(evaluation[data.LABEL]), classifier.predict(test)
+        dataset.metrics, np.asarray(evaluation[data.LABEL]), classifier.predict(test)
     )
     coefficients = classifier[-1]
     return scores, coefficients.coef_.size + coefficients.intercept_.size
@@ -133,9 +133,10 @@ def other(learning_rate: float, adapt: Callable[[Any], Any], reserved: int = 0) 
         from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
         from ptune.training import trainer as training
 
-        corpus, tokenizer = job.corpus(), load_tokenizer(job.model)
+        dataset, tokenizer = job.dataset(), load_tokenizer(job.model)
         transformers.set_seed(job.seed)
-        backbone = load_backbone(job.model, labels=corpus.labels, problem_type=corpus.problem_type)
+        labels = dataset.labels
+        backbone = load_backbone(job.model, labels=labels.names, problem_type=labels.problem_type)
         model = adapt(backbone)
         # Frozen weights as in ptune; trained ones in float32, under autocast.
         for parameter in model.parameters():
@@ -144,7 +145,7 @@ def other(learning_rate: float, adapt: Callable[[Any], Any], reserved: int = 0) 
         limit = min(tokenizer.model_max_length, 512) - reserved
         encoded = [
             training.tokenize(tokenizer, d, limit)[0]
-            for d in (corpus.train, *corpus.evaluation.values())
+            for d in (dataset.train, *dataset.evaluation.values())
         ]
         with tempfile.TemporaryDirectory() as folder:
             settings = job.settings(learning_rate=learning_rate)
@@ -157,15 +158,15 @@ def other(learning_rate: float, adapt: Callable[[Any], Any], reserved: int = 0) 
             }
             trainer = Trainer(
                 model=model,
-                args=training.training_arguments(settings, folder, len(corpus.train)),
+                args=training.training_arguments(settings, folder, len(dataset.train)),
                 train_dataset=encoded[0],
                 eval_dataset=encoded[1],
                 data_collator=DataCollatorWithPadding(tokenizer),
-                compute_metrics=training.metric_function(corpus),
+                compute_metrics=training.metric_function(dataset),
             )
             trainer.train()
             found = trainer.evaluate()
-        scores = {name: found[f"eval_{name}"] for name in corpus.metrics}
+        scores = {name: found[f"eval_{name}"] for name in dataset.metrics}
         return scores, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     return run
@@ -196,8 +197,8 @@ def setfit(job: Job) -> tuple[Scores, int]:
     from ptune.backbones.loading import location
     from ptune.data import dataset as data
 
-    corpus = job.corpus()
-    (evaluation,) = corpus.evaluation.values()
+    dataset = job.dataset()
+    (evaluation,) = dataset.evaluation.values()
 
     def texts(dataset: Any) -> list[str]:
         columns = [dataset[c] for c in (data.TEXT, data.PAIR) if c in dataset.column_names]
@@ -208,7 +209,7 @@ def setfit(job: Job) -> tuple[Scores, int]:
     body = SentenceTransformer(location(job.model))
     model = SetFitModel(model_body=body, model_head=LogisticRegression(max_iter=1000))
     train = Dataset.from_dict(
-        {"text": texts(corpus.train), "label": list(corpus.train[data.LABEL])}
+        {"text": texts(dataset.train), "label": list(dataset.train[data.LABEL])}
     )
     with tempfile.TemporaryDirectory() as folder:
         # 20 pairs of each kind per text, as in the paper (arXiv 2209.11055).
@@ -217,7 +218,7 @@ def setfit(job: Job) -> tuple[Scores, int]:
         )
         Trainer(model=model, args=args, train_dataset=train).train()
     predicted = np.asarray(model.predict(texts(evaluation)))
-    scores = metrics.compute(corpus.metrics, np.asarray(evaluation[data.LABEL]), predicted)
+    scores = metrics.compute(dataset.metrics, np.asarray(evaluation[data.LABEL]), predicted)
     return scores, sum(p.numel() for p in body.parameters())
 
 
@@ -230,7 +231,7 @@ def ours(**options: Any) -> Method:
         settings = job.settings(**options)
         settings.training_arguments = {"save_strategy": "no"}
         with tempfile.TemporaryDirectory() as folder:
-            results = train_run(settings, folder, overwrite=True, corpus=job.corpus()).metrics
+            results = train_run(settings, folder, overwrite=True, dataset=job.dataset()).metrics
         scores = {k: v for k, v in results["eval"].items() if k != "loss"}
         return scores, results["trainable_parameters"]
 

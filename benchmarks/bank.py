@@ -43,6 +43,7 @@ from ptune import PromptBank, PromptEncoderConfig, PromptModel
 from ptune.adapters import adapter, schema
 from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.data import dataset as data
+from ptune.data.glue import load_glue
 
 Pair = tuple[str, str]
 Request = tuple[str, Pair]
@@ -257,9 +258,9 @@ def main() -> None:
         return
     if args.dtype == "auto":
         args.dtype = str(ptune.backbones.loading.fast_dtype(DEVICE)).removeprefix("torch.")
-    corpus = data.load_glue("mrpc", args.data_dir)
-    assert corpus.train is not None
-    rows = corpus.train.select(range(min(args.tasks, len(corpus.train))))
+    dataset = load_glue("mrpc", args.data_dir)
+    assert dataset.train is not None
+    rows = dataset.train.select(range(min(args.tasks, len(dataset.train))))
     texts = [(r[data.TEXT], r[data.PAIR]) for r in rows]
     found: dict[str, Any] = {}
     with ExitStack() as stack:

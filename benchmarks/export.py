@@ -31,6 +31,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 import ptune
 from ptune.data import dataset as data
+from ptune.data.glue import load_glue
 
 LIMIT = 1e-5
 VOCABULARY, POSITIONS = 8000, 256
@@ -184,11 +185,11 @@ def elsewhere(python: str, folder: Path, pairs: list[tuple[str, str]]) -> tuple[
     return versions, logits
 
 
-def compare(name: str, args: argparse.Namespace, corpus: data.Corpus) -> dict[str, Any]:
+def compare(name: str, args: argparse.Namespace, dataset: data.TaskData) -> dict[str, Any]:
     """Train, export, and classify with both."""
     folder = args.output_dir / name
-    assert corpus.train is not None
-    sentences = [*corpus.train[data.TEXT], *corpus.train[data.PAIR]]
+    assert dataset.train is not None
+    sentences = [*dataset.train[data.TEXT], *dataset.train[data.PAIR]]
     adapter = args.adapter if name == "minilm" and args.adapter else folder / "adapter"
     if adapter != args.adapter:
         train(name, backbone(name, sentences, folder / "backbone"), args, adapter)
@@ -196,7 +197,7 @@ def compare(name: str, args: argparse.Namespace, corpus: data.Corpus) -> dict[st
     check = ptune.export_transformers(adapter, folder / "exported")
     seconds = time.perf_counter() - started
     classifier = ptune.load(adapter, dtype="float32")
-    dev = next(iter(corpus.evaluation.values()))
+    dev = next(iter(dataset.evaluation.values()))
     dev = dev.select(range(min(len(dev), args.examples or len(dev))))
     pairs = list(zip(dev[data.TEXT], dev[data.PAIR], strict=True))
     ours = np.asarray(list(classifier.logits(pairs)), dtype=np.float64)
@@ -230,8 +231,8 @@ def main() -> int:
     parser.add_argument("--examples", type=int, help="examples of the dev set (all)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/export"))
     args = parser.parse_args()
-    corpus = data.load_glue("mrpc", args.data_dir)
-    results = {name: compare(name, args, corpus) for name in args.architectures}
+    dataset = load_glue("mrpc", args.data_dir)
+    results = {name: compare(name, args, dataset) for name in args.architectures}
     versions = {"ptune": ptune.__version__, "transformers": tf.__version__}
     (args.output_dir / "export.json").write_text(
         json.dumps({"versions": versions, "architectures": results}, indent=2) + "\n", "utf-8"

@@ -29,6 +29,7 @@ from speed import BATCH, _peft, in_turn, ratio
 import ptune
 from ptune.backbones.loading import load_tokenizer
 from ptune.data import dataset as data
+from ptune.data.glue import load_glue
 from ptune.inference.classifier import TextClassifier
 
 PEFT = "PEFT, float32"
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, help="number of dev texts (all)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/runtimes"))
     args = parser.parse_args()
-    examples = data.load_glue("mrpc", args.data_dir).evaluation[""]
+    examples = load_glue("mrpc", args.data_dir).evaluation[""]
     examples = examples.select(range(min(args.texts or len(examples), len(examples))))
     texts: Pairs = [(r[data.TEXT], r[data.PAIR]) for r in examples]
     with tempfile.TemporaryDirectory() as folder:

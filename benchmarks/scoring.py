@@ -35,6 +35,7 @@ from ptune import PromptEncoderConfig, PromptModel
 from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
 from ptune.data import dataset as data
+from ptune.data.glue import load_glue
 
 
 def untrained(model: str, folder: Path) -> Path:
@@ -51,11 +52,11 @@ def untrained(model: str, folder: Path) -> Path:
 def texts(options: argparse.Namespace) -> Iterator[str]:
     """Yield short texts without end, each of them different."""
     if options.train_file:
-        corpus = data.load_files(options.train_file)
+        dataset = data.load_files(options.train_file)
     else:
-        corpus = data.load_glue("mrpc", options.data_dir)
-    assert corpus.train is not None
-    short = [" ".join(text.split()[:12]) for text in corpus.train[data.TEXT]]
+        dataset = load_glue("mrpc", options.data_dir)
+    assert dataset.train is not None
+    short = [" ".join(text.split()[:12]) for text in dataset.train[data.TEXT]]
     number = 0
     while True:
         for text in short:

@@ -48,7 +48,8 @@ import ptune
 from ptune import PromptEncoderConfig, PromptModel
 from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
-from ptune.data.dataset import TEXT, read_table
+from ptune.data.dataset import TEXT
+from ptune.data.tables import read_table
 
 ADMIN = "admin-of-the-benchmark"
 TOLERANCE = 1e-5  # of a score

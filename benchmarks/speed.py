@@ -46,6 +46,7 @@ from ptune import PromptEncoderConfig, PromptModel
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import cpu_options, fast_dtype, load_backbone, load_tokenizer
 from ptune.data import dataset as data
+from ptune.data.glue import load_glue
 
 VIRTUAL_TOKENS, BATCH = 20, 32  # BATCH: texts per step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -465,12 +466,12 @@ def _apart(what: str, **options: Any) -> Any:
 
 def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
     """Measure one thing and print seconds and peak memory as JSON."""
-    corpus = data.load_glue("mrpc", data_dir)
-    assert corpus.train is not None
+    dataset = load_glue("mrpc", data_dir)
+    assert dataset.train is not None
     if what == "growth":
         import ptune
 
-        rows = [(r[data.TEXT], r[data.PAIR]) for r in corpus.train.select(range(1000))]
+        rows = [(r[data.TEXT], r[data.PAIR]) for r in dataset.train.select(range(1000))]
         with adapters() as (_, _, deep):
             classifier = ptune.load(deep)
             list(classifier.logits(rows[:64]))
@@ -483,7 +484,7 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
             "ptune input": lambda: ptune_step(name, "input"),
             "ptune deep": lambda: ptune_step(name, "deep"),
         }[what]()
-        (grouped,) = batches(corpus.train, name, 8, by_length=what.startswith("ptune"))
+        (grouped,) = batches(dataset.train, name, 8, by_length=what.startswith("ptune"))
         seconds = timed(lambda: [step(b) for b in grouped])
     peak = peak_memory_mb() if DEVICE == "cpu" else torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps({"seconds": seconds, "peak_mb": peak}))
@@ -580,18 +581,18 @@ def main() -> None:
     if args.apart:
         run_apart(**json.loads(args.apart))
         return
-    corpus = data.load_glue("mrpc", args.data_dir)
-    assert corpus.train is not None
+    dataset = load_glue("mrpc", args.data_dir)
+    assert dataset.train is not None
     found: dict[str, Any] = {}
     for name in args.backbones:
         if "training" in args.parts:
             found[f"training, {name}"] = training(
-                name, corpus.train, args.steps, args.rounds, args.contenders
+                name, dataset.train, args.steps, args.rounds, args.contenders
             )
         if "memory" in args.parts:
             found[f"memory, {name}"] = memory(name, args.data_dir)
     if "inference" in args.parts:
-        texts = [(r[data.TEXT], r[data.PAIR]) for r in corpus.train.select(range(512))]
+        texts = [(r[data.TEXT], r[data.PAIR]) for r in dataset.train.select(range(512))]
         found["inference, minilm"] = inference(texts, args.rounds)
     if "start-up" in args.parts:
         found["start-up"] = startup(args.rounds)

@@ -24,7 +24,8 @@ from transformers import (
 
 from ptune import labels as metrics
 from ptune.backbones.loading import location
-from ptune.data.dataset import LABEL, PAIR, TEXT, load_glue
+from ptune.data.dataset import LABEL, PAIR, TEXT
+from ptune.data.glue import load_glue
 from ptune.peft import (
     PeftConfig,
     PeftModel,

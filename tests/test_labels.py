@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from ptune.data.dataset import GLUE
-from ptune.labels import DEFAULT_METRICS, METRICS, compute, decide
+from ptune.data.glue import GLUE
+from ptune.labels import METRICS, MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, Labels, compute
 
 # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
 LABELS = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
@@ -59,7 +59,7 @@ def test_always_the_same_wrong_label_scores_zero_without_a_warning(name):
 def test_several_labels_a_text_are_right_only_together():
     labels = np.array([[1, 0, 1], [0, 1, 0]])
     predicted = np.array([[1, 0, 0], [0, 1, 0]])
-    scores = compute(DEFAULT_METRICS["multi_label_classification"], labels, predicted)
+    scores = compute(Labels(("a", "b", "c"), MULTI).metrics, labels, predicted)
     assert scores == pytest.approx(
         {"accuracy": 0.5, "f1_micro": 2 * 2 / (2 * 2 + 1), "f1_macro": (1 + 1 + 0) / 3}
     )
@@ -67,7 +67,7 @@ def test_several_labels_a_text_are_right_only_together():
 
 def test_every_metric_that_a_task_names_is_there():
     named = {m for task in GLUE.values() for m in task.metrics}
-    named |= {m for names in DEFAULT_METRICS.values() for m in names}
+    named |= {m for kind in PROBLEM_TYPES for m in Labels((), kind).metrics}
     assert named <= METRICS.keys()
 
 
@@ -79,20 +79,22 @@ def test_scores_are_plain_floats():
 @pytest.mark.parametrize(
     ("problem_type", "decided"),
     [
-        ("single_label_classification", [1, 0]),
-        ("multi_label_classification", [[0, 1, 1], [1, 0, 0]]),
+        (SINGLE, [1, 0]),
+        (MULTI, [[0, 1, 1], [1, 0, 0]]),
     ],
 )
 def test_logits_become_labels(problem_type, decided):
     logits = np.array([[-2.0, 3.0, 0.5], [1.0, -1.0, 0.0]])
-    np.testing.assert_array_equal(decide(logits, problem_type), decided)
+    np.testing.assert_array_equal(Labels(("a", "b", "c"), problem_type).decide(logits), decided)
 
 
 @pytest.mark.parametrize("logits", [[[0.5], [-7.0]], [0.5, -7.0]])
 def test_a_regression_predicts_its_logit(logits):
-    np.testing.assert_array_equal(decide(np.array(logits), "regression"), [0.5, -7.0])
+    np.testing.assert_array_equal(
+        Labels(("score",), REGRESSION).decide(np.array(logits)), [0.5, -7.0]
+    )
 
 
 def test_half_precision_logits_are_decided_like_any():
     logits = np.array([[0.1, 0.2]], dtype=np.float16)
-    assert decide(logits, "single_label_classification").tolist() == [1]
+    assert Labels(("a", "b")).decide(logits).tolist() == [1]

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ptune.export.checkpoint import export_transformers as export_transformers
     from ptune.export.onnx import export_onnx as export_onnx
     from ptune.inference.bank import PromptBank as PromptBank
-    from ptune.inference.classifier import Prediction as Prediction
     from ptune.inference.classifier import PromptClassifier as PromptClassifier
     from ptune.inference.classifier import load as load
     from ptune.inference.engines import load_exported as load_exported
+    from ptune.labels import Prediction as Prediction
     from ptune.model import PromptModel as PromptModel
     from ptune.prompts.config import PromptEncoderConfig as PromptEncoderConfig
     from ptune.training.run import train_run as train_run
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Names are imported on first use, so that `import ptune` itself costs almost nothing.
 _HOME = {
-    "Prediction": "inference.classifier",
+    "Prediction": "labels",
     "PromptBank": "inference.bank",
     "PromptClassifier": "inference.classifier",
     "PromptEncoderConfig": "prompts.config",

@@ -7,6 +7,7 @@ turns logits into predictions, and chooses loss, metrics and the form of an answ
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,18 +53,18 @@ class Labels:
     Attributes:
         names: Label names in the order of the logits. A regression has one: what its number is
             called.
-        problem_type: As in Transformers' configurations.
+        problem_type: As in Transformers' configurations; ``None``: not recorded, see `kind`.
         values: The user's own label values, in the same order; ``None``: the names.
     """
 
     names: tuple[str, ...]
-    problem_type: str = SINGLE
+    problem_type: str | None = SINGLE
     values: tuple[Any, ...] | None = None
 
     @classmethod
     def numbered(cls, count: int, problem_type: str | None = None) -> Labels:
         """Labels without names: LABEL_0, LABEL_1 and so on."""
-        return cls(tuple(f"LABEL_{i}" for i in range(count)), problem_type or SINGLE)
+        return cls(tuple(f"LABEL_{i}" for i in range(count)), problem_type)
 
     @classmethod
     def learn(
@@ -137,7 +138,7 @@ class Labels:
                 f"{where} is damaged: labels is {str(names)[:80]}. Expected a list of strings. "
                 "Save or download it again."
             )
-        return cls(tuple(names), problem_type or SINGLE)
+        return cls(tuple(names), problem_type)
 
     def to_json(self) -> dict[str, Any]:
         """The labels as fields of a JSON object."""
@@ -147,7 +148,7 @@ class Labels:
     def from_config(cls, config: Any) -> Labels:
         """The labels of a Transformers configuration."""
         names = tuple(config.id2label[i] for i in range(config.num_labels))
-        return cls(names, config.problem_type or SINGLE)
+        return cls(names, config.problem_type)
 
     def to_config(self) -> dict[str, Any]:
         """The labels as fields of a Transformers configuration."""
@@ -164,19 +165,24 @@ class Labels:
         return len(self.names)
 
     @property
+    def kind(self) -> str:
+        """The problem type. If it is not recorded, a single output is a regression's number."""
+        return self.problem_type or (REGRESSION if len(self) == 1 else SINGLE)
+
+    @property
     def is_single(self) -> bool:
         """True if a text has exactly one label."""
-        return self.problem_type == SINGLE
+        return self.kind == SINGLE
 
     @property
     def is_multi(self) -> bool:
         """True if a text can have several labels, or none."""
-        return self.problem_type == MULTI
+        return self.kind == MULTI
 
     @property
     def is_regression(self) -> bool:
         """True if the answer is a number."""
-        return self.problem_type == REGRESSION
+        return self.kind == REGRESSION
 
     @property
     def classes(self) -> Array:
@@ -190,7 +196,21 @@ class Labels:
             SINGLE: ("accuracy", "f1_macro"),
             MULTI: ("accuracy", "f1_micro", "f1_macro"),
             REGRESSION: ("pearson", "spearman"),
-        }[self.problem_type]
+        }[self.kind]
+
+    def order_in(self, other: Labels) -> list[int] | None:
+        """The position of each label in another classifier's order of the same labels.
+
+        An adapter written by PEFT, or trained on label numbers, has numbered labels. They are in
+        this order if there are as many. ``None``: the labels are not the same.
+        """
+        if self.kind != other.kind or len(self) != len(other):
+            return None
+        if all(re.fullmatch(r"(LABEL_)?\d+", name) for name in other.names):
+            return list(range(len(self)))
+        if set(self.names) != set(other.names):
+            return None
+        return [other.names.index(name) for name in self.names]
 
     # From labels to numbers.
 
@@ -286,17 +306,12 @@ class Labels:
             return functional.binary_cross_entropy_with_logits(logits, targets)
         return functional.cross_entropy(logits, targets)
 
-    def majority(self, targets: Sequence[int]) -> int | None:
-        """The most frequent label number; ``None`` if a text has not exactly one label."""
-        return int(np.bincount(targets).argmax()) if self.is_single else None
+    def majority(self, targets: Sequence[int]) -> int:
+        """The most frequent label number; of equally frequent ones the first."""
+        return int(np.bincount(targets).argmax())
 
-    def confusion(self, targets: Array, predictions: Array) -> NDArray[np.int64] | None:
-        """Counts ``[num_labels, num_labels]``, true labels down and predicted labels across.
-
-        ``None`` if a text has not exactly one label.
-        """
-        if not self.is_single:
-            return None
+    def confusion(self, targets: Array, predictions: Array) -> NDArray[np.int64]:
+        """Counts ``[num_labels, num_labels]`` of one label per text: true labels in rows."""
         return sk.confusion_matrix(targets, predictions, labels=range(len(self)))
 
 
@@ -380,17 +395,3 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float]:
     """
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": spread}
-
-
-# What a user's own data is measured by.
-DEFAULT_METRICS = {kind: Labels((), kind).metrics for kind in PROBLEM_TYPES}
-
-
-def confusion_matrix(labels: Array, predictions: Array, num_labels: int) -> NDArray[np.int64]:
-    """Counts ``[num_labels, num_labels]``, true labels down and predicted labels across."""
-    return sk.confusion_matrix(labels, predictions, labels=range(num_labels))
-
-
-def decide(logits: Array, problem_type: str) -> Array:
-    """As `Labels.decide`."""
-    return Labels((), problem_type).decide(logits)

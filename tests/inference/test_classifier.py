@@ -125,9 +125,9 @@ def test_a_generator_and_a_list_give_the_same_arrays(classifier, texts):
         (["fine", ""], "empty.*example 2 of 2"),
         (["fine", None], "Text 2 is None"),
         (["fine", 3], "Text 2 is 3"),
-        (["fine", ("a", "b")], "not both at once"),
-        ([("a", "b", "c")], "wanted are strings, or pairs"),
-        ([1, 2], "Text 1 is 1; wanted are strings"),
+        (["fine", ("a", "b")], "not a mixture"),
+        ([("a", "b", "c")], "Expected strings or pairs"),
+        ([1, 2], "Text 1 is 1. Expected strings"),
     ],
 )
 def test_what_is_no_text_is_named(classifier, wrong, message):

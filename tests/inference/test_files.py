@@ -13,7 +13,7 @@ import ptune
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
 from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
-from ptune.data.dataset import Columns
+from ptune.data.tables import Columns
 from ptune.inference.files import Source, format_of, write, writer
 
 

@@ -139,8 +139,8 @@ def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table,
     assert counts.trace() / counts.sum() == written["eval"]["accuracy"]
     assert written["best"]["accuracy"] == max(e["accuracy"] for e in written["epochs"])
     classifier = ptune.load(tmp_path / "run", dtype="float32")
-    corpus = training.load_dataset(settings(bert_folder, table))
-    scores = classifier.evaluate(corpus.evaluation[""], ["accuracy", "f1_macro"])
+    dataset = training.load_dataset(settings(bert_folder, table))
+    scores = classifier.evaluate(dataset.evaluation[""], ["accuracy", "f1_macro"])
     assert scores["accuracy"] == written["eval"]["accuracy"]
 
 

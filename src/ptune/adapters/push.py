@@ -39,7 +39,7 @@ from ptune import __version__
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter, HubHTTPError
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
-from ptune.data import dataset as data
+from ptune.data.glue import GLUE_ON_THE_HUB
 from ptune.errors import PtuneError, first_line
 from ptune.files import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME, read_json
 
@@ -281,7 +281,7 @@ def model_card(
         base_model_relation="adapter" if on_hub else None,
         pipeline_tag="text-classification",
         tags=["p-tuning", *(["peft"] if loads_in_peft else [])],
-        datasets=[data.GLUE_ON_THE_HUB] if settings.get("task") else None,
+        datasets=[GLUE_ON_THE_HUB] if settings.get("task") else None,
         metrics=sorted({r.metric_type for r in results}) or None,
         eval_results=results or None,
         model_name=repo_id.rpartition("/")[2] if results else None,
@@ -332,7 +332,7 @@ def _eval_results(scores: dict[str, Any], settings: dict[str, Any]) -> Iterator[
         yield EvalResult(
             task_type="text-classification",
             task_name="Text classification",
-            dataset_type=data.GLUE_ON_THE_HUB if task else "custom",
+            dataset_type=GLUE_ON_THE_HUB if task else "custom",
             dataset_name=str(scores.get("task", "own texts")),
             dataset_config=task,
             # GLUE's evaluation sets are called validation, validation_matched and so on.

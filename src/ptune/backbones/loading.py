@@ -285,32 +285,6 @@ def smallest(*bounds: int | None) -> int | None:
     return min(known) if known else None
 
 
-def encode(
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    columns: list[list[str]],
-    room: int | Sequence[int | None] | None,
-) -> tuple[dict[str, list[list[int]]], int]:
-    """Token ids of texts or pairs.
-
-    Args:
-        tokenizer: The backbone's.
-        columns: The texts; or the first texts and the second texts.
-        room: The longest text in tokens, for all or for each; longer ones are cut.
-
-    Returns:
-        `input_ids` and so on, a list a text, and how many texts were cut.
-    """
-    encoded = dict(tokenizer(*columns, verbose=False))
-    ids = encoded["input_ids"]
-    rooms = room if isinstance(room, Sequence) else [room] * len(ids)
-    long = [(i, most) for i, most in enumerate(rooms) if most and len(ids[i]) > most]
-    for i, most in long:
-        cut = tokenizer(*[column[i] for column in columns], truncation=True, max_length=most)
-        for key, value in cut.items():
-            encoded[key][i] = value
-    return encoded, len(long)
-
-
 def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None) -> bool:
     """Whether a backbone is a sentence encoder, made to be read as the mean over its tokens.
 

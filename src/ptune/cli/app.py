@@ -24,8 +24,8 @@ from rich.table import Table
 from ptune.errors import PtuneError
 
 if TYPE_CHECKING:
-    from ptune.inference.classifier import Prediction
     from ptune.inference.jobs import Recipe
+    from ptune.labels import Prediction
     from ptune.training.run import Run
 
 app = typer.Typer(
@@ -345,17 +345,17 @@ def evaluate(
 
     Example: ptune evaluate runs/mine --file b.csv
     """
-    from ptune.data.dataset import Columns, evaluation_sets
+    from ptune.data.glue import evaluation_sets
+    from ptune.data.tables import Columns
     from ptune.inference.engines import open_classifier
 
     classifier = open_classifier(adapter, runtime, model=model, revision=revision, dtype=dtype)
     sets, metrics = evaluation_sets(
+        classifier.labels_,
         task=task,
         data_dir=data_dir,
         file=file,
         columns=Columns(text_column, text_pair_column, label_column),
-        labels=classifier.labels,
-        problem_type=classifier.problem_type_,
     )
     scores = {
         (f"{name}_" if name else "") + key: value
@@ -415,7 +415,7 @@ def predict(
 
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
     """
-    from ptune.data.dataset import Columns
+    from ptune.data.tables import Columns
     from ptune.inference import files
     from ptune.inference.jobs import Recipe
 
@@ -605,7 +605,7 @@ def export(
 
     ptune export runs/mail exported/mail --to onnx
     """
-    from ptune.data.dataset import Columns
+    from ptune.data.tables import Columns
     from ptune.inference.files import Source
 
     texts: list[Any] = []

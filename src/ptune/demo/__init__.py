@@ -52,11 +52,11 @@ def run_demo(
         seed=seed,
         epochs=epochs,
     )
-    corpus = load_dataset(settings)
-    corpus.name = "Support mail"
-    run = train_run(settings, output_dir, overwrite=overwrite, progress=progress, corpus=corpus)
-    assert corpus.train is not None
-    simple, parameters = logistic_regression(corpus.train, corpus.evaluation[""])
+    dataset = load_dataset(settings)
+    dataset.name = "Support mail"
+    run = train_run(settings, output_dir, overwrite=overwrite, progress=progress, dataset=dataset)
+    assert dataset.train is not None
+    simple, parameters = logistic_regression(dataset.train, dataset.evaluation[""])
     rows = [
         ("majority class", run.metrics["majority"], 0),
         ("logistic regression on mean embeddings", simple, parameters),

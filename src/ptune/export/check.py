@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from ptune import __version__
 from ptune.adapters.adapter import is_hub_id
 from ptune.adapters.schema import CONFIG_NAME
-from ptune.data.dataset import read_table
+from ptune.data.tables import read_table
 from ptune.errors import PtuneError
 from ptune.files import open_up, write_json
-from ptune.inference.classifier import PromptClassifier, Text, TextClassifier
+from ptune.inference.classifier import PromptClassifier, TextClassifier
 from ptune.inference.engines import EXPORT_INFO_NAME
 from ptune.prompts.config import PromptEncoderConfig
+from ptune.texts import Text
 
 # The largest accepted difference from ptune's logits in float32, relative to the largest logit.
 TOLERANCE = 1e-4

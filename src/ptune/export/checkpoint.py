@@ -40,8 +40,9 @@ from ptune.export.check import (
     write_export_info,
 )
 from ptune.files import read_json, write_json
-from ptune.inference.classifier import PromptClassifier, Text, load
+from ptune.inference.classifier import PromptClassifier, load
 from ptune.prompts.layout import TOKENS_BEFORE
+from ptune.texts import Text
 
 if TYPE_CHECKING:
     from ptune.model import PromptModel

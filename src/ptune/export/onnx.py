@@ -41,10 +41,11 @@ from ptune.export.check import (
     require_fast_tokenizer,
     write_export_info,
 )
-from ptune.inference.classifier import PromptClassifier, Text, load
+from ptune.inference.classifier import PromptClassifier, load
 from ptune.inference.engines import MODEL_NAME, load_exported
 from ptune.model import PromptModel
 from ptune.prompts.mechanisms import Attentions
+from ptune.texts import Text
 
 # Protocol Buffers cannot exceed 2 GB: the weights of larger graphs go to a second file.
 MAX_ONE_FILE = 1_800_000_000
@@ -91,8 +92,7 @@ def export_onnx(
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
     info: dict[str, Any] = {
         "to": "onnx",
-        "labels": classifier.labels,
-        "problem_type": classifier.problem_type_,
+        **classifier.labels_.to_json(),
         "max_length": prompt_model.text_room(tokenizer),
     }
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)

@@ -28,7 +28,6 @@ from ptune.adapters.adapter import Adapter
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.backbones.loading import (
     default_device,
-    encode,
     full_name,
     load_backbone,
     load_tokenizer,
@@ -37,11 +36,13 @@ from ptune.backbones.loading import (
 )
 from ptune.errors import PtuneError, first_line
 from ptune.files import read_json
-from ptune.inference.classifier import WINDOW, Prediction, Text, batches, prediction_of
+from ptune.inference.classifier import WINDOW
+from ptune.labels import Labels, Prediction
 from ptune.model import PromptModel
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.hooks import HeadPerRow
 from ptune.prompts.mechanisms import Form, Prompt
+from ptune.texts import Text, batches, encode
 
 if TYPE_CHECKING:
     import transformers
@@ -56,19 +57,27 @@ class TaskInfo:
 
     Attributes:
         name: Its name in the bank.
-        labels: In the order of the logits.
-        problem_type: As in Transformers' configurations.
+        labels_: Its labels, in the order of the logits.
         pairs: Whether it was trained on pairs of texts; ``None``: its files do not say.
         num_virtual_tokens: Length of its prompt.
         depth: `input` or `deep`.
     """
 
     name: str
-    labels: list[str]
-    problem_type: str
+    labels_: Labels
     pairs: bool | None
     num_virtual_tokens: int
     depth: str
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names, in the order of the logits."""
+        return list(self.labels_.names)
+
+    @property
+    def problem_type(self) -> str:
+        """As in Transformers' configurations."""
+        return self.labels_.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,8 +350,7 @@ class PromptBank:
             )
         info = TaskInfo(
             name,
-            list(found.labels.names),
-            found.labels.problem_type,
+            found.labels,
             pairs,
             found.config.num_virtual_tokens,
             found.config.depth,
@@ -433,8 +441,7 @@ class PromptBank:
     def predict(self, requests: Sequence[tuple[str, Text]]) -> list[Prediction]:
         """What each request's task says of its text, in order; raises as `logits` does."""
         return [
-            prediction_of(logits, info.labels, info.problem_type)
-            for info, logits in self.answers(requests)
+            info.labels_.predictions(logits[None])[0] for info, logits in self.answers(requests)
         ]
 
     def answers(
@@ -474,7 +481,7 @@ class PromptBank:
             with self._running:
                 logits = self._forward(tasks, [encoded[i] for i in chosen])
             for i, task, row in zip(chosen, tasks, logits, strict=True):
-                answers[i] = row[: len(task.info.labels)]
+                answers[i] = row[: len(task.info.labels_)]
         return answers
 
     def _encode(

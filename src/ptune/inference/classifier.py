@@ -1,4 +1,4 @@
-"""Text in, label and probability out."""
+"""Texts in, labels and probabilities out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,150 +16,142 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
-from ptune import labels as metrics
+from ptune import texts
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
-from ptune.backbones.loading import default_device, encode, load_backbone, load_tokenizer
-from ptune.data import dataset as data
+from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
+from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData
 from ptune.errors import PtuneError
-from ptune.model import PromptModel
+from ptune.labels import Labels, Prediction, compute
+from ptune.texts import Encoded, Text
 
 if TYPE_CHECKING:
     import transformers
+    from datasets import Dataset
 
-# A text, or a pair of texts.
-Text = str | Sequence[str]
-# Which texts of a window, and their `input_ids` and so on, a list a text.
-Batch = tuple[list[int], dict[str, list[list[int]]]]
+# Positions of a batch's texts in their window, and the texts' `input_ids` and so on.
+Batch = tuple[list[int], Encoded]
+# Positions of a batch's texts in their window, and their logits ``[batch, num_labels]``.
+Answer = tuple[list[int], np.ndarray]
 
-# So many texts are read ahead and sorted by length.
+# Number of texts that are read ahead and sorted by length.
 WINDOW = 2048
-# A batch for prediction has so many tokens, padding included, for each text of `batch_size`.
-TOKENS_A_TEXT = 128
-# Work that is likely to take longer than a few seconds shows a bar.
+# From this number of texts on, a progress bar is shown.
 LONG_WORK = 500
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one text.
-
-    Attributes:
-        label: The likeliest label; a list of those at least as likely as not where a text can
-            have several; the number for regression.
-        score: Its probability; the largest of them; the number itself.
-        probabilities: Of every label, by name.
-    """
-
-    label: str | list[str] | float
-    score: float
-    probabilities: dict[str, float]
 
 
 class TextClassifier:
     """Texts in, labels and probabilities out, whatever runs the backbone.
 
-    Texts are strings; pairs are tuples or lists of two strings.
+    Texts are strings; pairs are tuples or lists of two strings. Threads may share a classifier:
+    a call keeps everything it computes to itself.
 
     Attributes:
-        classes_: Label values, in the order of the probabilities.
-        problem_type_: As in Transformers' configurations.
+        labels_: The labels, in the order of the probabilities.
         tokenizer_: The backbone's tokenizer.
-        batch_size: So many times 128 tokens are classified at a time.
+        batch_size: A batch has at most 128 tokens times this number.
     """
 
-    classes_: np.ndarray
-    problem_type_: str
+    labels_: Labels
     tokenizer_: transformers.PreTrainedTokenizerBase
     batch_size: int
 
-    def _text_room(self) -> int | None:
-        """The longest text in tokens; longer ones are cut. ``None``: no bound."""
+    def _max_text_tokens(self) -> int | None:
+        """The longest text in tokens; longer ones are cut. ``None``: no limit."""
         raise NotImplementedError
 
-    def _run(self, batches: Iterable[Batch]) -> Iterable[tuple[list[int], np.ndarray]]:
-        """Logits ``[n, num_labels]`` of each batch, in any order of the batches."""
+    def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
+        """Logits of each batch. The batches may come back in any order."""
         raise NotImplementedError
 
     @property
     def labels(self) -> list[str]:
         """Label names, in the order of the probabilities."""
-        return [str(c) for c in self.classes_]
+        return list(self.labels_.names)
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Label values, in the order of the probabilities."""
+        return self.labels_.classes
+
+    @property
+    def problem_type_(self) -> str:
+        """As in Transformers' configurations."""
+        return self.labels_.kind
 
     # Prediction.
 
     def logits(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
-        """Logits ``[num_labels]`` of each text, in the order in which they came.
+        """Logits ``[num_labels]`` of each text, in the order of the texts.
 
-        Texts are read ahead by the window, so an endless iterator is welcome and memory stays
-        flat. Within a window, batches are made of texts of like length.
+        Texts are read ahead one window at a time, so an endless iterator works and memory stays
+        flat. Within a window, a batch holds texts of similar length.
         """
-        texts: Iterator[Any] = iter([X] if _is_one_text(X) else X)
+        return itertools.chain.from_iterable(self._windows(X))
+
+    def _windows(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
+        """Logits ``[n, num_labels]`` of each window of texts."""
+        rows: Iterator[Any] = iter([X] if texts.is_one(X) else X)
         started = 0
-        while window := list(itertools.islice(texts, WINDOW)):
-            yield from self._window(window, started)
+        while window := list(itertools.islice(rows, WINDOW)):
+            yield self._window(window, started)
             started += len(window)
 
     def _window(self, window: list[Text], started: int) -> np.ndarray:
-        columns = list(_columns(window, started).values())
-        encoded, _ = encode(self.tokenizer_, columns, self._text_room())
-        logits = np.empty((len(window), len(self.classes_)), dtype=np.float32)
-        for chosen, found in self._run(self._batches(encoded)):
+        columns = texts.as_columns(window, started)
+        encoded, _ = texts.encode(self.tokenizer_, columns, self._max_text_tokens())
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        batches = texts.batches(lengths, self.batch_size)
+        logits = np.empty((len(window), len(self.labels_)), dtype=np.float32)
+        for chosen, found in self._forward((c, texts.take(encoded, c)) for c in batches):
             logits[chosen] = found
         return logits
 
-    def _batches(self, encoded: dict[str, list[list[int]]]) -> Iterator[Batch]:
-        for chosen in batches([len(ids) for ids in encoded["input_ids"]], self.batch_size):
-            yield chosen, {key: [values[i] for i in chosen] for key, values in encoded.items()}
+    def _all_logits(self, X: Text | Iterable[Text]) -> np.ndarray:
+        """Logits ``[n, num_labels]`` of all texts, with a progress bar if there are many."""
+        windows = self._with_bar(self._windows(X), X)
+        return np.concatenate([np.empty((0, len(self.labels_)), dtype=np.float32), *windows])
 
     def stream(self, X: Text | Iterable[Text]) -> Iterator[Prediction]:
-        """A `Prediction` for each text, as they come; for streams of any length."""
-        for logits in self.logits(X):
-            yield prediction_of(logits, self.labels, self.problem_type_)
+        """A `Prediction` for each text, as texts arrive; for streams of any length."""
+        for window in self._windows(X):
+            yield from self.labels_.predictions(window)
 
     def __call__(self, X: Text | Iterable[Text]) -> Prediction | list[Prediction]:
-        """One `Prediction` for one text (or one pair, as a tuple), a list for several."""
-        if _is_one_text(X):
-            return next(self.stream(X))
-        return list(self._with_bar(self.stream(X), X))
+        """One `Prediction` for one text (or for one pair, as a tuple), a list for several."""
+        logits = self._all_logits(X)
+        predictions = self.labels_.predictions(logits)
+        return predictions[0] if texts.is_one(X) else predictions
 
     def predict_proba(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Probabilities, ``[n, num_labels]``, in the order of `classes_`."""
-        if self.problem_type_ == "regression":
-            raise PtuneError("A regression has no probabilities; use predict.")
-        logits = list(self._with_bar(self.logits(X), X))
-        return probabilities_of(
-            np.asarray(logits).reshape(-1, len(self.classes_)), self.problem_type_
-        )
+        """Probabilities ``[n, num_labels]``, in the order of `classes_`."""
+        logits = self._all_logits(X)
+        return self.labels_.probabilities(logits)
 
     def predict(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Labels ``[n]``; for several labels a text ``[n, num_labels]`` zeros and ones."""
-        logits = np.asarray(list(self._with_bar(self.logits(X), X)))
-        logits = logits.reshape(-1, len(self.classes_))
-        decided = metrics.decide(logits, self.problem_type_)
-        single = self.problem_type_ == "single_label_classification"
-        return self.classes_[decided] if single else decided
+        """Labels ``[n]``; with several labels per text, zeros and ones ``[n, num_labels]``."""
+        logits = self._all_logits(X)
+        return self.labels_.decode(logits)
 
     def score(self, X: Iterable[Text], y: Sequence[Any], sample_weight: Any = None) -> float:
-        """Accuracy; for regression Pearson's correlation."""
+        """Accuracy; for a regression Pearson's correlation."""
         predicted = self.predict(X)
-        if self.problem_type_ == "regression":
-            return metrics.compute(["pearson"], np.asarray(y, dtype=float), predicted)["pearson"]
+        if self.labels_.is_regression:
+            return compute(["pearson"], np.asarray(y, dtype=float), predicted)["pearson"]
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
-    def evaluate(self, dataset: data.Dataset, names: Iterable[str]) -> dict[str, float]:
-        """Metrics of `names` on a data set with the columns of `ptune.data.dataset`."""
-        pairs = data.PAIR in dataset.column_names
-        texts = [(r[data.TEXT], r[data.PAIR]) if pairs else r[data.TEXT] for r in dataset]
-        logits = np.asarray(list(self._with_bar(self.logits(texts), texts)))
-        decided = metrics.decide(logits, self.problem_type_)
-        return metrics.compute(names, np.asarray(dataset[data.LABEL]), decided)
+    def evaluate(self, dataset: Dataset, names: Iterable[str]) -> dict[str, float]:
+        """The named metrics on a data set with the columns of `ptune.data.dataset`."""
+        pairs = PAIR in dataset.column_names
+        rows = [(r[TEXT], r[PAIR]) if pairs else r[TEXT] for r in dataset]
+        decided = self.labels_.decide(self._all_logits(rows))
+        return compute(names, np.asarray(dataset[LABEL]), decided)
 
-    def _with_bar(self, results: Iterator[Any], X: Any) -> Iterable[Any]:
-        total = len(X) if hasattr(X, "__len__") and not _is_one_text(X) else None
-        if total is None or total < LONG_WORK:
-            return results
-        return track(results, description="classifying", total=total, transient=True)
+    def _with_bar(self, windows: Iterator[np.ndarray], X: Any) -> Iterable[np.ndarray]:
+        total = len(X) if hasattr(X, "__len__") and not texts.is_one(X) else 0
+        if total < LONG_WORK:
+            return windows
+        return track(windows, description="classifying", total=-(-total // WINDOW), transient=True)
 
 
 class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
@@ -249,42 +240,27 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
         from ptune.training.run import train_run
         from ptune.training.settings import TrainSettings
 
-        examples = _columns(X)
         values = [v.item() if isinstance(v, np.generic) else v for v in y]
-        corpus = data.corpus_from_lists(examples, values)
+        data = TaskData.from_lists(texts.as_columns(X), values)
         settings = TrainSettings(**self.get_params())
         with tempfile.TemporaryDirectory(prefix="ptune-") as folder:
             settings.training_arguments = {"save_strategy": "no", "eval_strategy": "no"}
-            model = train_run(settings, folder, overwrite=True, corpus=corpus).model
+            model = train_run(settings, folder, overwrite=True, dataset=data).model
         model.freeze()
-        self._set(model.eval(), load_tokenizer(self.model), corpus.labels, corpus.problem_type)
-        if corpus.problem_type == "single_label_classification":
-            originals = {data.label_name(v): v for v in values}
-            self.classes_ = np.asarray([originals[name] for name in corpus.labels])
+        self.prompt_model_, self.labels_ = model.eval(), data.labels
+        self.tokenizer_ = load_tokenizer(self.model)
         return self
-
-    def _set(
-        self,
-        model: PromptModel,
-        tokenizer: transformers.PreTrainedTokenizerBase,
-        labels: Sequence[str],
-        problem_type: str,
-    ) -> None:
-        self.prompt_model_ = model
-        self.tokenizer_ = tokenizer
-        self.classes_ = np.asarray(labels)
-        self.problem_type_ = problem_type
 
     # Prediction.
 
-    def logits(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:  # noqa: D102
+    def _windows(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
         check_is_fitted(self)
-        return super().logits(X)
+        return super()._windows(X)
 
-    def _text_room(self) -> int | None:
+    def _max_text_tokens(self) -> int | None:
         return self.prompt_model_.text_room(self.tokenizer_)
 
-    def _run(self, batches: Iterable[Batch]) -> Iterator[tuple[list[int], np.ndarray]]:
+    def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
         for chosen, rows in batches:
             batch = self.tokenizer_.pad(rows, return_tensors="pt")
             with torch.inference_mode():
@@ -366,13 +342,12 @@ def load(
             f"The adapter {source} does not say which backbone it was trained on. Name it "
             "(`--model`, or model= in Python)."
         )
-    names, problem_type = list(found.labels.names), found.labels.problem_type
     local = {"cache_dir": cache_dir, "local_files_only": local_files_only}
     # The adapter's revision is the backbone's.
     backbone = load_backbone(
         name,
-        labels=names,
-        problem_type=problem_type,
+        labels=found.labels.names,
+        problem_type=found.labels.kind,
         dtype=dtype,  # type: ignore[arg-type]
         revision=found.config.revision,
         token=token,
@@ -395,72 +370,6 @@ def load(
         batch_size=batch_size,
         dtype=dtype,
     )
-    classifier._set(prompt_model.to(device), tokenizer, names, problem_type)
+    classifier.prompt_model_, classifier.labels_ = prompt_model.to(device), found.labels
+    classifier.tokenizer_ = tokenizer
     return classifier
-
-
-def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Which texts of `lengths`, in tokens, to classify together: those of like length.
-
-    As many as have 128 tokens times `batch_size`: few long ones or many short ones.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while order:
-        size = max(1, TOKENS_A_TEXT * batch_size // max(1, lengths[order[0]]))
-        yield order[:size]
-        order = order[size:]
-
-
-def prediction_of(logits: np.ndarray, labels: Sequence[str], problem_type: str) -> Prediction:
-    """What the logits ``[num_labels]`` of a text say."""
-    if problem_type == "regression":
-        value = float(logits[0])
-        return Prediction(value, value, {labels[0]: value})
-    p = probabilities_of(logits[None], problem_type)[0]
-    by_name = {name: float(v) for name, v in zip(labels, p, strict=True)}
-    if problem_type == "multi_label_classification":
-        chosen = [name for name, v in by_name.items() if v > 0.5]
-        return Prediction(chosen, float(p.max()), by_name)
-    best = int(p.argmax())
-    return Prediction(labels[best], float(p[best]), by_name)
-
-
-def _is_one_text(X: Any) -> bool:
-    """A string; or a tuple of two strings, which is one pair (a *list* of two is two texts)."""
-    return isinstance(X, str) or (
-        isinstance(X, tuple) and len(X) == 2 and all(isinstance(t, str) for t in X)
-    )
-
-
-def _columns(X: Iterable[Text], started: int = 0) -> dict[str, list[str]]:
-    """Texts or pairs as columns.
-
-    Raises:
-        PtuneError: They are neither, or are mixed.
-    """
-    rows: list[Any] = [X] if _is_one_text(X) else list(X)
-    if not rows:
-        raise PtuneError("There are no texts.")
-    pairs = not isinstance(rows[0], str)
-    for i, row in enumerate(rows, start=started + 1):
-        is_pair = isinstance(row, list | tuple) and len(row) == 2
-        if not (is_pair if pairs else isinstance(row, str)):
-            raise PtuneError(
-                f"Text {i} is {row!r}; wanted are strings, or pairs of strings, and not both at "
-                "once."
-            )
-    if not pairs:
-        return {data.TEXT: data.check_texts(rows, "list of texts")}
-    return {
-        data.TEXT: data.check_texts([p[0] for p in rows], "list of first texts"),
-        data.PAIR: data.check_texts([p[1] for p in rows], "list of second texts"),
-    }
-
-
-def probabilities_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """From logits ``[n, num_labels]``, in float64."""
-    logits = logits.astype(np.float64)
-    if problem_type == "multi_label_classification":
-        return 1 / (1 + np.exp(-logits))
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)

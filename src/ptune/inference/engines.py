@@ -12,7 +12,8 @@ import numpy as np
 from ptune.backbones.loading import fast_dtype, load_tokenizer
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import read_json
-from ptune.inference.classifier import Batch, TextClassifier, load
+from ptune.inference.classifier import Answer, Batch, TextClassifier, load
+from ptune.labels import Labels
 
 # Files of an export.
 MODEL_NAME = "model.onnx"
@@ -22,8 +23,6 @@ Runtime = Literal["onnx", "openvino"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 # The positions of texts in a window, and their tensors ``[batch, seq]``.
 Padded = tuple[list[int], dict[str, np.ndarray]]
-# The positions of texts in a window, and their logits ``[batch, num_labels]``.
-Answer = tuple[list[int], np.ndarray]
 
 
 class OnnxRuntime:
@@ -112,15 +111,14 @@ class ExportedClassifier(TextClassifier):
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
-        self.classes_ = np.asarray(info["labels"])
-        self.problem_type_ = info["problem_type"]
+        self.labels_ = Labels.from_json(info, EXPORT_INFO_NAME)
         self.max_length: int | None = info["max_length"]
         self.batch_size = batch_size
 
-    def _text_room(self) -> int | None:
+    def _max_text_tokens(self) -> int | None:
         return self.max_length
 
-    def _run(self, batches: Iterable[Batch]) -> Iterable[Answer]:
+    def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         return self.engine.run(self._padded(batches))
 
     def _padded(self, batches: Iterable[Batch]) -> Iterator[Padded]:

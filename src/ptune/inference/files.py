@@ -17,10 +17,13 @@ from typing import IO, Any
 import pyarrow
 from pyarrow import parquet
 
-from ptune.data import dataset as data
-from ptune.data.dataset import PAIR, TEXT, Batch, Columns
+from ptune.data import tables
+from ptune.data.dataset import PAIR, TEXT
+from ptune.data.tables import Batch, Columns
 from ptune.errors import PtuneError
-from ptune.inference.classifier import WINDOW, Prediction, Text, TextClassifier
+from ptune.inference.classifier import WINDOW, TextClassifier
+from ptune.labels import Prediction
+from ptune.texts import Text, check
 
 # Rows of a file in memory at a time, and rows per row group of a Parquet file.
 ROWS, PARQUET_ROWS = WINDOW, 8 * WINDOW
@@ -52,10 +55,10 @@ class Source:
                 with the texts cannot be found by their names.
         """
         size = PARQUET_ROWS if file.suffix.lower() == ".parquet" else ROWS
-        batches = data.read_batches(file, size)
+        batches = tables.read_batches(file, size)
         first = list(itertools.islice(batches, 1))
         if first:
-            columns = data.find_columns(_names(first[0]), columns, file, labelled=False)
+            columns = tables.find_columns(_names(first[0]), columns, file, labelled=False)
         return cls(itertools.chain(first, batches), columns, lambda c: f"column {c!r} of {file}")
 
     @classmethod
@@ -91,9 +94,7 @@ class Source:
         names = [c for c in (self.columns.text, self.columns.text_pair) if c is not None]
         before = 0
         for batch in self.batches:
-            columns = [
-                data.check_texts(_column(batch, name), self.where(name), before) for name in names
-            ]
+            columns = [check(_column(batch, name), self.where(name), before) for name in names]
             texts: list[Any] = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
             yield batch, texts
             before += len(texts)
@@ -219,14 +220,12 @@ class Parquet(Writer):
 
     def __init__(self, file: Path, classifier: TextClassifier) -> None:
         self.file = file
-        kinds = {
-            "multi_label_classification": pyarrow.list_(pyarrow.string()),
-            "regression": pyarrow.float64(),
-        }
+        labels = classifier.labels_
+        kind = pyarrow.list_(pyarrow.string()) if labels.is_multi else pyarrow.string()
         self.types = {
-            "label": kinds.get(classifier.problem_type_, pyarrow.string()),
+            "label": pyarrow.float64() if labels.is_regression else kind,
             "score": pyarrow.float64(),
-            "probabilities": pyarrow.struct([(n, pyarrow.float64()) for n in classifier.labels]),
+            "probabilities": pyarrow.struct([(n, pyarrow.float64()) for n in labels.names]),
         }
         self._writer: parquet.ParquetWriter | None = None
 

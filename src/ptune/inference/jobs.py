@@ -22,8 +22,7 @@ from typing import Any
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
-from ptune.data import dataset as data
-from ptune.data.dataset import Columns
+from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import read_json, staged, write_json
 from ptune.inference.classifier import TextClassifier
@@ -191,7 +190,7 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
         )
     found = [file.absolute()] if file.is_file() else sorted(_files(whole))
     if not found:
-        raise PtuneError(f"{file} contains no {', '.join(data.FORMATS)} file. Check the path.")
+        raise PtuneError(f"{file} contains no {', '.join(FORMATS)} file. Check the path.")
     fingerprint = recipe.fingerprint()
     jobs = []
     for source in found:
@@ -205,7 +204,7 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part[0] in "._" for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in data.FORMATS and path.is_file() and not hidden:
+        if path.suffix.lower() in FORMATS and path.is_file() and not hidden:
             yield path
 
 

@@ -26,7 +26,6 @@ from starlette.routing import Route
 from ptune import __version__
 from ptune.errors import PtuneError
 from ptune.inference.bank import PromptBank, TaskInfo
-from ptune.labels import Labels
 from ptune.serving.access import NAME_RULE, TASK_NAME, same_token, task_folder
 from ptune.serving.batching import Answer, Batcher, Job, TooLong
 from ptune.serving.metrics import Metrics, RequestLog
@@ -367,12 +366,11 @@ def _parse(body: bytes) -> PredictRequest:
 
 def _scores(task: TaskInfo, logits: np.ndarray, *, raw: bool) -> list[dict[str, Any]]:
     """Labels and scores of one text, highest first."""
-    labels = Labels(tuple(task.labels), task.problem_type)
-    plain = raw or labels.is_regression
-    scores = logits if plain else labels.probabilities(logits[None])[0]
+    plain = raw or task.labels_.is_regression
+    scores = logits if plain else task.labels_.probabilities(logits)
     if not np.isfinite(scores).all():
         refuse(424, "The task's scores are NaN or infinite: its adapter is damaged.")
-    pairs = zip(labels.names, scores.tolist(), strict=True)
+    pairs = zip(task.labels, scores.tolist(), strict=True)
     return [{"label": n, "score": s} for n, s in sorted(pairs, key=lambda pair: -pair[1])]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ptune.data.dataset import Corpus
+    from ptune.data.dataset import TaskData
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
@@ -49,9 +50,9 @@ def scores(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("epoch", "step", "train_loss")}
 
 
-def best(epochs: list[dict[str, Any]], corpus: Corpus) -> dict[str, Any]:
+def best(epochs: list[dict[str, Any]], dataset: TaskData) -> dict[str, Any]:
     """The record with the best value of the first metric."""
-    keys = [k for k in (epochs[-1] if epochs else {}) if k.endswith(corpus.metrics[0])]
+    keys = [k for k in (epochs[-1] if epochs else {}) if k.endswith(dataset.metrics[0])]
     if not keys:
         return {}
     key = keys[0]
@@ -59,16 +60,16 @@ def best(epochs: list[dict[str, Any]], corpus: Corpus) -> dict[str, Any]:
     return max(scored, key=lambda e: e[key]) if scored else {}
 
 
-def majority(corpus: Corpus) -> dict[str, float]:
+def majority(dataset: TaskData) -> dict[str, float]:
     """The scores of always predicting the most frequent label of the training set."""
-    if corpus.train is None or corpus.problem_type != "single_label_classification":
+    if dataset.train is None or not dataset.labels.is_single:
         return {}
-    commonest = int(np.bincount(corpus.train[LABEL]).argmax())
+    majority = dataset.labels.majority(dataset.train[LABEL])
     return {
         (f"{name}_" if name else "") + key: value
-        for name, dataset in corpus.evaluation.items()
+        for name, examples in dataset.evaluation.items()
         for key, value in metrics.compute(
-            corpus.metrics, np.asarray(dataset[LABEL]), np.full(len(dataset), commonest)
+            dataset.metrics, np.asarray(examples[LABEL]), np.full(len(examples), majority)
         ).items()
     }
 
@@ -87,7 +88,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 
 
 def learning_curve(
-    epochs: list[dict[str, Any]], corpus: Corpus, majority: dict[str, float], file: Path
+    epochs: list[dict[str, Any]], dataset: TaskData, majority: dict[str, float], file: Path
 ) -> None:
     """Plot losses and scores over the epochs."""
     from matplotlib.ticker import MaxNLocator
@@ -112,7 +113,7 @@ def learning_curve(
             ax.legend(frameon=False)
             ax.grid(axis="y", alpha=0.25)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.suptitle(corpus.name)
+        figure.suptitle(dataset.name)
         figure.savefig(file, dpi=120)
 
 
@@ -133,24 +134,22 @@ def _column(epochs: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([e.get(key, np.nan) for e in epochs], dtype=float)
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, corpus: Corpus, file: Path) -> None:
+def confusion(truth: np.ndarray, predicted: np.ndarray, dataset: TaskData, file: Path) -> None:
     """Plot predictions against true labels.
 
     A confusion matrix for one label per text, a scatter plot for regression. With several labels
     per text, a bar for each label: the share of texts for which it was predicted correctly.
     """
-    right = ""
+    right, labels = "", dataset.labels
     with _drawing:
-        if corpus.problem_type == "regression":
+        if labels.is_regression:
             figure = _scatter(truth, predicted)
-        elif corpus.problem_type == "multi_label_classification":
-            figure = _bars((truth.astype(int) == predicted).mean(axis=0), corpus.labels)
+        elif labels.is_multi:
+            figure = _bars((truth.astype(int) == predicted).mean(axis=0), labels.names)
         else:
-            figure = _matrix(
-                metrics.confusion_matrix(truth, predicted, len(corpus.labels)), corpus.labels
-            )
+            figure = _matrix(labels.confusion(truth, predicted), labels.names)
             right = f": {int((truth == predicted).sum())} of {len(truth)} correct"
-        figure.suptitle(corpus.name + right)
+        figure.suptitle(dataset.name + right)
         figure.savefig(file, dpi=120)
 
 
@@ -163,7 +162,7 @@ def _scatter(truth: np.ndarray, predicted: np.ndarray) -> Figure:
     return figure
 
 
-def _bars(shares: np.ndarray, labels: list[str]) -> Figure:
+def _bars(shares: np.ndarray, labels: Sequence[str]) -> Figure:
     figure, (ax,) = _figure(6, 1.5 + 0.35 * len(labels))
     ax.barh(labels, shares, color=BLUE)
     ax.set(xlim=(0, 1), xlabel="share of texts with a correct prediction")
@@ -171,7 +170,7 @@ def _bars(shares: np.ndarray, labels: list[str]) -> Figure:
     return figure
 
 
-def _matrix(counts: np.ndarray, labels: list[str]) -> Figure:
+def _matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
     """Counts ``[num_labels, num_labels]``, true labels in rows."""
     n = len(labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -21,12 +21,12 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from ptune import __version__, compat
-from ptune import labels as metrics
 from ptune.adapters.adapter import save
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import is_mean_pooled, load_backbone, load_tokenizer, names_of_head
-from ptune.data import dataset as data
-from ptune.data.dataset import Columns, Corpus
+from ptune.data.dataset import TaskData, load_files
+from ptune.data.glue import load_glue
+from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.files import (
     CONFUSION_NAME,
@@ -38,6 +38,7 @@ from ptune.files import (
     staged,
     write_json,
 )
+from ptune.labels import Labels, mean_and_std
 from ptune.model import PromptModel
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.training import report
@@ -79,7 +80,7 @@ def train_run(
     overwrite: bool = False,
     resume: bool = False,
     progress: TrainerCallback | None = None,
-    corpus: Corpus | None = None,
+    dataset: TaskData | None = None,
 ) -> Run:
     """Train a classifier and write everything about it to one folder.
 
@@ -90,7 +91,7 @@ def train_run(
         overwrite: Replace the run in this folder.
         resume: Continue an interrupted run from its last checkpoint.
         progress: Callback that shows the progress.
-        corpus: The dataset, if the settings name none.
+        dataset: The dataset, if the settings name none.
 
     Raises:
         PtuneError: The settings or the data are wrong. Nothing was overwritten.
@@ -99,17 +100,17 @@ def train_run(
     folder = Path(output_dir)
     check_folder(folder, settings, overwrite=overwrite, resume=resume)
     forget_shapes()
-    corpus = corpus or load_dataset(settings)
-    assert corpus.train is not None
+    dataset = dataset or load_dataset(settings)
+    assert dataset.train is not None
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
-    model = new_model(settings, corpus, tokenizer)
+    model = new_model(settings, dataset, tokenizer)
     with compat.own_accelerate_state():
         stop = StopAndSave()
         trainer, truncated = build_trainer(
             model,
             tokenizer,
-            corpus,
-            training_arguments(settings, folder / CHECKPOINTS, len(corpus.train)),
+            dataset,
+            training_arguments(settings, folder / CHECKPOINTS, len(dataset.train)),
             prompt_learning_rate=settings.rates[1],
             callbacks=[stop, *([progress] if progress else [])],
         )
@@ -122,12 +123,12 @@ def train_run(
         if stop.asked:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
-        answers = _answers(trainer, corpus)
-    results = _results(settings, trainer, corpus, answers)
+        answers = _answers(trainer, dataset.labels)
+    results = _results(settings, trainer, dataset, answers)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
     run = Run(folder, model, results)
     if is_first():
-        _write_results(run, corpus, answers)
+        _write_results(run, dataset, answers)
     return run
 
 
@@ -139,12 +140,12 @@ def train_seeds(
     overwrite: bool = False,
     resume: bool = False,
     progress: TrainerCallback | None = None,
-    corpus: Corpus | None = None,
+    dataset: TaskData | None = None,
 ) -> dict[str, dict[str, float]]:
     """Train once with each seed. Each run gets its own folder `seed-N` in `output_dir`.
 
     Args:
-        settings, overwrite, progress, corpus: As for `train_run`.
+        settings, overwrite, progress, dataset: As for `train_run`.
         resume: Continue an interrupted run, and skip the runs that are finished.
         output_dir: Also gets `seeds.json`: the returned values and the scores of each run.
         seeds: The seeds, all different.
@@ -166,11 +167,10 @@ def train_seeds(
             scores[own.seed] = read_json(here / METRICS_NAME)["eval"]
             continue
         how: dict[str, Any] = {"overwrite": overwrite, "resume": begun[here]}
-        run = train_run(own, here, **how, progress=progress, corpus=corpus)
+        run = train_run(own, here, **how, progress=progress, dataset=dataset)
         scores[own.seed] = run.metrics["eval"]
     spread = {
-        name: metrics.mean_and_std([found[name] for found in scores.values()])
-        for name in scores[seeds[0]]
+        name: mean_and_std([found[name] for found in scores.values()]) for name in scores[seeds[0]]
     }
     if is_first():
         with staged(folder) as stage:
@@ -182,7 +182,7 @@ def train_seeds(
 # From settings to data and model.
 
 
-def load_dataset(settings: TrainSettings) -> Corpus:
+def load_dataset(settings: TrainSettings) -> TaskData:
     """Read the dataset that the settings name.
 
     Raises:
@@ -194,12 +194,12 @@ def load_dataset(settings: TrainSettings) -> Corpus:
             "(--train-file a.csv)" + ("." if settings.task is None else ", not both.")
         )
     if settings.task is not None:
-        corpus = data.load_glue(settings.task, settings.data_dir)
-        if corpus.train is None:
+        dataset = load_glue(settings.task, settings.data_dir)
+        if dataset.train is None:
             raise PtuneError(f"GLUE's {settings.task} has no training data: train on mnli.")
     else:
         assert settings.train_file is not None
-        corpus = data.load_files(
+        dataset = load_files(
             settings.train_file,
             settings.eval_file,
             columns=Columns(settings.text_column, settings.text_pair_column, settings.label_column),
@@ -208,8 +208,8 @@ def load_dataset(settings: TrainSettings) -> Corpus:
             seed=settings.seed,
         )
     if settings.examples_per_label is not None:
-        corpus = data.few_examples(corpus, settings.examples_per_label, settings.seed)
-    return corpus
+        dataset = dataset.few_examples(settings.examples_per_label, settings.seed)
+    return dataset
 
 
 def prompt_config(
@@ -255,20 +255,20 @@ def _pooling(settings: TrainSettings, *, pairs: bool) -> Any:
 
 
 def new_model(
-    settings: TrainSettings, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
+    settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
 ) -> PromptModel:
     """Load the backbone and attach a new prompt and head. All randomness comes from the seed."""
     transformers.set_seed(settings.seed)
     backbone = load_backbone(
         settings.model,
-        labels=corpus.labels,
-        problem_type=corpus.problem_type,
+        labels=dataset.labels.names,
+        problem_type=dataset.labels.problem_type,
         dtype=settings.dtype,  # type: ignore[arg-type]
         revision=settings.revision,
     )
     if DEFAULTS[settings.prompt].zero_head:
         start_head_at_zero(backbone)
-    config = prompt_config(settings, corpus.question, pairs=corpus.pairs)
+    config = prompt_config(settings, dataset.question, pairs=dataset.pairs)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
     model.max_length = settings.max_length
     return model
@@ -391,42 +391,42 @@ def last_checkpoint(folder: Path) -> Path | None:
 # Results.
 
 
-def _answers(trainer: SharingTrainer, corpus: Corpus) -> Answers:
+def _answers(trainer: SharingTrainer, labels: Labels) -> Answers:
     answers = {}
-    for name, dataset in trainer.evaluation_sets.items():
+    for name, examples in trainer.evaluation_sets.items():
         # `Trainer` may reorder the examples. Its labels have the same order as its predictions.
-        output = trainer.predict(dataset)
-        predicted = metrics.decide(first_output(output.predictions), corpus.problem_type)
+        output = trainer.predict(examples)
+        predicted = labels.decide(first_output(output.predictions))
         answers[name] = np.asarray(output.label_ids), predicted
     return answers
 
 
 def _results(
-    settings: TrainSettings, trainer: SharingTrainer, corpus: Corpus, answers: Answers
+    settings: TrainSettings, trainer: SharingTrainer, dataset: TaskData, answers: Answers
 ) -> dict[str, Any]:
     """The content of `metrics.json`, except what only `train_run` knows."""
     model: Any = trainer.model
     epochs = report.history(trainer.state.log_history)
     trainable, total = model.get_nb_trainable_parameters()
-    assert corpus.train is not None
+    assert dataset.train is not None
     return {
-        "task": corpus.name,
-        "dataset_revision": corpus.revision,
-        "text_pairs": corpus.pairs,
+        "task": dataset.name,
+        "dataset_revision": dataset.revision,
+        "text_pairs": dataset.pairs,
         "model": model.prompt_config.base_model_name_or_path,
         "eval": report.scores(epochs[-1]) if epochs else {},
-        "best": report.best(epochs, corpus),
+        "best": report.best(epochs, dataset),
         "adapter": "best" if trainer.args.load_best_model_at_end else "last",
         "epochs": epochs,
-        "majority": report.majority(corpus),
-        "labels": corpus.labels,
+        "majority": report.majority(dataset),
+        "labels": list(dataset.labels.names),
         "confusion_matrix": {
-            name or "eval": metrics.confusion_matrix(*pair, len(corpus.labels)).tolist()
+            name or "eval": dataset.labels.confusion(*pair).tolist()
             for name, pair in answers.items()
-            if corpus.problem_type == "single_label_classification"
+            if dataset.labels.is_single
         },
-        "train_examples": len(corpus.train),
-        "eval_examples": {n or "eval": len(d) for n, d in corpus.evaluation.items()},
+        "train_examples": len(dataset.train),
+        "eval_examples": {n or "eval": len(d) for n, d in dataset.evaluation.items()},
         "processes": settings.processes,
         "trainable_parameters": trainable,
         "all_parameters": total,
@@ -439,14 +439,14 @@ def _results(
     }
 
 
-def _write_results(run: Run, corpus: Corpus, answers: Answers) -> None:
+def _write_results(run: Run, dataset: TaskData, answers: Answers) -> None:
     """Write the adapter, the scores and the pictures."""
     folder, results, epochs = run.folder, run.metrics, run.metrics["epochs"]
     save(run.model, folder, trained_state=False)
     with staged(folder) as stage:
         write_json(stage / METRICS_NAME, results)
         if any("loss" in e for e in epochs):
-            report.learning_curve(epochs, corpus, results["majority"], stage / CURVE_NAME)
+            report.learning_curve(epochs, dataset, results["majority"], stage / CURVE_NAME)
         for name, (truth, predicted) in answers.items():
             picture = CONFUSION_NAME.replace(".png", f"_{name}.png") if name else CONFUSION_NAME
-            report.confusion(truth, predicted, corpus, stage / picture)
+            report.confusion(truth, predicted, dataset, stage / picture)

@@ -19,7 +19,6 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import distributed
-from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     DataCollatorWithPadding,
@@ -32,11 +31,10 @@ from transformers import (
 
 from ptune import compat
 from ptune import labels as metrics
-from ptune.backbones.loading import encode
-from ptune.data import dataset as data
-from ptune.data.dataset import Corpus
+from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, quiet
 from ptune.errors import PtuneError
 from ptune.model import PromptModel
+from ptune.texts import encode
 from ptune.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -264,7 +262,7 @@ def tokenize(
     Returns:
         The dataset with the tokenizer's columns and `labels`, and the number of truncated texts.
     """
-    columns = [c for c in (data.TEXT, data.PAIR) if c in dataset.column_names]
+    columns = [c for c in (TEXT, PAIR) if c in dataset.column_names]
     truncated = 0
 
     def encode_batch(batch: dict[str, list[str]]) -> dict[str, Any]:
@@ -273,32 +271,24 @@ def tokenize(
         truncated += cut
         return encoded
 
-    with data.quiet():
+    with quiet():
         encoded = dataset.map(
             encode_batch, batched=True, remove_columns=columns, load_from_cache_file=False
         )
-    if data.LABEL in encoded.column_names:
-        encoded = encoded.rename_column(data.LABEL, "labels")
+    if LABEL in encoded.column_names:
+        encoded = encoded.rename_column(LABEL, "labels")
     return encoded, truncated
 
 
-# The losses that Transformers' heads compute, as means over all examples.
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "single_label_classification": functional.cross_entropy,
-    "multi_label_classification": functional.binary_cross_entropy_with_logits,
-    "regression": lambda logits, labels: functional.mse_loss(logits[:, 0], labels),
-}
-
-
-def metric_function(corpus: Corpus) -> Callable[[Any], dict[str, float]]:
+def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
     """The `compute_metrics` function for `Trainer`."""
 
     def compute(prediction: Any) -> dict[str, float]:
-        logits, labels = first_output(prediction.predictions), np.asarray(prediction.label_ids)
+        logits, targets = first_output(prediction.predictions), np.asarray(prediction.label_ids)
         # `Trainer`'s own loss counts the examples that fill up the last batch of each process.
-        loss = LOSSES[corpus.problem_type](torch.tensor(logits), torch.tensor(labels))
-        predicted = metrics.decide(logits, corpus.problem_type)
-        return {"loss": float(loss), **metrics.compute(corpus.metrics, labels, predicted)}
+        loss = dataset.labels.loss(torch.tensor(logits), torch.tensor(targets))
+        predicted = dataset.labels.decide(logits)
+        return {"loss": float(loss), **metrics.compute(dataset.metrics, targets, predicted)}
 
     return compute
 
@@ -311,7 +301,7 @@ def first_output(predictions: Any) -> np.ndarray:
 def build_trainer(
     model: PromptModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
-    corpus: Corpus,
+    dataset: TaskData,
     args: TrainingArguments,
     *,
     prompt_learning_rate: float | None,
@@ -325,7 +315,7 @@ def build_trainer(
     Raises:
         PtuneError: The prompt leaves no positions for a text, or `Trainer` refuses a setting.
     """
-    train, evaluation, truncated = _tokenized(model, tokenizer, corpus)
+    train, evaluation, truncated = _tokenized(model, tokenizer, dataset)
     groups = model.parameter_groups(
         args.learning_rate,
         prompt_learning_rate=prompt_learning_rate,
@@ -340,7 +330,7 @@ def build_trainer(
             eval_dataset=evaluation[""] if list(evaluation) == [""] else (evaluation or None),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=metric_function(corpus),
+            compute_metrics=metric_function(dataset),
             optimizers=(optimizer_class(groups, **options), None),
             callbacks=[NotFinite(), *callbacks],
         )
@@ -352,23 +342,23 @@ def build_trainer(
 
 
 def _tokenized(
-    model: PromptModel, tokenizer: transformers.PreTrainedTokenizerBase, corpus: Corpus
+    model: PromptModel, tokenizer: transformers.PreTrainedTokenizerBase, dataset: TaskData
 ) -> tuple[Dataset, dict[str, Dataset], dict[str, int]]:
     """Training set, evaluation sets, and the number of truncated texts in each."""
     limit = model.text_room(tokenizer)
-    special = tokenizer.num_special_tokens_to_add(pair=corpus.pairs)
+    special = tokenizer.num_special_tokens_to_add(pair=dataset.pairs)
     if limit is not None and limit <= special:
         raise PtuneError(
             f"{model.prompt_config.num_virtual_tokens} virtual tokens do not fit: of "
             f"{model.max_positions} positions they leave {limit} for a text, and its special "
             f"tokens alone take {special}. Use a smaller num_virtual_tokens or a larger max_length."
         )
-    assert corpus.train is not None
-    train, cut = tokenize(tokenizer, corpus.train, limit)
+    assert dataset.train is not None
+    train, cut = tokenize(tokenizer, dataset.train, limit)
     truncated = {"train": cut}
     evaluation = {}
-    for name, dataset in corpus.evaluation.items():
-        evaluation[name], truncated[name or "eval"] = tokenize(tokenizer, dataset, limit)
+    for name, examples in dataset.evaluation.items():
+        evaluation[name], truncated[name or "eval"] = tokenize(tokenizer, examples, limit)
     for name, cut in truncated.items():
         if cut:
             logger.warning("%d texts of %s were cut to %s tokens to fit.", cut, name, limit)

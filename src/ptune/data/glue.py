@@ -1,0 +1,315 @@
+"""GLUE tasks, from the Hub or from a folder of the original TSV files."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+
+from ptune import compat
+from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, labelled_texts
+from ptune.data.tables import BY_NAME, Columns, near_path, read_text
+from ptune.errors import PtuneError, first_line, near
+from ptune.labels import REGRESSION, Labels, finite
+
+logger = logging.getLogger(__name__)
+
+GLUE_ON_THE_HUB = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """A GLUE task: its names on the Hub and in the original TSV folders, and its metrics.
+
+    Attributes:
+        folder: Its folder in GLUE's zip files.
+        question: What is asked about a text, in words.
+        columns: Column of the text, or of the two texts, on the Hub.
+        labels: Label names in the Hub's order; none for a regression.
+        metrics: Names from `ptune.labels`.
+        tsv_columns: As `columns`, in the TSV files.
+        tsv_label: The label's column in the TSV files.
+        tsv_spelling: The labels in the TSV files; ``None``: their names.
+        tsv_header: Column names of TSV files that have no header line.
+        evaluation: Evaluation splits on the Hub, with the names of their TSV files.
+        test: Test splits, likewise with the names of their TSV files.
+    """
+
+    folder: str
+    question: str
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    tsv_columns: tuple[str, ...]
+    tsv_label: str
+    tsv_spelling: tuple[str, ...] | None = ("0", "1")
+    tsv_header: tuple[str, ...] | None = None
+    evaluation: dict[str, str] = field(default_factory=lambda: {"validation": "dev"})
+    test: dict[str, str] = field(default_factory=lambda: {"test": "test"})
+
+
+_FOLLOWS = "does the second sentence follow from the first?"
+_MNLI_LABELS = ("entailment", "neutral", "contradiction")
+_PAIR = ("sentence1", "sentence2")
+GLUE: dict[str, GlueTask] = {
+    "cola": GlueTask(
+        "CoLA",
+        "is the sentence acceptable grammar?",
+        ("sentence",),
+        ("unacceptable", "acceptable"),
+        ("matthews_correlation",),
+        ("sentence",),
+        "label",
+        tsv_header=("source", "label", "mark", "sentence"),
+    ),
+    "sst2": GlueTask(
+        "SST-2",
+        "is the review positive or negative?",
+        ("sentence",),
+        ("negative", "positive"),
+        ("accuracy",),
+        ("sentence",),
+        "label",
+    ),
+    "mrpc": GlueTask(
+        "MRPC",
+        "does the second sentence say the same as the first?",
+        _PAIR,
+        ("not_equivalent", "equivalent"),
+        ("accuracy", "f1"),
+        ("#1 String", "#2 String"),
+        "Quality",
+    ),
+    "stsb": GlueTask(
+        "STS-B",
+        "how similar are the two sentences?",
+        _PAIR,
+        (),
+        ("pearson", "spearman"),
+        _PAIR,
+        "score",
+        None,
+    ),
+    "qqp": GlueTask(
+        "QQP",
+        "do the two questions ask the same?",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+        ("accuracy", "f1"),
+        ("question1", "question2"),
+        "is_duplicate",
+    ),
+    "mnli": GlueTask(
+        "MNLI",
+        _FOLLOWS,
+        ("premise", "hypothesis"),
+        _MNLI_LABELS,
+        ("accuracy",),
+        _PAIR,
+        "gold_label",
+        None,
+        evaluation={
+            "validation_matched": "dev_matched",
+            "validation_mismatched": "dev_mismatched",
+        },
+        test={"test_matched": "test_matched", "test_mismatched": "test_mismatched"},
+    ),
+    "qnli": GlueTask(
+        "QNLI",
+        "does the second sentence answer the question?",
+        ("question", "sentence"),
+        ("entailment", "not_entailment"),
+        ("accuracy",),
+        ("question", "sentence"),
+        "label",
+        None,
+    ),
+    "rte": GlueTask(
+        "RTE",
+        _FOLLOWS,
+        _PAIR,
+        ("entailment", "not_entailment"),
+        ("accuracy",),
+        _PAIR,
+        "label",
+        None,
+    ),
+    "wnli": GlueTask(
+        "WNLI", _FOLLOWS, _PAIR, ("not_entailment", "entailment"), ("accuracy",), _PAIR, "label"
+    ),
+    # The diagnostic set has nothing to train on. It is for classifiers trained on MNLI.
+    "ax": GlueTask(
+        "AX",
+        _FOLLOWS,
+        ("premise", "hypothesis"),
+        _MNLI_LABELS,
+        ("matthews_correlation",),
+        _PAIR,
+        "label",
+        None,
+        evaluation={},
+        test={"test": "diagnostic"},
+    ),
+}
+
+
+def load_glue(task: str, data_dir: str | Path | None = None) -> TaskData:
+    """A GLUE task, from the Hub or from a folder in the original TSV layout.
+
+    Args:
+        task: One of `GLUE`.
+        data_dir: The folder of the task (with `train.tsv`), or its parent. ``None``: the Hub's
+            `nyu-mll/glue`.
+
+    Raises:
+        PtuneError: There is no such task or file, or the Hub cannot be reached.
+    """
+    if task not in GLUE:
+        raise PtuneError(f"There is no GLUE task {task!r}; {near(task, GLUE)}.")
+    spec = GLUE[task]
+    raw = _from_hub(task, spec) if data_dir is None else _from_folder(task, spec, Path(data_dir))
+    on_hub = data_dir is None
+    columns, label = (spec.columns, "label") if on_hub else (spec.tsv_columns, spec.tsv_label)
+
+    def examples(split: str) -> Dataset:
+        return _examples(raw[split], f"{task} {split}", spec, columns, label)
+
+    return TaskData(
+        name=f"GLUE {task.upper()}",
+        labels=Labels(spec.labels) if spec.labels else Labels(("score",), REGRESSION),
+        metrics=spec.metrics,
+        train=examples("train") if "train" in raw else None,
+        evaluation={_short(s, "validation"): examples(s) for s in spec.evaluation},
+        test={_short(s, "test"): examples(s) for s in spec.test if s in raw},
+        revision=compat.dataset_commit(next(iter(raw.values())), GLUE_ON_THE_HUB),
+        question=spec.question,
+    )
+
+
+def _short(split: str, kind: str) -> str:
+    return split.removeprefix(kind).strip("_")
+
+
+def _splits(task: str, spec: GlueTask) -> dict[str, str]:
+    """The splits of a task, with the names of their TSV files."""
+    train = {} if task == "ax" else {"train": "train"}
+    return {**train, **spec.evaluation, **spec.test}
+
+
+def _from_hub(task: str, spec: GlueTask) -> dict[str, Dataset]:
+    try:
+        return {
+            split: load_dataset(GLUE_ON_THE_HUB, task, split=split) for split in _splits(task, spec)
+        }
+    except (OSError, ValueError) as error:
+        reason = first_line(error).rstrip(".")
+        raise PtuneError(
+            f"GLUE's {task} could not be downloaded from the Hub ({reason}). Check the network, or "
+            "name a folder of the original files with --data-dir."
+        ) from error
+
+
+def _from_folder(task: str, spec: GlueTask, data_dir: Path) -> dict[str, Dataset]:
+    if not data_dir.is_dir():
+        raise PtuneError(f"There is no folder {data_dir}. {near_path(data_dir)}".rstrip())
+    inner = data_dir / spec.folder
+    folder = inner if inner.is_dir() else data_dir
+    raw = {}
+    for split, stem in _splits(task, spec).items():
+        file = folder / f"{stem}.tsv"
+        if file.is_file() or split not in spec.test:
+            raw[split] = _read_file(file, spec, labelled=split not in spec.test)
+    return raw
+
+
+def _read_file(file: Path, spec: GlueTask, *, labelled: bool) -> Dataset:
+    """A TSV file without quoting, with or without a header. Truncated lines are left out."""
+    rows = [line.split("\t") for line in read_text(file).rstrip("\n").split("\n")]
+    first = [cell.strip() for cell in rows[0]]
+    texts = spec.tsv_columns
+    if spec.tsv_header and not set(texts) <= set(first):
+        header = list(spec.tsv_header)
+    else:
+        header, rows = first, rows[1:]
+    needed = [*texts, spec.tsv_label] if labelled else texts
+    if missing := [c for c in needed if c not in header]:
+        raise PtuneError(
+            f"{file} has the columns {', '.join(header)}, but not {missing[0]!r}. Is it the "
+            f"original {spec.folder} file of GLUE?"
+        )
+    kept = [row for row in rows if len(row) >= len(header)]
+    if cut := len(rows) - len(kept):
+        logger.warning("%s: left out %d of %d lines, which are truncated.", file, cut, len(rows))
+    if not kept:
+        raise PtuneError(f"{file} holds no examples, only a header. Download it again.")
+    columns = [c for c in (*texts, spec.tsv_label) if c in header]
+    return Dataset.from_dict(
+        {c: [row[header.index(c)].rstrip("\r") for row in kept] for c in columns}
+    )
+
+
+def _examples(
+    raw: Dataset, where: str, spec: GlueTask, columns: tuple[str, ...], label: str
+) -> Dataset:
+    result = {key: list(raw[c]) for key, c in zip((TEXT, PAIR), columns, strict=False)}
+    if label in raw.column_names:
+        values = list(raw[label])
+        if not spec.labels:
+            result[LABEL] = finite(values, where)
+        elif all(isinstance(v, int) for v in values):  # from the Hub
+            result[LABEL] = values
+        else:
+            spelling = {s: i for i, s in enumerate(spec.tsv_spelling or spec.labels)}
+            if unknown := sorted({str(v) for v in values} - spelling.keys()):
+                raise PtuneError(
+                    f"{where} has the label {unknown[0]!r}. Expected one of "
+                    f"{', '.join(spelling)}. Is it the original file of GLUE?"
+                )
+            result[LABEL] = [spelling[v] for v in values]
+        if result[LABEL] and set(result[LABEL]) == {-1}:  # the labels are not public
+            del result[LABEL]
+    return Dataset.from_dict(result)
+
+
+def evaluation_sets(
+    labels: Labels,
+    *,
+    task: str | None = None,
+    data_dir: str | Path | None = None,
+    file: str | Path | None = None,
+    columns: Columns = BY_NAME,
+) -> tuple[dict[str, Dataset], tuple[str, ...]]:
+    """What to evaluate a classifier on: a GLUE task's evaluation sets or a labelled file.
+
+    Args:
+        labels: The classifier's.
+        task, data_dir: As for `load_glue`.
+        file, columns: As for `labelled_texts`.
+
+    Returns:
+        Data sets by name (``""`` if there is only one), and the names of the metrics.
+
+    Raises:
+        PtuneError: Neither or both are named, or the labels are not the classifier's.
+    """
+    if (task is None) == (file is None):
+        raise PtuneError("Name what to evaluate on: either --task or --file.")
+    if file is not None:
+        return {"": labelled_texts(file, labels, columns=columns)}, labels.metrics
+    assert task is not None
+    data = load_glue(task, data_dir)
+    if not data.evaluation:
+        raise PtuneError(f"GLUE's {task} has no public labels to evaluate on; use `ptune predict`.")
+    order = data.labels.order_in(labels)
+    if order is None:
+        raise PtuneError(
+            f"The classifier has the labels {', '.join(labels.names)}, and {task} has "
+            f"{', '.join(data.labels.names)}: it was trained on another task."
+        )
+    if order != list(range(len(order))):
+        for name, dataset in data.evaluation.items():
+            numbers = [order[i] for i in dataset[LABEL]]
+            data.evaluation[name] = dataset.remove_columns(LABEL).add_column(LABEL, numbers)
+    return data.evaluation, data.metrics
