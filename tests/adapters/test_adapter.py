@@ -187,7 +187,7 @@ def damage_by_another_shape(folder):
     tensors = load_file(file)
     tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:3].contiguous()
     save_file(tensors, file)
-    return r"shape \[3, 32\].*says \[5, 32\]"
+    return r"shape \[3, 32\].*expected \[5, 32\]"
 
 
 def damage_by_dropping_rows(folder):
@@ -211,12 +211,12 @@ def damage_by_another_method(folder):
 
 def damage_by_missing_weights(folder):
     (folder / "adapter_model.safetensors").unlink()
-    return "no adapter_model.safetensors: it is incomplete"
+    return "is incomplete: it has adapter_config.json but no adapter_model.safetensors"
 
 
 def damage_by_missing_config(folder):
     (folder / "adapter_config.json").unlink()
-    return "no adapter_config.json: it is not an adapter"
+    return "no adapter_config.json, so it is not an adapter"
 
 
 def damage_by_a_newer_version(folder):

@@ -26,6 +26,7 @@ import ptune.peft
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
 from ptune.adapters import adapter
 from ptune.adapters import push as hub
+from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import load_backbone
 from ptune.cli import app as cli
 from ptune.training.settings import TrainSettings
@@ -253,7 +254,7 @@ def test_private_is_private(server, run_folder, bert_folder, log_in):
     shutil.rmtree(constants.HF_HUB_CACHE)
     for nobody in ("hf_bob", None):
         log_in(nobody)
-        with pytest.raises(PtuneError, match=r"no repository on the Hub that you may read"):
+        with pytest.raises(PtuneError, match=r"nor a repository on the Hub that you can read"):
             ptune.load("alice/mail", model=str(bert_folder))
     ptune.load("alice/mail", model=str(bert_folder), token="hf_alice")
 
@@ -280,7 +281,7 @@ def test_an_adapter_that_is_a_pickle_goes_up_as_safetensors(server, run_folder, 
 
 
 def test_a_folder_without_an_adapter_makes_no_repository(server, tmp_path):
-    with pytest.raises(PtuneError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(PtuneError, match=r"has no adapter_config\.json"):
         hub.push(tmp_path, "alice/nothing")
     with pytest.raises(PtuneError, match="There is no folder"):
         hub.push(tmp_path / "nowhere", "alice/nothing")
@@ -464,7 +465,7 @@ def two_versions(server, run_folder, bert_folder, tmp_path):
 
     this, that = logits(load(run_folder).prompt_model_), logits(load(other).prompt_model_)
     assert not torch.allclose(this, that)
-    return SimpleNamespace(load=load, this=this, that=that)
+    return SimpleNamespace(load=load, this=this, that=that, folder=run_folder)
 
 
 def test_revision_and_subfolder_choose_the_adapter(server, two_versions):
@@ -475,11 +476,30 @@ def test_revision_and_subfolder_choose_the_adapter(server, two_versions):
         assert torch.equal(logits(loaded.prompt_model_), two_versions.that), where
 
 
+def test_files_of_two_commits_never_mix(server, two_versions, tmp_path):
+    files = AdapterFiles("alice/mail")
+    push(tmp_path / "other")  # while the first version is being read
+    found = adapter.Adapter.read(files, own_backbone=True)
+    first = load_file(two_versions.folder / "adapter_model.safetensors")["prompt_embeddings"]
+    assert torch.equal(found.prompt_embeddings, first)
+    now = adapter.Adapter.read("alice/mail", own_backbone=True)
+    assert not torch.equal(now.prompt_embeddings, first)
+
+
+def test_offline_a_file_that_was_never_downloaded_is_not_taken_for_missing(server, run_folder):
+    """Without `ptune.json`, labels would be numbered."""
+    push(run_folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # as PEFT does
+        huggingface_hub.hf_hub_download("alice/mail", name)
+    with pytest.raises(PtuneError, match=r"the Hub could not be asked for ptune\.json"):
+        adapter.Adapter.read("alice/mail", own_backbone=True, local_files_only=True)
+
+
 def test_a_pull_request_can_be_tried_before_it_is_merged(server, run_folder, bert_folder):
     server.add_repo("alice/mail")
     push(run_folder, create_pr=True)
     ptune.load("alice/mail", model=str(bert_folder), revision="refs/pr/1")
-    with pytest.raises(PtuneError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(PtuneError, match=r"has no adapter_config\.json"):
         ptune.load("alice/mail", model=str(bert_folder))
 
 
@@ -519,7 +539,9 @@ def test_a_cache_of_one_s_own(server, model, tmp_path):
 
 
 def test_a_repository_that_is_not_there(server):
-    with pytest.raises(PtuneError, match=r"'alice/nowhere' is no folder here, and no repository"):
+    with pytest.raises(
+        PtuneError, match=r"'alice/nowhere' is neither a folder here nor a repository"
+    ):
         ptune.load("alice/nowhere")
 
 
@@ -530,7 +552,7 @@ def test_a_revision_that_is_not_there(server, run_folder):
 
 
 def test_a_repository_without_an_adapter(server, on_the_hub):
-    with pytest.raises(PtuneError, match=r"holds no adapter_config\.json: it is not an adapter"):
+    with pytest.raises(PtuneError, match=r"has no adapter_config\.json, so it is not an adapter"):
         ptune.load(on_the_hub)
 
 
@@ -539,7 +561,7 @@ def test_a_repository_without_an_adapter(server, on_the_hub):
     [
         (401, "log in"),
         (403, "403 Forbidden.*log in"),
-        (500, "did not hand out adapter_config.json.*Try again later"),
+        (500, "did not provide adapter_config.json.*Try again later"),
     ],
 )
 def test_a_refused_download_is_said(server, run_folder, patience, status, said):
@@ -565,7 +587,9 @@ def test_a_download_that_is_cut_for_good_leaves_nothing_half_written(
     push(run_folder)
     server.go_wrong("GET", "/storage/", cut=1000, times=1)
     server.go_wrong("GET", "/storage/", cut=0)
-    with pytest.raises(PtuneError, match=r"connection to the Hub failed while adapter_model.saf"):
+    with pytest.raises(
+        PtuneError, match=r"connection to the Hub failed during the download of adapter_m"
+    ):
         ptune.load("alice/mail", model=str(bert_folder))
     assert [f.name for f in cached_files() if "incomplete" in f.name] == []
     assert "adapter_model.safetensors" not in [f.name for f in cached_files()]
@@ -593,9 +617,9 @@ CODE = {"base_model_class": "Popen", "parent_library": "subprocess"}
         ({"revision": "../../../escape"}, "has the revision"),
         ({"revision": "/etc"}, "has the revision"),
         ({"revision": 3}, "revision is 3; expected a string"),
-        ({"base_model_name_or_path": "../../victim"}, "a path that is not followed"),
-        ({"base_model_name_or_path": "a\\..\\..\\victim"}, "a path that is not followed"),
-        ({"base_model_name_or_path": "~/victim"}, "a path that is not followed"),
+        ({"base_model_name_or_path": "../../victim"}, "a path that ptune does not follow"),
+        ({"base_model_name_or_path": "a\\..\\..\\victim"}, "a path that ptune does not follow"),
+        ({"base_model_name_or_path": "~/victim"}, "a path that ptune does not follow"),
         ({"base_model_name_or_path": ["a"]}, r"base_model_name_or_path is \['a'\]; expected"),
     ],
 )
@@ -617,7 +641,7 @@ def test_an_absolute_folder_is_followed_from_a_folder_and_not_from_the_hub(
 ):
     assert ptune.load(run_folder, dtype="float32").model == str(bert_folder)
     server.add_folder("bob/mail", run_folder)  # as PEFT pushes it
-    with pytest.raises(PtuneError, match=r"wanted is an id on the Hub.*name it yourself"):
+    with pytest.raises(PtuneError, match=r"Expected an id on the Hub.*name it yourself"):
         ptune.load("bob/mail")
     ptune.load("bob/mail", model=str(bert_folder))
     PromptModel.from_pretrained(

@@ -1,15 +1,15 @@
-"""The files of an adapter: save, load, and the state that resuming needs.
+"""`Adapter`: a trained prompt and head, and the files they are saved in.
 
-| file | holds | read by |
+| file | contents | read by |
 | --- | --- | --- |
 | `adapter_config.json` | the prompt's configuration | ptune and 🤗 PEFT |
 | `adapter_model.safetensors` | `prompt_embeddings` [k, width] and `base_model.<head …>` | both |
-| `ptune.json` | labels, problem type, the backbone's sizes | ptune |
-| `model.safetensors` | prompt encoder and head, to train on | `Trainer`, ptune |
+| `ptune.json` | labels, problem type, mechanism, the backbone's sizes | ptune |
+| `model.safetensors` | prompt encoder and head, to resume training | `Trainer`, ptune |
 
-The first two are the reference's format. It keeps the encoder's *output* only, and puts it back in
-as the encoder's *input* when training goes on; hence the fourth, under the name that `Trainer`
-looks for.
+The first two are PEFT's format. It stores only the *output* of the prompt encoder, and PEFT resumes
+training with that as the encoder's *input*. The fourth file keeps the encoder itself, under the
+name that `Trainer` looks for.
 """
 
 from __future__ import annotations
@@ -23,23 +23,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 
-from ptune import __version__, compat
+from ptune import __version__
 from ptune.adapters import schema
+from ptune.adapters.download import AdapterFiles, is_hub_id
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
 from ptune.errors import PtuneError, first_line
-from ptune.files import read_json, staged, write_json
+from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.mechanisms import Form, InputRows, KeysAndValues, RowsInEveryLayer
@@ -48,8 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ptune.model import PromptModel
-
-HubHTTPError = compat.connection_error()
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
@@ -97,21 +86,26 @@ class Adapter:
 
     @classmethod
     def read(
-        cls, source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any
+        cls,
+        source: str | os.PathLike[str] | AdapterFiles,
+        *,
+        own_backbone: bool = False,
+        **where: Any,
     ) -> Adapter:
         """Read an adapter's files, written by ptune or by 🤗 PEFT.
 
         Args:
-            source: A folder, or a repository on the Hub.
+            source: A folder, a repository on the Hub, or the files themselves.
             own_backbone: As for `read_config`.
-            **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+            **where: As for `AdapterFiles`.
 
         Raises:
             PtuneError: There is no adapter, or one of its files is damaged; the message names it.
         """
-        config = read_config(source, own_backbone=own_backbone, **where)
-        embeddings, head = _read_weights(source, config, **where)
-        file = fetch(source, INFO_NAME, **where)
+        files = source if isinstance(source, AdapterFiles) else AdapterFiles(source, **where)
+        config = read_config(files, own_backbone=own_backbone)
+        embeddings, head = _read_weights(files, config)
+        file = files.find(INFO_NAME)
         # The last layer of every head in Transformers has one output per label.
         outputs = len(list(head.values())[-1]) if head else 2
         info = schema.parse_info(read_json(file) if file else {}, file or INFO_NAME, outputs)
@@ -127,8 +121,8 @@ class Adapter:
             config=config,
             prompt_embeddings=embeddings,
             head=head,
-            source=os.fspath(source),
-            trained_state=fetch(source, TRAINED_STATE_NAME, **where),
+            source=files.source,
+            trained_state=files.find(TRAINED_STATE_NAME),
             **info,
         )
 
@@ -211,27 +205,150 @@ def infer_mechanism(
     return "prefix" if fits_prefix else "layers"
 
 
+def read_config(
+    source: str | os.PathLike[str] | AdapterFiles, *, own_backbone: bool = False, **where: Any
+) -> PromptEncoderConfig:
+    """Read `adapter_config.json`.
+
+    Args:
+        source: As for `Adapter.read`.
+        own_backbone: The caller brings the backbone. The one that the file names is not loaded,
+            and its name is not checked.
+        **where: As for `AdapterFiles`.
+
+    Raises:
+        PtuneError: There is none, it is damaged, or it describes another method; or it names code,
+            or a path outside its own folder.
+    """
+    files = source if isinstance(source, AdapterFiles) else AdapterFiles(source, **where)
+    config = schema.parse_config(read_json(files.config_file), files.config_file)
+    _check_names(config, files, own_backbone=own_backbone)
+    return config
+
+
+def _check_names(config: PromptEncoderConfig, files: AdapterFiles, *, own_backbone: bool) -> None:
+    """Refuse code, and anything outside the place where the adapter is."""
+    file = f"{files.source}: {CONFIG_NAME}"
+    if config.auto_mapping is not None:
+        raise PtuneError(
+            f"{file} names code to import (auto_mapping). ptune does not run code from adapters; "
+            "if you trust it, remove the field from the file."
+        )
+    if config.revision is not None and not _is_inside(config.revision):
+        raise PtuneError(
+            f"{file} has the revision {config.revision!r}. Expected a branch, a tag or a commit of "
+            "the backbone."
+        )
+    name = config.base_model_name_or_path
+    if name is None or own_backbone:
+        return
+    # A folder of this machine is only for adapters that are on it too.
+    if not (_is_inside(name, absolute=True) if files.is_local else is_hub_id(name)):
+        expected = (
+            "an absolute folder or an id on the Hub" if files.is_local else "an id on the Hub"
+        )
+        raise PtuneError(
+            f"{file} names the backbone {name!r}, a path that ptune does not follow. Expected "
+            f"{expected}. If you have that backbone, name it yourself (`--model`, or model= in "
+            "Python)."
+        )
+
+
+def _is_inside(name: str, *, absolute: bool = False) -> bool:
+    """True if a path stays below where it starts, or is absolute where that is allowed."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return ".." not in path.parts and not name.startswith("~") and (absolute or name[:1] != "/")
+
+
 def _read_weights(
-    source: str | os.PathLike[str], config: PromptEncoderConfig, **where: Any
+    files: AdapterFiles, config: PromptEncoderConfig
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Prompt embeddings and head of an adapter."""
-    file, reader = fetch(source, WEIGHTS_NAME, **where), load_file
+    file, reader = files.find(WEIGHTS_NAME), load_file
     if file is None:
-        file = fetch(source, OLD_WEIGHTS_NAME, **where)
+        file = files.find(OLD_WEIGHTS_NAME)
         reader = partial(torch.load, map_location="cpu", weights_only=True)
     if file is None:
-        raise PtuneError(f"{source} has {CONFIG_NAME} but no {WEIGHTS_NAME}: it is incomplete.")
-    embeddings, head = split(_tensors(file, reader), str(file))
-    width = config.token_dim if config.depth == "input" else None  # else the backbone decides
-    expected = (config.num_virtual_tokens, width)
-    shape = list(embeddings.shape)
-    if len(shape) != 2 or shape[0] != expected[0] or width not in (None, shape[1]):
         raise PtuneError(
-            f"{file}: {EMBEDDINGS_KEY!r} has the shape {shape}, and {CONFIG_NAME} "
-            f"says {[n for n in expected if n]}. One of the two files is damaged or of another "
-            "adapter."
+            f"{files.source} is incomplete: it has {CONFIG_NAME} but no {WEIGHTS_NAME}. Save or "
+            "download it again."
+        )
+    embeddings, head = split(_tensors(file, reader), str(file))
+    # The width of a deep prompt depends on the backbone.
+    width = config.token_dim if config.depth == "input" else None
+    shape, length = list(embeddings.shape), config.num_virtual_tokens
+    if len(shape) != 2 or shape[0] != length or width not in (None, shape[1]):
+        raise PtuneError(
+            f"{file}: {EMBEDDINGS_KEY!r} has the shape {shape}; expected "
+            f"{[length, width or 'width']} from {CONFIG_NAME}. One of the two files is damaged or "
+            "belongs to another adapter."
         )
     return embeddings, head
+
+
+def split(
+    tensors: Mapping[str, torch.Tensor], where: str
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Prompt embeddings and head, in float32, from the tensors of an adapter file.
+
+    Raises:
+        PtuneError: There are no prompt embeddings.
+    """
+    if EMBEDDINGS_KEY not in tensors:
+        raise PtuneError(f"{where} has no {EMBEDDINGS_KEY!r}, so it is not a p-tuning adapter.")
+    head = {n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items()}
+    return head.pop(EMBEDDINGS_KEY), head
+
+
+def _tensors(
+    file: Path, reader: Callable[[Path], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    try:
+        return dict(reader(file))
+    except Exception as error:  # Each reader fails in its own ways on a damaged file.
+        reason = first_line(error)
+        raise PtuneError(
+            f"{file} is damaged or cut short ({reason}). Save or download it again."
+        ) from error
+
+
+def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
+    """A summary of an adapter, without its backbone: title and text of each line.
+
+    Raises:
+        PtuneError: As for `Adapter.read`.
+    """
+    files = AdapterFiles(source, **where)
+    adapter = Adapter.read(files, own_backbone=True)
+    config, width = adapter.config, adapter.prompt_embeddings.shape[1]
+    weights = files.find(WEIGHTS_NAME) or files.find(OLD_WEIGHTS_NAME)
+    assert weights is not None
+    where_it_is = "in every layer" if config.depth == "deep" else f"placement {config.placement}"
+    encoder, head = config.encoder_reparameterization_type, adapter.head.values()
+    found = {
+        "adapter": adapter.source,
+        "backbone": " @ ".join(filter(None, [config.base_model_name_or_path, config.revision])),
+        "backbone sizes": ", ".join(
+            f"{name.replace('_', ' ')} {size}" for name, size in adapter.backbone.items()
+        ),
+        "prompt": f"{config.num_virtual_tokens} virtual tokens x {width}, {where_it_is}"
+        + (f", trained through {encoder}" if encoder != "NONE" else ""),
+        "parameters": f"prompt {adapter.prompt_embeddings.numel():,}, "
+        f"head {sum(t.numel() for t in head):,}",
+        "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
+        "labels": ", ".join(adapter.labels.names),
+        "problem type": adapter.labels.problem_type,
+        "longest text": f"{adapter.max_length} tokens" if adapter.max_length else None,
+    }
+    if file := files.find(METRICS_NAME):
+        scores = read_json(file)
+        found["trained on"] = f"{scores['task']}, {scores['train_examples']:,} examples"
+        found["scores"] = ", ".join(
+            f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores["eval"].items()
+        )
+    version = adapter.ptune_version
+    found["written by"] = f"ptune {version}" if version else f"peft {config.peft_version}"
+    return {title: text for title, text in found.items() if text}
 
 
 def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
@@ -270,190 +387,6 @@ def save(model: PromptModel, folder: str | os.PathLike[str], *, trained_state: b
         PtuneError: It cannot be written; what was there before is whole.
     """
     from_model(model).save(folder, model.trained_state() if trained_state else None)
-
-
-def fetch(
-    source: str | os.PathLike[str],
-    name: str,
-    *,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> Path | None:
-    """One file of an adapter, from a folder or from the Hub; ``None`` if it has no such file.
-
-    Raises:
-        PtuneError: There is no such folder or repository, or the Hub cannot be reached.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        file = folder / (subfolder or "") / name
-        return file if file.is_file() else None
-    source = os.fspath(source)
-    if folder.exists():
-        raise PtuneError(f"{source} is a file; wanted is the folder that holds {CONFIG_NAME}.")
-    cache = None if cache_dir is None else os.fspath(cache_dir)
-    try:
-        return Path(
-            hf_hub_download(
-                source,
-                name,
-                subfolder=subfolder,
-                revision=revision,
-                token=token,
-                cache_dir=cache,
-                local_files_only=local_files_only,
-            )
-        )
-    except (EntryNotFoundError, HubHTTPError, HFValidationError, OSError) as error:
-        if isinstance(error, EntryNotFoundError):
-            if not isinstance(error, LocalEntryNotFoundError):
-                return None
-            # The cache remembers, too, which files a repository does not have.
-            path = f"{subfolder}/{name}" if subfolder else name
-            if compat.is_known_missing(source, path, cache_dir=cache, revision=revision):
-                return None
-        raise PtuneError(_why_not(error, source, name, revision)) from error
-
-
-def _why_not(error: Exception, source: str, name: str, revision: str | None) -> str:
-    """What to tell whoever wanted a file that the Hub did not hand out."""
-    if isinstance(error, HFValidationError):
-        return f"There is no folder {source!r}. Check the path."
-    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-    reason = first_line(cause or error).rstrip(".")
-    if isinstance(cause, RevisionNotFoundError):
-        return (
-            f"The repository {source!r} has no revision {revision!r}. Name one of its branches, "
-            "tags or commits."
-        )
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-    if isinstance(cause, RepositoryNotFoundError) or status in (401, 403):
-        return (
-            f"{source!r} is no folder here, and no repository on the Hub that you may read "
-            f"({reason}). Check the name; if it is private or gated, log in (`hf auth login`) or "
-            "give a token that may read it."
-        )
-    if status is not None:
-        return f"The Hub did not hand out {name} of {source!r} ({reason}). Try again later."
-    if isinstance(cause, HubHTTPError):
-        return (
-            f"The connection to the Hub failed while {name} of {source!r} was fetched ({reason}). "
-            "Nothing of it was kept. Check the network and try again."
-        )
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            f"There is no folder {source!r}, and the Hub could not be asked for {name} of a "
-            "repository of that name (no network, or offline mode). Check the path or the network."
-        )
-    return f"{name} of {source!r} could not be fetched ({reason}). Make room or try again."
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a repository on the Hub can have this name."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _check_names(
-    config: PromptEncoderConfig, source: str | os.PathLike[str], own_backbone: bool
-) -> None:
-    """Refuse what an adapter's file must not make anyone load.
-
-    Raises:
-        PtuneError: It names code, or something outside its own place.
-    """
-    if config.auto_mapping is not None:
-        raise PtuneError(
-            f"{source}: {CONFIG_NAME} names code to import (auto_mapping). ptune runs no code that "
-            "an adapter brings; if you trust it, take the field out of the file."
-        )
-    revision = config.revision
-    if revision is not None and not (isinstance(revision, str) and _is_inside(revision)):
-        raise PtuneError(
-            f"{source}: {CONFIG_NAME} has the revision {revision!r}, which is none. Wanted is a "
-            "branch, a tag or a commit of the backbone."
-        )
-    name = config.base_model_name_or_path
-    if name is None or own_backbone:
-        return
-    local = Path(source).is_dir()
-    # A folder is a matter of whoever trained there; from elsewhere only ids of the Hub come in.
-    fine = isinstance(name, str) and (_is_inside(name, absolute=True) if local else is_hub_id(name))
-    if not fine:
-        wanted = "an absolute folder or an id on the Hub" if local else "an id on the Hub"
-        raise PtuneError(
-            f"{source}: {CONFIG_NAME} names the backbone {name!r}, a path that is not followed; "
-            f"wanted is {wanted}. If you have that backbone, name it yourself (`--model`, or "
-            "model= in Python)."
-        )
-
-
-def _is_inside(name: str, *, absolute: bool = False) -> bool:
-    """Whether a path stays below where it starts; or is absolute, if that is allowed."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return ".." not in path.parts and not name.startswith("~") and (absolute or name[:1] != "/")
-
-
-def read_config(
-    source: str | os.PathLike[str], *, own_backbone: bool = False, **where: Any
-) -> PromptEncoderConfig:
-    """Read `adapter_config.json`.
-
-    Args:
-        source: A folder, or a repository on the Hub.
-        own_backbone: The backbone is the caller's; the one that the file names is not loaded, and
-            may be called anything.
-        **where: As for `fetch`.
-
-    Raises:
-        PtuneError: There is none, it is damaged, or of another method; it names code, or a path
-            outside its own place.
-    """
-    file = fetch(source, CONFIG_NAME, **where)
-    if file is None:
-        raise PtuneError(
-            f"{source} holds no {CONFIG_NAME}: it is not an adapter. Name the folder that "
-            "`ptune train` wrote (--output-dir), or one of its checkpoints."
-        )
-    config = schema.parse_config(read_json(file), file)
-    _check_names(config, source, own_backbone)
-    return config
-
-
-def split(
-    tensors: dict[str, torch.Tensor], where: str
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Rows and head from the tensors of an adapter file, in float32.
-
-    Raises:
-        PtuneError: There are no rows.
-    """
-    if EMBEDDINGS_KEY not in tensors:
-        raise PtuneError(
-            f"There is no {EMBEDDINGS_KEY!r} in {where}: it is not a p-tuning adapter."
-        )
-    head = {
-        n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items() if n != EMBEDDINGS_KEY
-    }
-    return tensors[EMBEDDINGS_KEY].float(), head
-
-
-def _tensors(
-    file: Path, reader: Callable[[Path], dict[str, torch.Tensor]]
-) -> dict[str, torch.Tensor]:
-    try:
-        return dict(reader(file))
-    except Exception as error:  # Each reader fails in its own ways on a damaged file.
-        reason = first_line(error)
-        raise PtuneError(
-            f"{file} is damaged or cut short ({reason}). Save or fetch it again."
-        ) from error
 
 
 def _given(source: str | os.PathLike[str] | Adapter, **where: Any) -> Adapter:
@@ -640,46 +573,3 @@ def _check_backbone(adapter: Adapter, backbone: PreTrainedModel) -> None:
             "are worth nothing.",
             stacklevel=3,
         )
-
-
-def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
-    """What there is to say about an adapter, without loading its backbone.
-
-    Raises:
-        PtuneError: As for `Adapter.read`.
-    """
-    adapter = Adapter.read(source, own_backbone=True, **where)
-    config, width = adapter.config, adapter.prompt_embeddings.shape[1]
-    sizes = adapter.backbone
-    head = sum(t.numel() for t in adapter.head.values())
-    weights = fetch(source, WEIGHTS_NAME, **where) or fetch(source, OLD_WEIGHTS_NAME, **where)
-    assert weights is not None
-    scores_file = fetch(source, "metrics.json", **where)
-    scores = read_json(scores_file) if scores_file else {}
-    reparameterized = config.encoder_reparameterization_type != "NONE"
-    said = {
-        "adapter": adapter.source,
-        "backbone": f"{config.base_model_name_or_path}"
-        + (f" @ {config.revision}" if config.revision else ""),
-        "backbone sizes": ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sizes.items()),
-        "prompt": f"{config.num_virtual_tokens} virtual tokens x {width}, "
-        + ("in every layer" if config.depth == "deep" else f"placement {config.placement}")
-        + (
-            f", trained through {config.encoder_reparameterization_type}" if reparameterized else ""
-        ),
-        "parameters": f"prompt {adapter.prompt_embeddings.numel():,}, head {head:,}",
-        "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
-        "labels": ", ".join(adapter.labels.names),
-        "problem type": adapter.labels.problem_type,
-        "longest text": f"{limit} tokens" if (limit := adapter.max_length) else None,
-        "trained on": f"{scores['task']}, {scores['train_examples']:,} examples"
-        if scores
-        else None,
-        "scores": ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in scores["eval"].items())
-        if scores
-        else None,
-        "written by": f"ptune {adapter.ptune_version}"
-        if adapter.ptune_version
-        else f"peft {config.peft_version}",
-    }
-    return {key: value for key, value in said.items() if value}

@@ -1,6 +1,6 @@
 """The Hub: publish a classifier, with a card that says what it is.
 
-Loading from the Hub is `ptune.adapters.adapter.fetch`. Only `huggingface_hub` does the talking.
+`ptune.adapters.download` loads from the Hub. Only `huggingface_hub` does the talking.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from safetensors.torch import save as tensors_to_bytes
 
 from ptune import __version__
 from ptune.adapters import adapter
-from ptune.adapters.adapter import Adapter, HubHTTPError
+from ptune.adapters.adapter import Adapter
+from ptune.adapters.download import HubHTTPError, is_hub_id
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data.glue import GLUE_ON_THE_HUB
 from ptune.errors import PtuneError, first_line
@@ -218,7 +219,7 @@ class PublicBackbone:
         # A folder of the Hub's own cache: models--owner--name/snapshots/<commit>.
         if cached := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})", name):
             return cls(cached[1].replace("--", "/"), cached[2], is_local=False)
-        if Path(name).is_dir() or not adapter.is_hub_id(name):
+        if Path(name).is_dir() or not is_hub_id(name):
             return cls(f"./{_last_part(name)}", None, is_local=True)
         return cls(name, revision, is_local=False)
 

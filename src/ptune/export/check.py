@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from ptune import __version__
-from ptune.adapters.adapter import is_hub_id
+from ptune.adapters.download import is_hub_id
 from ptune.adapters.schema import CONFIG_NAME
 from ptune.data.tables import read_table
 from ptune.errors import PtuneError

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
+from ptune.adapters.download import AdapterFiles
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.backbones.loading import (
     default_device,
@@ -327,10 +328,9 @@ class PromptBank:
         """A task from its files."""
         folder = Path(source)
         if not folder.is_dir():
-            file = adapter.fetch(source, CONFIG_NAME)
-            # All files of a repository's revision have one folder in the cache.
-            folder = file.parent if file else folder
-            Adapter.read(source, own_backbone=True)
+            files = AdapterFiles(source)
+            Adapter.read(files, own_backbone=True)
+            folder = files.folder
         stamp = _stamp(folder)
         found = Adapter.read(folder, own_backbone=True)
         if _stamp(folder) != stamp:

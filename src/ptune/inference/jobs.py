@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ptune.adapters import adapter
-from ptune.adapters.adapter import Adapter
+from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
+from ptune.adapters.download import AdapterFiles
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
@@ -76,14 +76,14 @@ class Recipe:
         Raises:
             PtuneError: The adapter does not exist or is damaged.
         """
-        names: tuple[str, ...] = (EXPORT_INFO_NAME, MODEL_NAME)
+        found = [Path(self.adapter, name) for name in (EXPORT_INFO_NAME, MODEL_NAME)]
         if self.runtime == "torch":
-            names = (CONFIG_NAME, adapter.WEIGHTS_NAME, INFO_NAME)
-            Adapter.read(self.adapter, own_backbone=self.model is not None, revision=self.revision)
+            files = AdapterFiles(self.adapter, revision=self.revision)
+            Adapter.read(files, own_backbone=self.model is not None)
+            found = [files.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME, INFO_NAME)]
         digest = hashlib.sha256()
-        for name in names:
-            file = adapter.fetch(self.adapter, name, revision=self.revision)
-            digest.update(file.read_bytes() if file else b"none")
+        for file in found:
+            digest.update(file.read_bytes() if file.is_file() else b"none")
         rest = dataclasses.asdict(self)
         del rest["adapter"]
         return {"adapter": digest.hexdigest(), **rest}

@@ -1,0 +1,154 @@
+"""Find the files of an adapter: in a folder, or in one commit of a repository on the Hub."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from ptune import compat
+from ptune.adapters.schema import CONFIG_NAME
+from ptune.errors import PtuneError, first_line
+
+HubHTTPError = compat.connection_error()
+
+
+class AdapterFiles:
+    """The files of one adapter.
+
+    All files from the Hub are from the commit of the first one, `adapter_config.json`, so that a
+    push in between cannot mix two versions. `snapshot_download` would do that too, but without a
+    network it cannot tell a file that the repository lacks from one that was never downloaded.
+
+    Args:
+        source: A folder, or a repository on the Hub.
+        subfolder: The adapter's folder inside `source`.
+        revision: A branch, tag or commit on the Hub; ``None``: `main`.
+        token: For private and gated repositories; ``None``: the token of `hf auth login`.
+        cache_dir: Where downloads are kept; ``None``: the Hub's own cache.
+        local_files_only: Use the cache only, without asking the Hub.
+
+    Attributes:
+        folder: The local folder with the files that were found so far.
+
+    Raises:
+        PtuneError: There is no such adapter, or the Hub cannot be reached.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        self.source = os.fspath(source)
+        self.is_local = Path(source).is_dir()
+        self.folder = Path(source, subfolder or "")
+        self._inside, self._revision = subfolder or "", revision
+        self._cache = None if cache_dir is None else os.fspath(cache_dir)
+        self._download = partial(
+            hf_hub_download,
+            self.source,
+            token=token,
+            cache_dir=self._cache,
+            local_files_only=local_files_only,
+        )
+        if not self.is_local and Path(source).exists():
+            raise PtuneError(
+                f"{self.source} is a file. Expected the folder that contains {CONFIG_NAME}."
+            )
+        file = self.find(CONFIG_NAME)
+        if file is None:
+            raise PtuneError(
+                f"{self.source} has no {CONFIG_NAME}, so it is not an adapter. Name the folder "
+                "that `ptune train` wrote (--output-dir), or one of its checkpoints."
+            )
+        self.config_file = file
+        if not self.is_local:
+            self.folder = file.parent
+            # The cache has a folder per commit: snapshots/<commit>/<subfolder>/<file>.
+            self._revision = file.parents[len(PurePosixPath(self._inside).parts)].name
+
+    def find(self, name: str) -> Path | None:
+        """The local path of a file, downloaded if necessary; ``None``: there is no such file.
+
+        Raises:
+            PtuneError: The Hub cannot be reached.
+        """
+        if self.is_local:
+            file = self.folder / name
+            return file if file.is_file() else None
+        path = f"{self._inside}/{name}" if self._inside else name
+        try:
+            return Path(self._download(path, revision=self._revision))
+        except LocalEntryNotFoundError as error:
+            # The cache also remembers which files a repository does not have.
+            known = compat.is_known_missing(
+                self.source, path, cache_dir=self._cache, revision=self._revision
+            )
+            if known:
+                return None
+            raise PtuneError(self._why_not(error, name)) from error
+        except EntryNotFoundError:
+            return None
+        except (HubHTTPError, HFValidationError, OSError) as error:
+            raise PtuneError(self._why_not(error, name)) from error
+
+    def _why_not(self, error: Exception, name: str) -> str:
+        """Why a file could not be downloaded, and what to do about it."""
+        source = repr(self.source)
+        if isinstance(error, HFValidationError):
+            return f"There is no folder {source}. Check the path."
+        offline = isinstance(error, LocalEntryNotFoundError)
+        cause = error.__cause__ if offline else error
+        reason = first_line(cause or error).rstrip(".")
+        if isinstance(cause, RevisionNotFoundError):
+            return (
+                f"The repository {source} has no revision {self._revision!r}. Name one of its "
+                "branches, tags or commits."
+            )
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        if isinstance(cause, RepositoryNotFoundError) or status in (401, 403):
+            return (
+                f"{source} is neither a folder here nor a repository on the Hub that you can read "
+                f"({reason}). Check the name. If the repository is private or gated, log in "
+                "(`hf auth login`) or pass a token that may read it."
+            )
+        if status is not None:
+            return f"The Hub did not provide {name} of {source} ({reason}). Try again later."
+        if isinstance(cause, HubHTTPError):
+            return (
+                f"The connection to the Hub failed during the download of {name} of {source} "
+                f"({reason}). Nothing of it was kept. Check the network and try again."
+            )
+        if offline:
+            return (
+                f"There is no folder {source}, and the Hub could not be asked for {name} of a "
+                "repository with that name (no network, or offline mode). Check the path or the "
+                "network."
+            )
+        return f"{name} of {source} could not be saved ({reason}). Free some space or try again."
+
+
+def is_hub_id(name: str) -> bool:
+    """True if a repository on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
