@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all lint structure architectures nightly clean
+.PHONY: help demo test test-all lint structure docs architectures nightly clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -38,6 +38,9 @@ lint: $(VENV)/installed-dev ## Check style and types
 structure: $(VENV)/installed-dev ## Print modules, levels, cycles and the largest functions
 	$(BIN)/lint-imports
 	$(BIN)/python tests/structure.py
+
+docs: $(VENV)/installed-dev ## Write docs/settings.md from the declarations
+	$(BIN)/python docs/settings.py
 
 architectures: $(VENV)/installed-dev ## Test every architecture and write the README's table
 	$(BIN)/python -m pytest -q tests/backbones/test_families.py --families README.md

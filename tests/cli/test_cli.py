@@ -1,4 +1,4 @@
-"""The `ptune` command, as it is typed: exit codes, files, and one line for what went wrong."""
+"""The `ptune` command: exit codes, files, and one line for each error."""
 
 import csv
 import io
@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 
 import ptune
 from ptune.cli import app as cli
+from ptune.training.declaration import settings_of
 
 COMMAND = str(Path(sys.executable).with_name("ptune"))
 
 
 def call(*words):
-    """`ptune` in this process; the exit code."""
+    """Run `ptune` in this process and return the exit code."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(sys, "argv", ["ptune", *map(str, words)])
         with pytest.raises(SystemExit) as stopped:
@@ -34,7 +35,7 @@ def call(*words):
 
 @pytest.fixture
 def run_ptune(capsys, monkeypatch):
-    """Runs `ptune` with words and standard input; gives exit code, output and errors."""
+    """Runs `ptune`, with standard input; returns exit code, output and errors."""
 
     def run(*words, stdin=None):
         if stdin is not None:
@@ -50,7 +51,7 @@ def run_ptune(capsys, monkeypatch):
 
 @pytest.fixture
 def refused(run_ptune):
-    """Runs `ptune` with what it must refuse: exit code 2, one line, and all of `parts` in it."""
+    """Runs `ptune`, which must refuse: exit code 2 and one line with all of `parts`."""
 
     def refuse(words, *parts):
         done = run_ptune(*words)
@@ -76,14 +77,14 @@ def mail(tmp_path_factory, texts):
 
 @pytest.fixture(scope="module")
 def flags(bert_folder, mail):
-    """What every tiny run is trained with; a flag that comes later wins."""
+    """Options for tiny runs. Later options override them."""
     chosen = ["train", "--model", bert_folder, "--train-file", mail, "--num-virtual-tokens", 4]
     return [*chosen, "--epochs", 1, "--batch-size", 8, "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, flags):
-    """A run folder of two epochs."""
+    """A run folder after two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "mail"
     assert call(*flags, "--epochs", 2, "--output-dir", folder) == 0
     return folder
@@ -91,7 +92,7 @@ def trained(tmp_path_factory, flags):
 
 @pytest.fixture
 def damaged(trained, tmp_path):
-    """A copy of the run to do damage to."""
+    """A copy of the run that may be damaged."""
     return Path(shutil.copytree(trained, tmp_path / "damaged"))
 
 
@@ -106,7 +107,7 @@ def json_lines(text):
 # Training.
 
 
-def test_a_run_leaves_an_adapter_scores_settings_and_pictures(trained):
+def test_a_run_folder_has_an_adapter_scores_settings_and_pictures(trained):
     names = {p.name for p in trained.iterdir()}
     assert names == {
         "adapter_config.json",
@@ -120,7 +121,7 @@ def test_a_run_leaves_an_adapter_scores_settings_and_pictures(trained):
     }
 
 
-def test_metrics_hold_the_last_the_best_and_every_epoch(trained):
+def test_metrics_json_has_the_last_the_best_and_every_epoch(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert [e["epoch"] for e in metrics["epochs"]] == [1, 2]
     last = metrics["epochs"][-1]
@@ -128,15 +129,43 @@ def test_metrics_hold_the_last_the_best_and_every_epoch(trained):
     assert metrics["best"]["accuracy"] == max(e["accuracy"] for e in metrics["epochs"])
 
 
-def test_settings_are_what_was_typed(trained, bert_folder, mail):
+def test_settings_json_has_the_options(trained, bert_folder, mail):
     settings = json.loads((trained / "settings.json").read_text())
     typed = {"epochs": 2, "batch_size": 8, "num_virtual_tokens": 4, "dtype": "float32"}
     typed |= {"model": str(bert_folder), "train_file": str(mail)}
     assert {k: settings[k] for k in typed} == typed
 
 
+def test_config_repeats_a_run_to_the_byte(trained, tmp_path):
+    words = ["train", "--config", trained / "settings.json", "--output-dir", tmp_path / "again"]
+    assert call(*words) == 0
+    for file in ("adapter_model.safetensors", "adapter_config.json", "ptune.json", "settings.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (trained / file).read_bytes()
+
+
+def test_options_override_the_config(trained, tmp_path):
+    words = ["--epochs", 1, "--weight-decay", 0.5, "--output-dir", tmp_path / "run"]
+    assert call("train", "--config", trained / "settings.json", *words) == 0
+    before = json.loads((trained / "settings.json").read_text())
+    after = json.loads((tmp_path / "run" / "settings.json").read_text())
+    changed = {"epochs": 1.0, "training_arguments": {"weight_decay": 0.5}}
+    assert after == {**before, **changed}
+
+
+def test_a_config_that_is_not_there_is_refused(refused, tmp_path):
+    words = ["train", "--config", tmp_path / "settings.json", "--output-dir", tmp_path / "run"]
+    refused(words, tmp_path / "settings.json", "settings.json of a run")
+
+
+def test_a_config_for_several_processes_is_refused_in_one(refused, trained, tmp_path):
+    settings = json.loads((trained / "settings.json").read_text())
+    (tmp_path / "two.json").write_text(json.dumps({**settings, "processes": 2}))
+    words = ["train", "--config", tmp_path / "two.json", "--output-dir", tmp_path / "run"]
+    refused(words, "2 processes", "1", "torchrun")
+
+
 @pytest.mark.parametrize("name", ["learning_curve.png", "confusion_matrix.png"])
-def test_the_pictures_are_pictures(trained, name):
+def test_the_pictures_are_valid_png_files(trained, name):
     data = (trained / name).read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert data[-8:-4] == b"IEND"
@@ -144,7 +173,7 @@ def test_the_pictures_are_pictures(trained, name):
     assert min(width, height) > 200
 
 
-def test_training_shows_the_epochs_the_majority_and_what_to_do_next(run_ptune, flags, tmp_path):
+def test_training_prints_epochs_majority_class_and_the_next_step(run_ptune, flags, tmp_path):
     done = run_ptune(*flags, "--output-dir", tmp_path / "run")
     assert done.code == 0
     assert "epoch  1.0/1" in done.out
@@ -152,7 +181,7 @@ def test_training_shows_the_epochs_the_majority_and_what_to_do_next(run_ptune, f
     assert f"ptune predict {tmp_path / 'run'}" in done.out
 
 
-def test_any_field_of_training_arguments_is_a_flag(flags, tmp_path):
+def test_every_field_of_training_arguments_is_an_option(flags, tmp_path):
     more = ["--weight-decay", "0.5", "--load-best-model-at-end", "--gradient-accumulation-steps=2"]
     assert call(*flags, *more, "--output-dir", tmp_path / "run") == 0
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
@@ -182,7 +211,7 @@ def test_a_glue_task_is_trained_from_its_folder(flags, tmp_path, texts):
     assert ptune.load(tmp_path / "run").labels == ["unacceptable", "acceptable"]
 
 
-def test_a_run_is_replaced_when_asked_to(damaged, flags):
+def test_overwrite_replaces_a_run(damaged, flags):
     assert call(*flags, "--overwrite", "--output-dir", damaged) == 0
     assert len(json.loads((damaged / "metrics.json").read_text())["epochs"]) == 1
 
@@ -190,7 +219,7 @@ def test_a_run_is_replaced_when_asked_to(damaged, flags):
 # Predicting.
 
 
-def test_texts_that_are_typed_become_json_lines(run_ptune, trained):
+def test_typed_texts_become_json_lines(run_ptune, trained):
     records = json_lines(run_ptune("predict", trained, "where is it", "thank you").out)
     assert [r["text"] for r in records] == ["where is it", "thank you"]
     for record in records:
@@ -200,7 +229,7 @@ def test_texts_that_are_typed_become_json_lines(run_ptune, trained):
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_pair_is_a_text_and_its_second(run_ptune, trained):
+def test_pair_gives_the_second_text_of_a_pair(run_ptune, trained):
     (record,) = json_lines(run_ptune("predict", trained, "It rains.", "--pair", "Rain.").out)
     (alone,) = json_lines(run_ptune("predict", trained, "It rains.").out)
     assert (record["text"], record["text_pair"]) == ("It rains.", "Rain.")
@@ -213,13 +242,13 @@ def test_lines_of_standard_input_are_texts(run_ptune, trained, words):
     assert [r["text"] for r in json_lines(done.out)] == ["where is it", "thank you"]
 
 
-def test_a_tab_in_standard_input_parts_a_pair(run_ptune, trained):
+def test_a_tab_in_standard_input_separates_a_pair(run_ptune, trained):
     (record,) = json_lines(run_ptune("predict", trained, stdin="It rains.\tRain falls.\n").out)
     assert (record["text"], record["text_pair"]) == ("It rains.", "Rain falls.")
 
 
-def test_predictions_for_a_file_come_in_its_order(run_ptune, trained, tmp_path, texts):
-    # Longest, shortest, …: within a window texts are sorted by length.
+def test_predictions_for_a_file_keep_its_order(run_ptune, trained, tmp_path, texts):
+    # Mixed lengths: within a window, texts are sorted by length.
     mixed = [" ".join(texts[:3]), "hi", texts[0], "thank you", " ".join(texts[3:5])] * 2
     file = tmp_path / "new.csv"
     file.write_text("text\n" + "\n".join(mixed) + "\n")
@@ -234,7 +263,7 @@ def test_predictions_for_a_file_come_in_its_order(run_ptune, trained, tmp_path, 
 
 
 @pytest.mark.parametrize("how", ["--format", "--output"])
-def test_predictions_as_csv_can_be_read_again(run_ptune, trained, tmp_path, how):
+def test_predictions_in_csv_format_are_valid_csv(run_ptune, trained, tmp_path, how):
     file = tmp_path / "new.jsonl"
     texts = ['one, "two"\nthree', "Grüße aus Köln"]
     file.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
@@ -249,7 +278,7 @@ def test_predictions_as_csv_can_be_read_again(run_ptune, trained, tmp_path, how)
     assert all(float(r["score"]) == max(float(r["a"]), float(r["b"])) for r in rows)
 
 
-def test_a_label_called_like_a_column_does_not_overwrite_it(run_ptune, flags, tmp_path, texts):
+def test_a_label_with_the_name_of_a_column_does_not_overwrite_it(run_ptune, flags, tmp_path, texts):
     file = tmp_path / "a.csv"
     rows = [f"{t} {i},{['text', 'score'][i % 2]}" for i, t in enumerate(texts * 2)]
     file.write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -267,7 +296,7 @@ def test_a_table_shows_label_and_probability(run_ptune, trained):
     assert "%" in done.out
 
 
-def test_a_folder_becomes_a_folder_once(run_ptune, trained, tmp_path):
+def test_the_files_of_a_folder_are_labelled_once(run_ptune, trained, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         (tmp_path / f"in/{name}.csv").write_text(f"id,text\n1,{name}\n2,hello\n")
@@ -282,12 +311,12 @@ def test_a_folder_becomes_a_folder_once(run_ptune, trained, tmp_path):
     assert list(rows[0]) == ["id", "text", "label", "score", "a", "b"]
 
 
-def test_a_folder_wants_a_folder_to_write_to(refused, trained, tmp_path):
+def test_a_folder_requires_an_output_folder(refused, trained, tmp_path):
     refused(["predict", trained, "--file", tmp_path], "--output")
     refused(["predict", trained, "hello", "--ray"], "--file", "--output")
 
 
-def test_nothing_on_standard_input_is_no_prediction(run_ptune, trained):
+def test_empty_standard_input_gives_no_prediction(run_ptune, trained):
     done = run_ptune("predict", trained, stdin="")
     assert (done.code, done.out) == (0, "")
 
@@ -312,6 +341,15 @@ def test_info_names_backbone_size_labels_and_scores(run_ptune, trained, bert_fol
         assert part in said
 
 
+def test_train_has_an_option_for_every_setting_and_shows_its_default(run_ptune, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    lines = run_ptune("train", "--help").out.splitlines()
+    for setting in settings_of(ptune.TrainSettings).values():
+        name = f"--{setting.name.replace('_', '-')} "
+        found = [line for line in lines if name in line and setting.full_help in line]
+        assert len(found) == bool(setting.section), setting
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info", "export", "demo"])
 def test_every_subcommand_has_help(run_ptune, command):
     done = run_ptune(command, "--help")
@@ -319,17 +357,17 @@ def test_every_subcommand_has_help(run_ptune, command):
     assert f"ptune {command}" in done.out
 
 
-def test_the_command_without_words_shows_what_there_is(run_ptune):
+def test_without_a_subcommand_the_subcommands_are_listed(run_ptune):
     done = run_ptune()
     for command in ("train", "evaluate", "predict", "info", "demo"):
         assert command in done.out + done.err
 
 
-def test_the_version_is_the_packages(run_ptune):
+def test_version_prints_the_version_of_the_package(run_ptune):
     assert run_ptune("--version").out.strip() == ptune.__version__
 
 
-def test_several_seeds_are_several_runs_with_mean_and_spread(run_ptune, flags, tmp_path):
+def test_several_seeds_give_several_runs_with_mean_and_deviation(run_ptune, flags, tmp_path):
     words = [*flags, "--seeds", 3, "--seed", 5, "--output-dir", tmp_path / "runs"]
     done = run_ptune(*words)
     assert done.code == 0, done
@@ -340,7 +378,7 @@ def test_several_seeds_are_several_runs_with_mean_and_spread(run_ptune, flags, t
     assert said["std"] == pytest.approx(statistics.stdev(accuracies))
     for part in ("3 seeds", "mean", "standard deviation", f"{said['mean']:.4f}"):
         assert part in done.out
-    # A finished run is not done again; one that is missing is.
+    # A finished run is kept. A missing one is trained.
     before = contents(tmp_path / "runs/seed-5")
     shutil.rmtree(tmp_path / "runs/seed-6")
     assert run_ptune(*words, "--resume").code == 0
@@ -349,14 +387,14 @@ def test_several_seeds_are_several_runs_with_mean_and_spread(run_ptune, flags, t
     assert again["eval"] == runs[1]["eval"]
 
 
-def test_a_seed_whose_folder_is_taken_stops_before_any_training(refused, flags, tmp_path):
+def test_if_the_folder_of_one_seed_is_taken_nothing_is_trained(refused, flags, tmp_path):
     (tmp_path / "runs/seed-1").mkdir(parents=True)
     (tmp_path / "runs/seed-1/mine.txt").write_text("mine")
     refused([*flags, "--seeds", 2, "--output-dir", tmp_path / "runs"], "seed-1", "something")
     assert not (tmp_path / "runs/seed-0").exists()
 
 
-def test_few_examples_of_each_label_are_drawn_with_the_seed(flags, tmp_path):
+def test_examples_per_label_limits_the_training_set(flags, tmp_path):
     for seed in (0, 1):
         out = tmp_path / str(seed)
         words = ["--examples-per-label", 3, "--seed", seed, "--output-dir", out]
@@ -364,7 +402,7 @@ def test_few_examples_of_each_label_are_drawn_with_the_seed(flags, tmp_path):
         assert json.loads((out / "metrics.json").read_text())["train_examples"] == 6
 
 
-# What is refused before training.
+# Refused before training.
 
 
 # An input prompt takes positions from the text.
@@ -373,7 +411,7 @@ INPUT = ("--prompt", "input")
 
 @pytest.fixture(scope="module")
 def no_classifier(tmp_path_factory, tokenizer):
-    """A backbone without a class for sequence classification."""
+    """A backbone without a sequence classification class."""
     folder = tmp_path_factory.mktemp("backbones") / "tiny-vit"
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
@@ -386,10 +424,10 @@ def no_classifier(tmp_path_factory, tokenizer):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--weigth-decay", "0.5"], ["no flag --weigth-decay", "Did you mean --weight-decay?"]),
-        (["--epoch", "3"], ["no flag --epoch", "Did you mean --epochs?"]),
-        (["--batchsize=3"], ["no flag --batchsize", "Did you mean --batch-size?"]),
-        (["--num-train-epochs", "3"], ["Say --epochs instead"]),
+        (["--weigth-decay", "0.5"], ["no option --weigth-decay", "Did you mean --weight-decay?"]),
+        (["--epoch", "3"], ["no option --epoch", "Did you mean --epochs?"]),
+        (["--batchsize=3"], ["no option --batchsize", "Did you mean --batch-size?"]),
+        (["--num-train-epochs", "3"], ["Use --epochs instead"]),
         (["--weight-decay", "much"], ["weight-decay", "'much'", "ptune train --help"]),
         (["--lr-scheduler-type", "linaer"], ["'linaer'", "'linear'", "ptune train --help"]),
         (["stray"], ["'stray'", "ptune train --help"]),
@@ -415,9 +453,7 @@ def no_classifier(tmp_path_factory, tokenizer):
         (["--resume"], ["holds no run to resume", "Leave out --resume"]),
     ],
 )
-def test_what_cannot_be_trained_is_refused_and_leaves_no_folder(
-    refused, flags, tmp_path, words, parts
-):
+def test_wrong_options_are_refused_and_leave_no_folder(refused, flags, tmp_path, words, parts):
     refused([*flags, *words, "--output-dir", tmp_path / "run"], *parts)
     assert not (tmp_path / "run").exists()
 
@@ -439,15 +475,15 @@ def test_what_cannot_be_trained_is_refused_and_leaves_no_folder(
         ("--warmup-steps", "-1", "warmup_steps"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_its_name_and_leaves_no_folder(
+def test_a_value_out_of_range_is_refused_by_name_and_leaves_no_folder(
     refused, flags, tmp_path, flag, value, part
 ):
     refused([*flags, flag, value, "--output-dir", tmp_path / "run"], part)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(refused, flags, tmp_path):
-    # The two special tokens of every text need two of the 64 positions.
+def test_a_prompt_that_leaves_no_positions_for_a_text_is_refused(refused, flags, tmp_path):
+    # Each text has two special tokens, which need two of the 64 positions.
     words = ["--prompt", "input", "--num-virtual-tokens", 63, "--output-dir", tmp_path / "run"]
     refused([*flags, *words], "63 virtual tokens", "64 positions", "smaller")
     assert not (tmp_path / "run").exists()
@@ -458,25 +494,25 @@ def test_a_backbone_that_cannot_classify_is_refused(refused, flags, no_classifie
     refused([*flags, *words], no_classifier, "no sequence-classification class", "roberta-large")
 
 
-def test_a_relative_folder_that_is_not_there_is_called_a_folder(refused, flags, tmp_path):
+def test_a_missing_relative_folder_is_called_a_folder(refused, flags, tmp_path):
     words = ["--model", "./nowhere", "--output-dir", tmp_path / "run"]
     refused([*flags, *words], "no backbone folder", "nowhere", "Check the path")
 
 
-def test_a_folder_that_holds_something_is_not_touched(refused, flags, damaged):
+def test_a_folder_with_a_run_is_not_changed(refused, flags, damaged):
     before = contents(damaged)
     refused([*flags, "--output-dir", damaged], damaged, "--resume", "--overwrite")
     assert contents(damaged) == before
 
 
 @pytest.mark.parametrize("flag", [[], ["--overwrite"], ["--resume"]])
-def test_a_folder_of_somebody_elses_is_never_touched(refused, flags, tmp_path, flag):
+def test_a_folder_with_other_files_is_never_changed(refused, flags, tmp_path, flag):
     (tmp_path / "precious.txt").write_text("mine")
     refused([*flags, *flag, "--output-dir", tmp_path], tmp_path, "holds")
     assert contents(tmp_path) == {Path("precious.txt"): b"mine"}
 
 
-def test_overwriting_with_what_cannot_be_trained_leaves_the_former_run(refused, flags, damaged):
+def test_overwriting_with_wrong_settings_keeps_the_former_run(refused, flags, damaged):
     before = contents(damaged)
     words = ["--overwrite", "--warmup-steps", "-1", "--output-dir", damaged]
     refused([*flags, *words], "warmup_steps")
@@ -489,7 +525,7 @@ def test_an_output_path_that_is_a_file_is_refused(refused, flags, mail):
     assert mail.read_bytes() == before
 
 
-def test_a_loss_that_is_no_number_stops_with_the_likely_cause(run_ptune, flags, tmp_path):
+def test_a_loss_of_nan_stops_with_the_likely_cause(run_ptune, flags, tmp_path):
     words = ["--learning-rate", 1e38, "--batch-size", 2, "--output-dir", tmp_path / "run"]
     done = run_ptune(*flags, *words)
     assert done.code == 2
@@ -500,14 +536,14 @@ def test_a_loss_that_is_no_number_stops_with_the_likely_cause(run_ptune, flags, 
 
 
 @pytest.mark.parametrize("words", [["train", "--task", "mrpc"], ["predict"], ["nonsense"]])
-def test_words_that_are_missing_or_unknown_are_exit_code_2(run_ptune, words):
+def test_missing_and_unknown_words_give_exit_code_2(run_ptune, words):
     done = run_ptune(*words)
     assert done.code == 2
     assert "Usage" in done.err
     assert "Traceback" not in done.err
 
 
-# What is refused of an adapter.
+# Refused adapters.
 
 
 def cut_short(folder):
@@ -529,9 +565,9 @@ def without_rows(folder):
     save_file(tensors, file)
 
 
-def with_config(**changed):
+def with_config(name="adapter_config.json", **changed):
     def change(folder):
-        file = folder / "adapter_config.json"
+        file = folder / name
         file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
 
     return change
@@ -539,7 +575,7 @@ def with_config(**changed):
 
 DAMAGE = {
     "cut short": (cut_short, ["adapter_model.safetensors", "damaged or cut short"]),
-    "of another length": (other_length, ["prompt_embeddings", "[3, 128]", "says [4]"]),
+    "of another length": (other_length, ["prompt_embeddings", "[3, 128]", "expected [4"]),
     "without a prompt": (without_rows, ["'prompt_embeddings'", "not a p-tuning adapter"]),
     "without weights": (
         lambda f: (f / "adapter_model.safetensors").unlink(),
@@ -558,7 +594,7 @@ DAMAGE = {
         ["adapter_config.json", "damaged"],
     ),
     "of another method": (with_config(peft_type="LORA"), ["'LORA'", "'P_TUNING'"]),
-    "of the future": (with_config(rotary=True), ["rotary", "Upgrade ptune"]),
+    "of the future": (with_config("ptune.json", requires=["rotary"]), ["rotary", "Upgrade ptune"]),
     "with labels that are no JSON": (
         lambda f: (f / "ptune.json").write_text("a, b"),
         ["ptune.json", "damaged"],
@@ -568,13 +604,20 @@ DAMAGE = {
 
 @pytest.mark.parametrize("command", ["predict", "info"])
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_an_adapter_is_refused_that_is(refused, damaged, kind, command):
+def test_a_damaged_adapter_is_refused(refused, damaged, kind, command):
     damage, parts = DAMAGE[kind]
     damage(damaged)
     refused([command, damaged, *(["hello"] if command == "predict" else [])], *parts)
 
 
-def test_an_adapter_whose_head_does_not_fit_is_refused(refused, damaged):
+def test_an_unknown_field_of_an_adapter_is_warned_about(run_ptune, damaged):
+    with_config(rotary=True)(damaged)
+    done = run_ptune("predict", damaged, "hello")
+    assert (done.code, len(json_lines(done.out))) == (0, 1)
+    assert "rotary" in done.err
+
+
+def test_an_adapter_with_a_head_of_another_size_is_refused(refused, damaged):
     file = damaged / "adapter_model.safetensors"
     tensors = load_file(file)
     (name,) = (n for n in tensors if n.endswith("classifier.weight"))
@@ -583,21 +626,21 @@ def test_an_adapter_whose_head_does_not_fit_is_refused(refused, damaged):
     refused(["predict", damaged, "hello"], "classifier.weight", "[2, 7]", "[2, 32]")
 
 
-def test_an_adapter_whose_backbone_is_gone_is_refused(refused, damaged):
+def test_an_adapter_without_its_backbone_is_refused(refused, damaged):
     with_config(base_model_name_or_path="/gone/away")(damaged)
     refused(["predict", damaged, "hello"], "/gone/away", "Check the path")
 
 
 @pytest.mark.parametrize("command", ["predict", "info", "evaluate"])
-def test_an_adapter_folder_that_is_not_there_is_refused(refused, tmp_path, command):
+def test_a_missing_adapter_folder_is_refused(refused, tmp_path, command):
     refused([command, tmp_path / "nowhere"], tmp_path / "nowhere", "Check the path")
 
 
-def test_a_file_is_no_adapter(refused, mail):
+def test_a_file_instead_of_an_adapter_is_refused(refused, mail):
     refused(["info", mail], mail, "is a file", "adapter_config.json")
 
 
-# What is refused of texts.
+# Refused texts.
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
@@ -624,11 +667,11 @@ def test_an_empty_line_of_standard_input_is_refused(run_ptune, trained):
         (["--file", "a.txt"], ["'.txt'", ".csv"]),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(refused, trained, words, parts):
+def test_wrong_options_of_predict_are_refused(refused, trained, words, parts):
     refused(["predict", trained, *words], *parts)
 
 
-def test_predictions_that_fail_leave_the_former_output(refused, trained, tmp_path):
+def test_failed_predictions_keep_the_former_output(refused, trained, tmp_path):
     output = tmp_path / "labels.csv"
     output.write_text("former")
     refused(["predict", trained, "one", "", "--output", output], "1 empty")
@@ -643,11 +686,11 @@ def test_predictions_that_fail_leave_the_former_output(refused, trained, tmp_pat
         (["--file", "nowhere.csv"], ["There is no file nowhere.csv"]),
     ],
 )
-def test_what_cannot_be_measured_is_refused(refused, trained, words, parts):
+def test_wrong_options_of_evaluate_are_refused(refused, trained, words, parts):
     refused(["evaluate", trained, *words], *parts)
 
 
-def test_a_label_that_training_never_saw_is_not_measured(refused, trained, tmp_path):
+def test_a_label_that_training_never_saw_is_refused(refused, trained, tmp_path):
     (tmp_path / "b.csv").write_text("text,label\nhello,c\n")
     refused(["evaluate", trained, "--file", tmp_path / "b.csv"], "'c'", "never saw", "a, b")
 
@@ -655,9 +698,7 @@ def test_a_label_that_training_never_saw_is_not_measured(refused, trained, tmp_p
 # The real command.
 
 
-def test_the_real_command_trains_on_texts_that_are_too_long_and_says_how_many(
-    flags, tmp_path, texts
-):
+def test_the_real_command_truncates_long_texts_and_prints_how_many(flags, tmp_path, texts):
     long, short = " ".join(texts), "short"
     rows = [f"{long if i < 10 else short} {i},{'ab'[i % 2]}" for i in range(20)]
     (tmp_path / "long.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
@@ -673,22 +714,22 @@ def test_the_real_command_trains_on_texts_that_are_too_long_and_says_how_many(
     assert "Traceback" not in done.stderr
 
 
-def said(stderr):
-    """The lines of ptune's own: torchao, installed for other tests, speaks when imported."""
+def own_lines(stderr):
+    """The lines that ptune prints. torchao, installed for other tests, prints when imported."""
     foreign = ("Failed to load", "Warning: Detected no triton", "W1", "W0", "Skipping import")
     return [line for line in stderr.splitlines() if not line.startswith(foreign)]
 
 
-def test_the_real_command_refuses_with_exit_code_2_and_nothing_but_a_message(tmp_path):
+def test_the_real_command_refuses_with_exit_code_2_and_one_line(tmp_path):
     words = [COMMAND, "predict", str(tmp_path), "hello"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
-    (line,) = said(done.stderr)
+    (line,) = own_lines(done.stderr)
     assert line.startswith("Error: ")
 
 
-def test_a_reader_that_goes_away_ends_the_real_command_quietly(trained, tmp_path):
+def test_the_real_command_ends_quietly_when_its_reader_exits(trained, tmp_path):
     file = tmp_path / "many.csv"
     file.write_text("text\n" + "\n".join(f"message {i}" for i in range(3000)) + "\n")
     words = [COMMAND, "predict", str(trained), "--file", str(file)]
@@ -697,5 +738,5 @@ def test_a_reader_that_goes_away_ends_the_real_command_quietly(trained, tmp_path
     )
     assert json.loads(process.stdout.readline())["text"] == "message 0"
     process.stdout.close()
-    assert said(process.stderr.read()) == []
-    assert process.wait(timeout=60) == 1  # as every command made with Click
+    assert own_lines(process.stderr.read()) == []
+    assert process.wait(timeout=60) == 1  # like every command made with Click

@@ -87,6 +87,60 @@ def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(bert_folder, table, tmp_pa
     assert training.last_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": None, "examples_per_label": 4},
+        {"prompt": "input", "encoder": "MLP", "prompt_init_text": "what is it about?"},
+        {"training_arguments": {"weight_decay": 0.5, "eval_strategy": "steps", "eval_steps": 5}},
+    ],
+)
+def test_the_settings_of_a_run_repeat_it_to_the_byte(bert_folder, table, tmp_path, options):
+    ptune.train_run(settings(bert_folder, table, **options), tmp_path / "run")
+    again = ptune.TrainSettings.read(tmp_path / "run" / "settings.json")
+    ptune.train_run(again, tmp_path / "again")
+    for file in (*ADAPTER_FILES, "settings.json"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    one, two = (json.loads((tmp_path / r / "metrics.json").read_text()) for r in ("run", "again"))
+    assert one["epochs"] == two["epochs"]
+
+
+def test_settings_json_has_the_values_of_the_run_and_no_others(bert_folder, table, tmp_path):
+    chosen = settings(bert_folder, table, epochs=None, examples_per_label=4, dtype="auto")
+    ptune.train_run(chosen, tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert written["dtype"] in ("float32", "bfloat16")
+    resolved = {
+        "prompt_learning_rate": 6e-2,
+        "prompt_init": "random",
+        "prompt_init_scale": 0.5,
+        "pooling": "architecture",
+        "problem_type": "single_label_classification",
+        "epochs": 200.0,
+    }
+    assert {k: written[k] for k in resolved} == resolved
+    assert not written.keys() & {"encoder_hidden_size", "task", "prompt_init_text", "revision"}
+
+
+def test_a_run_is_not_resumed_with_the_default_of_a_setting_that_it_changed(
+    bert_folder, table, tmp_path
+):
+    ptune.train_run(settings(bert_folder, table, prompt_learning_rate=0.5), tmp_path / "run")
+    with pytest.raises(PtuneError, match=r"prompt_learning_rate was 0.5 and is 0.06"):
+        ptune.train_run(settings(bert_folder, table), tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_resumes_with_the_settings_of_the_first_version(
+    bert_folder, table, tmp_path
+):
+    """The first version wrote every setting, and null for those that were left open."""
+    own = settings(bert_folder, table)
+    ptune.train_run(own, tmp_path / "run")
+    old = {**vars(own), "first_layer": 0, "keep_layers": True, "learning_rate": None}
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(old))
+    ptune.train_run(own, tmp_path / "run", resume=True)
+
+
 def test_an_incomplete_checkpoint_is_skipped(tmp_path):
     for step, state in ((5, '{"global_step": 5}'), (10, '{"global'), (15, None)):
         folder = tmp_path / f"checkpoint-{step}"
@@ -122,10 +176,10 @@ def test_a_large_dataset_is_trained_for_8_epochs():
 
 
 def test_the_default_learning_rates_depend_on_the_prompt():
-    deep, shallow = (ptune.TrainSettings(prompt=kind).rates for kind in ("deep", "input"))
-    assert deep != shallow
-    assert ptune.TrainSettings(learning_rate=0.25).rates == (0.25, deep[1])
-    assert ptune.TrainSettings(prompt_learning_rate=0.5).rates == (deep[0], 0.5)
+    deep, shallow = (ptune.TrainSettings(prompt=kind).prompt_rate for kind in ("deep", "input"))
+    assert (deep, shallow) == (6e-2, 5e-3)
+    assert ptune.TrainSettings(learning_rate=0.25).prompt_rate == deep
+    assert ptune.TrainSettings(prompt_learning_rate=0.5).prompt_rate == 0.5
 
 
 def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table, tmp_path):
@@ -180,7 +234,7 @@ def test_a_run_is_replaced_only_on_request_and_resumed_only_with_its_settings(
         )
     other = settings(bert_folder, table, epochs=1, seed=9)
     ptune.train_run(other, tmp_path / "run", overwrite=True)
-    assert training.read_settings(tmp_path / "run") == other
+    assert ptune.TrainSettings.read(tmp_path / "run").seed == 9
 
 
 def test_the_prompt_follows_the_first_token_only_if_that_is_special(tokenizer):

@@ -24,6 +24,8 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData
 from ptune.errors import PtuneError
 from ptune.labels import Labels, Prediction, compute
 from ptune.texts import Encoded, Text
+from ptune.training.declaration import documented
+from ptune.training.settings import ClassifierSettings, TrainSettings
 
 if TYPE_CHECKING:
     import transformers
@@ -154,77 +156,23 @@ class TextClassifier:
         return track(windows, description="classifying", total=-(-total // WINDOW), transient=True)
 
 
-class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
-    """A p-tuned text classifier with scikit-learn's verbs.
+@documented
+class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, BaseEstimator):
+    """A p-tuned text classifier with the interface of scikit-learn.
 
-    `ptune.load` gives a trained one. A new one is trained with `fit` and can be handed to
-    whatever takes an estimator, `cross_val_score` for example.
+    `ptune.load` returns a trained one. Train a new one with `fit`. It works wherever scikit-learn
+    takes an estimator, such as in `cross_val_score`.
+
+    Texts are strings. Pairs of texts are tuples or lists of two strings.
 
     Args:
-        model: The backbone: short name, Hub id or folder.
-        prompt: `deep`: virtual tokens in every layer; `input`: read with the text.
-        num_virtual_tokens: Length of the prompt, in tokens.
-        encoder: `MLP`, `LSTM` or `NONE`.
-        encoder_hidden_size: Width of the prompt encoder.
-        placement: `after_first`, or `prefix` as in the reference.
-        pooling: What the head reads: `architecture`, `mean` (over the text), `prompt` or `auto`.
-        prompt_init: `vocab`, `text` or `random`; `None`: what suits the kind of prompt.
-        prompt_init_text: What the prompt starts as, in words: what is asked about a text.
-        prompt_init_scale: By what the initial vectors are multiplied; likewise.
-        learning_rate: Of the head; `None`: what suits the kind of prompt.
-        prompt_learning_rate: Of the prompt; likewise.
-        epochs: Passes over the data; `None`: 8, and at least 200 steps.
-        batch_size: Examples a step. Prediction takes texts of 128 times as many tokens at a time.
-        max_length: Longest text in tokens; `None`: what the backbone allows.
-        dtype: Of the frozen backbone; `auto`: bfloat16 where it is fast.
-        seed: Of everything random.
+        {settings}
 
     Attributes:
         classes_: Label values, in the order of the probabilities.
         prompt_model_: The `PromptModel`.
         tokenizer_: The backbone's tokenizer.
-
-    Texts are strings; pairs are tuples or lists of two strings.
     """
-
-    def __init__(
-        self,
-        model: str = "minilm",
-        *,
-        prompt: str = "deep",
-        num_virtual_tokens: int = 20,
-        encoder: str = "NONE",
-        encoder_hidden_size: int = 128,
-        placement: str = "after_first",
-        pooling: str = "auto",
-        prompt_init: str | None = None,
-        prompt_init_text: str | None = None,
-        prompt_init_scale: float | None = None,
-        learning_rate: float | None = None,
-        prompt_learning_rate: float | None = None,
-        epochs: float | None = None,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        dtype: str = "auto",
-        seed: int = 0,
-    ) -> None:
-        self.model = model
-        self.prompt = prompt
-        self.num_virtual_tokens = num_virtual_tokens
-        self.encoder = encoder
-        self.encoder_hidden_size = encoder_hidden_size
-        self.placement = placement
-        self.pooling = pooling
-        self.prompt_init = prompt_init
-        self.prompt_init_text = prompt_init_text
-        self.prompt_init_scale = prompt_init_scale
-        self.learning_rate = learning_rate
-        self.prompt_learning_rate = prompt_learning_rate
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.max_length = max_length
-        self.dtype = dtype
-        self.seed = seed
 
     # Training.
 
@@ -238,7 +186,6 @@ class PromptClassifier(TextClassifier, ClassifierMixin, BaseEstimator):
             PtuneError: A text is empty, or there is only one label.
         """
         from ptune.training.run import train_run
-        from ptune.training.settings import TrainSettings
 
         values = [v.item() if isinstance(v, np.generic) else v for v in y]
         data = TaskData.from_lists(texts.as_columns(X), values)
@@ -368,7 +315,7 @@ def load(
         prompt_init_scale=found.config.prompt_init_scale,
         max_length=prompt_model.max_length,
         batch_size=batch_size,
-        dtype=dtype,
+        dtype=dtype,  # type: ignore[arg-type]
     )
     classifier.prompt_model_, classifier.labels_ = prompt_model.to(device), found.labels
     classifier.tokenizer_ = tokenizer

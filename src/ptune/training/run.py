@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from ptune import __version__, compat
 from ptune.adapters.adapter import save
 from ptune.backbones.cpu import forget_shapes
-from ptune.backbones.loading import is_mean_pooled, load_backbone, load_tokenizer, names_of_head
+from ptune.backbones.loading import (
+    fast_dtype,
+    is_mean_pooled,
+    load_backbone,
+    load_tokenizer,
+    names_of_head,
+)
 from ptune.data.dataset import TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.tables import Columns
@@ -40,15 +46,16 @@ from ptune.files import (
 )
 from ptune.labels import Labels, mean_and_std
 from ptune.model import PromptModel
-from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.config import Pooling, PromptEncoderConfig, PromptInit
 from ptune.training import report
-from ptune.training.settings import DEFAULTS, TrainSettings, is_first
+from ptune.training.settings import PROMPT_INIT, PROMPT_INIT_SCALE, TrainSettings, is_first
 from ptune.training.trainer import (
     SharingTrainer,
     StopAndSave,
     build_trainer,
     first_output,
     training_arguments,
+    with_schedule,
 )
 
 logger = logging.getLogger(__name__)
@@ -98,11 +105,12 @@ def train_run(
         KeyboardInterrupt: Ctrl-C was pressed. A checkpoint was written.
     """
     folder = Path(output_dir)
-    check_folder(folder, settings, overwrite=overwrite, resume=resume)
+    check_folder(folder, overwrite=overwrite, resume=resume)
     forget_shapes()
-    dataset = dataset or load_dataset(settings)
+    settings, dataset, tokenizer = prepare(settings, dataset)
+    if resume:
+        check_unchanged(folder, settings, dataset)
     assert dataset.train is not None
-    tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     model = new_model(settings, dataset, tokenizer)
     with compat.own_accelerate_state():
         stop = StopAndSave()
@@ -111,7 +119,7 @@ def train_run(
             tokenizer,
             dataset,
             training_arguments(settings, folder / CHECKPOINTS, len(dataset.train)),
-            prompt_learning_rate=settings.rates[1],
+            prompt_learning_rate=settings.prompt_rate,
             callbacks=[stop, *([progress] if progress else [])],
         )
         # The folder changes only now: from here on, wrong settings cannot end the run.
@@ -160,7 +168,9 @@ def train_seeds(
     runs = [(replace(settings, seed=seed), folder / f"seed-{seed}") for seed in seeds]
     begun = {here: resume and is_begun(here) for _, here in runs}
     for own, here in runs:
-        check_folder(here, own, overwrite=overwrite, resume=begun[here])
+        check_folder(here, overwrite=overwrite, resume=begun[here])
+        if begun[here]:
+            check_unchanged(here, *prepare(own, dataset)[:2])
     scores: dict[int, dict[str, float]] = {}
     for own, here in runs:
         if begun[here] and (here / METRICS_NAME).is_file():
@@ -180,6 +190,37 @@ def train_seeds(
 
 
 # From settings to data and model.
+
+
+def prepare(
+    settings: TrainSettings, dataset: TaskData | None = None
+) -> tuple[TrainSettings, TaskData, PreTrainedTokenizerBase]:
+    """Load the dataset, unless it is given, and the tokenizer, and resolve the settings."""
+    dataset = dataset or load_dataset(settings)
+    tokenizer = load_tokenizer(settings.model, revision=settings.revision)
+    return resolve(settings, dataset), dataset, tokenizer
+
+
+def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
+    """Fill in what the settings leave open, from the dataset, the backbone and the hardware.
+
+    With the result, a run can be repeated elsewhere.
+    """
+    assert dataset.train is not None
+    config = prompt_config(settings, dataset.question, pairs=dataset.pairs)
+    resolved = replace(
+        settings,
+        pooling=config.pooling,
+        prompt_init=config.prompt_init,
+        prompt_init_text=config.prompt_init_text,
+        prompt_init_scale=config.prompt_init_scale,
+        prompt_learning_rate=settings.prompt_rate,
+    )
+    if settings.dtype == "auto":
+        resolved.dtype = str(fast_dtype()).removeprefix("torch.")  # type: ignore[assignment]
+    if settings.train_file:
+        resolved.problem_type = dataset.labels.problem_type  # type: ignore[assignment]
+    return with_schedule(resolved, len(dataset.train))
 
 
 def load_dataset(settings: TrainSettings) -> TaskData:
@@ -222,23 +263,23 @@ def prompt_config(
         question: The question that the dataset asks about a text, if it has one.
         pairs: True if texts come in pairs.
     """
-    start, text = DEFAULTS[settings.prompt], settings.prompt_init_text
-    chosen = settings.prompt_init or ("text" if text else None)
+    text = settings.prompt_init_text
+    chosen: PromptInit | None = settings.prompt_init or ("text" if text else None)
     scale = settings.prompt_init_scale
     if scale is None:  # the default scale belongs to the default start
-        scale = start.prompt_init_scale if chosen is None else 1.0
-    init = chosen or start.prompt_init
+        scale = PROMPT_INIT_SCALE[settings.prompt] if chosen is None else 1.0
+    init = chosen or PROMPT_INIT[settings.prompt]
     if init == "text" or (chosen is None and init == "vocab"):
         text = text or question
         init = "text" if text else init
     return PromptEncoderConfig(
-        depth=settings.prompt,  # type: ignore[arg-type]
+        depth=settings.prompt,
         num_virtual_tokens=settings.num_virtual_tokens,
-        encoder_reparameterization_type=settings.encoder,  # type: ignore[arg-type]
+        encoder_reparameterization_type=settings.encoder,
         encoder_hidden_size=settings.encoder_hidden_size,
-        placement=settings.placement,  # type: ignore[arg-type]
+        placement=settings.placement,
         pooling=_pooling(settings, pairs=pairs),
-        prompt_init=init,  # type: ignore[arg-type]
+        prompt_init=init,
         prompt_init_text=text,
         prompt_init_scale=scale,
         backbone_dropout=settings.backbone_dropout,
@@ -246,12 +287,12 @@ def prompt_config(
     )
 
 
-def _pooling(settings: TrainSettings, *, pairs: bool) -> Any:
+def _pooling(settings: TrainSettings, *, pairs: bool) -> Pooling:
     if settings.pooling != "auto":
         return settings.pooling
     if not is_mean_pooled(settings.model, revision=settings.revision):
         return "architecture"
-    return DEFAULTS[settings.prompt].pooling_of_pairs if pairs else "mean"
+    return "prompt" if pairs and settings.prompt == "input" else "mean"
 
 
 def new_model(
@@ -263,10 +304,10 @@ def new_model(
         settings.model,
         labels=dataset.labels.names,
         problem_type=dataset.labels.problem_type,
-        dtype=settings.dtype,  # type: ignore[arg-type]
+        dtype=settings.dtype,
         revision=settings.revision,
     )
-    if DEFAULTS[settings.prompt].zero_head:
+    if settings.prompt == "input":
         start_head_at_zero(backbone)
     config = prompt_config(settings, dataset.question, pairs=dataset.pairs)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
@@ -300,41 +341,48 @@ def start_head_at_zero(backbone: PreTrainedModel) -> None:
 # The run folder.
 
 
-def check_folder(folder: Path, settings: TrainSettings, *, overwrite: bool, resume: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """Refuse a folder that must not be written to, before any work is done.
 
     Only the first process checks: others may arrive after it has begun to write.
 
     Raises:
-        PtuneError: The folder is not empty and neither flag was given, there is no run to resume,
-            or the run in it has other settings.
+        PtuneError: The folder is not empty and neither flag was given, or there is no run to
+            resume.
     """
     if not is_first():
         return
-    settings_file = folder / SETTINGS_NAME
     if folder.exists() and not folder.is_dir():
         raise PtuneError(f"{folder} is a file; expected a folder for the results.")
     if resume:
-        if not settings_file.is_file():
+        if not is_begun(folder):
             raise PtuneError(f"{folder} holds no run to resume. Leave out --resume to start one.")
-        before, now = asdict(read_settings(folder)), asdict(settings)
-        if differing := [k for k in now if now[k] != before[k]]:
-            listed = ", ".join(f"{k} was {before[k]!r} and is {now[k]!r}" for k in differing)
-            raise PtuneError(
-                f"The run in {folder} was started with other settings: {listed}. Resume it with "
-                "its own settings, or start a run in another folder."
-            )
     elif folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise PtuneError(
                 f"The folder {folder} already holds something. Choose another one, continue an "
                 "interrupted run (--resume), or replace the run in it (--overwrite)."
             )
-        if not settings_file.is_file():
+        if not is_begun(folder):
             raise PtuneError(
                 f"The folder {folder} holds files that are not from a ptune run, so --overwrite "
                 "leaves it alone. Choose another one."
             )
+
+
+def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) -> None:
+    """Check that resolved settings are those of the run that is resumed.
+
+    Raises:
+        PtuneError: Some differ.
+    """
+    before, now = resolve(TrainSettings.read(folder), dataset).to_dict(), settings.to_dict()
+    if differing := [k for k in {**before, **now} if before.get(k) != now.get(k)]:
+        listed = ", ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in differing)
+        raise PtuneError(
+            f"The run in {folder} was started with other settings: {listed}. Resume it with its "
+            "own settings, or start a run in another folder."
+        )
 
 
 def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None:
@@ -346,7 +394,7 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
     if keep or not is_first():
         return
     with staged(folder) as stage:
-        write_json(stage / SETTINGS_NAME, asdict(settings))
+        write_json(stage / SETTINGS_NAME, settings.to_dict())
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     for name in (METRICS_NAME, CURVE_NAME, CONFUSION_NAME):
         (folder / name).unlink(missing_ok=True)
@@ -355,22 +403,6 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
 def is_begun(folder: Path) -> bool:
     """True if the folder holds a run, finished or not."""
     return (folder / SETTINGS_NAME).is_file()
-
-
-def read_settings(folder: Path) -> TrainSettings:
-    """Read the settings of a run.
-
-    Raises:
-        PtuneError: There are none, or a newer version wrote them.
-    """
-    file = folder / SETTINGS_NAME
-    if not is_begun(folder):
-        raise PtuneError(f"{folder} holds no run ({SETTINGS_NAME}).")
-    content = read_json(file)
-    known = {f.name for f in fields(TrainSettings)}
-    if unknown := content.keys() - known:
-        raise PtuneError(f"{file} has the unknown setting {sorted(unknown)[0]!r}: upgrade ptune.")
-    return TrainSettings(**content)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

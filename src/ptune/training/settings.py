@@ -1,13 +1,22 @@
-"""`TrainSettings`: everything that determines a training run."""
+"""`TrainSettings`: everything that determines a training run, each setting declared once."""
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import KW_ONLY, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 from ptune.errors import PtuneError
+from ptune.files import SETTINGS_NAME, read_json
+from ptune.prompts.config import Depth, Placement, Pooling, PromptInit, Reparameterization
+from ptune.training.declaration import check_settings, documented, setting
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+# Sections of `ptune train --help` and of the docs, in this order.
+SECTIONS = DATA, BACKBONE, PROMPT, TRAINING = "Data", "Backbone", "Prompt", "Training"
 
 
 def processes() -> int:
@@ -20,119 +29,236 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """Default values that depend on the kind of prompt, measured on MRPC and the demo's emails."""
-
-    learning_rate: float
-    prompt_learning_rate: float
-    prompt_init: str
-    prompt_init_scale: float
-    pooling_of_pairs: str  # for sentence encoders; single texts always use the mean over the text
-    zero_head: bool  # True: the layer that produces the logits starts at zero
+# What a prompt starts from, if its settings leave it open, and the factor for these values.
+PROMPT_INIT: dict[str, PromptInit] = {"deep": "random", "input": "vocab"}
+PROMPT_INIT_SCALE = {"deep": 0.5, "input": 1.0}
+PROMPT_LEARNING_RATE = {"deep": 6e-2, "input": 5e-3}
 
 
-DEFAULTS = {
-    "input": Defaults(5e-3, 5e-3, "vocab", 1.0, "prompt", zero_head=True),
-    "deep": Defaults(5e-3, 6e-2, "random", 0.5, "mean", zero_head=False),
-}
+@dataclass(eq=False, repr=False)
+class ClassifierSettings:
+    """The settings of a classifier and its training, apart from where the data come from."""
+
+    model: str = setting(
+        "minilm",
+        "Backbone: a Hub id, a folder, or minilm (in its own package, works offline).",
+        BACKBONE,
+        metavar="MODEL",
+    )
+    _: KW_ONLY
+    prompt: Depth = setting(
+        "deep",
+        "Virtual tokens in every layer (deep, P-tuning v2), or before the text (input).",
+        PROMPT,
+    )
+    num_virtual_tokens: int = setting(
+        20, "Length of the prompt in tokens.", PROMPT, at_least=1, metavar="N"
+    )
+    encoder: Reparameterization = setting(
+        "NONE", "Prompt encoder. NONE trains the prompt embeddings themselves.", PROMPT
+    )
+    encoder_hidden_size: int = setting(
+        128, "Width of the prompt encoder.", PROMPT, at_least=1, metavar="N"
+    )
+    placement: Placement = setting(
+        "after_first",
+        "Where an input prompt is: before the text as in PEFT (prefix), or after its first token "
+        "if that is a special one (after_first).",
+        PROMPT,
+    )
+    pooling: Literal["auto", Pooling] = setting(
+        "auto",
+        "What the head reads: what its architecture does (architecture), the mean over the text "
+        "(mean) or over an input prompt (prompt). auto: mean for a sentence encoder, but prompt "
+        "for pairs with an input prompt; architecture for any other backbone.",
+        PROMPT,
+    )
+    prompt_init: PromptInit | None = setting(
+        None,
+        "Start the prompt as words of the vocabulary (vocab), as the words of prompt_init_text "
+        "(text), or at random.",
+        PROMPT,
+        by_prompt=PROMPT_INIT,
+    )
+    prompt_init_text: str | None = setting(
+        None,
+        "Words that the prompt starts as, such as a question about the text.",
+        PROMPT,
+        unset="the question of a GLUE task for an input prompt",
+        metavar="TEXT",
+    )
+    prompt_init_scale: float | None = setting(
+        None,
+        "Factor for the initial prompt. It is 1 if prompt_init is given.",
+        PROMPT,
+        above=0,
+        by_prompt=PROMPT_INIT_SCALE,
+        metavar="X",
+    )
+    learning_rate: float = setting(
+        5e-3, "Learning rate of the head.", TRAINING, at_least=0, metavar="RATE"
+    )
+    prompt_learning_rate: float | None = setting(
+        None,
+        "Learning rate of the prompt.",
+        TRAINING,
+        at_least=0,
+        by_prompt=PROMPT_LEARNING_RATE,
+        metavar="RATE",
+    )
+    epochs: float | None = setting(
+        None,
+        "Passes over the data.",
+        TRAINING,
+        above=0,
+        unset="8, and at least 200 steps",
+        metavar="N",
+    )
+    batch_size: int = setting(
+        32,
+        "Examples per step, in each process. Prediction takes 128 times as many tokens at a time.",
+        TRAINING,
+        at_least=1,
+        metavar="N",
+    )
+    max_length: int | None = setting(
+        None,
+        "Truncate texts to this number of tokens.",
+        TRAINING,
+        at_least=1,
+        unset="the backbone's limit",
+        metavar="N",
+    )
+    dtype: Dtype = setting(
+        "auto",
+        "Data type of the frozen backbone. auto: bfloat16 where the hardware is fast with it, "
+        "else float32.",
+        BACKBONE,
+    )
+    seed: int = setting(0, "Random seed.", TRAINING, at_least=0, metavar="N")
 
 
-@dataclass
-class TrainSettings:
+@documented
+@dataclass(kw_only=True)
+class TrainSettings(ClassifierSettings):
     """Everything that determines a run. `settings.json` stores it, so a run can be repeated.
 
-    Attributes:
-        model: Backbone: short name, Hub id or folder.
-        revision: Revision of the backbone on the Hub.
-        task: GLUE task. Alternatively:
-        train_file, eval_file: Your own files.
-        data_dir: Folder with GLUE's original TSV files. `None`: download from the Hub.
-        text_column, text_pair_column, label_column: `None`: found by name.
-        problem_type: `None`: inferred from the labels.
-        label_separator: Separates the labels of one text.
-        examples_per_label: Train on N examples of each label. `None`: on all.
-        prompt: `deep`: virtual tokens in every layer. `input`: virtual tokens among the text's.
-        num_virtual_tokens: Length of the prompt in tokens.
-        encoder: `MLP`, `LSTM` or `NONE`.
-        encoder_hidden_size: Width of the prompt encoder.
-        placement: `after_first`, or `prefix` as in PEFT.
-        pooling: What the head reads: `architecture`, the `mean` over the text, the mean over the
-            `prompt`, or `auto`. For sentence encoders, `auto` is the mean over the text, or over
-            the prompt if texts are pairs and the prompt is an input prompt. For other backbones it
-            is `architecture`.
-        prompt_init: `vocab`, `text` or `random`. `None`: depends on the kind of prompt.
-        prompt_init_text: Words that the prompt starts from, such as a question about the text.
-            `None`: an input prompt starts from the question of its GLUE task.
-        prompt_init_scale: Factor for the initial vectors. `None`: depends on the kind of prompt.
-        backbone_dropout: Train with the frozen backbone's dropout.
-        learning_rate: Learning rate of the head. `None`: depends on the kind of prompt.
-        prompt_learning_rate: Learning rate of the prompt. `None`: depends on the kind of prompt.
-        epochs: Passes over the data. `None`: 8, and at least 200 steps.
-        batch_size: Examples per step and process.
-        max_length: Longest text in tokens, without the prompt. `None`: the backbone's limit.
-        dtype: Data type of the frozen backbone.
-        seed: Random seed.
-        processes: Number of processes that train together.
-        training_arguments: Any other field of 🤗 `TrainingArguments`.
+    Args:
+        {settings}
+
+    Raises:
+        PtuneError: A value has the wrong type or is out of range; the message names it.
+
+    Example:
+        >>> TrainSettings(task="mrpc", prompt="input").prompt_rate
+        0.005
     """
 
-    model: str = "minilm"
-    revision: str | None = None
-    task: str | None = None
-    data_dir: str | None = None
-    train_file: str | None = None
-    eval_file: str | None = None
-    text_column: str | None = None
-    text_pair_column: str | None = None
-    label_column: str | None = None
-    problem_type: str | None = None
-    label_separator: str = "|"
-    examples_per_label: int | None = None
-    prompt: str = "deep"
-    num_virtual_tokens: int = 20
-    encoder: str = "NONE"
-    encoder_hidden_size: int = 128
-    placement: str = "after_first"
-    pooling: str = "auto"
-    prompt_init: str | None = None
-    prompt_init_text: str | None = None
-    prompt_init_scale: float | None = None
-    backbone_dropout: bool = False
-    learning_rate: float | None = None
-    prompt_learning_rate: float | None = None
-    epochs: float | None = None
-    batch_size: int = 32
-    max_length: int | None = None
-    dtype: str = "auto"
-    seed: int = 0
-    processes: int = field(default_factory=processes)
-    training_arguments: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = setting(
+        None,
+        "Revision of the backbone on the Hub.",
+        BACKBONE,
+        unset="the default branch",
+        metavar="REV",
+    )
+    task: str | None = setting(
+        None,
+        "GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.",
+        DATA,
+        metavar="TASK",
+    )
+    data_dir: str | None = setting(
+        None,
+        "Folder with GLUE's original TSV files.",
+        DATA,
+        unset="download them from the Hub",
+        metavar="DIR",
+    )
+    train_file: str | None = setting(
+        None, "Your own CSV, TSV, JSON lines or Parquet file.", DATA, metavar="FILE"
+    )
+    eval_file: str | None = setting(
+        None,
+        "File to evaluate on.",
+        DATA,
+        unset="a fifth of the training file, held out",
+        metavar="FILE",
+    )
+    text_column: str | None = setting(
+        None, "Column with the text.", DATA, unset="found by name", metavar="NAME"
+    )
+    text_pair_column: str | None = setting(
+        None, "Column with the second text of a pair.", DATA, unset="found by name", metavar="NAME"
+    )
+    label_column: str | None = setting(
+        None, "Column with the label.", DATA, unset="found by name", metavar="NAME"
+    )
+    problem_type: ProblemType | None = setting(
+        None,
+        "What the labels are: single_label_classification, multi_label_classification or "
+        "regression.",
+        DATA,
+        unset="inferred from the labels",
+        metavar="TYPE",
+    )
+    label_separator: str = setting(
+        "|", "Separates the labels of a text that has several.", DATA, metavar="TEXT"
+    )
+    examples_per_label: int | None = setting(
+        None,
+        "Train on N examples of each label, drawn with the seed.",
+        DATA,
+        at_least=1,
+        unset="all",
+        metavar="N",
+    )
+    backbone_dropout: bool = setting(
+        False, "Train with the frozen backbone's dropout, as PEFT does.", BACKBONE
+    )
+    processes: int = setting(
+        processes, "Number of processes that train together.", at_least=1, unset="those started"
+    )
+    training_arguments: dict[str, Any] = setting(
+        dict, "Any other fields of 🤗 `TrainingArguments`.", unset="none"
+    )
 
     def __post_init__(self) -> None:
-        least_of = {"seed": 0} | dict.fromkeys(
-            ("batch_size", "max_length", "num_virtual_tokens", "examples_per_label"), 1
-        )
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise PtuneError(
-                    f"{name} is {value!r}; it must be a whole number of at least {least}."
-                )
-        if self.prompt not in DEFAULTS:
-            raise PtuneError(f"prompt is {self.prompt!r}; it must be 'input' or 'deep'.")
-        for name in ("learning_rate", "prompt_learning_rate", "epochs"):
-            value = getattr(self, name)
-            least_rate = 0.0 if name != "epochs" else 1e-9
-            if value is not None and not (math.isfinite(value) and value >= least_rate):
-                expected = "a number above 0" if name == "epochs" else "a number of at least 0"
-                raise PtuneError(f"{name} is {value!r}; it must be {expected}.")
+        check_settings(self)
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """Learning rates of the head and the prompt."""
-        own, head, prompt = DEFAULTS[self.prompt], self.learning_rate, self.prompt_learning_rate
-        return (
-            own.learning_rate if head is None else head,
-            own.prompt_learning_rate if prompt is None else prompt,
-        )
+    def prompt_rate(self) -> float:
+        """The learning rate of the prompt."""
+        rate = self.prompt_learning_rate
+        return PROMPT_LEARNING_RATE[self.prompt] if rate is None else rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `settings.json`: the settings that have a value and apply."""
+        content = {k: v for k, v in asdict(self).items() if v is not None and v != {}}
+        if self.encoder == "NONE":
+            del content["encoder_hidden_size"]
+        return content
+
+    @classmethod
+    def read(cls, file: str | Path) -> TrainSettings:
+        """Read `settings.json`, from a run folder or under its own name.
+
+        Raises:
+            PtuneError: There is no such file, it is damaged, or it has an unknown setting.
+        """
+        file = Path(file)
+        file = file / SETTINGS_NAME if file.is_dir() else file
+        if not file.is_file():
+            raise PtuneError(f"There is no file {file}. Expected the {SETTINGS_NAME} of a run.")
+        # Versions before 0.2 wrote null for what was left open, and had two more settings.
+        content = {k: v for k, v in read_json(file).items() if v is not None}
+        if content.pop("first_layer", 0):
+            raise PtuneError(
+                f"{file} has first_layer; prompts that start at a higher layer were removed from "
+                "ptune. Remove it to train a prompt in every layer."
+            )
+        content.pop("keep_layers", None)
+        if content.get("pooling") == "family":
+            content["pooling"] = "architecture"
+        if unknown := sorted(content.keys() - {f.name for f in fields(cls)}):
+            raise PtuneError(f"{file} has the unknown setting {unknown[0]!r}: upgrade ptune.")
+        return cls(**content)

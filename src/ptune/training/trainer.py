@@ -11,6 +11,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,37 @@ from ptune.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
-# Small datasets need a minimum number of steps rather than of epochs. However long a run is, it is
-# evaluated about EPOCHS times.
+# The length of a run if the settings leave it open.
 MIN_STEPS = 200
 EPOCHS = 8
+# What `Trainer` does after each epoch, or after each N steps.
+SCHEDULED = ("eval", "save", "logging")
+
+
+def steps_per_epoch(settings: TrainSettings, examples: int) -> int:
+    """Optimizer steps in a pass over the training examples."""
+    accumulated = settings.training_arguments.get("gradient_accumulation_steps", 1)
+    return math.ceil(examples / (settings.batch_size * accumulated * settings.processes))
+
+
+def with_schedule(settings: TrainSettings, examples: int) -> TrainSettings:
+    """Choose the number of epochs if the settings leave it open, and when to evaluate.
+
+    Small datasets need a minimum number of steps. However many epochs these are, the run is
+    evaluated `EPOCHS` times.
+    """
+    if settings.epochs is not None:
+        return settings
+    per_epoch = steps_per_epoch(settings, examples)
+    if EPOCHS * per_epoch >= MIN_STEPS:
+        return replace(settings, epochs=EPOCHS)
+    schedule: dict[str, Any] = {f"{what}_strategy": "steps" for what in SCHEDULED}
+    schedule |= {f"{what}_steps": MIN_STEPS // EPOCHS for what in SCHEDULED}
+    return replace(
+        settings,
+        epochs=MIN_STEPS / per_epoch,
+        training_arguments=schedule | settings.training_arguments,
+    )
 
 
 def training_arguments(
@@ -58,25 +86,17 @@ def training_arguments(
     Raises:
         PtuneError: `TrainingArguments` refuses a value, or the processes cannot see each other.
     """
-    accumulated = settings.training_arguments.get("gradient_accumulation_steps", 1)
-    steps_per_epoch = math.ceil(examples / (settings.batch_size * accumulated * settings.processes))
-    epochs = settings.epochs or EPOCHS
-    steps = math.ceil(epochs * steps_per_epoch)
-    few = settings.epochs is None and steps < MIN_STEPS
-    schedule: dict[str, Any]
-    if few:
-        steps, epochs = MIN_STEPS, MIN_STEPS / steps_per_epoch
-        schedule = {"_strategy": "steps", "_steps": MIN_STEPS // EPOCHS}
-    else:
-        schedule = {"_strategy": "epoch"}
+    settings = with_schedule(settings, examples)
+    assert settings.epochs is not None
+    steps = math.ceil(settings.epochs * steps_per_epoch(settings, examples) - 1e-6)
     chosen: dict[str, Any] = {
-        "num_train_epochs": epochs,
+        "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": 2 * settings.batch_size,
-        "learning_rate": settings.rates[0],
+        "learning_rate": settings.learning_rate,
         "weight_decay": 0.01,
         "warmup_steps": math.ceil(0.06 * steps),
-        **{what + k: v for what in ("eval", "save", "logging") for k, v in schedule.items()},
+        **{f"{what}_strategy": "epoch" for what in SCHEDULED},
         "save_total_limit": 2,
         "train_sampling_strategy": "group_by_length",
         "dataloader_pin_memory": torch.cuda.is_available(),

@@ -1,0 +1,114 @@
+"""What the commands share: options, those generated from settings included, and output."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ptune.training.declaration import Setting, settings_of
+from ptune.training.settings import BACKBONE, DATA, SECTIONS, Dtype, TrainSettings, is_first
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Sections of `--help`, in addition to those of the settings.
+OUTPUT, HUB, SERVER, LIMITS = "Output", "Hub", "Server", "Limits"
+
+# `torchrun` and `accelerate launch` start the command several times. Only one process prints.
+FIRST = is_first()
+console = Console(quiet=not FIRST)
+errors = Console(stderr=True)
+
+
+def say(text: str, to: Console = console) -> None:
+    """Print a text as it is, without markup and line breaks."""
+    to.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def option(help: str, section: str, *names: str, default: str = "", **more: Any) -> Any:
+    """An option of a command.
+
+    Args:
+        help: What it does, in sentences.
+        section: Where `--help` lists it.
+        names: Its names. None: from the parameter's name.
+        default: The default as text, if it is not the parameter's.
+        more: For `typer.Option`.
+    """
+    how: dict[str, Any] = {"show_default": not default, **more}
+    text = escape(f"{help} [default: {default}]") if default else escape(help)
+    return typer.Option(*names, help=text, rich_help_panel=section, **how)
+
+
+def option_of(setting: Setting) -> Any:
+    """The option for a setting."""
+    return option(
+        setting.help,
+        setting.section,
+        default=setting.shown_default,
+        metavar=setting.metavar,
+        show_default=False,
+    )
+
+
+def with_settings(owner: type) -> Callable[[Command], Command]:
+    """Give a command an option for each setting, and call it with them as keyword arguments."""
+
+    def add_options(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        declared = [s for s in settings_of(owner).values() if s.section]
+        added = [
+            inspect.Parameter(
+                setting.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=setting.default,
+                annotation=Annotated[setting.type, option_of(setting)],
+            )
+            for setting in sorted(declared, key=lambda s: SECTIONS.index(s.section))
+        ]
+        kept = [p for p in own if p.kind is p.KEYWORD_ONLY]
+        first = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
+        command.__signature__ = inspect.Signature([*first, *added, *kept])  # type: ignore[attr-defined]
+        return command
+
+    return add_options
+
+
+_SETTINGS = settings_of(TrainSettings)
+TextColumn = Annotated[str | None, option_of(_SETTINGS["text_column"])]
+PairColumn = Annotated[str | None, option_of(_SETTINGS["text_pair_column"])]
+LabelColumn = Annotated[str | None, option_of(_SETTINGS["label_column"])]
+DataDir = Annotated[str | None, option_of(_SETTINGS["data_dir"])]
+DtypeOption = Annotated[Dtype, option_of(_SETTINGS["dtype"])]
+Epochs = Annotated[float | None, option_of(_SETTINGS["epochs"])]
+Seed = Annotated[int, option_of(_SETTINGS["seed"])]
+Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
+Model = Annotated[
+    str | None,
+    option(
+        "Backbone.", BACKBONE, "--model", default="the one that the adapter names", metavar="MODEL"
+    ),
+]
+Revision = Annotated[
+    str | None,
+    option(
+        "Branch, tag or commit of the adapter on the Hub.",
+        HUB,
+        default="the default branch",
+        metavar="REV",
+    ),
+]
+Runtime = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    option("torch runs an adapter. onnx and openvino run what `ptune export` wrote.", OUTPUT),
+]
+Overwrite = Annotated[bool, option("Replace the run in the output folder.", OUTPUT, "--overwrite")]
+LabelledFile = Annotated[
+    Path | None,
+    option("A labelled CSV, TSV, JSON lines or Parquet file.", DATA, metavar="FILE"),
+]

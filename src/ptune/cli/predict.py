@@ -1,0 +1,251 @@
+"""`ptune predict`, `ptune evaluate` and `ptune info`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from ptune.cli.options import (
+    OUTPUT,
+    Adapter,
+    DataDir,
+    DtypeOption,
+    LabelColumn,
+    LabelledFile,
+    Model,
+    PairColumn,
+    Revision,
+    Runtime,
+    TextColumn,
+    console,
+    errors,
+    option,
+    say,
+)
+from ptune.errors import PtuneError
+from ptune.training.settings import DATA
+
+if TYPE_CHECKING:
+    from ptune.data.tables import Columns
+    from ptune.inference.classifier import TextClassifier
+    from ptune.inference.files import Source
+    from ptune.inference.jobs import Recipe
+    from ptune.labels import Prediction
+
+
+def predict(
+    adapter: Adapter,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts. Without any, or for -, the lines of standard input."),
+    ] = None,
+    pair: Annotated[
+        str | None,
+        option("Second text of a pair. The first one is the argument.", DATA, metavar="TEXT"),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        option("Classify the texts of a CSV, TSV, JSON lines or Parquet file, or a folder.", DATA),
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    format: Annotated[
+        Literal["table", "jsonl", "csv"] | None,
+        option(
+            "Format of the output.",
+            OUTPUT,
+            default="table for typed texts on a terminal, else jsonl",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        option(
+            "Write to this file, in the format of its ending. For a folder, write to this folder.",
+            OUTPUT,
+            default="standard output",
+        ),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    dtype: DtypeOption = "auto",
+    runtime: Runtime = "torch",
+    ray: Annotated[
+        bool, option("Distribute the files of a folder over the workers of Ray.", OUTPUT, "--ray")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        option("Number of Ray workers.", OUTPUT, default="one per GPU, or per CPU", metavar="N"),
+    ] = None,
+) -> None:
+    """Classify texts, a file, a folder of files, or the lines of standard input.
+
+    Each line of standard input is a text, or a pair of texts separated by a tab.
+
+    For example:
+
+    ptune predict runs/mine "where is my parcel?"
+
+    ptune predict runs/mine --file new.csv --output labels.csv
+
+    ptune predict runs/mine --file mails/ --output labelled/
+
+    ptune predict runs/mrpc "It rains." --pair "Rain falls."
+    """
+    from ptune.data.tables import Columns
+    from ptune.inference.jobs import Recipe
+
+    if file and texts:
+        raise PtuneError("Give texts or --file, not both.")
+    if pair is not None and (not texts or len(texts) != 1):
+        raise PtuneError("--pair requires exactly one text before it.")
+    columns = Columns(text_column, text_pair_column)
+    recipe = Recipe(adapter, columns, model, revision, dtype, runtime)
+    if file and output:
+        _predict_files(file, output, recipe, format, ray=ray, workers=workers)
+        return
+    if ray or (file and file.is_dir()):
+        raise PtuneError("A folder, and --ray, require --file and --output. Give both.")
+    typed = bool(texts) and texts != ["-"]
+    as_table = format == "table" or (format is None and typed and console.is_terminal)
+    classifier = recipe.load()
+    source = _source(texts if typed else None, pair, file, columns)
+    _predict(classifier, source, output, "table" if as_table and not output else format)
+
+
+def _source(
+    texts: list[str] | None, pair: str | None, file: Path | None, columns: Columns
+) -> Source:
+    from ptune.inference.files import Source
+
+    if file:
+        return Source.of_file(file, columns)
+    if texts and pair is not None:
+        return Source.of_texts([(texts[0], pair)])
+    return Source.of_texts(texts or _lines(sys.stdin))
+
+
+def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
+    try:
+        for line in stream:
+            first, tab, second = line.rstrip("\n").partition("\t")
+            yield (first, second) if tab else first
+    except UnicodeDecodeError as error:
+        raise PtuneError(f"Standard input is not UTF-8: {error}.") from error
+
+
+def _predict(
+    classifier: TextClassifier, source: Source, output: Path | None, format: str | None
+) -> None:
+    """Classify the texts of one source, to a file or to standard output."""
+    from ptune.files import staged
+    from ptune.inference import files
+
+    if output:
+        kind = format if format in ("csv", "jsonl") else files.format_of(output)
+        with (
+            staged(output.absolute().parent) as stage,
+            files.writer(stage / output.name, kind, classifier) as out,
+        ):
+            count = files.write(classifier, source, out)
+        say(f"{count} predictions in {output}", errors)
+    elif format == "table":
+        for _, shown, predicted in files.predictions(classifier, source):
+            print_predictions(shown, predicted)
+    else:
+        files.write(classifier, source, files.text_writer(sys.stdout, format or "jsonl"))
+
+
+def _predict_files(
+    file: Path, output: Path, recipe: Recipe, format: str | None, *, ray: bool, workers: int | None
+) -> None:
+    from rich.progress import track
+
+    from ptune.inference.jobs import find_jobs, run_jobs
+
+    def show(results: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(results, "files", total, console=errors, transient=True)
+
+    jobs = find_jobs(file, output, recipe, format)
+    todo = [job for job in jobs if not job.is_done()]
+    rows = run_jobs(todo, recipe, ray=ray, workers=workers, show=show)
+    before = f"; {len(jobs) - len(todo)} files were done before" if len(todo) < len(jobs) else ""
+    say(f"{rows} predictions in {output}{before}", errors)
+
+
+def print_predictions(texts: Sequence[Any], predictions: Sequence[Prediction]) -> None:
+    """Print a table of texts with their label and its probability."""
+    table = Table("text", "label", "probability", "next")
+    for text, prediction in zip(texts, predictions, strict=True):
+        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        label = prediction.label
+        shown = ", ".join(label) if isinstance(label, list) else str(label)
+        number = isinstance(label, float)
+        table.add_row(
+            text if isinstance(text, str) else "\n".join(text),
+            f"{label:.3f}" if number else shown,
+            "" if number else f"{prediction.score:.0%}",
+            "" if number else "  ".join(f"{name} {p:.0%}" for name, p in ranked[1:3]),
+        )
+    console.print(table)
+
+
+def evaluate(
+    adapter: Adapter,
+    task: Annotated[str | None, option("GLUE task.", DATA, metavar="TASK")] = None,
+    data_dir: DataDir = None,
+    file: LabelledFile = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    model: Model = None,
+    revision: Revision = None,
+    dtype: DtypeOption = "auto",
+    runtime: Runtime = "torch",
+    output: Annotated[
+        Path | None, option("Also write the scores to this JSON file.", OUTPUT, metavar="FILE")
+    ] = None,
+) -> None:
+    """Score a classifier on a labelled file or on a GLUE task's evaluation set.
+
+    Example: ptune evaluate runs/mine --file b.csv
+    """
+    from ptune.data.glue import evaluation_sets
+    from ptune.data.tables import Columns
+    from ptune.files import staged
+    from ptune.inference.engines import open_classifier
+
+    classifier = open_classifier(adapter, runtime, model=model, revision=revision, dtype=dtype)
+    sets, metrics = evaluation_sets(
+        classifier.labels_,
+        task=task,
+        data_dir=data_dir,
+        file=file,
+        columns=Columns(text_column, text_pair_column, label_column),
+    )
+    scores = {
+        (f"{name}_" if name else "") + key: value
+        for name, dataset in sets.items()
+        for key, value in classifier.evaluate(dataset, metrics).items()
+    }
+    console.print_json(json.dumps(scores))
+    if output:
+        with staged(output.absolute().parent) as stage:
+            (stage / output.name).write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
+
+
+def info(adapter: Adapter, revision: Revision = None) -> None:
+    """Print an adapter's backbone, size, labels and scores."""
+    from ptune.adapters.adapter import describe
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in describe(adapter, revision=revision).items():
+        table.add_row(key, str(value))
+    console.print(table, markup=False)

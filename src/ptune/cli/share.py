@@ -1,0 +1,221 @@
+"""`ptune serve`, `ptune export` and `ptune push`: let others use a classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ptune.cli.options import (
+    HUB,
+    LIMITS,
+    OUTPUT,
+    SERVER,
+    Adapter,
+    DtypeOption,
+    Model,
+    PairColumn,
+    Revision,
+    TextColumn,
+    option,
+    say,
+)
+from ptune.errors import PtuneError
+from ptune.training.settings import DATA
+
+
+def serve(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder. Each subfolder with an adapter is a task."),
+    ],
+    host: Annotated[
+        str,
+        option("Address to listen on. A public one requires --token.", SERVER, metavar="ADDRESS"),
+    ] = "127.0.0.1",
+    port: Annotated[int, option("Port to listen on. 0: any free one.", SERVER, metavar="N")] = 8080,
+    token: Annotated[
+        str | None,
+        option("Bearer token that clients must send.", SERVER, envvar="PTUNE_TOKEN"),
+    ] = None,
+    admin_token: Annotated[
+        str | None,
+        option(
+            "Bearer token for adding and removing tasks. Without one, nobody can.",
+            SERVER,
+            envvar="PTUNE_ADMIN_TOKEN",
+        ),
+    ] = None,
+    batch_size: Annotated[int, option("Texts per forward pass.", LIMITS, metavar="N")] = 64,
+    queue: Annotated[
+        int, option("Texts that may wait. More get the status 429.", LIMITS, metavar="N")
+    ] = 1024,
+    timeout: Annotated[
+        float, option("Seconds that a request may take.", LIMITS, metavar="SECONDS")
+    ] = 30.0,
+    max_body: Annotated[int, option("Bytes per request.", LIMITS, metavar="N")] = 1_000_000,
+    max_texts: Annotated[int, option("Texts per request.", LIMITS, metavar="N")] = 64,
+    max_chars: Annotated[int, option("Characters per text.", LIMITS, metavar="N")] = 20_000,
+    max_connections: Annotated[
+        int, option("Clients connected at a time.", LIMITS, metavar="N")
+    ] = 1024,
+    memory: Annotated[
+        int | None,
+        option(
+            "MB of adapters in memory. The others wait on disk.",
+            LIMITS,
+            default="no limit",
+            metavar="MB",
+        ),
+    ] = None,
+    model: Model = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Serve all adapters of a folder over HTTP, from one backbone in memory.
+
+    POST /tasks/NAME/predict takes {"inputs": "a text"}. A page to try it is at /, and the API at
+    /docs. After Ctrl-C or SIGTERM, the server finishes the requests that it has accepted.
+
+    Example: ptune serve runs
+    """
+    from ptune.serving.process import serve
+    from ptune.serving.settings import ServeSettings
+
+    settings = ServeSettings(
+        folder=folder,
+        model=model,
+        dtype=dtype,
+        memory_budget=None if memory is None else memory * 1_000_000,
+        host=host,
+        port=port,
+        token=token,
+        admin_token=admin_token,
+        batch_size=batch_size,
+        queue=queue,
+        timeout=timeout,
+        max_body=max_body,
+        max_texts=max_texts,
+        max_chars=max_chars,
+        max_connections=max_connections,
+    )
+    serve(settings, lambda url, tasks: say(f"Serving {tasks} tasks at {url} (Ctrl-C stops)"))
+
+
+def export(
+    adapter: Adapter,
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result.")],
+    to: Annotated[
+        Literal["transformers", "onnx"],
+        option(
+            "transformers: an ordinary checkpoint, from an input prompt. onnx: a graph for ONNX "
+            "Runtime, OpenVINO and others, from any prompt.",
+            OUTPUT,
+        ),
+    ] = "transformers",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        option("Data type of a checkpoint's weights.", OUTPUT),
+    ] = "float32",
+    int8: Annotated[bool, option("Quantise an ONNX graph.", OUTPUT, "--int8")] = False,
+    check_file: Annotated[
+        Path | None,
+        option("Also check the result on the texts of this file.", DATA, metavar="FILE"),
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    overwrite: Annotated[
+        bool, option("Replace a folder that ptune did not export.", OUTPUT, "--overwrite")
+    ] = False,
+    model: Model = None,
+    revision: Revision = None,
+) -> None:
+    """Write a classifier in a format that works without ptune.
+
+    The result is loaded again and must give ptune's logits before the folder gets its name.
+
+    For example:
+
+    ptune export runs/mail exported/mail
+
+    ptune export runs/mail exported/mail --to onnx
+    """
+    from ptune.data.tables import Columns
+    from ptune.inference.files import Source
+
+    texts: list[Any] = []
+    if check_file:
+        source = Source.of_file(check_file, Columns(text_column, text_pair_column))
+        texts = [text for _, some in source.read() for text in some]
+    how: dict[str, Any] = {"check_texts": texts, "overwrite": overwrite}
+    how |= {"model": model, "revision": revision}
+    if to == "onnx":
+        from ptune.export.onnx import export_onnx
+
+        if dtype != "float32":
+            raise PtuneError(
+                "--dtype is for --to transformers. An ONNX graph is float32, or quantised with "
+                "--int8."
+            )
+        check = export_onnx(adapter, output_dir, int8=int8, **how)
+        try_it = f'ptune predict {output_dir} "…" --runtime onnx'
+    else:
+        from ptune.export.checkpoint import export_transformers
+
+        if int8:
+            raise PtuneError("--int8 is for --to onnx; a checkpoint has --dtype.")
+        check = export_transformers(adapter, output_dir, dtype=dtype, **how)
+        try_it = f'pipeline("text-classification", "{output_dir}")("…", truncation=True)'
+    say(
+        f"Exported to {output_dir}. On {check.texts} texts its logits differ from ptune's by at "
+        f"most {check.difference:.1e} of the largest.\nTry it: {try_it}"
+    )
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name. Created if it does not exist.")],
+    private: Annotated[
+        bool | None,
+        option(
+            "Visibility of a new repository.",
+            HUB,
+            "--private/--public",
+            default="as your account is set up",
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None,
+        option(
+            "Branch to push to. Created if it does not exist.", HUB, default="main", metavar="NAME"
+        ),
+    ] = None,
+    pull_request: Annotated[bool, option("Open a pull request.", HUB, "--pull-request")] = False,
+    token: Annotated[
+        str | None, option("Token with write access.", HUB, default="the one of `hf auth login`")
+    ] = None,
+    message: Annotated[str | None, option("Title of the commit or pull request.", HUB)] = None,
+    license: Annotated[
+        str | None, option("License for the model card, such as apache-2.0.", HUB)
+    ] = None,
+) -> None:
+    """Publish a classifier on the Hub, with a model card.
+
+    Adapter, labels, scores and pictures are uploaded. Checkpoints and paths on this machine are
+    not. A README.md in the folder becomes the card.
+
+    Example: ptune push runs/mail me/support-mail --private
+    """
+    from ptune.adapters import push as hub
+
+    url = hub.push(
+        folder,
+        repo_id,
+        private=private,
+        revision=branch,
+        create_pr=pull_request,
+        token=token,
+        commit_message=message,
+        license=license,
+    )
+    say(f"Pushed to {url}")

@@ -1,0 +1,223 @@
+"""`ptune train` and `ptune demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ptune.cli.options import (
+    FIRST,
+    OUTPUT,
+    Epochs,
+    Overwrite,
+    Seed,
+    console,
+    errors,
+    option,
+    say,
+    with_settings,
+)
+from ptune.cli.predict import print_predictions
+from ptune.errors import PtuneError
+from ptune.training.settings import TRAINING, TrainSettings
+
+if TYPE_CHECKING:
+    from ptune.training.run import Run
+
+
+@with_settings(TrainSettings)
+def train(
+    context: typer.Context,
+    *,
+    output_dir: Annotated[
+        Path,
+        option("Folder for the adapter, its scores and its pictures.", OUTPUT, metavar="DIR"),
+    ],
+    config: Annotated[
+        Path | None,
+        option(
+            "Take the settings from the settings.json of another run. Options override them.",
+            OUTPUT,
+            metavar="FILE",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        option(
+            "Train N times, with N seeds counted from --seed, and print mean and standard "
+            "deviation.",
+            TRAINING,
+            default="1",
+            metavar="N",
+        ),
+    ] = 1,
+    overwrite: Overwrite = False,
+    resume: Annotated[
+        bool, option("Continue the interrupted run in the output folder.", OUTPUT, "--resume")
+    ] = False,
+    **options: Any,
+) -> None:
+    """Train a classifier on a GLUE task or on your own file.
+
+    For example:
+
+    ptune train --task mrpc --data-dir glue --output-dir runs/mrpc
+
+    ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
+    """
+    from ptune.training.report import TrainingProgress
+    from ptune.training.run import is_begun, train_run, train_seeds
+
+    if seeds < 1:
+        raise PtuneError(f"seeds is {seeds}; expected a whole number of at least 1.")
+    typed = {name: value for name, value in options.items() if _was_typed(context, name)}
+    given = TrainSettings.read(config).to_dict() if config else {}
+    first = output_dir if seeds == 1 else output_dir / f"seed-{options['seed']}"
+    if resume and is_begun(first):
+        # The run's own settings hold. What the user gives must agree with them.
+        given = {**TrainSettings.read(first).to_dict(), **given}
+        given["processes"] = TrainSettings().processes
+    arguments = {**given.pop("training_arguments", {}), **parse_training_arguments(context.args)}
+    settings = TrainSettings(**{**given, **typed}, training_arguments=arguments)
+    how: dict[str, Any] = {
+        "overwrite": overwrite,
+        "resume": resume,
+        "progress": TrainingProgress(console),
+    }
+    with _interruptible(output_dir):
+        if seeds == 1:
+            _show_run(train_run(settings, output_dir, **how))
+        else:
+            own = range(settings.seed, settings.seed + seeds)
+            _show_spread(train_seeds(settings, output_dir, own, **how), output_dir, seeds)
+
+
+def _was_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _show_run(run: Run) -> None:
+    scores = run.metrics["eval"]
+    table = Table("", *[k.replace("_", " ") for k in scores], title=run.metrics["task"])
+    table.add_row("p-tuned", *[f"{v:.4f}" for v in scores.values()])
+    if base := run.metrics["majority"]:
+        table.add_row("majority class", *[f"{base[k]:.4f}" if k in base else "" for k in scores])
+    console.print(table)
+    say(
+        f"Saved in {run.folder}: adapter, metrics.json, settings.json, learning_curve.png, "
+        f'confusion_matrix.png.\nTry it: ptune predict {run.folder} "…"'
+    )
+
+
+def _show_spread(spread: dict[str, dict[str, float]], folder: Path, seeds: int) -> None:
+    table = Table("", *[k.replace("_", " ") for k in spread], title=f"{seeds} seeds")
+    table.add_row("mean", *[f"{v['mean']:.4f}" for v in spread.values()])
+    table.add_row("standard deviation", *[f"{v['std']:.4f}" for v in spread.values()])
+    console.print(table)
+    say(f"Saved in {folder}: seeds.json, and a run for each seed.")
+
+
+def demo(
+    output_dir: Annotated[Path, option("Folder for the run.", OUTPUT, metavar="DIR")] = Path(
+        "runs/demo"
+    ),
+    seed: Seed = 0,
+    epochs: Epochs = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train on support emails that come with ptune, and classify a few messages.
+
+    The emails to an online shop have twelve intents. The demo compares the p-tuned classifier with
+    the majority class and with logistic regression on the same backbone's embeddings. It needs no
+    network.
+    """
+    from ptune.demo import EXAMPLES, run_demo
+    from ptune.training.report import TrainingProgress
+
+    with _interruptible(output_dir):
+        _, rows = run_demo(
+            output_dir,
+            seed=seed,
+            epochs=epochs,
+            overwrite=overwrite,
+            progress=TrainingProgress(console),
+        )
+    table = Table("", "accuracy", "macro F1", "trained parameters", title="Support mail, test set")
+    for name, scores, parameters in rows:
+        table.add_row(
+            name, f"{scores['accuracy']:.3f}", f"{scores['f1_macro']:.3f}", f"{parameters:,}"
+        )
+    console.print(table)
+    import ptune
+
+    classifier = ptune.load(output_dir)
+    print_predictions(EXAMPLES, list(classifier.stream(EXAMPLES)))
+    say(
+        f"Pictures: {output_dir}/learning_curve.png and {output_dir}/confusion_matrix.png\n"
+        f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'
+    )
+
+
+@contextmanager
+def _interruptible(output_dir: Path) -> Iterator[None]:
+    """After Ctrl-C, print how to continue and exit with code 130."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if FIRST:
+            say(
+                f"Interrupted. To continue: ptune train --resume --output-dir {output_dir}",
+                errors,
+            )
+        raise typer.Exit(130) from error
+
+
+def parse_training_arguments(words: list[str]) -> dict[str, Any]:
+    """Parse options that are fields of 🤗 `TrainingArguments`, as that class does.
+
+    Raises:
+        PtuneError: There is no such field, or its value is wrong.
+    """
+    if not words:
+        return {}
+    from transformers import HfArgumentParser, TrainingArguments
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> Any:
+            raise PtuneError(f"{message}. See `ptune train --help`.")
+
+    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    words, names = _check_names(words, known)
+    parsed = Parser(TrainingArguments, allow_abbrev=False).parse_args(words)
+    return {name: getattr(parsed, name) for name in names}
+
+
+def _check_names(words: list[str], known: set[str]) -> tuple[list[str], list[str]]:
+    """The words as `HfArgumentParser` reads them, and the fields that they set."""
+    own = {f.name for f in dataclasses.fields(TrainSettings)}
+    names: list[str] = []
+    words = [w for word in words for w in (word.split("=", 1) if word.startswith("--") else [word])]
+    for i, word in enumerate(words):
+        if not word.startswith("--"):
+            if i == 0 or (not words[i - 1].startswith("--") and not names):
+                raise PtuneError(f"{word!r} was not expected here. See `ptune train --help`.")
+            continue
+        name = word[2:].replace("-", "_")
+        words[i] = f"--{name}"
+        if name not in known:
+            near = difflib.get_close_matches(name, known | own, n=1)
+            hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else "See --help."
+            raise PtuneError(f"There is no option {word}. {hint}")
+        if name in ("output_dir", "num_train_epochs", "per_device_train_batch_size"):
+            short = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch-size"}
+            raise PtuneError(f"Use --{short.get(name, 'output-dir')} instead of {word}.")
+        names.append(name)
+    return words, names

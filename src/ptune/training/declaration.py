@@ -1,0 +1,167 @@
+"""Settings declared once: a dataclass field with its help, range and default.
+
+Validation, the options of the command line, docstrings and the tables in the docs are generated
+from the declarations. Nothing heavy is imported here, so that `ptune --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import textwrap
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ptune.errors import PtuneError
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field declares.
+
+    Attributes:
+        help: What the setting does, in sentences.
+        section: Where `--help` and the docs list it; empty: it is not an option.
+        at_least: The smallest value.
+        above: The value must be larger.
+        metavar: What `--help` calls the value.
+        unset: What ``None`` means, shown as the default.
+        by_prompt: The default for each kind of prompt.
+        name, type, default: Of the field, filled in by `settings_of`.
+    """
+
+    help: str
+    section: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    metavar: str | None = None
+    unset: str = ""
+    by_prompt: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = ""
+    type: Any = None
+    default: Any = None
+
+    @property
+    def kind(self) -> Any:
+        """The type without ``None`` and without type arguments."""
+        is_union = get_origin(self.type) in (Union, types.UnionType)
+        first = get_args(self.type)[0] if is_union else self.type
+        return first if get_origin(first) is Literal else get_origin(first) or first
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The allowed values; empty: any value of the type."""
+        return get_args(self.kind)
+
+    @property
+    def values(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            return ", ".join(map(str, self.choices))
+        expected = _KINDS[self.kind][0]
+        if self.at_least is not None:
+            expected += f" of at least {self.at_least:g}"
+        return expected if self.above is None else f"{expected} above {self.above:g}"
+
+    @property
+    def shown_default(self) -> str:
+        """The default as text; empty: there is nothing to show."""
+        if self.by_prompt:
+            return ", ".join(f"{_shown(v)} ({kind})" for kind, v in self.by_prompt.items())
+        return self.unset if self.default is None or self.default is False else _shown(self.default)
+
+    @property
+    def full_help(self) -> str:
+        """The help and the default."""
+        return self.help + (f" [default: {self.shown_default}]" if self.shown_default else "")
+
+    def checked(self, value: Any) -> Any:
+        """The value, if its type and range are right; whole numbers become floats for a float.
+
+        Raises:
+            PtuneError: The value is not allowed.
+        """
+        if value is None and type(None) in get_args(self.type):
+            return None
+        if not self._allows(value):
+            one_of = "one of " if self.choices else ""
+            raise PtuneError(f"{self.name} is {value!r}; expected {one_of}{self.values}.")
+        return float(value) if self.kind is float else value
+
+    def _allows(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        return (
+            isinstance(value, _KINDS[self.kind][1])
+            and isinstance(value, bool) == (self.kind is bool)
+            and (self.kind is not float or math.isfinite(value))
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+        )
+
+
+_KINDS: dict[Any, tuple[str, Any]] = {
+    bool: ("True or False", bool),
+    float: ("a number", (float, int)),
+    int: ("a whole number", int),
+    str: ("a string", str),
+    dict: ("a dictionary", dict),
+}
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if not 0 < value < 0.1:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def setting(default: Any, help: str, section: str = "", **declared: Any) -> Any:
+    """A dataclass field that declares a setting; the arguments are those of `Setting`."""
+    how: Any = {"default_factory": default} if callable(default) else {"default": default}
+    return dataclasses.field(**how, metadata={"setting": Setting(help, section, **declared)})
+
+
+@functools.cache
+def settings_of(owner: Any) -> dict[str, Setting]:
+    """The settings that a dataclass, or its subclass, declares, by name."""
+    (declaring, *_) = (c for c in owner.__mro__ if "__dataclass_fields__" in vars(c))
+    types = get_type_hints(declaring)
+    return {
+        f.name: dataclasses.replace(
+            f.metadata["setting"],
+            name=f.name,
+            type=types[f.name],
+            default=None if f.default is dataclasses.MISSING else f.default,
+        )
+        for f in dataclasses.fields(owner)
+        if "setting" in f.metadata
+    }
+
+
+def check_settings(owner: Any) -> None:
+    """Check the settings of an object.
+
+    Raises:
+        PtuneError: A value has the wrong type or is out of range; the message names it.
+    """
+    kind: Any = type(owner)
+    for name, declared in settings_of(kind).items():
+        setattr(owner, name, declared.checked(getattr(owner, name)))
+
+
+def documented(owner: Class) -> Class:
+    """Replace ``{settings}`` in the docstring of a class by a line for each setting."""
+    lines = [
+        textwrap.fill(f"{s.name}: {s.full_help}", 92, subsequent_indent=" " * 12)
+        for s in settings_of(owner).values()
+    ]
+    owner.__doc__ = (owner.__doc__ or "").replace("{settings}", ("\n" + " " * 8).join(lines))
+    return owner

@@ -1,0 +1,156 @@
+"""Each setting is declared once: everything else follows the declaration."""
+
+import inspect
+import json
+import runpy
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from sklearn.base import clone
+
+import ptune
+from ptune import PtuneError, TrainSettings
+from ptune.backbones import loading
+from ptune.labels import PROBLEM_TYPES
+from ptune.training import settings as declared
+from ptune.training.declaration import settings_of
+from ptune.training.settings import SECTIONS, ClassifierSettings
+
+SETTINGS = settings_of(TrainSettings)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("batch_size", 0, "a whole number of at least 1"),
+        ("batch_size", 2.5, "a whole number of at least 1"),
+        ("batch_size", True, "a whole number of at least 1"),
+        ("batch_size", None, "a whole number of at least 1"),
+        ("seed", -1, "a whole number of at least 0"),
+        ("max_length", 0, "a whole number of at least 1"),
+        ("learning_rate", -1, "a number of at least 0"),
+        ("learning_rate", "high", "a number of at least 0"),
+        ("prompt_learning_rate", float("nan"), "a number of at least 0"),
+        ("epochs", 0, "a number above 0"),
+        ("epochs", float("inf"), "a number above 0"),
+        ("prompt_init_scale", 0.0, "a number above 0"),
+        ("prompt", "deeper", "one of input, deep"),
+        ("dtype", "int8", "one of auto, float32, bfloat16, float16"),
+        ("backbone_dropout", "yes", "True or False"),
+        ("model", 3, "a string"),
+        ("training_arguments", "--fp16", "a dictionary"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_expected(name, value, expected):
+    with pytest.raises(PtuneError) as refused:
+        TrainSettings(**{name: value})
+    assert str(refused.value) == f"{name} is {value!r}; expected {expected}."
+
+
+def test_a_setting_that_may_be_left_open_accepts_none():
+    open_ones = {s.name: None for s in SETTINGS.values() if type(None) in get_args(s.type)}
+    assert {"task", "epochs", "prompt_learning_rate"} < open_ones.keys()
+    assert TrainSettings(**open_ones) == TrainSettings()
+
+
+def test_a_whole_number_is_accepted_for_a_number():
+    assert TrainSettings(epochs=3) == TrainSettings(epochs=3.0)
+    assert isinstance(TrainSettings(epochs=3).epochs, float)
+
+
+def test_the_choices_are_those_of_the_modules_that_use_them():
+    assert get_args(declared.ProblemType) == PROBLEM_TYPES
+    assert get_args(declared.Dtype) == get_args(loading.Dtype)
+
+
+# What is generated.
+
+
+def test_every_setting_has_a_help_text_and_a_section_or_is_no_option():
+    for setting in SETTINGS.values():
+        assert setting.help.endswith(".")
+        assert setting.section in SECTIONS or setting.name in ("processes", "training_arguments")
+
+
+def test_the_default_for_each_kind_of_prompt_is_shown():
+    assert SETTINGS["prompt_learning_rate"].shown_default == "6e-2 (deep), 5e-3 (input)"
+    assert SETTINGS["prompt_init_scale"].shown_default == "0.5 (deep), 1 (input)"
+    assert SETTINGS["seed"].shown_default == "0"
+    assert SETTINGS["epochs"].full_help.endswith("[default: 8, and at least 200 steps]")
+
+
+def test_the_classifier_takes_the_declared_settings_with_their_defaults():
+    parameters = inspect.signature(ptune.PromptClassifier).parameters
+    declared = settings_of(ClassifierSettings)
+    assert {n: p.default for n, p in parameters.items()} == {
+        s.name: s.default for s in declared.values()
+    }
+    assert not {p.kind for p in parameters.values()} & {
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    }
+    assert next(iter(parameters)) == "model"
+    assert TrainSettings(**ptune.PromptClassifier().get_params()) == TrainSettings()
+
+
+def test_the_classifier_is_cloned_with_its_settings():
+    own = ptune.PromptClassifier("some/model", epochs=3, prompt="input")
+    copy = clone(own)
+    assert copy is not own
+    assert copy.get_params() == own.get_params()
+    assert copy.get_params()["model"] == "some/model"
+
+
+@pytest.mark.parametrize("owner", [ptune.PromptClassifier, TrainSettings])
+def test_the_docstring_describes_every_setting(owner):
+    text = " ".join(inspect.getdoc(owner).split())
+    for setting in settings_of(owner).values():
+        assert f"{setting.name}: {setting.full_help}" in text
+
+
+def test_the_page_in_the_docs_is_current():
+    """`make docs` writes it."""
+    page = runpy.run_path(str(DOCS / "settings.py"))["page"]()
+    assert (DOCS / "settings.md").read_text("utf-8") == page
+    for setting in SETTINGS.values():
+        assert not setting.section or f"| `{setting.name}` |" in page
+
+
+# Files.
+
+
+def test_settings_are_read_as_they_were_written(tmp_path):
+    own = TrainSettings(task="mrpc", encoder="MLP", encoder_hidden_size=7, epochs=2.5, seed=4)
+    (tmp_path / "settings.json").write_text(json.dumps(own.to_dict()))
+    assert TrainSettings.read(tmp_path) == TrainSettings.read(tmp_path / "settings.json") == own
+
+
+def test_settings_of_the_first_version_are_read(tmp_path):
+    old = {**vars(TrainSettings(task="mrpc")), "first_layer": 0, "keep_layers": True}
+    old |= {"learning_rate": None, "pooling": "family"}
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    assert TrainSettings.read(tmp_path) == TrainSettings(task="mrpc", pooling="architecture")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"first_layer": 2}, "first_layer.*removed"),
+        ({"rotary": 1}, "unknown setting 'rotary': upgrade ptune"),
+        ({"seed": "a"}, "seed is 'a'; expected a whole number"),
+    ],
+)
+def test_settings_that_ptune_cannot_follow_are_refused(tmp_path, content, message):
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+    with pytest.raises(PtuneError, match=message):
+        TrainSettings.read(tmp_path)
+
+
+def test_a_folder_without_settings_is_refused(tmp_path):
+    with pytest.raises(PtuneError, match=r"There is no file .*settings.json"):
+        TrainSettings.read(tmp_path)
