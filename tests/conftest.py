@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -31,6 +32,13 @@ SENTENCES = [
     "thank you for the quick help yesterday",
     "is the black one in stock again soon",
 ]
+
+
+def refused(message):
+    """Expect a `PtuneError` with exactly this message; `…` stands for any text."""
+    from ptune import PtuneError
+
+    return pytest.raises(PtuneError, match=f"^{re.escape(message).replace('…', '.*')}$")
 
 
 def call(*words):

@@ -944,10 +944,11 @@ class PromptModel(PreTrainedModel):
 
         `use_auth_token` is what the reference's guide calls `token`.
         """
+        from ptune.adapters.adapter import from_model
         from ptune.adapters.push import push
 
         return push(
-            self,
+            from_model(self),
             repo_id,
             private=private,
             revision=revision,

@@ -1,0 +1,197 @@
+"""Model cards: metadata for the Hub and text for people. The text is in `card.md.jinja`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
+from ptune.adapters.public import PublicBackbone, last_part, without_paths
+from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
+from ptune.data.glue import GLUE_ON_THE_HUB
+from ptune.files import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME, read_json
+
+LIBRARY = "ptune"
+PICTURES = {CURVE_NAME: "Learning curve", CONFUSION_NAME: "Confusion matrix"}
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+
+# Metric names of `ptune.labels`: their names on https://hf.co/metrics, and titles.
+_METRICS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "accuracy": ("accuracy", "Accuracy", None),
+    "f1": ("f1", "F1", None),
+    "f1_macro": ("f1", "F1 (macro)", {"average": "macro"}),
+    "f1_micro": ("f1", "F1 (micro)", {"average": "micro"}),
+    "matthews_correlation": ("matthews_correlation", "Matthews correlation", None),
+    "pearson": ("pearsonr", "Pearson correlation", None),
+    "spearman": ("spearmanr", "Spearman correlation", None),
+}
+_FILES = {
+    CONFIG_NAME: "the prompt's configuration",
+    WEIGHTS_NAME: "the prompt and the head",
+    INFO_NAME: "labels, and the backbone's sizes",
+    METRICS_NAME: "scores of every epoch",
+}
+# Settings that are files or folders: only their names are published.
+_FILE_SETTINGS = ("train_file", "eval_file", "data_dir")
+
+
+def model_card(
+    folder: str | os.PathLike[str], repo_id: str, *, license: str | None = None
+) -> ModelCard:
+    """A model card for the adapter in `folder`.
+
+    Its library is `ptune`, even if PEFT can load the adapter. Otherwise the Hub would show how to
+    load it with PEFT, which only warns about what it does not know (the place of the prompt, what
+    the head reads) and predicts something else. The tag `peft` marks adapters for which PEFT
+    predicts the same.
+
+    Args:
+        folder: A run folder, or another folder with an adapter.
+        repo_id: The repository that the card is for.
+        license: An identifier from https://hf.co/docs/hub/repositories-licenses.
+
+    Raises:
+        PtuneError: There is no adapter, or it is damaged.
+    """
+    folder = Path(folder)
+    adapter = Adapter.read(folder, own_backbone=True)
+    config = adapter.config
+    backbone = PublicBackbone.of(config.base_model_name_or_path, config.revision)
+    metrics = _read_if_there(folder / METRICS_NAME)
+    settings = _read_if_there(folder / SETTINGS_NAME)
+    own = config_content(config).keys() & OWN_FIELDS.keys()
+    in_peft = all(OWN_FIELDS[name].training_only for name in own)
+    name = repo_id.rpartition("/")[2]
+    results = list(_eval_results(metrics, settings))
+    metadata = ModelCardData(
+        library_name=LIBRARY,
+        license=license,
+        base_model=backbone.name if backbone.on_hub else None,
+        base_model_relation="adapter" if backbone.on_hub else None,
+        pipeline_tag="text-classification",
+        tags=["p-tuning", *(["peft"] if in_peft else [])],
+        datasets=[GLUE_ON_THE_HUB] if settings.get("task") else None,
+        metrics=sorted({r.metric_type for r in results}) or None,
+        eval_results=results or None,
+        model_name=name if results else None,
+    )
+    always = (CONFIG_NAME, WEIGHTS_NAME)
+    text = _template().render(
+        metadata=metadata.to_yaml(),
+        name=name,
+        repo_id=repo_id,
+        backbone=backbone,
+        loads_in_peft=in_peft and backbone.on_hub,
+        labels=adapter.labels,
+        deep=config.depth == "deep",
+        prompt_length=config.num_virtual_tokens,
+        parameters=sum(t.numel() for t in adapter.tensors().values()),
+        pairs=bool(metrics.get("text_pairs") or settings.get("text_pair_column")),
+        trained_on=metrics.get("task"),
+        settings=_training(settings, metrics),
+        pictures={file: t for file, t in PICTURES.items() if (folder / file).is_file()},
+        files={f: what for f, what in _FILES.items() if f in always or (folder / f).is_file()},
+        **_scores(metrics),
+    )
+    return ModelCard(text)
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters["code"] = _code
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _code(value: Any) -> str:
+    """A value as code, on one line and inside a table's cell."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split()).replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _read_if_there(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _final(metrics: dict[str, Any]) -> dict[str, float]:
+    """The scores of the very adapter that is pushed."""
+    record = metrics.get("best" if metrics.get("adapter") == "best" else "eval") or {}
+    return {
+        key: value
+        for key, value in record.items()
+        if _metric_of(key) and isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def _metric_of(key: str) -> tuple[str, str] | None:
+    """Evaluation set and metric of a key of `metrics.json`: ``matched_accuracy``, ``f1``."""
+    for name in sorted(_METRICS, key=len, reverse=True):
+        if key == name or key.endswith(f"_{name}"):
+            return key.removesuffix(name).rstrip("_"), name
+    return None
+
+
+def _eval_results(metrics: dict[str, Any], settings: dict[str, Any]) -> Iterator[EvalResult]:
+    """Scores in the Hub's schema, https://github.com/huggingface/hub-docs, `modelcard.md`."""
+    task = settings.get("task")
+    for key, value in _final(metrics).items():
+        split, name = _metric_of(key) or ("", key)
+        kind, title, options = _METRICS[name]
+        yield EvalResult(
+            task_type="text-classification",
+            task_name="Text classification",
+            dataset_type=GLUE_ON_THE_HUB if task else "custom",
+            dataset_name=str(metrics.get("task", "own texts")),
+            dataset_config=task,
+            # GLUE's evaluation sets are called validation, validation_matched and so on.
+            dataset_split="_".join(filter(None, ["validation", split])),
+            dataset_revision=metrics.get("dataset_revision"),
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(value, 6),
+            metric_args=options,
+        )
+
+
+def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the template needs for the section on scores."""
+    majority = metrics.get("majority") or {}
+    rows = []
+    for key, value in _final(metrics).items():
+        split, name = _metric_of(key) or ("", key)
+        title = _METRICS[name][1] + (f", {split}" if split else "")
+        base = f"{majority[key]:.4f}" if key in majority else ""
+        rows.append({"title": title, "value": f"{value:.4f}", "majority": base})
+    return {
+        "scores": rows,
+        "has_majority": bool(majority),
+        "evaluated_on": metrics.get("task", "the evaluation set"),
+        "examples": sum((metrics.get("eval_examples") or {}).values()),
+        "dataset_revision": metrics.get("dataset_revision"),
+        "best": metrics.get("adapter") == "best",
+    }
+
+
+def _training(settings: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """Settings and facts of the training run, for a table."""
+    rows = {name: value for name, value in settings.items() if value not in (None, {}, [])}
+    for name in _FILE_SETTINGS:
+        if name in rows:
+            rows[name] = last_part(str(rows[name]))
+    if metrics.get("model"):
+        rows["model"] = PublicBackbone.of(metrics["model"], None).name
+    rows = without_paths(rows)
+    if count := metrics.get("train_examples"):
+        rows["training examples"] = f"{count:,}"
+    if epochs := metrics.get("epochs"):
+        rows["epochs"] = f"{epochs[-1]['epoch']:g}"
+    if seconds := metrics.get("seconds"):
+        rows["seconds"] = f"{seconds:g}"
+    return rows | (metrics.get("versions") or {})
