@@ -32,7 +32,6 @@ from pyarrow import parquet
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel
-from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
@@ -45,7 +44,7 @@ def untrained(model: str, folder: Path) -> Path:
     config = PromptEncoderConfig(
         depth="deep", encoder_reparameterization_type="NONE", prompt_init_scale=0.5
     )
-    adapter.save(PromptModel(backbone, config), folder, trained_state=False)
+    PromptModel(backbone, config).to_adapter().save(folder)
     return folder
 
 

@@ -46,7 +46,6 @@ from common import versions
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel
-from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
 from ptune.data.dataset import TEXT
 from ptune.data.tables import read_table
@@ -80,7 +79,7 @@ def make_task(folder: Path, seed: int, model: str) -> None:
     with torch.no_grad():
         for _, parameter in prompt_model.head_parameters():
             parameter.normal_(std=0.3)
-    adapter.save(prompt_model, folder, trained_state=False)
+    prompt_model.to_adapter().save(folder)
 
 
 def texts_to_send(count: int) -> list[Sent]:

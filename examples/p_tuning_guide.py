@@ -73,7 +73,7 @@ if tokenizer.pad_token_id is None:
 def tokenize_function(examples):
     # The only change to the guide: with its max_length=None, a long text takes all positions of
     # the model and leaves none for the prompt.
-    longest = model.max_text_length
+    longest = model.max_text_tokens()
     return tokenizer(examples[TEXT], examples[PAIR], truncation=True, max_length=longest)
 
 
@@ -146,7 +146,7 @@ inputs = tokenizer(
     sentence1,
     sentence2,
     truncation=True,
-    max_length=model.max_text_length,
+    max_length=model.max_text_tokens(),
     padding="longest",
     return_tensors="pt",
 )

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,11 @@ def build(kind, seed=0, **options):
     """A classifier of two labels (or as many as `num_labels` says) with random weights."""
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(KINDS[kind](**options)).eval()
+
+
+def use_prompt(model, embeddings):
+    """Give a model a prompt, ``[k, width]``, in place of its encoder."""
+    model.use_adapter(replace(model.to_adapter(), prompt_embeddings=embeddings))
 
 
 @pytest.fixture(params=list(KINDS))

@@ -150,7 +150,7 @@ def test_logits_are_the_reference_s_on_the_same_weights(backbone):
 
 @torch.no_grad()
 def test_the_longest_text_runs_and_one_token_more_is_an_error(model):
-    longest = model.max_text_length
+    longest = model.max_text_tokens()
     assert longest == 64 - 5
     assert model(torch.randint(5, 300, (2, longest))).logits.isfinite().all()
     with pytest.raises(PtuneError, match=f"{longest + 1} tokens is too long.*at most {longest}"):
@@ -278,7 +278,7 @@ def test_prompt_and_head_may_have_their_own_learning_rates(model):
 def test_rows_can_start_as_words_of_the_vocabulary(backbone):
     model = prompt(backbone, prompt_init="vocab", encoder_reparameterization_type="NONE")
     table = model.get_input_embeddings().weight
-    for row in model.prompt_rows():
+    for row in model.prompt_embeddings():
         assert (table == row).all(dim=1).any()
 
 
@@ -291,13 +291,13 @@ def test_a_prompt_can_start_as_a_text(bert_folder, tokenizer, depth):
     options = {"depth": depth, "encoder_reparameterization_type": "NONE"}
     model = prompt(backbone, prompt_init="text", prompt_init_text="the lamp", **options)
     wanted = torch.tensor((words * 5)[:5])
-    torch.testing.assert_close(model.prompt_rows(), model.form.words(wanted))
+    torch.testing.assert_close(model.prompt_embeddings(), model.state.mechanism.from_words(wanted))
 
 
 def test_words_that_cannot_be_read_are_an_error(backbone):
     with pytest.raises(PtuneError, match="has no name"):
         prompt(backbone, prompt_init="text", prompt_init_text="the lamp")
-    with pytest.raises(PtuneError, match="no word"):
+    with pytest.raises(PtuneError, match="no tokens to start from"):
         prompt(load_backbone("minilm"), prompt_init="text", prompt_init_text="\x00")
 
 
@@ -309,7 +309,7 @@ def test_a_model_without_a_head_is_refused():
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (transformers.CanineConfig, "no table of token embeddings"),
+        (transformers.CanineConfig, "no embedding weight"),
         (transformers.FNetConfig, "mixes all positions, padding included"),
         (transformers.NystromformerConfig, "averages over segments of the padded length"),
         (transformers.YosoConfig, "hashes all positions, padding included"),
@@ -332,7 +332,7 @@ def test_an_embedding_that_gives_no_vectors_is_refused():
         intermediate_size=32,
     )
     backbone = transformers.AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(PtuneError, match="gives a tuple"):
+    with pytest.raises(PtuneError, match="returns a tuple"):
         prompt(backbone)(torch.arange(10, 16)[None])
 
 

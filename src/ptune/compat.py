@@ -11,10 +11,12 @@ Heavy libraries are imported inside the functions, so that `import ptune` stays 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -381,3 +383,69 @@ def dataset_commit(dataset: Dataset, repository: str) -> str | None:
         if owner_and_name in folder.parts and re.fullmatch("[0-9a-f]{40}", folder.name):
             return folder.name
     return None
+
+
+# Locks and forks
+
+
+class ForkLock:
+    """A re-entrant lock that `os.fork` waits for, so that a child finds at rest what it guards.
+
+    The child has the lock free. Copies and pickles get a lock of their own.
+
+    Args:
+        level: A thread that holds a lock may wait for one of a higher level, not of a lower one.
+            Loading a backbone has level 0, a bank's tables 1, a backbone 2, a tokenizer 3.
+    """
+
+    def __init__(self, level: int) -> None:
+        self.level, self._lock = level, threading.RLock()
+        with _registry:
+            _fork_locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ForkLock, (self.level,)
+
+
+_registry = threading.RLock()
+_fork_locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+_held: list[ForkLock] = []
+
+
+def _before_fork() -> None:
+    _registry.acquire()
+    _held[:] = sorted(_fork_locks, key=lambda lock: lock.level)
+    for lock in _held:
+        lock._lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for lock in reversed(_held):
+        lock._lock.release()
+    _held.clear()
+    _registry.release()
+
+
+def _after_fork_in_child() -> None:
+    global _registry
+    _registry = threading.RLock()
+    for lock in _held:
+        lock._lock = threading.RLock()
+    if _held and (torch := sys.modules.get("torch")):
+        # The threads of the parent's OpenMP pool do not exist here, and waiting for them hangs.
+        torch.set_num_threads(1)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

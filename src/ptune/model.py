@@ -1,312 +1,146 @@
-"""`PromptModel`: a frozen backbone, a prompt and a head.
+"""`PromptModel`: a prompt and a head, trained on a frozen backbone.
 
-The one idea: **a prompt is k extra rows of the token-embedding table.** Virtual token i has the id
-V + i, where V is the number of rows of the frozen table, and the backbone is called with ids. It
-then does its own positions, padding and pooling; nothing here knows how.
+How a prompt gets into the backbone is `ptune.prompts.host`'s business; here is what trains, what
+is saved, and the interface that `Trainer` and users of 🤗 PEFT expect.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 
-from ptune.backbones.cpu import CpuKernels, is_traced
-from ptune.backbones.loading import (
-    check_family,
-    load_tokenizer,
-    max_positions,
-    names_of_head,
-    smallest,
-    weight_of,
-)
+from ptune import compat
+from ptune.adapters.adapter import Adapter
+from ptune.backbones.architectures import Architecture
+from ptune.backbones.cpu import is_traced
+from ptune.backbones.loading import load_tokenizer, loading, smallest
 from ptune.errors import PtuneError
-from ptune.prompts import layout
+from ptune.labels import SINGLE, Labels
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
-from ptune.prompts.hooks import (
-    ExtraRows,
-    MeanOverText,
-    OnlyWhereRead,
-    WithoutDropout,
-    flat,
-    in_own_dtype,
-)
-from ptune.prompts.mechanisms import (
-    Attentions,
-    Form,
-    InputRows,
-    KeysAndValues,
-    Prompt,
-    RowsInEveryLayer,
-    SharedRows,
-)
+from ptune.prompts.heads import Head
+from ptune.prompts.host import SHARED, Host
+from ptune.prompts.mechanisms import Mechanism, Prompt
 
 
 @dataclass
 class AdapterState:
-    """One adapter of a model, besides its prompt encoder.
+    """One adapter of a model, apart from its prompt encoder.
 
     Attributes:
         config: The prompt.
-        labels: `id2label` and `problem_type`.
-        head: The head's parameters, float32, while the adapter is not the active one.
-        max_length: The user's bound on texts, in tokens.
+        mechanism: How it acts inside the backbone.
+        head: Parameters and labels.
+        max_length: The user's limit on texts, in tokens.
         trains: Whether it trains when it is active.
     """
 
     config: PromptEncoderConfig
-    labels: dict[str, Any]
-    head: dict[str, Tensor]
+    mechanism: Mechanism
+    head: Head
     max_length: int | None = None
     trains: bool = True
 
 
-@dataclass(frozen=True)
-class _AsItCame:
-    """What of a backbone is changed, as it was."""
+class _ThreadChoice(threading.local):
+    """Which adapter a thread has chosen for itself, and whether it disabled them all."""
 
-    requires_grad: dict[str, bool]
-    head: dict[str, Tensor]
-    training: bool
-    pad_token_id: int | None
-    labels: dict[str, Any]
+    adapter: str | None = None
+    disabled: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ThreadChoice, ()
 
-def _labels_of(backbone: PreTrainedModel) -> dict[str, Any]:
-    config = backbone.config
-    return {"id2label": dict(config.id2label), "problem_type": config.problem_type}
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ThreadChoice:
+        return _ThreadChoice()
 
 
-def _form_name(config: PromptEncoderConfig) -> str:
-    return config.depth
+class PromptModel(compat.ModelOverrides, PreTrainedModel):
+    """A frozen sequence classifier of 🤗 Transformers with a prompt and a head to train.
 
+    It is a `PreTrainedModel`, so an unmodified `Trainer` trains, checkpoints, resumes and reloads
+    it. The *head* is every parameter outside the backbone's base model. All of it is trained and
+    saved, in float32.
 
-def _set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
-    config = backbone.config
-    config.id2label = dict(labels["id2label"])
-    config.label2id = {label: i for i, label in config.id2label.items()}
-    config.problem_type = labels["problem_type"]
-    # The losses of Transformers' classifiers read it off the module.
-    if hasattr(backbone, "num_labels"):
-        backbone.num_labels = config.num_labels
-
-
-class PromptModel(PreTrainedModel):
-    """A frozen sequence classifier of 🤗 Transformers steered by a prompt.
-
-    It is a `PreTrainedModel`, so that an unmodified `Trainer` trains, checkpoints, resumes and
-    reloads it. The *head* is every parameter outside the backbone's base model: all of it trains
-    and all of it is saved, in float32.
+    Several adapters can share the backbone, and several threads can call the model. A thread that
+    calls `set_adapter` chooses for itself; threads that never did use the latest choice.
 
     Args:
-        backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen, and
-            its embedding takes extra rows) and handed back as it came by `unload`.
-        config: The prompt.
-        rows: A trained prompt, ``[num_virtual_tokens, width]``: given for inference, there is no
-            encoder then.
+        backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen, with
+            hooks) and given back as it came by `unload`.
+        config: The prompt. `None`: the default prompt.
+        prompt_embeddings: A trained prompt, ``[num_virtual_tokens, width]``, for inference; there
+            is no encoder then.
+        mechanism: How the prompt acts inside the backbone, as an adapter recorded it.
 
     Raises:
-        PtuneError: The prompt does not fit the backbone.
+        PtuneError: The prompt does not fit the backbone. The backbone is unchanged then.
     """
 
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
-    # `Trainer` says how many labels a step has, on all processes together; see `forward`.
+    # `Trainer` passes the number of labels in a step, over all processes; see `forward`.
     accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
-    # Read an input prompt once for a whole batch, where the backbone cannot tell (`SharedRows`).
+    # Compute an input prompt once for a whole batch, where that gives the same results.
     share_prompt = True
 
     def __init__(
         self,
         backbone: PreTrainedModel,
-        config: PromptEncoderConfig,
-        rows: Tensor | None = None,
+        config: PromptEncoderConfig | None = None,
+        prompt_embeddings: Tensor | None = None,
         *,
         adapter_name: str = "default",
+        mechanism: str | None = None,
     ) -> None:
-        super().__init__(backbone.config)
-        check_family(backbone)
-        self.max_positions = max_positions(backbone)
-        # Before the backbone is touched: a prompt that does not fit leaves it as it is.
-        config = self.fitted(config, backbone)
-        self.backbone = backbone
-        head_names = frozenset(names_of_head(backbone))
-        named = dict(backbone.named_parameters())
-        self._as_it_came = _AsItCame(
-            requires_grad={name: p.requires_grad for name, p in named.items()},
-            head={name: named[name].data for name in head_names},
-            training=backbone.training,
-            pad_token_id=backbone.config.get_text_config().pad_token_id,
-            labels=_labels_of(backbone),
-        )
-        self._head_names = head_names
-        self._hooks = []
-        for name, parameter in named.items():
-            parameter.requires_grad_(name in head_names)
-            if name in head_names:
-                parameter.data = parameter.data.detach().clone().float()
-        for name in {name.rpartition(".")[0] for name in head_names}:
-            if name:
-                module = backbone.get_submodule(name)
-                self._hooks.append(module.register_forward_pre_hook(in_own_dtype))
-
-        # Decoders look for the pad token's id to find a text's end. Any id will do where there
-        # is none, because a token of a text never shows that id (see `forward`).
-        text_config = backbone.config.get_text_config()
-        if text_config.pad_token_id is None:
-            eos, rows_of_table = text_config.eos_token_id, len(self._table())
-            fits = isinstance(eos, int) and 0 <= eos < rows_of_table
-            text_config.pad_token_id = eos if fits else 0
-        self._kernels = CpuKernels(backbone) if CpuKernels.pay(backbone) else None
-        self._extra_rows = ExtraRows(backbone)
-        self._mean = MeanOverText(backbone.base_model)
-        self._where_read = OnlyWhereRead(backbone)
-        # Padding goes behind the text, but before it where the head reads the last position.
-        last = getattr(text_config, "summary_type", None) == "last"
-        self.padding_side: layout.Side = "left" if last else "right"
-        inputs = inspect.signature(backbone.forward).parameters
-        inside = inspect.signature(backbone.base_model.forward).parameters
-        self.takes_position_ids = "position_ids" in inputs or (
-            "kwargs" in inputs and "position_ids" in inside
-        )
-
-        self._checkpointable: list[Any] = [
-            m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)
-        ]
-        self._takes_use_cache = "use_cache" in inputs
-        self._disabled = False
-        self._forms: dict[str, Form] = {}
-        self._attentions: Attentions | None = None
-        self.adapters: dict[str, AdapterState] = {}
-        self.prompt_encoders = nn.ModuleDict()
-        self.active_adapter = adapter_name
-        self.put_adapter(adapter_name, config, rows)
-        self.train(backbone.training)
-
-    def _table(self) -> Tensor:
-        """The frozen token-embedding table, ``[V, token_dim]``."""
-        return weight_of(self.backbone.get_input_embeddings())
-
-    def fitted(self, config: PromptEncoderConfig, backbone: PreTrainedModel) -> PromptEncoderConfig:
-        """The configuration with the backbone's sizes filled in.
-
-        Raises:
-            PtuneError: The prompt does not fit the backbone.
-        """
-        text_config = backbone.config.get_text_config()
-        config = config.for_backbone(
-            token_dim=weight_of(backbone.get_input_embeddings()).shape[1],
-            num_layers=getattr(text_config, "num_hidden_layers", None),
-            num_heads=getattr(text_config, "num_attention_heads", None),
-        )
-        k = config.num_virtual_tokens
-        if config.depth == "input" and self.max_positions is not None and k >= self.max_positions:
-            raise PtuneError(
-                f"{k} virtual tokens do not fit: the backbone has {self.max_positions} positions "
-                "and a text needs some of them. Use a smaller num_virtual_tokens."
-            )
-        if config.pooling == "prompt" and SharedRows.possible(backbone):
-            raise PtuneError(
-                "pooling is 'prompt', but this backbone only looks back: a prompt before the text "
-                "has not read it. Take 'architecture' or 'mean'."
-            )
-        if config.base_model_name_or_path is None:
-            config.base_model_name_or_path = backbone.name_or_path or None
-        return config
-
-    def put_adapter(
-        self,
-        name: str,
-        config: PromptEncoderConfig,
-        rows: Tensor | None = None,
-        labels: dict[str, Any] | None = None,
-        head: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Add an adapter; what is not given is new, or as the backbone came with it."""
-        config = self.fitted(config, self.backbone)
-        form, table = self.form_of(config), self._table()
-        if rows is None:
-            encoder = build_prompt_encoder(config, form.width)
-            if config.prompt_init != "random":
-                words = self._first_words(config).to(table.device)
-                wide = encoder.embedding.embedding_dim == form.width
-                encoder.start_from(form.words(words) if wide else table[words].detach())
-            encoder.start_from(encoder.embedding.weight.detach() * config.prompt_init_scale)
-        else:
-            encoder = self._fixed(rows, config)
-        self.prompt_encoders[name] = encoder.to(table.device)
-        head = head or {n: t.clone().float() for n, t in self._as_it_came.head.items()}
-        labels = labels or self._as_it_came.labels
-        self.adapters[name] = AdapterState(config, labels=labels, head=head)
-
-    def _first_words(self, config: PromptEncoderConfig) -> Tensor:
-        """The tokens ``[num_virtual_tokens]`` that a prompt starts as."""
-        k = config.num_virtual_tokens
-        if config.prompt_init == "vocab":
-            return torch.randint(len(self._table()), (k,))
-        name, text = config.base_model_name_or_path, config.prompt_init_text
-        if name is None:
-            raise PtuneError(
-                "prompt_init='text' needs the backbone's tokenizer, and this backbone has no name. "
-                "Set base_model_name_or_path to the folder or Hub id where its tokenizer is."
-            )
-        tokenizer = load_tokenizer(name, revision=config.revision)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise PtuneError(f"prompt_init_text is {text!r}: no word for a prompt to start as.")
-        return torch.tensor([ids[i % len(ids)] for i in range(k)])
-
-    def has_form(self, config: PromptEncoderConfig) -> bool:
-        """Whether prompts of this kind have been met."""
-        return _form_name(config) in self._forms
-
-    def form_of(self, config: PromptEncoderConfig) -> Form:
-        """What a prompt is inside this backbone; hung on it when first needed."""
-        if not self.has_form(config):
-            self._forms[_form_name(config)] = self._new_form(config)
-        return self._forms[_form_name(config)]
-
-    def _new_form(self, config: PromptEncoderConfig) -> Form:
-        backbone, table = self.backbone, self._extra_rows
-        if config.depth == "input":
-            if self.takes_position_ids and SharedRows.possible(backbone):
-                self._forms["shared"] = SharedRows(self._reach_attentions(), table)
-            return InputRows(table)
-        if Attentions.reachable(backbone):
-            return KeysAndValues(self._reach_attentions(), table)
-        return RowsInEveryLayer(backbone, table)
-
-    def _reach_attentions(self) -> Attentions:
-        if self._attentions is None:
-            self._attentions = Attentions(self.backbone)
-        return self._attentions
+        # Loading another backbone meanwhile would change torch's default dtype.
+        with loading():
+            host = Host(backbone)
+            try:
+                super().__init__(backbone.config)
+                self.host, self.backbone = host, backbone
+                self._choice = _ThreadChoice()
+                self._default_adapter = adapter_name
+                self.adapters: dict[str, AdapterState] = {}
+                self.prompt_encoders = nn.ModuleDict()
+                config = config or PromptEncoderConfig()
+                self._put(adapter_name, config, prompt_embeddings, mechanism)
+                host.heads.install(self.state.head)
+                self._freeze_inactive()
+                self.train(backbone.training)
+            except BaseException:
+                host.release()
+                raise
 
     @property
-    def forms(self) -> list[Form]:
-        """Of all adapters so far."""
-        return list(self._forms.values())
+    def architecture(self) -> Architecture:
+        """What is known about the backbone."""
+        return self.host.architecture
+
+    # Adapters on one backbone. One is active; the heads of the others wait.
 
     @property
-    def form(self) -> Form:
-        """The active adapter's."""
-        return self._forms[_form_name(self.prompt_config)]
-
-    # Several adapters on one backbone. One is active; the others' heads wait beside it.
+    def active_adapter(self) -> str:
+        """The adapter that this thread uses."""
+        if is_traced():
+            return self._default_adapter
+        own = self._choice.adapter
+        return own if own in self.adapters else self._default_adapter
 
     @property
     def state(self) -> AdapterState:
-        """The active adapter's."""
+        """The active adapter's state."""
         return self.adapters[self.active_adapter]
 
     @property
@@ -321,81 +155,95 @@ class PromptModel(PreTrainedModel):
         assert isinstance(encoder, PromptEncoder)
         return encoder
 
-    @property
-    def max_length(self) -> int | None:
-        """A bound of the user's own on texts, in tokens; saved with the adapter."""
-        return self.state.max_length
-
-    @max_length.setter
-    def max_length(self, length: int | None) -> None:
-        self.state.max_length = length
-
     def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
-        """Add a new prompt, not yet the active one, with a head like the one the backbone had.
+        """Add a new prompt, with a head like the one the backbone came with. It is not active yet.
 
         Raises:
             PtuneError: There is an adapter of that name, or the prompt does not fit.
         """
         self._check_new_name(name)
-        self.put_adapter(name, config)
+        with loading():
+            self._put(name, config)
         self._freeze_inactive()
 
     def load_adapter(
         self, source: Any, adapter_name: str, *, is_trainable: bool = False, **where: Any
     ) -> None:
-        """Add a saved adapter without activating it; see `ptune.adapters.adapter.load`.
+        """Add a saved adapter. It is not active yet.
 
-        It may have labels of its own, and another number of them.
+        It may have its own labels, and another number of them.
+
+        Args:
+            source: A folder, a repository on the Hub, or an `Adapter`.
+            adapter_name: Its name in this model.
+            is_trainable: Let it train once it is active, without a prompt encoder.
+            **where: As for `Adapter.read`.
 
         Raises:
-            PtuneError: As for `ptune.adapters.adapter.load`; or there is an adapter of that name.
+            PtuneError: There is no such adapter, or it does not fit. The model is unchanged.
         """
-        from ptune.adapters.adapter import load_beside
-
         self._check_new_name(adapter_name)
-        load_beside(self, source, adapter_name, is_trainable=is_trainable, **where)
+        adapter = _adapter(source, **where)
+        check_fits(adapter, self.host)
+        config = replace(adapter.config, inference_mode=not is_trainable)
+        if is_trainable:
+            config = replace(config, encoder_reparameterization_type="NONE")
+        parameters = {name: nn.Parameter(t.clone()) for name, t in adapter.head.items()}
+        labels = adapter.labels
+        head = Head(
+            parameters,
+            {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type},
+        )
+        with loading():
+            self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
+        state = self.adapters[adapter_name]
+        state.max_length, state.trains = adapter.max_length, is_trainable
         self._freeze_inactive()
 
     def set_adapter(self, name: str) -> None:
-        """Make another adapter the active one: its prompt, head and labels.
+        """Make another adapter active: its prompt, head and labels.
+
+        For this thread, and for threads that have not chosen one themselves.
 
         Raises:
             PtuneError: There is none of that name.
         """
         self._check_known(name)
-        if name == self.active_adapter:
-            return
-        parameters = dict(self.head_parameters())
-        self.state.head = {n: p.data for n, p in parameters.items()}
-        self.active_adapter = name
-        for n, p in parameters.items():
-            p.grad = None
-            p.data = self.state.head[n].to(p.device)
-        _set_labels(self.backbone, self.state.labels)
-        self._freeze_inactive()
-        self.train(self.training)
+        self._choice.adapter = name
+        with self.host.passes.lock:
+            if name == self._default_adapter:
+                return
+            self._default_adapter = name
+            self.host.heads.install(self.adapters[name].head)
+            for parameter in self.adapters[name].head.parameters.values():
+                parameter.grad = None
+            self._freeze_inactive()
+            self.train(self.training)
 
     def rename_adapter(self, name: str, new_name: str) -> None:
-        """Call an adapter something else.
+        """Rename an adapter.
 
         Raises:
             PtuneError: There is none of that name, or one of the new name.
         """
         self._check_known(name)
         self._check_new_name(new_name)
-        self.adapters[new_name] = self.adapters.pop(name)
-        self.prompt_encoders[new_name] = self.prompt_encoders.pop(name)
-        if self.active_adapter == name:
-            self.active_adapter = new_name
+        self.adapters[new_name] = self.adapters[name]
+        self.prompt_encoders[new_name] = self.prompt_encoders[name]
+        if self._default_adapter == name:
+            self._default_adapter = new_name
+        if self._choice.adapter == name:
+            self._choice.adapter = new_name
+        del self.adapters[name], self.prompt_encoders[name]
 
     def delete_adapter(self, name: str) -> None:
-        """Remove an adapter that is not the active one.
+        """Remove an adapter that is not active.
 
         Raises:
             PtuneError: There is none of that name, or it is active.
         """
         self._check_known(name)
-        if name == self.active_adapter:
+        if name in (self.active_adapter, self._default_adapter):
             raise PtuneError(
                 f"The adapter {name!r} is active. Make another one active first (set_adapter), or "
                 "take the backbone back (unload)."
@@ -404,21 +252,13 @@ class PromptModel(PreTrainedModel):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """The backbone without a prompt, and with the head it came with, for the duration."""
-        parameters = dict(self.head_parameters())
-        trained = {n: p.data for n, p in parameters.items()}
-        labels = self.state.labels
+        """Within the context, this thread uses the backbone without a prompt, with its own head."""
+        before = self._choice.disabled
+        self._choice.disabled = True
         try:
-            for n, p in parameters.items():
-                p.data = self._as_it_came.head[n].to(p.device).float()
-            _set_labels(self.backbone, self._as_it_came.labels)
-            self._disabled = True
             yield
         finally:
-            self._disabled = False
-            _set_labels(self.backbone, labels)
-            for n, p in parameters.items():
-                p.data = trained[n]
+            self._choice.disabled = before
 
     def _check_known(self, name: str) -> None:
         if name not in self.adapters:
@@ -430,45 +270,103 @@ class PromptModel(PreTrainedModel):
         if name in self.adapters:
             raise PtuneError(f"There is an adapter {name!r} already. Give this one another name.")
         if not name or "." in name:
-            raise PtuneError(f"An adapter cannot be called {name!r}: no dots, and not nothing.")
+            raise PtuneError(
+                f"An adapter cannot be called {name!r}: a name is not empty and has no dots."
+            )
 
     def _freeze_inactive(self) -> None:
         """Only the active adapter trains, if it is one that trains."""
-        for name, encoder in self.prompt_encoders.items():
-            encoder.requires_grad_(name == self.active_adapter and self.state.trains)
-        for _, parameter in self.head_parameters():
-            parameter.requires_grad_(self.state.trains)
+        active = self._default_adapter
+        for name, state in self.adapters.items():
+            self.prompt_encoders[name].requires_grad_(name == active and state.trains)
+            for parameter in state.head.parameters.values():
+                parameter.requires_grad_(state.trains)
 
-    # What trains, what is saved.
+    def _put(
+        self,
+        name: str,
+        config: PromptEncoderConfig,
+        embeddings: Tensor | None = None,
+        mechanism: str | None = None,
+        head: Head | None = None,
+    ) -> None:
+        """Add an adapter. Missing values are initialised, or are those of the backbone."""
+        config = self.host.fitted(config)
+        own = self.host.mechanism_for(config, mechanism)
+        if embeddings is None:
+            encoder = self._new_encoder(config, own)
+        else:
+            encoder = self._fixed_encoder(embeddings, config, own)
+        self.prompt_encoders[name] = encoder.to(self.host.tokens.weight.device)
+        self.adapters[name] = AdapterState(config, own, head or self.host.heads.new())
+
+    def _new_encoder(self, config: PromptEncoderConfig, mechanism: Mechanism) -> PromptEncoder:
+        encoder = build_prompt_encoder(config, mechanism.width)
+        if config.prompt_init != "random":
+            weight = self.host.tokens.weight
+            words = self._first_words(config).to(weight.device)
+            wide = encoder.embedding.embedding_dim == mechanism.width
+            start = mechanism.from_words(words) if wide else weight[words].detach()
+            encoder.start_from(start)
+        encoder.start_from(encoder.embedding.weight.detach() * config.prompt_init_scale)
+        return encoder
+
+    def _fixed_encoder(
+        self, embeddings: Tensor, config: PromptEncoderConfig, mechanism: Mechanism
+    ) -> PromptEncoder:
+        """An encoder that is the prompt itself."""
+        self.host.check_shape(embeddings, config, mechanism)
+        encoder = PromptEncoder(config, mechanism.width)
+        encoder.start_from(embeddings)
+        return encoder
+
+    def _first_words(self, config: PromptEncoderConfig) -> Tensor:
+        """The tokens ``[num_virtual_tokens]`` that a prompt starts as."""
+        k = config.num_virtual_tokens
+        if config.prompt_init == "vocab":
+            return torch.randint(self.architecture.vocab_rows, (k,))
+        name, text = config.base_model_name_or_path, config.prompt_init_text
+        if name is None:
+            raise PtuneError(
+                "prompt_init='text' needs the backbone's tokenizer, and this backbone has no name. "
+                "Set base_model_name_or_path to the folder or Hub id where its tokenizer is."
+            )
+        tokenizer = load_tokenizer(name, revision=config.revision)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise PtuneError(f"prompt_init_text is {text!r}, which has no tokens to start from.")
+        return torch.tensor([ids[i % len(ids)] for i in range(k)])
+
+    # What trains.
 
     @property
-    def max_text_length(self) -> int | None:
-        """The longest text, in tokens, that fits beside the prompt; ``None``: no bound."""
-        if self.max_positions is None:
-            return None
-        return self.max_positions - self._positions_taken
+    def max_length(self) -> int | None:
+        """The user's own limit on texts, in tokens; saved with the adapter."""
+        return self.state.max_length
 
-    @property
-    def _positions_taken(self) -> int:
-        """How many of the backbone's positions are not the text's."""
-        config = self.prompt_config
-        taken = self.form.takes_positions or config.shift_positions
-        return config.num_virtual_tokens if taken else 0
+    @max_length.setter
+    def max_length(self, length: int | None) -> None:
+        self.state.max_length = length
 
-    def text_room(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """The longest text, in tokens, special ones included, that tokenising may produce.
+    def max_text_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
+        """The longest text, in tokens, special ones included. ``None``: no limit.
 
-        What the prompt needs is taken off the text. ``None``: no bound.
+        The positions that the prompt needs are taken off.
         """
-        return smallest(self.max_text_length, self.max_length, tokenizer.model_max_length)
+        bound = self.architecture.max_positions
+        if bound is not None:
+            prompt = Prompt.of(self.prompt_config, self.state.mechanism, self.prompt_embeddings())
+            bound -= prompt.positions
+        own = None if tokenizer is None else tokenizer.model_max_length
+        return smallest(bound, self.max_length, own)
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names, as in the backbone, and parameters of the head."""
-        return ((n, p) for n, p in self.backbone.named_parameters() if n in self._head_names)
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """What resuming needs: encoder and head, under their names in this module."""
-        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+        """Names, as in the backbone, and parameters of the active adapter's head."""
+        head = self.state.head
+        if head is self.host.heads.installed:
+            names = self.architecture.head_names
+            return ((name, self.backbone.get_parameter(name)) for name in names)
+        return iter(head.parameters.items())
 
     def parameter_groups(
         self,
@@ -477,11 +375,11 @@ class PromptModel(PreTrainedModel):
         prompt_learning_rate: float | None = None,
         weight_decay: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer: prompt and head, with their own learning rates.
+        """Parameter groups for an optimizer: prompt and head, each with its learning rate.
 
         Args:
-            learning_rate: Of the head.
-            prompt_learning_rate: Of the prompt; ``None``: the head's.
+            learning_rate: Learning rate of the head.
+            prompt_learning_rate: Learning rate of the prompt; ``None``: the head's.
             weight_decay: Of weights; biases get none, as in `Trainer`.
 
         Example:
@@ -504,96 +402,42 @@ class PromptModel(PreTrainedModel):
         ]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Numbers of trainable parameters and of all parameters."""
+        """Number of trainable parameters, and of all parameters."""
         counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
         return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
     def print_trainable_parameters(self) -> None:
-        """Print both numbers and their ratio, as the reference does."""
+        """Print both numbers and their ratio, as PEFT does."""
         trainable, total = self.get_nb_trainable_parameters()
         print(
             f"trainable params: {trainable:,d} || all params: {total:,d} || "
             f"trainable%: {100 * trainable / total:.4f}"
         )
 
-    def use_rows(self, rows: Tensor) -> None:
-        """Take `rows`, ``[num_virtual_tokens, width]``, as the prompt, without an encoder."""
-        encoder = self._fixed(rows, self.prompt_config)
-        self.prompt_encoders[self.active_adapter] = encoder.to(self._table().device)
-
-    def _fixed(self, rows: Tensor, config: PromptEncoderConfig) -> PromptEncoder:
-        form = self.form_of(config)
-        self.check_rows(rows, config)
-        encoder = PromptEncoder(config, form.width)
-        encoder.start_from(rows)
-        return encoder
-
-    def check_rows(self, rows: Tensor, config: PromptEncoderConfig) -> None:
-        """Refuse a prompt that does not have the shape of its kind in this backbone.
-
-        Raises:
-            PtuneError: It has not.
-        """
-        form = self.form_of(config)
-        wanted = (config.num_virtual_tokens, form.width)
-        if rows.shape != wanted:
-            raise PtuneError(
-                f"The prompt has the shape {list(rows.shape)}, and {type(self.backbone).__name__} "
-                f"takes a prompt of this kind as {list(wanted)}: it belongs to another backbone, "
-                "or was made in another way."
-            )
-
     def freeze(self) -> None:
-        """Train nothing any more: for inference."""
+        """Stop training the active adapter, for inference."""
         self.state.trains = False
         self._freeze_inactive()
 
     def unload(self) -> PreTrainedModel:
-        """Hand the backbone back as it came, bit for bit; this model is of no use afterwards."""
-        for form in self._forms.values():
-            form.remove()
-        if self._attentions is not None:
-            self._attentions.remove()
-        if self._kernels is not None:
-            self._kernels.remove()
-        self._extra_rows.remove()
-        self._mean.remove()
-        self._where_read.remove()
-        for hook in self._hooks:
-            hook.remove()
-        for layer in self._checkpointed_layers():
-            layer._gradient_checkpointing_func = layer._gradient_checkpointing_func.checkpoint
-        came = self._as_it_came
-        for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(came.requires_grad[name])
-            if name in came.head:
-                parameter.data = came.head[name].to(parameter.device)
-        self.config.get_text_config().pad_token_id = came.pad_token_id
-        _set_labels(self.backbone, came.labels)
-        return self.backbone.train(came.training)
+        """Give the backbone back as it came, bit for bit. This model cannot be used afterwards."""
+        return self.host.release()
 
     def train(self, mode: bool = True) -> PromptModel:
-        """Training mode for prompt and head; the frozen part drops nothing out unless asked to."""
+        """Set training mode. The frozen part drops nothing out unless the configuration asks."""
         super().train(mode)
         if not self.prompt_config.backbone_dropout:
             self.backbone.base_model.eval()
-            for layer in self._checkpointed_layers():
+            for layer in self.host.checkpointed_layers():
                 layer.training = mode
         return self
 
-    def _checkpointed_layers(self) -> list[Any]:
-        """The layers that gradient checkpointing is switched on for."""
-        return [layer for layer in self._checkpointable if layer.gradient_checkpointing]
-
-    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
-        super()._set_gradient_checkpointing(*args, **kwargs)
-        for layer in self._checkpointed_layers():
-            layer._gradient_checkpointing_func = WithoutDropout(
-                layer._gradient_checkpointing_func, drops_out=self.prompt_config.backbone_dropout
-            )
+    def on_gradient_checkpointing(self) -> None:
+        """Keep frozen layers frozen after checkpointing was switched on or off."""
+        self.host.wrap_checkpoints(drops_out=self.prompt_config.backbone_dropout)
         self.train(self.training)
 
-    # Running it.
+    # Forward pass.
 
     def forward(
         self,
@@ -610,357 +454,318 @@ class PromptModel(PreTrainedModel):
 
         Args:
             input_ids: ``[batch, seq]``, padded on either side or not at all.
-            attention_mask: ``[batch, seq]``, zero where a token is to be passed over; ``None``:
-                every token counts.
+            attention_mask: ``[batch, seq]``, zero for padding; ``None``: every token counts.
             token_type_ids: ``[batch, seq]``, where the backbone has them.
             position_ids: ``[batch, seq]``, counted for the text alone.
-            inputs_embeds: ``[batch, seq, token_dim]``, in place of `input_ids`.
-            labels: ``[batch]``, or ``[batch, num_labels]`` for several labels a text.
-            num_items_in_batch: How many labels there are in the step that this batch is a part of:
-                the parts' losses then add up to the mean over the step.
+            inputs_embeds: ``[batch, seq, token_dim]``, instead of `input_ids`.
+            labels: ``[batch]``, or ``[batch, num_labels]`` for multi-label classification.
+            num_items_in_batch: Number of labels in the step that this batch is a part of. The
+                losses of the parts then add up to the mean over the step.
 
         Returns:
             What the backbone returns: `logits` as ``[batch, num_labels]`` and, with labels,
-            `loss`. Sequence outputs carry the prompt's positions and have padding on the right.
+            `loss`. Sequence outputs include the prompt's positions and have padding on the right.
 
         Raises:
-            PtuneError: A text is longer than fits beside the prompt, or has a token that the
+            PtuneError: A text is longer than fits alongside the prompt, or has a token that the
                 backbone's embedding has no row for.
         """
-        if self._disabled:
-            prompt = Prompt(self.form, self.prompt_encoder()[:0])
-        else:
-            form = self._form_for(position_ids, kwargs)
-            prompt = Prompt.of(self.prompt_config, form, self.prompt_encoder())
-        output = self.run(
+        prompt, head = self._prompt_and_head(position_ids=position_ids, **kwargs)
+        if labels is not None:
+            kwargs["labels"] = labels
+        output = self.host.run(
             [prompt],
+            head=head,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            labels=labels,
             **kwargs,
         )
         if labels is not None and num_items_in_batch is not None:
             # The losses of Transformers' classifiers are means over the batch they see.
-            output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)  # type: ignore[index,call-overload]
+            output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)
         return output
 
-    def run(
-        self,
-        prompts: Sequence[Prompt],
-        which: Sequence[int] | None = None,
-        *,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> ModelOutput | tuple[Tensor, ...]:
-        """Let the backbone read a batch, each row with its own prompt, in one forward pass.
+    @torch.no_grad()
+    def prompt_embeddings(self) -> Tensor:
+        """The prompt for inference, ``[num_virtual_tokens, width]``, float32."""
+        return self.prompt_encoder().detach().float()
 
-        Args:
-            prompts: Any, of this model's forms.
-            which: The prompt of each row. ``None``: there is one, and all rows have it.
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, labels: As
-                for `forward`.
+    def _prompt_and_head(self, **inputs: Any) -> tuple[Prompt, Head]:
+        """The prompt and head that this thread uses."""
+        state = self.state
+        if not is_traced() and self._choice.disabled:
+            return Prompt(state.mechanism, self.prompt_encoder()[:0]), self.host.heads.original
+        mechanism = state.mechanism
+        if self.share_prompt and self.host.can_share(state.config, **inputs):
+            mechanism = self.host.mechanism(SHARED)
+        return Prompt.of(state.config, mechanism, self.prompt_encoder()), state.head
 
-        Raises:
-            PtuneError: As for `forward`.
-        """
-
-        def of_rows(values: list[int]) -> int | Tensor:
-            """A prompt's number as each row's: one for all, or ``[batch, 1]``."""
-            if which is None or len(set(values)) == 1:
-                return values[0]
-            return torch.tensor([[values[i]] for i in which], device=rows.device)
-
-        rows, lengths, starts = self._enter(prompts, which)
-        total, size = rows.shape[0], self._extra_rows.size
-        if inputs_embeds is not None:
-            if input_ids is not None:
-                raise PtuneError("Give input_ids or inputs_embeds, not both.")
-            if self.config.is_encoder_decoder:
-                raise PtuneError(
-                    f"{type(self.backbone).__name__} looks for the end token's id; give input_ids "
-                    "instead of inputs_embeds."
-                )
-            # A given vector is one more row of the table.
-            batch, seq, dim = inputs_embeds.shape
-            rows = torch.cat([rows.to(inputs_embeds.dtype), inputs_embeds.reshape(-1, dim)])
-            input_ids = (
-                torch.arange(batch * seq, device=rows.device).view(batch, seq) + size + total
-            )
-        if input_ids is None:
-            raise PtuneError("Give input_ids or inputs_embeds; both are missing.")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if inputs_embeds is None:
-            self._check_ids(input_ids, attention_mask)
-
-        k, before = of_rows(lengths), of_rows([p.before for p in prompts])
-        virtual = torch.arange(max(lengths), device=input_ids.device)  # [longest k]
-        virtual_mask = virtual < k  # [longest k] or [batch, longest k]
-        order = layout.prompt_order(attention_mask, virtual_mask, before, self.padding_side)
-        width = self._width(
-            attention_mask, order.shape[1], k, of_rows([p.positions for p in prompts])
-        )
-        order = layout.trim(order, width, self.padding_side)
-        # Asked for each time: `Trainer` sets it to the tokenizer's.
-        pad = self.config.get_text_config().pad_token_id
-        # A pad token that is part of a text must not look like padding, and padding must.
-        text_ids = torch.where(input_ids == pad, size + rows.shape[0], input_ids)
-        disguised = [pad]
-        if self.config.is_encoder_decoder:
-            # The head reads the last end token, and Transformers wants as many in every text.
-            disguised.append(end := self.config.eos_token_id)
-            ends = (input_ids == end) & (attention_mask != 0)
-            inner = ends & (ends.flip(1).cumsum(1).flip(1) > 1)
-            text_ids = torch.where(inner, size + rows.shape[0] + 1, text_ids)
-        text_ids = torch.where(attention_mask != 0, text_ids, pad)
-        virtual_ids = torch.where(virtual_mask, size + of_rows(starts) + virtual, pad)
-        inputs = {
-            "input_ids": layout.place(text_ids, virtual_ids, order),
-            "attention_mask": layout.place(attention_mask, virtual_mask, order),
-        }
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = layout.place(
-                token_type_ids, torch.zeros_like(virtual), order
-            )
-        shift = of_rows([p.positions - n for p, n in zip(prompts, lengths, strict=True)])
-        if position_ids is not None:
-            if not self.takes_position_ids:
-                raise PtuneError(
-                    f"{type(self.backbone).__name__} takes no position_ids. Leave them out."
-                )
-            position_ids = position_ids.expand_as(input_ids)
-            inputs["position_ids"] = layout.place_positions(
-                position_ids, attention_mask, virtual_mask, before, order
-            )
-        elif self.takes_position_ids and (isinstance(shift, Tensor) or shift > 0):
-            # A prompt takes positions, but does not stand among the tokens.
-            inputs["position_ids"] = self._shifted(inputs["attention_mask"], shift)
-        if labels is not None:
-            inputs["labels"] = labels
-        if self._takes_use_cache:
-            kwargs.setdefault("use_cache", False)  # nothing is generated
-        mean = of_rows([p.pooling != "architecture" for p in prompts])
-        if isinstance(mean, Tensor) or mean:
-            of_text = torch.as_tensor(of_rows([p.pooling == "mean" for p in prompts]))
-            is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
-            self._mean.mask = layout.place(is_text, is_prompt, order)
-            self._mean.rows = mean if isinstance(mean, Tensor) else None
-        self._extra_rows.rows, self._extra_rows.disguised = rows, tuple(disguised)
-        if not self._whole(kwargs):
-            self._where_read.positions = self._positions_read(inputs["attention_mask"], mean)
-        try:
-            return self.backbone(**inputs, **kwargs)
-        finally:
-            self._extra_rows.rows = self._mean.mask = self._where_read.positions = None
-
-    def _enter(
-        self, prompts: Sequence[Prompt], which: Sequence[int] | None
-    ) -> tuple[Tensor, list[int], list[int]]:
-        """Put the prompts of a batch in.
-
-        Returns:
-            The rows ``[n, token_dim]`` of them all that stand among the tokens; for each prompt
-            how many of these are its own, and which is the first.
-        """
-        rows: list[Tensor] = []
-        lengths, starts, total = [0] * len(prompts), [0] * len(prompts), 0
-        for form in self._forms.values():
-            if all(p.form is not form for p in prompts):
-                form.leave()
-                continue
-            none = prompts[0].rows.new_empty(0, form.width)
-            own = [p.rows if p.form is form else none for p in prompts]
-            for i, entered in enumerate(form.enter(own, which, total)):
-                if prompts[i].form is form:
-                    lengths[i], starts[i] = len(entered), total
-                    total += len(entered)
-                    rows.append(entered)
-        return torch.cat(rows), lengths, starts
-
-    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Refuse tokens, ``[batch, seq]``, that would be taken for virtual ones."""
-        if is_traced() or not input_ids.numel():
-            return
-        size = self._extra_rows.size
-        if (largest := int((input_ids * (attention_mask != 0)).max())) >= size:
-            raise PtuneError(
-                f"A text has the token id {largest}, and the backbone's embedding has the rows 0 "
-                f"to {size - 1}: the tokenizer belongs to another backbone, or has been given more "
-                "tokens. Use the backbone's own, or make the embedding larger before p-tuning "
-                "(backbone.resize_token_embeddings(len(tokenizer)))."
-            )
-
-    def _form_for(self, position_ids: Tensor | None, kwargs: dict[str, Any]) -> Form:
-        """The form of this forward pass: read once for the whole batch where nobody can tell."""
-        plain = (
-            not self.share_prompt
-            or "shared" not in self._forms
-            or self.prompt_config.depth != "input"
-            or self.prompt_config.placement != "prefix"
-            or position_ids is not None
-            or self._whole(kwargs)
-        )
-        return self.form if plain else self._forms["shared"]
-
-    def _whole(self, kwargs: dict[str, Any]) -> bool:
-        """Whether what no head reads is to be computed all the same."""
-        config = self.backbone.config
-        return bool(
-            any(
-                kwargs.get(name, getattr(config, name, False))
-                for name in ("output_hidden_states", "output_attentions")
-            )
-            or self._checkpointed_layers()
-            or is_traced()
-        )
-
-    def _positions_read(self, attention_mask: Tensor, mean: int | Tensor) -> Tensor | None:
-        """Which of batch * seq positions are read behind the last layer; ``None``: take all.
-
-        Args:
-            attention_mask: ``[batch, seq]``, with the prompt.
-            mean: Whether the mean is read; ``[batch, 1]`` where rows differ.
-        """
-        if self._where_read.head is None:
-            return None
-        read = self._where_read.head(attention_mask)
-        if self._mean.mask is not None:
-            read = torch.where(torch.as_tensor(mean, device=read.device), self._mean.mask, read)
-        return flat(read)
-
-    def _shifted(self, attention_mask: Tensor, shift: int | Tensor) -> Tensor:
-        """Positions ``[batch, seq]`` of texts that are counted from `shift`, ``[batch, 1]``."""
-        counted = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
-        first = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", 0)
-        first -= self.max_positions or first  # RoBERTa and its kin count from padding_idx + 1
-        return counted + first + shift
-
-    def _width(
-        self, attention_mask: Tensor, width: int, k: int | Tensor, positions: int | Tensor
-    ) -> int:
-        """How many of `width` columns to keep.
-
-        All, unless only padding makes the batch too wide or the prompts differ.
-
-        Args:
-            attention_mask: ``[batch, seq]``, of the texts.
-            width: Columns that there are.
-            k: Columns that are the prompt's; ``[batch, 1]`` where prompts differ.
-            positions: Positions that the prompt takes from the text; likewise.
-        """
-        bound = self.max_positions
-        seq = attention_mask.shape[1]
-        alike = isinstance(k, int) and isinstance(positions, int)
-        if alike and (bound is None or seq + positions <= bound):
-            return width
-        lengths = (attention_mask != 0).sum(dim=1, keepdim=True)  # [batch, 1]
-        if bound is not None and (worst := int((lengths + positions).max())) > bound:
-            row = int((lengths + positions).argmax())
-            longest = int(lengths[row])
-            fits = bound - worst + longest
-            raise PtuneError(
-                f"A text of {longest} tokens is too long: the backbone has {bound} "
-                f"positions and the prompt takes {worst - longest}, so at most "
-                f"{fits} tokens fit. Tokenise with truncation=True, "
-                f"max_length={fits}."
-            )
-        return max(1, int((lengths + k).max()))
-
-    # What `PreTrainedModel` and `Trainer` ask for.
-
-    def _check_and_adjust_attn_implementation(self, implementation: Any, **kwargs: Any) -> Any:
-        return implementation  # the backbone has chosen
-
-    def _check_and_adjust_experts_implementation(self, implementation: Any) -> Any:
-        return implementation
+    # What `PreTrainedModel`, `Trainer` and PEFT's users ask for.
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embedding."""
         return self.backbone.get_input_embeddings()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to tie: the backbone has done it."""
+        """Do nothing: the backbone has tied its weights."""
 
-    @property
-    def _keys_to_ignore_on_save(self) -> set[str]:
-        """What `Trainer`, reloading a checkpoint, is not to miss: the frozen part."""
+    def trained_state(self) -> dict[str, Tensor]:
+        """What resuming needs: prompt encoder and head, under their names in this module."""
+        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+
+    def frozen_names(self) -> set[str]:
+        """Names of the tensors that `Trainer` does not find in a checkpoint: the frozen part."""
         return self.state_dict().keys() - self.trained_state().keys()
 
     def get_base_model(self) -> PreTrainedModel:
-        """The backbone, as the reference calls it."""
+        """The backbone, under PEFT's name."""
         return self.backbone
 
+    # Files.
+
     @torch.no_grad()
-    def prompt_rows(self) -> Tensor:
-        """The prompt as inference needs it, ``[num_virtual_tokens, width]``, float32."""
-        return self.prompt_encoder().detach().float()
+    def to_adapter(self) -> Adapter:
+        """The active adapter as a value that can be saved, for inference."""
+        config, state = self.config, self.state
+        labels = state.head.labels
+        if state.head is self.host.heads.installed:
+            labels = {"id2label": config.id2label, "problem_type": config.problem_type}
+        return Adapter(
+            config=replace(state.config, inference_mode=True),
+            prompt_embeddings=self.prompt_embeddings().cpu(),
+            head={name: p.detach().cpu() for name, p in self.head_parameters()},
+            labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"] or SINGLE),
+            mechanism=state.mechanism.name,  # type: ignore[arg-type]
+            max_length=state.max_length,
+            backbone=self.architecture.sizes,
+        )
+
+    @classmethod
+    def from_adapter(
+        cls,
+        backbone: PreTrainedModel,
+        adapter: Adapter,
+        *,
+        is_trainable: bool = False,
+        config: PromptEncoderConfig | None = None,
+    ) -> PromptModel:
+        """Put an adapter on a backbone.
+
+        Args:
+            backbone: A sequence classifier with as many labels as the adapter has.
+            adapter: The adapter.
+            is_trainable: Go on training: with the prompt encoder if it was saved, else with the
+                prompt embeddings as plain parameters.
+            config: Replaces the adapter's own.
+
+        Raises:
+            PtuneError: The adapter belongs to another backbone. The backbone is unchanged then.
+        """
+        check_backbone(adapter, Architecture.of(backbone), backbone)
+        config = replace(config or adapter.config, inference_mode=not is_trainable)
+        state = adapter.read_trained_state() if is_trainable else None
+        if is_trainable and state is None:
+            config = replace(config, encoder_reparameterization_type="NONE")
+        # A prompt that is loaded does not start as words, which would need a tokenizer.
+        start = replace(config, prompt_init="random", prompt_init_text=None)
+        embeddings = adapter.prompt_embeddings if state is None else None
+        model = cls(
+            backbone, config if state is None else start, embeddings, mechanism=adapter.mechanism
+        )
+        try:
+            model.state.config = replace(
+                model.prompt_config,
+                prompt_init=config.prompt_init,
+                prompt_init_text=config.prompt_init_text,
+            )
+            model._fill_head(adapter)
+            if state is not None:
+                model.load_state_dict(state, strict=False)
+        except BaseException:
+            model.unload()
+            raise
+        model.max_length = adapter.max_length
+        if not is_trainable:
+            model.freeze()
+        return model.train(is_trainable)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        model_id: Any,
+        *,
+        is_trainable: bool = False,
+        config: PromptEncoderConfig | None = None,
+        **where: Any,
+    ) -> PromptModel:
+        """Put a saved adapter on `model`: `from_adapter` with a folder or a Hub repository.
+
+        Args:
+            model: The backbone.
+            model_id: A folder, a repository on the Hub, or an `Adapter`.
+            is_trainable, config: As for `from_adapter`.
+            **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
+        """
+        adapter = _adapter(model_id, **where)
+        return cls.from_adapter(model, adapter, is_trainable=is_trainable, config=config)
+
+    def use_adapter(self, adapter: Adapter) -> None:
+        """Replace the active adapter's prompt encoder and head by a saved prompt and head.
+
+        Raises:
+            PtuneError: They do not fit. The model is unchanged then.
+        """
+        state = self.state
+        encoder = self._fixed_encoder(adapter.prompt_embeddings, state.config, state.mechanism)
+        self._fill_head(adapter)
+        self.prompt_encoders[self.active_adapter] = encoder.to(self.host.tokens.weight.device)
+
+    def _fill_head(self, adapter: Adapter) -> None:
+        own = dict(self.head_parameters())
+        check_head(adapter, {n: list(p.shape) for n, p in own.items()}, self.backbone)
+        if missing := sorted(own.keys() - adapter.head.keys()):
+            warnings.warn(
+                f"The adapter {adapter.source} does not hold {', '.join(missing)}. These keep the "
+                "backbone's values, which are random if its checkpoint has none. Adapters saved by "
+                "PEFT lack such layers of the head; train and save the adapter with ptune.",
+                stacklevel=4,
+            )
+        with torch.no_grad():
+            for name, tensor in adapter.head.items():
+                own[name].copy_(tensor)
 
     def save_pretrained(
         self, save_directory: Any, selected_adapters: list[str] | None = None, **kwargs: Any
     ) -> None:
-        """Write the active adapter and what resuming needs; see `ptune.adapters.adapter.save`.
-
-        `Trainer` calls this for every checkpoint.
+        """Save the active adapter, with what resuming needs. `Trainer` does so at checkpoints.
 
         Args:
-            save_directory: Where to.
-            selected_adapters: Write these instead: `default` there, others into folders of their
-                names, as the reference does.
+            save_directory: The folder.
+            selected_adapters: Save these instead: `default` there, others in folders of their
+                names, as PEFT does.
+            **kwargs: `is_main_process` and others that `Trainer` passes.
         """
-        from ptune.adapters.adapter import save
-
         if not kwargs.get("is_main_process", True):
             return
         if selected_adapters is None:
-            save(self, save_directory)
+            self.to_adapter().save(save_directory, self.trained_state())
             return
         active = self.active_adapter
         for name in selected_adapters:
             self.set_adapter(name)
-            save(self, Path(save_directory) / ("" if name == "default" else name))
+            folder = Path(save_directory) / ("" if name == "default" else name)
+            self.to_adapter().save(folder, self.trained_state())
         self.set_adapter(active)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        token: str | bool | None = None,
-        commit_message: str | None = None,
-        license: str | None = None,
-        use_auth_token: str | bool | None = None,
-    ) -> str:
-        """Publish the adapter with a model card; see `ptune.adapters.push.push`.
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Publish the adapter with a model card.
 
-        `use_auth_token` is what the reference's guide calls `token`.
+        Args:
+            repo_id: As for `ptune.adapters.push.push`.
+            **kwargs: As for `ptune.adapters.push.push`; `use_auth_token` is PEFT's name for
+                `token`.
         """
-        from ptune.adapters.adapter import from_model
         from ptune.adapters.push import push
 
-        return push(
-            from_model(self),
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            token=use_auth_token if token is None else token,
-            commit_message=commit_message,
-            license=license,
+        old = kwargs.pop("use_auth_token", None)
+        kwargs.setdefault("token", old)
+        return push(self.to_adapter(), repo_id, **kwargs)
+
+
+def _adapter(source: Any, **where: Any) -> Adapter:
+    if isinstance(source, Adapter):
+        return source
+    return Adapter.read(source, own_backbone=True, **where)
+
+
+# Does an adapter belong to a backbone?
+
+
+def check_backbone(adapter: Adapter, own: Architecture, backbone: PreTrainedModel) -> None:
+    """Refuse an adapter of another backbone; warn if only its name is another.
+
+    Raises:
+        PtuneError: The sizes differ.
+    """
+    trained_on = adapter.config.base_model_name_or_path or "another model"
+    name = backbone.name_or_path or own.name
+    differing = [
+        f"{key} {value} instead of {adapter.backbone[key]}"
+        for key, value in own.sizes.items()
+        if key in adapter.backbone and adapter.backbone[key] != value
+    ]
+    width = adapter.config.token_dim
+    if adapter.config.depth == "input":
+        width = adapter.prompt_embeddings.shape[1]
+    if width not in (None, own.token_dim):
+        differing.append(f"token embeddings {own.token_dim} wide instead of {width}")
+    if differing:
+        raise PtuneError(
+            f"The adapter {adapter.source} was trained on {trained_on}; the backbone {name} has "
+            f"{', '.join(differing)}. Load {trained_on}."
+        )
+    both_named = backbone.name_or_path and adapter.config.base_model_name_or_path
+    if both_named and Path(name).name.lower() != Path(trained_on).name.lower():
+        warnings.warn(
+            f"The adapter {adapter.source} was trained on {trained_on}; the backbone is called "
+            f"{name}. Their sizes agree, but with other weights the predictions are meaningless.",
+            stacklevel=4,
         )
 
-    @classmethod
-    def from_pretrained(cls, model: PreTrainedModel, model_id: Any, **kwargs: Any) -> PromptModel:
-        """Put a saved adapter on `model`; see `ptune.adapters.adapter.load`."""
-        from ptune.adapters.adapter import load
 
-        return load(model, model_id, **kwargs)
+def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrainedModel) -> None:
+    """Refuse a head that does not fit.
+
+    Args:
+        adapter: The adapter.
+        shapes: Of the head's parameters, by their names in the backbone.
+        backbone: For messages.
+
+    Raises:
+        PtuneError: A parameter is unknown, or has another shape.
+    """
+    if unknown := sorted(adapter.head.keys() - shapes.keys()):
+        raise PtuneError(
+            f"The adapter {adapter.source} has the head parameters {', '.join(unknown)}, which "
+            f"are not in the head of {type(backbone).__name__}: it belongs to another backbone."
+        )
+    for name, tensor in adapter.head.items():
+        expected = shapes[name]
+        if list(tensor.shape) != expected:
+            raise PtuneError(
+                f"{name} has the shape {list(tensor.shape)} in the adapter {adapter.source} and "
+                f"{expected} in the backbone. If only the number of labels differs, load the "
+                f"backbone with num_labels={tensor.shape[0]}; `ptune.load` does so."
+            )
+
+
+def check_fits(adapter: Adapter, host: Host) -> None:
+    """Refuse an adapter that cannot be added to a backbone that has one.
+
+    Raises:
+        PtuneError: It belongs to another backbone, or its head is incomplete.
+    """
+    check_backbone(adapter, host.architecture, host.backbone)
+    head, labels = host.heads.original.parameters, len(host.heads.original.labels["id2label"])
+    if missing := sorted(head.keys() - adapter.head.keys()):
+        raise PtuneError(f"The adapter {adapter.source} does not hold {', '.join(missing)}.")
+    for name, tensor in adapter.head.items():
+        if name not in head:
+            raise PtuneError(
+                f"{name} of the adapter {adapter.source} is not a parameter of the backbone's head."
+            )
+        expected = list(head[name].shape)
+        if expected[0] == labels:  # the layer with one row for each label
+            expected[0] = len(adapter.labels)
+        if list(tensor.shape) != expected:
+            raise PtuneError(
+                f"{name} of the adapter {adapter.source} has the shape {list(tensor.shape)}; "
+                f"expected is {expected} for this backbone and {len(adapter.labels)} labels."
+            )

@@ -7,7 +7,7 @@ Only p-tuning for sequence classification is here. `PromptEncoderConfig` has PEF
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -119,7 +119,7 @@ def get_peft_model(
 
 def get_peft_model_state_dict(model: PromptModel, **kwargs: Any) -> dict[str, torch.Tensor]:
     """The tensors of an adapter file: prompt embeddings and head."""
-    return adapter.from_model(model).tensors()
+    return model.to_adapter().tensors()
 
 
 def set_peft_model_state_dict(
@@ -133,4 +133,8 @@ def set_peft_model_state_dict(
     Raises:
         PtuneError: They do not fit.
     """
-    adapter.put(model, *adapter.split(peft_model_state_dict, "the state dictionary"))
+    source = "the state dictionary"
+    embeddings, head = adapter.split(peft_model_state_dict, source)
+    model.use_adapter(
+        replace(model.to_adapter(), prompt_embeddings=embeddings, head=head, source=source)
+    )

@@ -5,8 +5,6 @@ A string is one text. A tuple of two strings is one pair. Anything else iterable
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
+from ptune.compat import ForkLock
 from ptune.errors import PtuneError
 
 # A text, or a pair of texts.
@@ -97,43 +96,15 @@ def check(values: Iterable[Any], where: str, before: int = 0) -> list[str]:
 # Tokens.
 
 
-class _Locks:
-    """One lock per tokenizer: a fast tokenizer fails when two threads use it at once.
-
-    A copy of a tokenizer has a lock of its own. A fork waits until no thread is inside a
-    tokenizer, because a lock that the library holds at that moment would stay locked in the child.
-    """
-
-    def __init__(self) -> None:
-        self._reset()
-        os.register_at_fork(
-            before=self._acquire_all, after_in_parent=self._release_all, after_in_child=self._reset
-        )
-
-    def of(self, tokenizer: PreTrainedTokenizerBase) -> threading.RLock:
-        """The lock of a tokenizer."""
-        with self._own:
-            return self._locks.setdefault(tokenizer, threading.RLock())
-
-    def _reset(self) -> None:
-        self._own = threading.RLock()
-        self._locks: WeakKeyDictionary[PreTrainedTokenizerBase, threading.RLock]
-        self._locks = WeakKeyDictionary()
-        self._held: list[threading.RLock] = []
-
-    def _acquire_all(self) -> None:
-        self._own.acquire()
-        self._held = list(self._locks.values())
-        for lock in self._held:
-            lock.acquire()
-
-    def _release_all(self) -> None:
-        for lock in self._held:
-            lock.release()
-        self._own.release()
+# A fast tokenizer fails when two threads use it at once. A copy of one has its own lock.
+_locks: WeakKeyDictionary[PreTrainedTokenizerBase, ForkLock] = WeakKeyDictionary()
+_registry = ForkLock(level=4)
 
 
-_locks = _Locks()
+def lock_of(tokenizer: PreTrainedTokenizerBase) -> ForkLock:
+    """The lock to hold while a tokenizer works."""
+    with _registry:
+        return _locks.setdefault(tokenizer, ForkLock(level=3))
 
 
 def encode(
@@ -153,7 +124,7 @@ def encode(
         `input_ids` and so on, one list per text, and how many texts were cut.
     """
     lists = [list(column) for column in columns]
-    with _locks.of(tokenizer):
+    with lock_of(tokenizer):
         encoded = dict(tokenizer(*lists, verbose=False))
         ids = encoded["input_ids"]
         limits = max_text_tokens

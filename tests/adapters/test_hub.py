@@ -111,7 +111,7 @@ def run_folder(tmp_path_factory, bert_folder):
         placement="after_first",
         prompt_init="vocab",
     )
-    adapter.save(PromptModel(backbone, config), folder)
+    PromptModel(backbone, config).save_pretrained(folder)
     settings = TrainSettings(
         model=str(bert_folder),
         train_file=str(folder / "mail.csv"),
@@ -491,7 +491,7 @@ def two_versions(server, run_folder, bert_folder, tmp_path):
     changed = PromptModel.from_pretrained(backbone, other)
     with torch.no_grad():
         changed.prompt_encoder.embedding.weight.normal_()
-    adapter.save(changed, other, trained_state=False)
+    changed.to_adapter().save(other)
     push(run_folder)
     push(other, revision="old")
     server.add_folder("alice/mail", other, under="inner/")

@@ -1,6 +1,7 @@
 """The same promises, on every family of backbones."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.prompts.hooks import _ends_of_last_layer
-from ptune.prompts.mechanisms import SharedRows
+from ptune.backbones.architectures import Architecture
 
 K = 5
 
@@ -103,7 +103,7 @@ def test_pairs_with_their_token_types(model, tokenizer):
 
 @torch.no_grad()
 def test_the_longest_text_runs_and_one_token_more_is_an_error(model, tokenizer):
-    longest = model.max_text_length
+    longest = model.max_text_tokens()
     if longest is None:
         assert model(of_length(tokenizer, 200)).logits.isfinite().all()
         return
@@ -154,7 +154,7 @@ def test_a_caller_s_position_ids(model, tokenizer):
     seq = inputs["input_ids"].shape[1]
     start = model.config.pad_token_id + 1 if counts_from_the_padding(model) else 0
     positions = torch.arange(start, start + seq)[None]
-    if not model.takes_position_ids:
+    if not model.architecture.takes_position_ids:
         with pytest.raises(PtuneError, match="position_ids"):
             model(**inputs, position_ids=positions)
         return
@@ -203,7 +203,7 @@ def test_hidden_states_have_the_prompt_s_positions(model, tokenizer):
     output = model(**inputs, output_hidden_states=True)
     states = output.get("encoder_hidden_states") or output.hidden_states
     assert_same(output.logits, model(**inputs).logits)
-    width = inputs["input_ids"].shape[1] + (K if model.form.takes_positions else 0)
+    width = inputs["input_ids"].shape[1] + (K if model.state.mechanism.takes_positions else 0)
     assert states[-1].shape[1] == width
 
 
@@ -308,16 +308,20 @@ def test_the_end_of_the_last_layer_works_only_where_it_is_read(
     results, tokens = [], []
     for left_out in (True, False):
         made = build_model(family, tokenizer)
-        if pooling == "prompt" and SharedRows.possible(made):
+        if pooling == "prompt" and Architecture.of(made).looks_back:
             pooling = "mean"  # the prompt has not read the text
         model = prompt(made, pooling=pooling, **KINDS[kind])
-        if model._where_read.head is None:
+        end = model.architecture.last_layer_end
+        if end is None:
             assert name in ALL_POSITIONS
             return
         if not left_out:
-            model._where_read.head = None
-        _, end = next(_ends_of_last_layer(made))
-        last = [m for m in end.modules() if isinstance(m, torch.nn.Linear | Conv1D)][-1]
+            model.host.architecture = replace(model.architecture, last_layer_end=None)
+        last = [
+            m
+            for m in made.get_submodule(end.end).modules()
+            if isinstance(m, torch.nn.Linear | Conv1D)
+        ][-1]
         seen = []  # a prompt that is read apart comes first
         last.register_forward_hook(
             lambda m, args, _, seen=seen: seen.append(args[0][..., 0].numel())

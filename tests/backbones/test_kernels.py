@@ -62,7 +62,7 @@ def test_a_packed_layer_computes_what_the_layer_does(shape: tuple[int, ...], bia
         results.append((out.detach(), x.grad, each(x.detach())))
     for wanted, got in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-7)
-    assert ours.packed.weight is not None
+    assert ours.packed.plain is not None
 
 
 @here
@@ -101,10 +101,10 @@ def test_what_is_not_frozen_or_not_bfloat16_is_computed_as_it_was() -> None:
     trained = packed(frozen(16, 16)).requires_grad_(True)
     trained(torch.randn(2, 16, dtype=BF16)).sum().backward()
     assert trained.weight.grad is not None
-    assert trained.packed.weight is None
+    assert trained.packed.plain is None
     wide = packed(frozen(16, 16)).float()
     assert wide(torch.randn(2, 16)).dtype == torch.float32
-    assert wide.packed.weight is None
+    assert wide.packed.plain is None
 
 
 @here
@@ -114,7 +114,7 @@ def test_a_copy_of_a_packed_layer_packs_for_itself() -> None:
     x = torch.randn(2, 16, dtype=BF16)
     layer(x)
     twin = copy.deepcopy(layer)
-    assert twin.packed.weight is None
+    assert twin.packed.plain is None
     assert torch.equal(twin(x), layer(x))
 
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SENTENCES, call
+from conftest import SENTENCES, call, use_prompt
 from families import FAMILIES, POSITIONS, VOCABULARY, build_model, build_tokenizer
 from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
 from ptune.export import checkpoint as export
 
@@ -44,9 +43,9 @@ def make(folder, family, tokenizer=None, *, labels=LABELS, kind="single_label_cl
         for _, parameter in model.head_parameters():
             parameter += torch.randn_like(parameter) / 2
         if model.prompt_config.depth == "input":
-            model.use_rows(torch.randn_like(model.prompt_rows()))
+            use_prompt(model, torch.randn_like(model.prompt_embeddings()))
     model.max_length = max_length
-    adapter.save(model, folder / "adapter", trained_state=False)
+    model.to_adapter().save(folder / "adapter")
     return folder / "adapter"
 
 

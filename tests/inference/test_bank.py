@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import ptune
 from ptune import PromptBank, PromptEncoderConfig, PromptModel, PtuneError
+from ptune.backbones.architectures import Architecture
 from ptune.backbones.loading import load_backbone
-from ptune.prompts.mechanisms import SharedRows
 
 # Tasks as different as they can be: name, labels, problem type, prompt.
 TASKS = {
@@ -85,14 +85,14 @@ def test_a_mixed_batch_on_every_family_is_each_task_s_own_answer(family, tmp_pat
         tokenizer.pad_token = tokenizer.eos_token
     base = build_model(kind, tokenizer)
     own = {}
-    looks_back = SharedRows.possible(base)
+    looks_back = Architecture.of(base).looks_back
     tasks = [t for t in TASKS if not (looks_back and TASKS[t][2].get("pooling") == "prompt")]
     for i, task in enumerate(tasks):
         labels, problem_type, options = TASKS[task]
         backbone = build_model(kind, tokenizer, num_labels=len(labels))
         backbone.base_model.load_state_dict(base.base_model.state_dict())
         save_adapter(backbone, tmp_path / task, labels, problem_type, options, seed=i)
-        own[task] = ptune.adapters.adapter.load(backbone, tmp_path / task)
+        own[task] = PromptModel.from_pretrained(backbone, tmp_path / task)
     bank = PromptBank(base, tokenizer=tokenizer)
     for task in tasks:
         bank.add(task, tmp_path / task)

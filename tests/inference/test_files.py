@@ -11,7 +11,6 @@ from pyarrow import parquet
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.adapters import adapter
 from ptune.backbones.loading import load_backbone
 from ptune.data.tables import Columns
 from ptune.inference.files import Source, format_of, write, writer
@@ -20,7 +19,7 @@ from ptune.inference.files import Source, format_of, write, writer
 def save_untrained(model, folder, labels=("no", "yes"), problem_type="single_label_classification"):
     backbone = load_backbone(str(model), labels=labels, problem_type=problem_type, dtype="float32")
     config = PromptEncoderConfig(num_virtual_tokens=4, encoder_reparameterization_type="NONE")
-    adapter.save(PromptModel(backbone, config), folder, trained_state=False)
+    PromptModel(backbone, config).to_adapter().save(folder)
     return folder
 
 

@@ -5,12 +5,11 @@ import warnings
 import peft
 import pytest
 import torch
-from conftest import SENTENCES, build
+from conftest import SENTENCES, build, use_prompt
 from families import FAMILIES, build_model, build_tokenizer
 
 from ptune import PromptEncoderConfig, PromptModel, PtuneError
 from ptune.peft import PeftModel
-from ptune.prompts.mechanisms import KeysAndValues, RowsInEveryLayer, SharedRows
 
 K = 5
 
@@ -31,12 +30,12 @@ def made(name):
 
 # Every family has one of the two forms; both must be met.
 @pytest.mark.parametrize(
-    ("name", "form"),
-    [("BERT", KeysAndValues), ("BLOOM", RowsInEveryLayer), ("DeBERTa-v2", RowsInEveryLayer)],
+    ("name", "mechanism"),
+    [("BERT", "prefix"), ("BLOOM", "layers"), ("DeBERTa-v2", "layers")],
 )
-def test_the_form_is_the_family_s(name, form):
+def test_the_mechanism_depends_on_the_architecture(name, mechanism):
     backbone, _ = made(name)
-    assert type(PromptModel(backbone(), deep()).form) is form
+    assert PromptModel(backbone(), deep()).state.mechanism.name == mechanism
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def test_a_prompt_made_of_words_is_those_words_before_the_text(name):
     backbone, tokenizer = made(name)
     model = PromptModel(backbone(), deep(shift_positions=True)).eval()
     words = torch.tensor(tokenizer("my money back and that at once please")["input_ids"][:K])
-    model.use_rows(model.form.words(words))
+    use_prompt(model, model.state.mechanism.from_words(words))
     text = tokenizer(SENTENCES[:3], padding=True, return_tensors="pt")
     inputs = {
         "input_ids": torch.cat([words.expand(3, -1), text["input_ids"]], dim=1),
@@ -87,9 +86,9 @@ def test_the_reference_s_prefix_tuning_loads_and_agrees(name, projection, tmp_pa
 
 def test_a_deep_prompt_leaves_the_text_its_positions(kind):
     model = PromptModel(build(kind), deep())
-    assert model.max_text_length == model.max_positions
-    assert PromptModel(build(kind), deep(shift_positions=True)).max_text_length == (
-        model.max_positions - K
+    assert model.max_text_tokens() == model.architecture.max_positions
+    assert PromptModel(build(kind), deep(shift_positions=True)).max_text_tokens() == (
+        model.architecture.max_positions - K
     )
 
 
@@ -154,7 +153,7 @@ def test_an_input_prompt_and_a_deep_one_share_a_backbone(kind, tokenizer, texts)
     model.add_adapter("deep", deep())
     for name, active in {"input": "default", "deep": "deep"}.items():
         model.set_adapter(active)
-        model.use_rows(alone[name].prompt_rows())
+        use_prompt(model, alone[name].prompt_embeddings())
         for (_, p), (_, q) in zip(
             model.head_parameters(), alone[name].head_parameters(), strict=True
         ):
@@ -191,7 +190,7 @@ def test_a_shared_prompt_gives_the_same_numbers_and_gradients(name):
         model = PromptModel(
             backbone(), PromptEncoderConfig(num_virtual_tokens=K, encoder_hidden_size=16)
         ).train()
-        assert isinstance(model._forms["shared"], SharedRows)
+        assert model.host.can_share(model.prompt_config)
         seen = []
         model.get_input_embeddings().register_forward_hook(
             lambda _, args, out, seen=seen: seen.append(tuple(args[0].shape))
@@ -213,7 +212,7 @@ def test_a_prompt_that_not_every_token_sees_as_it_is_is_not_shared(name):
     backbone, _ = made(name)
     before = backbone().config._attn_implementation
     model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K))
-    assert "shared" not in model._forms
+    assert not model.host.can_share(model.prompt_config)
     assert model.backbone.config._attn_implementation == before
 
 
@@ -222,7 +221,7 @@ def test_a_shared_prompt_is_read_once_where_nothing_trains():
     backbone, tokenizer = made("Llama")
     torch.manual_seed(2)
     model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K)).eval()
-    model.use_rows(model.prompt_rows())
+    use_prompt(model, model.prompt_embeddings())
     inputs = tokenizer(SENTENCES[:4], padding=True, return_tensors="pt")
     seen = []
     model.get_input_embeddings().register_forward_hook(

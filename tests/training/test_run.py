@@ -296,4 +296,4 @@ def test_a_trained_prompt_can_be_trained_further_without_a_tokenizer(bert_folder
     backbone = build("bert")
     model = PromptModel.from_pretrained(backbone, tmp_path / "run", is_trainable=True)
     assert model.prompt_config.prompt_init_text == "the lamp"
-    torch.testing.assert_close(model.prompt_rows(), run.model.prompt_rows())
+    torch.testing.assert_close(model.prompt_embeddings(), run.model.prompt_embeddings())

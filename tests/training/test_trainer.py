@@ -110,5 +110,5 @@ def test_gradient_accumulation_equals_a_larger_batch(tokenizer, examples, tmp_pa
             optim="sgd",
         )
         trainer.train()
-        ends.append(trainer.model.prompt_rows())
+        ends.append(trainer.model.prompt_embeddings())
     torch.testing.assert_close(*ends, atol=1e-4, rtol=0)

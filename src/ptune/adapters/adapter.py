@@ -15,12 +15,11 @@ name that `Trainer` looks for.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,24 +32,12 @@ from ptune.errors import PtuneError, first_line
 from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels
 from ptune.prompts.config import PromptEncoderConfig
-from ptune.prompts.mechanisms import Form, InputRows, KeysAndValues, RowsInEveryLayer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from ptune.model import PromptModel
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
 TRAINED_STATE_NAME = "model.safetensors"
 EMBEDDINGS_KEY = "prompt_embeddings"
 HEAD_PREFIX = "base_model."
-
-MECHANISMS: dict[type[Form], Mechanism] = {
-    InputRows: "input",
-    KeysAndValues: "prefix",
-    RowsInEveryLayer: "layers",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,227 +336,3 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
     version = adapter.ptune_version
     found["written by"] = f"ptune {version}" if version else f"peft {config.peft_version}"
     return {title: text for title, text in found.items() if text}
-
-
-def describe_backbone(model: PreTrainedModel) -> dict[str, Any]:
-    """The sizes by which a backbone is recognised."""
-    config = model.config.get_text_config()
-    return {
-        "model_type": model.config.model_type,
-        "vocab_rows": model.get_input_embeddings().weight.shape[0],
-        "num_layers": getattr(config, "num_hidden_layers", None),
-        "hidden_size": config.hidden_size,
-    }
-
-
-def from_model(model: PromptModel) -> Adapter:
-    """A model's active adapter."""
-    return Adapter(
-        config=model.prompt_config,
-        prompt_embeddings=model.prompt_rows(),
-        head={name: p.detach() for name, p in model.head_parameters()},
-        labels=Labels.from_config(model.config),
-        mechanism=MECHANISMS[type(model.form)],
-        max_length=model.max_length,
-        backbone=describe_backbone(model.backbone),
-    )
-
-
-def save(model: PromptModel, folder: str | os.PathLike[str], *, trained_state: bool = True) -> None:
-    """Write a model's active adapter; see `Adapter.save`.
-
-    Args:
-        model: The model, trained or not.
-        folder: As for `Adapter.save`.
-        trained_state: Also write what is needed to go on training. Inference does without.
-
-    Raises:
-        PtuneError: It cannot be written; what was there before is whole.
-    """
-    from_model(model).save(folder, model.trained_state() if trained_state else None)
-
-
-def _given(source: str | os.PathLike[str] | Adapter, **where: Any) -> Adapter:
-    return (
-        source if isinstance(source, Adapter) else Adapter.read(source, own_backbone=True, **where)
-    )
-
-
-def load(
-    backbone: PreTrainedModel,
-    source: str | os.PathLike[str] | Adapter,
-    *,
-    is_trainable: bool = False,
-    config: PromptEncoderConfig | None = None,
-    **where: Any,
-) -> PromptModel:
-    """Put a saved adapter on a backbone.
-
-    Args:
-        backbone: A sequence classifier with as many labels as the adapter has.
-        source: A folder, a repository on the Hub, or what `Adapter.read` returned.
-        is_trainable: Go on training: with the prompt encoder where it was saved, else with the
-            prompt's rows as plain parameters.
-        config: In place of the adapter's own `adapter_config.json`.
-        **where: As for `Adapter.read`.
-
-    Raises:
-        PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
-    """
-    from ptune.model import PromptModel
-
-    adapter = _given(source, **where)
-    config = config or adapter.config
-    _check_backbone(adapter, backbone)
-    resumes = is_trainable and adapter.trained_state is not None
-    if is_trainable and not resumes:
-        config = replace(config, encoder_reparameterization_type="NONE")
-    config = replace(config, inference_mode=not is_trainable)
-    # What is loaded does not start anew: a start as words would ask for a tokenizer.
-    new = replace(config, prompt_init="random", prompt_init_text=None)
-    model = PromptModel(
-        backbone, new if resumes else config, rows=None if resumes else adapter.prompt_embeddings
-    )
-    if resumes:
-        model.state.config = replace(
-            model.prompt_config,
-            prompt_init=config.prompt_init,
-            prompt_init_text=config.prompt_init_text,
-        )
-    try:
-        _fill_head(model, adapter.head, adapter.source)
-        if resumes:
-            model.load_state_dict(adapter.read_trained_state() or {}, strict=False)
-    except Exception:
-        model.unload()
-        raise
-    model.max_length = adapter.max_length
-    if not is_trainable:
-        model.freeze()
-    return model.train(is_trainable)
-
-
-def load_beside(
-    model: PromptModel,
-    source: str | os.PathLike[str] | Adapter,
-    name: str,
-    *,
-    is_trainable: bool = False,
-    **where: Any,
-) -> None:
-    """Add a saved adapter to a model that has one, without making it the active one.
-
-    Args:
-        model: The model.
-        source: As for `load`.
-        name: What to call it there.
-        is_trainable: Let it train, its rows as plain parameters, once it is active.
-        **where: As for `Adapter.read`.
-
-    Raises:
-        PtuneError: As for `load`; the model is unchanged.
-    """
-    adapter = _given(source, **where)
-    check_beside(model, adapter)
-    labels = adapter.labels.to_config()
-    config = replace(adapter.config, inference_mode=not is_trainable)
-    if is_trainable:
-        config = replace(config, encoder_reparameterization_type="NONE")
-    model.put_adapter(name, config, adapter.prompt_embeddings, labels, adapter.head)
-    state = model.adapters[name]
-    state.max_length, state.trains = adapter.max_length, is_trainable
-
-
-def check_beside(model: PromptModel, adapter: Adapter) -> None:
-    """Refuse an adapter that cannot stand beside the one that a model has.
-
-    Raises:
-        PtuneError: It belongs to another backbone, or its head is not whole.
-    """
-    _check_backbone(adapter, model.backbone)
-    head, labels = dict(model.head_parameters()), model.config.num_labels
-    if missing := sorted(head.keys() - adapter.head.keys()):
-        raise PtuneError(f"The adapter {adapter.source} does not hold {', '.join(missing)}.")
-    for key, tensor in adapter.head.items():
-        if key not in head:
-            raise PtuneError(f"{key} of the adapter {adapter.source} is none of the backbone's.")
-        wanted = list(head[key].shape)
-        if wanted[0] == labels:  # the layer that has a row a label
-            wanted[0] = len(adapter.labels)
-        if list(tensor.shape) != wanted:
-            raise PtuneError(
-                f"{key} of the adapter {adapter.source} has the shape {list(tensor.shape)}; "
-                f"{wanted} would fit the backbone and its {len(adapter.labels)} labels."
-            )
-
-
-def put(model: PromptModel, rows: torch.Tensor, head: dict[str, torch.Tensor]) -> None:
-    """Put an adapter's tensors into a model, in place of its prompt encoder and head.
-
-    Raises:
-        PtuneError: They do not fit; the model is unchanged.
-    """
-    wanted = model.prompt_rows().shape
-    if rows.shape != wanted:
-        raise PtuneError(f"The prompt is {list(rows.shape)} and the model's {list(wanted)}.")
-    _fill_head(model, head, "given")
-    model.use_rows(rows)
-
-
-def _fill_head(model: PromptModel, head: dict[str, torch.Tensor], source: str) -> None:
-    parameters = dict(model.head_parameters())
-    missing = sorted(parameters.keys() - head.keys())
-    if unknown := sorted(head.keys() - dict(model.backbone.named_parameters()).keys()):
-        raise PtuneError(
-            f"The adapter {source} has the head parameters {', '.join(unknown)}, which "
-            f"{type(model.backbone).__name__} has not: it belongs to another kind of backbone."
-        )
-    if missing:
-        warnings.warn(
-            f"The adapter {source} does not hold {', '.join(missing)}: they keep the "
-            "backbone's values, which are random if the checkpoint has none. Adapters saved by "
-            "PEFT lack such layers of the head; train and save it with ptune.",
-            stacklevel=3,
-        )
-    for name, tensor in head.items():
-        target = model.backbone.get_parameter(name)
-        if tensor.shape != target.shape:
-            raise PtuneError(
-                f"{name} has the shape {list(tensor.shape)} in the adapter {source} "
-                f"and {list(target.shape)} in the backbone. If only the number of labels "
-                f"differs, load the backbone with num_labels={tensor.shape[0]};"
-                " `ptune.load` does so."
-            )
-    with torch.no_grad():
-        for name, tensor in head.items():
-            model.backbone.get_parameter(name).copy_(tensor)
-
-
-def _check_backbone(adapter: Adapter, backbone: PreTrainedModel) -> None:
-    trained_on = adapter.config.base_model_name_or_path or "another model"
-    name = backbone.name_or_path or type(backbone).__name__
-    both_named = backbone.name_or_path and adapter.config.base_model_name_or_path
-    sizes = describe_backbone(backbone)
-    differing = [
-        f"{key} {value} instead of {adapter.backbone[key]}"
-        for key, value in sizes.items()
-        if key in adapter.backbone and adapter.backbone[key] != value
-    ]
-    width = backbone.get_input_embeddings().weight.shape[1]
-    trained_width = adapter.prompt_embeddings.shape[1]
-    if adapter.config.depth == "deep":  # what else it fits or does not, `PromptModel` says
-        trained_width = adapter.config.token_dim or width
-    if width != trained_width:
-        differing.append(f"token embeddings {width} wide instead of {trained_width}")
-    if differing:
-        raise PtuneError(
-            f"The adapter {adapter.source} was trained on {trained_on}; the backbone {name} has "
-            f"{', '.join(differing)}. Load {trained_on}."
-        )
-    if both_named and Path(name).name.lower() != Path(trained_on).name.lower():
-        warnings.warn(
-            f"The adapter {adapter.source} was trained on {trained_on}; the backbone calls itself "
-            f"{name}. Their sizes agree, but if they are not the same weights, the predictions "
-            "are worth nothing.",
-            stacklevel=3,
-        )

@@ -1,85 +1,82 @@
-"""What a frozen backbone computes with on a CPU that multiplies bfloat16 fast.
+"""Faster kernels for a frozen backbone on a CPU that multiplies bfloat16 fast.
 
-Three things are slow there as PyTorch and Transformers leave them, and none has to do with what
-is computed. A linear layer brings its weights into the order that the processor's matrix unit
-reads in every call: frozen weights are brought into it once. Eager attention passes over its
-scores more often than it has to: it is written with fewer passes. The memory of activations goes
-back to the system after every step and comes anew, page by page: the process keeps it.
+PyTorch and Transformers lose time there in three places. A linear layer reorders its weight for
+the processor's matrix unit in every call; frozen weights are reordered once. Eager attention
+passes over its scores more often than necessary; here it takes fewer passes. The memory of
+activations is returned to the system after every step and comes back page by page; the process
+keeps it.
 
-The numbers are those of the layers as they came, bit for bit for the linear ones, to bfloat16's
-rounding for attention. Everything else, and every other device or number format, is computed as
-it was.
+Results equal those of the original layers: bit for bit for linear layers, up to bfloat16 rounding
+for attention. Other layers, devices and number formats are computed as before.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers import PreTrainedModel
+
+from ptune import compat
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of `mallopt`; see malloc.h of glibc
 
 
 def keep_memory() -> None:
-    """Have the process keep up to 2 GB that it frees, and take large tensors in large pages.
+    """Keep up to 2 GB of freed memory in the process, and put large tensors in large pages.
 
-    Call it before the first tensor is made. Where the C library has no such setting, nothing
-    happens.
+    Call it before the first tensor is created. Without effect where the C library has no such
+    setting.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+    mallopt(_MMAP_THRESHOLD, 2**25)  # the largest value that glibc accepts
     mallopt(_TRIM_THRESHOLD, 2 * 10**9)
 
 
 def forget_shapes() -> None:
-    """Have oneDNN keep the code and buffers of some dozens of shapes, and not of a thousand.
+    """Let oneDNN cache the code and buffers of a few dozen shapes instead of a thousand.
 
-    In training every length of a batch has its own, megabytes each, and few come twice in a row.
-    For single texts it is better to keep them. Call it before the first tensor is made.
+    In training every batch length has its own, megabytes each, and few repeat soon. For single
+    texts it is better to keep them. Call it before the first tensor is created.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")  # of ideep, PyTorch's way to oneDNN
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")  # of ideep, PyTorch's interface to oneDNN
 
 
 def cpu_has(*features: str) -> bool:
-    """Whether the processor has one of these, as PyTorch names them."""
+    """Whether the processor has one of these features, under PyTorch's names."""
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(has.get(feature) for feature in features)
 
 
 def is_traced() -> bool:
-    """Whether operations are being written down for later, and numbers cannot be looked at."""
+    """Whether operations are being traced, so that values cannot be inspected."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-# Packed weights lie in memory beside the plain ones, one copy for each direction.
+# Packed weights are kept in addition to the plain ones, one copy for each direction.
 MOST_PACKED = 10**9  # parameters
 FEW_PASSES = "few_passes"
 
 
 class CpuKernels:
-    """Hung on a backbone's frozen layers, and taken off again."""
+    """Replaces the kernels of a backbone's frozen layers until `remove`."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.backbone = backbone
-        self.attention = backbone.config._attn_implementation
-        # Families that PyTorch's own attention serves add nothing of theirs to the scores.
-        plain = backbone._supports_sdpa and backbone._can_set_attn_implementation()
+        self.attention = compat.attention_of(backbone)
+        # Where PyTorch's own attention serves, the architecture adds nothing to the scores.
+        plain = compat.supports_sdpa(backbone) and compat.has_attention_interface(backbone)
         if self.attention == "eager" and plain:
             backbone.set_attn_implementation(FEW_PASSES)
-        # Quantized layers have a type of their own, or their weights do.
+        # Quantised layers have their own type, or their weights do.
         self.layers = [
             m for m in backbone.modules() if type(m) is nn.Linear and type(m.weight) is nn.Parameter
         ]
@@ -92,62 +89,60 @@ class CpuKernels:
 
     @staticmethod
     def pay(backbone: PreTrainedModel) -> bool:
-        """Whether they are of use: bfloat16 on a CPU, and PyTorch was built with oneDNN."""
+        """Whether they help: bfloat16 on a CPU, and PyTorch was built with oneDNN."""
         return (
             backbone.device.type == "cpu"
             and backbone.dtype == torch.bfloat16
-            and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-            and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            and compat.has_packed_linear()
         )
 
     def remove(self) -> None:
-        """Leave the backbone as it was."""
+        """Give the layers their own kernels back."""
         for layer in self.layers:
             del layer.packed
             layer.__class__ = nn.Linear
-        if self.backbone.config._attn_implementation != self.attention:
+        if compat.attention_of(self.backbone) != self.attention:
             self.backbone.set_attn_implementation(self.attention)
 
 
 class Packed:
-    """A weight in oneDNN's own order, made when first needed and again when it has changed."""
+    """A weight in oneDNN's own order, packed on first use and again after it has changed.
+
+    Several threads may ask at once: each kind is one attribute that is replaced as a whole.
+    """
 
     def __init__(self) -> None:
-        self.known: tuple[int, int] | None = None
-        self.weight: Tensor | None = None
-        self.transposed: Tensor | None = None
+        self.plain: tuple[Any, Tensor] | None = None
+        self.transposed: tuple[Any, Tensor] | None = None
 
     def of(self, weight: Tensor) -> Tensor:
         """The weight ``[out, in]``, packed."""
-        self._forget_unless(weight)
-        if self.weight is None:
-            self.weight = _packed(weight.detach())
-        return self.weight
+        known, now = self.plain, _version(weight)
+        if known is None or known[0] != now:
+            self.plain = known = (now, _packed(weight.detach()))
+        return known[1]
 
     def transposed_of(self, weight: Tensor) -> Tensor:
-        """``[in, out]``, packed: for the gradient of what goes in."""
-        self._forget_unless(weight)
-        if self.transposed is None:
-            self.transposed = _packed(weight.detach().T.contiguous())
-        return self.transposed
-
-    def _forget_unless(self, weight: Tensor) -> None:
-        now = (weight.data_ptr(), weight._version)
-        if self.known != now:
-            self.known, self.weight, self.transposed = now, None, None
+        """``[in, out]``, packed: for the gradient of the input."""
+        known, now = self.transposed, _version(weight)
+        if known is None or known[0] != now:
+            self.transposed = known = (now, _packed(weight.detach().T.contiguous()))
+        return known[1]
 
     def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
-        return Packed, ()  # a copy of a layer packs for itself
+        return Packed, ()  # a copy of a layer packs its own weight
+
+
+def _version(weight: Tensor) -> tuple[Any, ...]:
+    return weight.data_ptr(), compat.version_of(weight)
 
 
 def _packed(weight: Tensor) -> Tensor:
-    rows = 1024  # of the input: a hint; other numbers are as fast
-    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return compat.pack_linear(weight, rows=1024)  # a hint; other numbers are as fast
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that keeps a packed copy of its weight while that is frozen."""
+    """A linear layer that keeps a packed copy of its weight while the weight is frozen."""
 
     packed: Packed
 
@@ -168,12 +163,8 @@ class PackedLinear(nn.Linear):
 
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
-    # What `torch.compile` makes of a frozen linear layer.
-    return _times(input, packed.of(weight), bias)
-
-
-def _times(input: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "none")
+    # What `torch.compile` generates for a frozen linear layer.
+    return compat.packed_linear(input, packed.of(weight), bias)
 
 
 class _PackedProduct(torch.autograd.Function):
@@ -186,21 +177,21 @@ class _PackedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        # Flat: what comes from transposed heads would be multiplied text by text.
+        # Flat: gradients of transposed heads would be multiplied text by text.
         flat = grad.reshape(-1, grad.shape[-1])
-        # With AMX this product gains nothing from packed weights.
-        flat = (
-            flat @ weight if cpu_has("amx_bf16") else _times(flat, ctx.packed.transposed_of(weight))
-        )
+        if cpu_has("amx_bf16"):  # gains nothing from packed weights here
+            flat = flat @ weight
+        else:
+            flat = compat.packed_linear(flat, ctx.packed.transposed_of(weight), None)
         return flat.view(*grad.shape[:-1], -1), None, None, None
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention in bfloat16, with few passes over its scores both ways.
+    """Softmax attention in bfloat16, with few passes over its scores, forwards and backwards.
 
-    They are scaled as they are computed, and so are the gradients of queries and keys. Softmax
-    goes through float32: PyTorch's own for bfloat16 takes up to three times as long where a row is
-    no multiple of 32 numbers. The weights are kept in bfloat16 only, and scores not at all.
+    Scores are scaled while they are computed, and so are the gradients of queries and keys.
+    Softmax uses float32: PyTorch's own for bfloat16 takes up to three times as long where a row
+    is not a multiple of 32 numbers. Attention weights are kept in bfloat16, scores not at all.
     """
 
     @staticmethod
@@ -228,7 +219,7 @@ class _Attention(torch.autograd.Function):
         grads = grad @ value.mT
         if grad_weights is not None:
             grads += grad_weights.flatten(0, 1)
-        grads = torch.ops.aten._softmax_backward_data(grads, weights, -1, weights.dtype)
+        grads = compat.softmax_backward(grads, weights)
         found = (
             _scaled(grads, key, ctx.scaling) if for_query else None,
             _scaled(grads.mT, query, ctx.scaling) if for_key else None,
@@ -238,16 +229,11 @@ class _Attention(torch.autograd.Function):
 
 
 def _scaled(one: Tensor, other: Tensor, scaling: float) -> Tensor:
-    # A product that is scaled before it is rounded; with `beta=0` nothing is added to it.
+    # The product is scaled before it is rounded; with `beta=0` nothing is added.
     return torch.baddbmm(one.new_empty(()), one, other, beta=0, alpha=scaling)
 
 
-def eager_attention(module: nn.Module) -> Callable[..., Any]:
-    """The attention function of the module's own family, written out."""
-    return sys.modules[type(module).__module__].eager_attention_forward
-
-
-# What changes the scores otherwise than by scale and mask, in one family or another.
+# Arguments with which some architectures change the scores in other ways than scale and mask.
 _UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
@@ -261,13 +247,13 @@ def few_passes(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention; Transformers looks it up by name.
+    """Eager attention with fewer passes. Transformers looks it up by name.
 
     Args:
         module: The attention layer.
         query: ``[batch, heads, queries, dim]``.
         key, value: ``[batch, heads or fewer, seq, dim]``.
-        attention_mask: ``[batch, 1, queries, seq]``, added to the scores; ``None``: nothing is.
+        attention_mask: ``[batch, 1, queries, seq]``, added to the scores; ``None``: no mask.
 
     Returns:
         ``[batch, queries, heads, dim]`` and the weights ``[batch, heads, queries, seq]``.
@@ -275,15 +261,15 @@ def few_passes(
     unusual = any(kwargs.get(name) is not None for name in _UNUSUAL)
     learned = attention_mask is not None and attention_mask.requires_grad
     if query.dtype != torch.bfloat16 or unusual or learned or (dropout and module.training):
-        return eager_attention(module)(
+        return compat.eager_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if groups > 1:  # several query heads share a key-value head
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     result, weights = _Attention.apply(query, key, value, attention_mask, scaling)
     return result.transpose(1, 2).contiguous(), weights
 
 
-AttentionInterface.register(FEW_PASSES, few_passes)
-AttentionMaskInterface.register(FEW_PASSES, eager_mask)
+compat.register_attention(FEW_PASSES, few_passes, "eager")

@@ -80,7 +80,7 @@ def own_texts(classifier: PromptClassifier) -> list[Text]:
     texts: list[Text] = ["?", "Naïve café: 日本語, emoji 🙂, and\ttabs", spelled]
     texts += [*mails[:24], " ".join(mails[24:28])]
     texts += [*zip(mails[28:36], mails[36:44], strict=True), (spelled, "no")]
-    longest = classifier.prompt_model_.text_room(classifier.tokenizer_)
+    longest = classifier.prompt_model_.max_text_tokens(classifier.tokenizer_)
     if longest is not None and longest <= LONGEST_CHECK:
         texts += ["very long " * longest, ("long too " * longest, "short")]
     return texts

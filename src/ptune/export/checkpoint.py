@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ptune.adapters.adapter import read_config
-from ptune.backbones.loading import location, quiet_transformers, weight_of
+from ptune.backbones.loading import location, quiet_transformers
 from ptune.errors import PtuneError
 from ptune.export.check import (
     TOLERANCE,
@@ -189,7 +189,8 @@ def _tokenizer(classifier: PromptClassifier) -> tuple[PreTrainedTokenizerFast, _
     backend.no_truncation()  # each call decides, not the backbone's file
     backend.no_padding()
     # Models recognise padding by its id, so the id must differ from a pad token within a text.
-    name = f"<pad:{hashlib.sha256(model.prompt_rows().cpu().numpy().tobytes()).hexdigest()[:16]}>"
+    prompt = model.prompt_embeddings().cpu().numpy().tobytes()
+    name = f"<pad:{hashlib.sha256(prompt).hexdigest()[:16]}>"
     pad, text_pad = model.config.get_text_config().pad_token_id, None
     if _counts_from_pad(model):
         spelled = cast(str, backend.id_to_token(pad))
@@ -199,17 +200,17 @@ def _tokenizer(classifier: PromptClassifier) -> tuple[PreTrainedTokenizerFast, _
     else:
         backend.add_special_tokens([name])
         pad = backend.token_to_id(name)
-    size = max(len(weight_of(model.get_input_embeddings())), max(backend.get_vocab().values()) + 1)
+    size = max(model.architecture.vocab_rows, max(backend.get_vocab().values()) + 1)
     ids = _Ids(size, pad, text_pad)
     backend.post_processor = _post_processor(backend, model, ids.first)
     named = {n: t for n, t in own.special_tokens_map.items() if isinstance(t, str)}
-    room = model.text_room(own)
+    room = model.max_text_tokens(own)
     k = model.prompt_config.num_virtual_tokens
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **{**named, "pad_token": name},
         model_max_length=None if room is None else room + k,
-        padding_side=model.padding_side,
+        padding_side=model.architecture.padding_side,
         truncation_side=own.truncation_side,
         model_input_names=own.model_input_names,
         pad_token_type_id=own.pad_token_type_id,
@@ -222,7 +223,7 @@ def _tokenizer(classifier: PromptClassifier) -> tuple[PreTrainedTokenizerFast, _
 def _counts_from_pad(model: PromptModel) -> bool:
     """True if positions count from the pad token's id, as in RoBERTa: the id must not change."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return model.max_positions not in (None, positions)
+    return model.architecture.max_positions not in (None, positions)
 
 
 def _renamed(backend: Tokenizer, token: str, name: str) -> Tokenizer:
@@ -296,19 +297,19 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 @torch.no_grad()
 def _backbone(model: PromptModel, ids: _Ids) -> PreTrainedModel:
     """The backbone with prompt and head inside. The prompt model cannot be used afterwards."""
-    prompt = model.prompt_rows()  # [k, token_dim]
+    prompt = model.prompt_embeddings()  # [k, token_dim]
     head = {name: p.detach().clone() for name, p in model.head_parameters()}
     backbone = model.unload()
     for name, tensor in head.items():
         backbone.get_parameter(name).copy_(tensor)
     embedding: Any = backbone.get_input_embeddings()
-    before = weight_of(embedding)
+    before = embedding.weight
     size = len(before)
     # Some architectures scale their embeddings; ptune adds prompt embeddings after the scaling.
     at = before.norm(dim=1).argmax()
     scale = (embedding(at) @ before[at]) / (before[at] @ before[at])
     backbone.resize_token_embeddings(ids.first + len(prompt), mean_resizing=False)
-    weight = weight_of(backbone.get_input_embeddings())  # [first + k, token_dim]
+    weight = backbone.get_input_embeddings().weight  # [first + k, token_dim]
     weight[size : ids.first] = 0  # padding, which is never read
     weight[ids.first :] = prompt / scale
     if ids.text_pad is not None:

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptune import compat
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.export.check import (
     TOLERANCE,
@@ -44,7 +43,7 @@ from ptune.export.check import (
 from ptune.inference.classifier import PromptClassifier, load
 from ptune.inference.engines import MODEL_NAME, load_exported
 from ptune.model import PromptModel
-from ptune.prompts.mechanisms import Attentions
+from ptune.prompts.attention import use_eager_attention
 from ptune.texts import Text
 
 # Protocol Buffers cannot exceed 2 GB: the weights of larger graphs go to a second file.
@@ -93,7 +92,7 @@ def export_onnx(
     info: dict[str, Any] = {
         "to": "onnx",
         **classifier.labels_.to_json(),
-        "max_length": prompt_model.text_room(tokenizer),
+        "max_length": prompt_model.max_text_tokens(tokenizer),
     }
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)
     with replaced(folder) as stage:
@@ -124,7 +123,7 @@ def _tokenizer(classifier: PromptClassifier) -> Any:
     """The backbone's tokenizer, set to truncate texts and pad batches by itself."""
     own = require_fast_tokenizer(classifier)
     tokenizer = copy.deepcopy(own)
-    longest = classifier.prompt_model_.text_room(own)
+    longest = classifier.prompt_model_.max_text_tokens(own)
     if longest is not None:
         tokenizer.backend_tokenizer.enable_truncation(longest, direction=own.truncation_side)
     tokenizer.backend_tokenizer.enable_padding(
@@ -153,10 +152,7 @@ class _Logits(nn.Module):
 @torch.no_grad()
 def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
     backbone = model.backbone
-    if Attentions.reachable(backbone):
-        # Runtimes recognise attention in its eager form, and fuse it.
-        kernel = compat.attention_of(backbone).replace("sdpa", "eager")
-        backbone.set_attn_implementation(kernel)
+    use_eager_attention(backbone)  # the runtimes recognise it and fuse it
     inputs = dict(
         tokenizer(["a text", "another, and a longer one"], padding=True, return_tensors="pt")
     )
@@ -167,7 +163,7 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
             0: torch.export.Dim("batch"),
             # The graph also accepts shorter texts. But the exporter treats a length of 1 as a
             # constant, and the decoder of an encoder-decoder reads one token less.
-            1: torch.export.Dim("sequence", min=3, max=model.max_text_length),
+            1: torch.export.Dim("sequence", min=3, max=model.max_text_tokens()),
         }
         program = torch.export.export(
             _Logits(model, names),

@@ -1,16 +1,14 @@
 """Any number of tasks on one backbone: one forward pass serves a batch that mixes them.
 
-Ids say which task a row of the batch belongs to: the prompts of a batch's tasks are rows of one
-table, and each row of the batch has the ids of its own. The head is chosen row by row. A task is
-a few tensors, and nothing of it is a module, so that a thousand of them cost what their numbers
-take.
+Token ids select the task of a text: the prompts of a batch's tasks are further rows of the
+embedding weight, and each text has the ids of its own task. The head is chosen text by text. A
+task is a few tensors and no module, so a thousand tasks cost what their numbers take.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,34 +30,35 @@ from ptune.backbones.loading import (
     full_name,
     load_backbone,
     load_tokenizer,
+    loading,
     smallest,
-    weight_of,
 )
+from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line
 from ptune.files import read_json
 from ptune.inference.classifier import WINDOW
 from ptune.labels import Labels, Prediction
-from ptune.model import PromptModel
-from ptune.prompts.config import PromptEncoderConfig
-from ptune.prompts.hooks import HeadPerRow
-from ptune.prompts.mechanisms import Form, Prompt
-from ptune.texts import Text, batches, encode
+from ptune.model import check_fits
+from ptune.prompts.heads import HeadPerText
+from ptune.prompts.host import Host
+from ptune.prompts.mechanisms import Prompt
+from ptune.texts import Text, batches, encode, lock_of
 
 if TYPE_CHECKING:
     import transformers
 
-# The files that make an adapter what it is.
+# The files that decide what an adapter predicts.
 _FILES = (CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.OLD_WEIGHTS_NAME, INFO_NAME)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """What there is to say about a task.
+    """A task of a bank.
 
     Attributes:
         name: Its name in the bank.
         labels_: Its labels, in the order of the logits.
-        pairs: Whether it was trained on pairs of texts; ``None``: its files do not say.
+        pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         num_virtual_tokens: Length of its prompt.
         depth: `input` or `deep`.
     """
@@ -83,32 +82,32 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """What of a task takes memory."""
+    """The part of a task that takes memory."""
 
     prompt: Prompt
     head: dict[str, Tensor]
 
     @property
     def nbytes(self) -> int:
-        return self.prompt.rows.nbytes + sum(t.nbytes for t in self.head.values())
+        return self.prompt.embeddings.nbytes + sum(t.nbytes for t in self.head.values())
 
 
 @dataclass(eq=False, slots=True)
 class _Task:
-    """A task of the bank; another one from the same files is another task.
+    """A task with its files. Added again from the same files, it is another task.
 
     Attributes:
-        info: What is said about it.
-        folder: Its files.
-        stamp: What the file system said of them when they were read.
-        room: The longest text in tokens.
-        weights: `None` while they are on disk only.
+        info: Public information.
+        folder: The folder of its files.
+        stamp: State of these files when they were read.
+        max_text_tokens: The longest text in tokens.
+        weights: `None` while they are only on disk.
     """
 
     info: TaskInfo
     folder: str
     stamp: tuple[Any, ...]
-    room: int | None
+    max_text_tokens: int | None
     weights: _Weights | None
 
 
@@ -116,24 +115,24 @@ class PromptBank:
     """One backbone in memory and any number of adapters; a batch mixes any of them.
 
     Answers are those of each adapter's own classifier (`ptune.load`), whatever else is in the
-    batch. Adapters can be added, replaced and removed from other threads while texts are
-    classified: a call of `logits` or `predict` finishes with the adapters it began with.
+    batch. Other threads may add, replace and remove adapters while texts are classified: a call
+    of `logits` or `predict` finishes with the adapters it started with.
 
     Args:
         model: The backbone: short name, Hub id or folder; or a sequence classifier of 🤗
             Transformers, which is changed in place.
-        tokenizer: `None`: the backbone's.
-        dtype: Of a backbone that is loaded; ``"auto"``: bfloat16 where it is fast, else float32.
-        device: `None`: a GPU if there is one; where it is, for a model that is given.
-        memory_budget: Bytes of adapters kept in memory. The rest stay on disk, those first that
-            were asked for longest ago. `None`: all are kept. A batch under way holds all of its
-            own.
+        tokenizer: `None`: the backbone's own.
+        dtype: Number format of a backbone that is loaded; ``"auto"``: bfloat16 where it is fast,
+            else float32.
+        device: `None`: a GPU if there is one; a given model stays where it is.
+        memory_budget: Bytes of adapters to keep in memory. The others stay on disk, least
+            recently used first. `None`: all are kept. A running batch holds its own adapters.
 
     Attributes:
-        refused: Why an adapter of the folder (`from_folder`) is none of the bank's, by name.
+        refused: Why an adapter of the folder (`from_folder`) was refused, by name.
 
     Raises:
-        PtuneError: The backbone cannot be loaded, or its head cannot be chosen row by row.
+        PtuneError: The backbone cannot be loaded, or its head cannot be chosen text by text.
 
     Example:
         ``PromptBank("minilm").add("mail", "runs/mail")``
@@ -155,23 +154,26 @@ class PromptBank:
             model = load_backbone(model, dtype=dtype)  # type: ignore[arg-type]
         if tokenizer is None:
             if not model.name_or_path:
-                raise PtuneError("The backbone has no name to find its tokenizer by. Give one.")
+                raise PtuneError(
+                    "The backbone has no name to find its tokenizer by. Pass tokenizer=."
+                )
             tokenizer = load_tokenizer(model.name_or_path)
-        # The model's own adapter is never used; it takes the bank's prompts in `run`.
-        unused = PromptEncoderConfig(num_virtual_tokens=1, encoder_reparameterization_type="NONE")
-        self.model = PromptModel(model, unused)
-        self.model.freeze()
-        self.model.eval().to(device or model.device)
-        self._heads = HeadPerRow(model, [name for name, _ in self.model.head_parameters()])
+        with loading():
+            self._host = host = Host(model)
+            try:
+                HeadPerText(model, host.architecture.head_names, host.passes)
+            except PtuneError:
+                host.release()
+                raise
+        self.backbone = model.eval().to(device or model.device)
         self.tokenizer = tokenizer
         self.refused: dict[str, str] = {}
         self._tasks: dict[str, _Task] = {}
-        # Those in memory, the one asked for last at the end.
+        # Tasks in memory, the most recently used last.
         self._recent: OrderedDict[str, _Task] = OrderedDict()
         self._budget = memory_budget
         self._used = 0
-        self._tables = threading.Lock()  # of the three above
-        self._running = threading.Lock()  # of backbone and tokenizer; taken before the other one
+        self._tables = ForkLock(level=1)  # guards the three above
 
     @classmethod
     def from_folder(
@@ -183,18 +185,18 @@ class PromptBank:
         device: str | torch.device | None = None,
         memory_budget: int | None = None,
     ) -> PromptBank:
-        """A bank of every sub-folder that holds an adapter; each is a task of the folder's name.
+        """A bank of every sub-folder that holds an adapter. The folders' names are the tasks'.
 
-        An adapter that is damaged, or was trained on another backbone than the others, is left
-        out, and `refused` says why.
+        Adapters that are damaged, or were trained on another backbone than the others, are left
+        out, with the reason in `refused`.
 
         Args:
             folder: The folder.
-            model: The backbone; `None`: the one that most of the adapters name.
+            model: The backbone; `None`: the one that most adapters name.
             dtype, device, memory_budget: As for the bank.
 
         Raises:
-            PtuneError: There is no such folder; or no backbone is given, and no adapter names one.
+            PtuneError: There is no such folder; or no backbone was given, and no adapter names one.
         """
         root = Path(folder)
         if not root.is_dir():
@@ -255,17 +257,17 @@ class PromptBank:
         """Add an adapter as a task.
 
         Args:
-            task: What to call it.
-            source: Its folder, which must stay as it is while there is a `memory_budget`; or a
+            task: Its name.
+            source: Its folder, which must not change while there is a `memory_budget`; or a
                 repository on the Hub.
-            replace: Put it in the place of a task of that name, if there is one.
+            replace: Replace a task of that name, if there is one.
 
         Raises:
             PtuneError: It is damaged or belongs to another backbone, or there is a task of that
-                name. The bank is as it was.
+                name. The bank is unchanged.
         """
         if not isinstance(task, str) or not task:
-            raise PtuneError(f"A task cannot be called {task!r}; wanted is a text.")
+            raise PtuneError(f"A task cannot be called {task!r}; expected a non-empty string.")
         self._check_free(task, replace)
         with _by_name(task):
             added = self._read(task, source)
@@ -287,7 +289,7 @@ class PromptBank:
             del self._tasks[task]
 
     def task(self, name: str) -> TaskInfo:
-        """What there is to say about a task.
+        """Information about a task.
 
         Raises:
             PtuneError: There is none of that name.
@@ -307,14 +309,14 @@ class PromptBank:
 
     @property
     def memory_used(self) -> int:
-        """Bytes of adapters that are in memory."""
+        """Bytes of the adapters in memory."""
         return self._used
 
     def _check_free(self, task: str, replace: bool) -> None:
         if task in self._tasks and not replace:
             raise PtuneError(
-                f"There is a task {task!r} already. Give this one another name, or say that it is "
-                "to replace it (replace=True)."
+                f"There is a task {task!r} already. Give this one another name, or replace the "
+                "other one (replace=True)."
             )
 
     def _known(self, task: str) -> _Task:
@@ -338,15 +340,15 @@ class PromptBank:
         scores = folder / "metrics.json"
         pairs = read_json(scores).get("text_pairs") if scores.is_file() else None
         weights = self._weights(found)
-        bound = self.model.max_positions
+        bound = self._host.architecture.max_positions
         if bound is not None:
             bound -= weights.prompt.positions
-        room = smallest(bound, found.max_length, self.tokenizer.model_max_length)
-        frame = self.tokenizer.num_special_tokens_to_add(pair=True)
-        if room is not None and room <= frame:
+        longest = smallest(bound, found.max_length, self.tokenizer.model_max_length)
+        special = self.tokenizer.num_special_tokens_to_add(pair=True)
+        if longest is not None and longest <= special:
             raise PtuneError(
-                f"{folder} leaves room for texts of {room} tokens, and {frame} are special ones. "
-                "Train it with a shorter prompt or a larger max_length."
+                f"{folder} leaves {longest} tokens for a text, and its special tokens alone take "
+                f"{special}. Train it with a shorter prompt or a larger max_length."
             )
         info = TaskInfo(
             name,
@@ -355,35 +357,29 @@ class PromptBank:
             found.config.num_virtual_tokens,
             found.config.depth,
         )
-        return _Task(info, str(folder.absolute()), stamp, room, weights)
+        return _Task(info, str(folder.absolute()), stamp, longest, weights)
 
     def _weights(self, found: Adapter) -> _Weights:
-        """An adapter's tensors as the backbone takes them, if they fit it."""
-        model = self.model
-        adapter.check_beside(model, found)
-        config = model.fitted(found.config, model.backbone)
-        form = self._form(config)
-        model.check_rows(found.prompt_embeddings, config)
-        # Copies: what was read is the file itself, mapped into memory.
-        table = weight_of(model.get_input_embeddings())
-        rows = found.prompt_embeddings.to(table.device, table.dtype, copy=True)
-        head = {name: t.to(table.device, copy=True) for name, t in found.head.items()}
-        for name, tensor in {"prompt": rows, **head}.items():
+        """An adapter's tensors on the backbone's device, if they fit the backbone."""
+        host = self._host
+        check_fits(found, host)
+        config = host.fitted(found.config)
+        mechanism = host.mechanism_for(config, found.mechanism)
+        host.check_shape(found.prompt_embeddings, config, mechanism)
+        # Copies: the tensors as read are the file itself, mapped into memory.
+        weight = host.tokens.weight
+        embeddings = found.prompt_embeddings.to(weight.device, weight.dtype, copy=True)
+        head = {name: t.to(weight.device, copy=True) for name, t in found.head.items()}
+        for name, tensor in {"prompt": embeddings, **head}.items():
             if not tensor.isfinite().all():
                 raise PtuneError(
                     f"{found.source} is damaged: {name} holds numbers that are not finite in "
                     f"{str(tensor.dtype).removeprefix('torch.')}. Train it again."
                 )
-        return _Weights(Prompt.of(config, form, rows), head)
-
-    def _form(self, config: PromptEncoderConfig) -> Form:
-        if self.model.has_form(config):
-            return self.model.form_of(config)
-        with self._running:  # the first of its kind is hung on the backbone
-            return self.model.form_of(config)
+        return _Weights(Prompt.of(config, mechanism, embeddings), head)
 
     def _take(self, tasks: Iterable[_Task]) -> dict[_Task, _Weights]:
-        """The weights of tasks, from disk where they are not in memory."""
+        """The weights of tasks, read from disk where they are not in memory."""
         taken = {}
         with self._tables:
             for task in tasks:
@@ -397,13 +393,13 @@ class PromptBank:
                             )
                         task.weights = self._weights(Adapter.read(task.folder, own_backbone=True))
                 taken[task] = task.weights
-                # One that was removed meanwhile goes when this call ends.
+                # The weights of a task removed meanwhile go when this call ends.
                 if self._tasks.get(task.info.name) is task:
                     self._remember(task)
         return taken
 
     def _remember(self, task: _Task) -> None:
-        """Make a task the one asked for last, and forget the weights beyond the budget."""
+        """Make a task the most recently used, and drop weights beyond the budget."""
         assert task.weights is not None
         if task.info.name not in self._recent:
             self._used += task.weights.nbytes
@@ -416,7 +412,7 @@ class PromptBank:
             oldest.weights = None
 
     def _forget(self, task: str) -> None:
-        """Count a task's weights no longer; a call that has begun may still use them."""
+        """Stop counting a task's weights. A call that has started may still use them."""
         old = self._recent.pop(task, None)
         if old is not None and old.weights is not None:
             self._used -= old.weights.nbytes
@@ -430,16 +426,16 @@ class PromptBank:
 
         Args:
             requests: Each a task and a text, or a pair of texts, for it.
-            batch_size: So many times 128 tokens are classified at a time.
+            batch_size: At most this many times 128 tokens are classified at a time.
 
         Raises:
-            PtuneError: A request is none, its text is empty or there is no such task; or an
+            PtuneError: A request is malformed, its text is empty, there is no such task, or an
                 adapter that is not in memory has changed on disk. The message names the task.
         """
         return [logits for _, logits in self.answers(requests, batch_size=batch_size)]
 
     def predict(self, requests: Sequence[tuple[str, Text]]) -> list[Prediction]:
-        """What each request's task says of its text, in order; raises as `logits` does."""
+        """The prediction for each request, in order. Raises as `logits` does."""
         return [
             info.labels_.predictions(logits[None])[0] for info, logits in self.answers(requests)
         ]
@@ -447,19 +443,18 @@ class PromptBank:
     def answers(
         self, requests: Iterable[tuple[str, Text]], *, batch_size: int = 32
     ) -> Iterator[tuple[TaskInfo, np.ndarray]]:
-        """As `logits`, each with the task as it was when the call began."""
+        """As `logits`, each with the task as it was when the call started."""
         pairs = iter(self._tasks_and_texts(requests))
         while window := list(itertools.islice(pairs, WINDOW)):
             for (task, _), logits in zip(window, self._window(window, batch_size), strict=True):
                 yield task.info, logits
 
     def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
-        """How many tokens of each text its task does not read; raises as `logits` does."""
+        """How many tokens of each text are cut off. Raises as `logits` does."""
         found = self._tasks_and_texts(requests)
-        with self._running:
-            whole = self._encode(found, cut=False)
+        whole = self._encode(found, cut=False)
         return [
-            max(0, len(text["input_ids"]) - task.room) if task.room is not None else 0
+            max(0, len(text["input_ids"]) - (task.max_text_tokens or len(text["input_ids"])))
             for (task, _), text in zip(found, whole, strict=True)
         ]
 
@@ -473,13 +468,11 @@ class PromptBank:
     def _window(
         self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int
     ) -> list[np.ndarray]:
-        with self._running:
-            encoded = self._encode(window)
+        encoded = self._encode(window)
         answers = [np.empty(0, dtype=np.float32)] * len(window)
         for chosen in batches([len(e["input_ids"]) for e in encoded], batch_size):
             tasks = [window[i][0] for i in chosen]
-            with self._running:
-                logits = self._forward(tasks, [encoded[i] for i in chosen])
+            logits = self._forward(tasks, [encoded[i] for i in chosen])
             for i, task, row in zip(chosen, tasks, logits, strict=True):
                 answers[i] = row[: len(task.info.labels_)]
         return answers
@@ -487,7 +480,7 @@ class PromptBank:
     def _encode(
         self, window: list[tuple[_Task, tuple[str, ...]]], *, cut: bool = True
     ) -> list[dict[str, list[int]]]:
-        """Token ids and so on of each text or pair; texts together, and pairs."""
+        """Token ids and so on of each text or pair."""
         encoded: list[dict[str, list[int]]] = [{} for _ in window]
         for columns in (1, 2):
             some = [i for i, (_, texts) in enumerate(window) if len(texts) == columns]
@@ -495,7 +488,7 @@ class PromptBank:
                 found, _ = encode(
                     self.tokenizer,
                     [[window[i][1][c] for i in some] for c in range(columns)],
-                    [window[i][0].room if cut else None for i in some],
+                    [window[i][0].max_text_tokens if cut else None for i in some],
                 )
                 for key, values in found.items():
                     for i, value in zip(some, values, strict=True):
@@ -507,33 +500,31 @@ class PromptBank:
         """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
         weights = self._take(dict.fromkeys(tasks))
         number = {task: i for i, task in enumerate(weights)}
-        batch = self.tokenizer.pad(
-            {key: [text[key] for text in texts] for key in texts[0]}, return_tensors="pt"
-        )
-        one = len(weights) == 1
-        self._heads.heads = [weights[task].head for task in (weights if one else tasks)]
-        try:
-            output = self.model.run(
-                [w.prompt for w in weights.values()],
-                None if one else [number[task] for task in tasks],
-                **batch.to(self.model.device),
+        with lock_of(self.tokenizer):
+            batch = self.tokenizer.pad(
+                {key: [text[key] for text in texts] for key in texts[0]}, return_tensors="pt"
             )
-        finally:
-            self._heads.heads = []
-        return output.logits.float().cpu().numpy()  # type: ignore[union-attr]
+        one = len(weights) == 1
+        output = self._host.run(
+            [w.prompt for w in weights.values()],
+            None if one else [number[task] for task in tasks],
+            heads=[weights[task].head for task in (weights if one else tasks)],
+            **batch.to(self.backbone.device),
+        )
+        return output.logits.float().cpu().numpy()
 
 
 def _checked(request: Any) -> tuple[str, tuple[str, ...]]:
-    """A request's task and its text, or its two texts."""
+    """The task and the text, or the two texts, of a request."""
     is_request = isinstance(request, tuple | list) and len(request) == 2
     if not is_request or not isinstance(request[0], str):
-        raise PtuneError(f"{request!r} is no request; wanted is a task and a text, (task, text).")
+        raise PtuneError(f"{request!r} is not a request; expected a task and a text: (task, text).")
     task, text = request
     texts = (text,) if isinstance(text, str) else text
     is_pair = isinstance(text, tuple | list) and len(text) == 2
     if not (isinstance(text, str) or is_pair) or not all(isinstance(t, str) for t in texts):
         raise PtuneError(
-            f"A text for the task {task!r} is {text!r}; wanted is a text or a pair of texts."
+            f"A text for the task {task!r} is {text!r}; expected a text or a pair of texts."
         )
     for part in texts:
         if not part.strip():
@@ -541,12 +532,14 @@ def _checked(request: Any) -> tuple[str, tuple[str, ...]]:
         try:
             part.encode()
         except UnicodeEncodeError as error:
-            raise PtuneError(f"A text for the task {task!r} is no Unicode ({error}).") from error
+            raise PtuneError(
+                f"A text for the task {task!r} is not valid Unicode ({error})."
+            ) from error
     return task, tuple(texts)
 
 
 def _stamp(folder: Path) -> tuple[Any, ...]:
-    """What the file system says of an adapter's files: another stamp, another content."""
+    """State of an adapter's files in the file system; it differs if their content does."""
     found = []
     for name in _FILES:
         file = folder / name
@@ -557,10 +550,10 @@ def _stamp(folder: Path) -> tuple[Any, ...]:
 
 @contextmanager
 def _by_name(task: str) -> Iterator[None]:
-    """Say of which task an adapter is that is refused."""
+    """Name the task whose adapter is refused."""
     try:
         yield
-    except Exception as error:  # damaged files fail in ways of their own
+    except Exception as error:  # damaged files raise all kinds of errors
         reason = (
             str(error)
             if isinstance(error, PtuneError)

@@ -17,12 +17,12 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from ptune import texts
-from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
 from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData
 from ptune.errors import PtuneError
 from ptune.labels import Labels, Prediction, compute
+from ptune.model import PromptModel
 from ptune.texts import Encoded, Text
 from ptune.training.declaration import documented
 from ptune.training.settings import ClassifierSettings, TrainSettings
@@ -205,11 +205,12 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         return super()._windows(X)
 
     def _max_text_tokens(self) -> int | None:
-        return self.prompt_model_.text_room(self.tokenizer_)
+        return self.prompt_model_.max_text_tokens(self.tokenizer_)
 
     def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
         for chosen, rows in batches:
-            batch = self.tokenizer_.pad(rows, return_tensors="pt")
+            with texts.lock_of(self.tokenizer_):
+                batch = self.tokenizer_.pad(rows, return_tensors="pt")
             with torch.inference_mode():
                 output = self.prompt_model_(**batch.to(self.prompt_model_.device))
             yield chosen, output.logits.float().cpu().numpy()
@@ -223,7 +224,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             PtuneError: The folder cannot be written; what was there is whole.
         """
         check_is_fitted(self)
-        adapter.save(self.prompt_model_, folder, trained_state=False)
+        self.prompt_model_.to_adapter().save(folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Publish the adapter with a model card; see `ptune.adapters.push.push`.
@@ -300,7 +301,7 @@ def load(
         token=token,
         **local,
     )
-    prompt_model = adapter.load(backbone, found)
+    prompt_model = PromptModel.from_adapter(backbone, found)
     device = device or default_device()
     tokenizer = load_tokenizer(name, revision=found.config.revision, token=token, **local)
     classifier = PromptClassifier(

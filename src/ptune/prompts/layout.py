@@ -9,18 +9,14 @@ exporters can trace for any batch; nothing here knows a model.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from ptune.backbones.architectures import Side
 from ptune.prompts.config import Placement
 
 # How many of a row's own tokens stand before the prompt.
 TOKENS_BEFORE: dict[Placement, int] = {"prefix": 0, "after_first": 1}
-
-
-Side = Literal["left", "right"]
 
 
 def prompt_order(

@@ -21,15 +21,9 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from ptune import __version__, compat
-from ptune.adapters.adapter import save
+from ptune.backbones.architectures import names_of_head
 from ptune.backbones.cpu import forget_shapes
-from ptune.backbones.loading import (
-    fast_dtype,
-    is_mean_pooled,
-    load_backbone,
-    load_tokenizer,
-    names_of_head,
-)
+from ptune.backbones.loading import fast_dtype, is_mean_pooled, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.tables import Columns
@@ -474,7 +468,7 @@ def _results(
 def _write_results(run: Run, dataset: TaskData, answers: Answers) -> None:
     """Write the adapter, the scores and the pictures."""
     folder, results, epochs = run.folder, run.metrics, run.metrics["epochs"]
-    save(run.model, folder, trained_state=False)
+    run.model.to_adapter().save(folder)
     with staged(folder) as stage:
         write_json(stage / METRICS_NAME, results)
         if any("loss" in e for e in epochs):

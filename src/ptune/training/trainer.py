@@ -365,13 +365,14 @@ def _tokenized(
     model: PromptModel, tokenizer: transformers.PreTrainedTokenizerBase, dataset: TaskData
 ) -> tuple[Dataset, dict[str, Dataset], dict[str, int]]:
     """Training set, evaluation sets, and the number of truncated texts in each."""
-    limit = model.text_room(tokenizer)
+    limit = model.max_text_tokens(tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=dataset.pairs)
     if limit is not None and limit <= special:
         raise PtuneError(
             f"{model.prompt_config.num_virtual_tokens} virtual tokens do not fit: of "
-            f"{model.max_positions} positions they leave {limit} for a text, and its special "
-            f"tokens alone take {special}. Use a smaller num_virtual_tokens or a larger max_length."
+            f"{model.architecture.max_positions} positions they leave {limit} for a text, and its "
+            f"special tokens alone take {special}. Use a smaller num_virtual_tokens or a larger "
+            "max_length."
         )
     assert dataset.train is not None
     train, cut = tokenize(tokenizer, dataset.train, limit)

@@ -1,0 +1,513 @@
+"""What there is to know about a backbone, found out once and kept as a value.
+
+Nothing here goes by an architecture's name. ptune lets the backbone read two short texts and
+watches its attentions, its last layer and its logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ptune import compat
+from ptune.errors import PtuneError, first_line
+
+Side = Literal["left", "right"]
+Reads = Literal["first", "last"]
+
+# Architectures whose predictions depend on the padding around a text, with or without a prompt.
+PADDING_MATTERS = {
+    "fnet": "it mixes all positions, padding included",
+    "nystromformer": "it averages over segments of the padded length",
+    "yoso": "it hashes all positions, padding included",
+}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of a backbone.
+
+    Attributes:
+        path: The module's name in the backbone. ALBERT has one module for all layers.
+        heads: Number of key-value heads.
+        head_dim: Width of a key, and of a value.
+    """
+
+    path: str
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class LastLayerEnd:
+    """The end of the last layer, which treats every position by itself.
+
+    Attributes:
+        start, end: Names of the modules between which it does.
+        reads: Which position of a text the head reads.
+    """
+
+    start: str
+    end: str
+    reads: Reads
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone's architecture.
+
+    Attributes:
+        name: Class of the backbone, for messages.
+        model_type: As in its configuration.
+        vocab_rows: Rows V of the embedding weight.
+        token_dim: Width of the embedding weight.
+        hidden_size: Width of a hidden state.
+        num_layers, num_heads: As in its configuration; `None` if it does not say.
+        max_positions: Longest sequence, virtual tokens included; `None`: no bound.
+        first_position: Position of a text's first token; RoBERTa counts from 2.
+        padding_side: Padding goes before the text where the head reads the last position.
+        takes_position_ids, takes_use_cache: Arguments of its forward method.
+        is_encoder_decoder: As in its configuration.
+        head_names: Names of the head's parameters.
+        layers: Names of its layers, in order; the encoder's in an encoder-decoder.
+        attentions: Its attentions in the order of the forward pass; empty where they do not go
+            through Transformers' `AttentionInterface`.
+        looks_back: Whether every attention is causal and unlimited, so that what comes before a
+            text cannot depend on the text.
+        last_layer_end: `None` where every position must be computed.
+    """
+
+    name: str
+    model_type: str
+    vocab_rows: int
+    token_dim: int
+    hidden_size: int
+    num_layers: int | None
+    num_heads: int | None
+    max_positions: int | None
+    first_position: int
+    padding_side: Side
+    takes_position_ids: bool
+    takes_use_cache: bool
+    is_encoder_decoder: bool
+    head_names: tuple[str, ...]
+    layers: tuple[str, ...]
+    attentions: tuple[Attention, ...]
+    looks_back: bool
+    last_layer_end: LastLayerEnd | None
+
+    @classmethod
+    def of(cls, backbone: PreTrainedModel) -> Architecture:
+        """Inspect a backbone. It is unchanged afterwards.
+
+        Raises:
+            PtuneError: It cannot be p-tuned, or cannot read two short texts.
+        """
+        check_supported(backbone)
+        config = backbone.config.get_text_config()
+        inputs = inspect.signature(backbone.forward).parameters
+        inside = inspect.signature(backbone.base_model.forward).parameters
+        weight = embedding_weight(backbone)
+        layers = _layers(backbone)
+        max_positions, first_position = _positions(backbone)
+        attentions, end = _watch(backbone, layers)
+        return cls(
+            name=type(backbone).__name__,
+            model_type=backbone.config.model_type,
+            vocab_rows=weight.shape[0],
+            token_dim=weight.shape[1],
+            hidden_size=config.hidden_size,
+            num_layers=getattr(config, "num_hidden_layers", None),
+            num_heads=getattr(config, "num_attention_heads", None),
+            max_positions=max_positions,
+            first_position=first_position,
+            padding_side="left" if getattr(config, "summary_type", None) == "last" else "right",
+            takes_position_ids="position_ids" in inputs
+            or ("kwargs" in inputs and "position_ids" in inside),
+            takes_use_cache="use_cache" in inputs,
+            is_encoder_decoder=bool(backbone.config.is_encoder_decoder),
+            head_names=tuple(names_of_head(backbone)),
+            layers=tuple(layers),
+            attentions=attentions,
+            looks_back=_looks_back(backbone) and bool(attentions),
+            last_layer_end=end,
+        )
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The sizes by which an adapter recognises its backbone."""
+        return {
+            "model_type": self.model_type,
+            "vocab_rows": self.vocab_rows,
+            "num_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+        }
+
+
+def check_supported(backbone: PreTrainedModel) -> None:
+    """Refuse a backbone that cannot be p-tuned.
+
+    Raises:
+        PtuneError: It has no head or no embedding weight, takes no attention mask, or cannot keep
+            the texts of a batch apart.
+    """
+    name = type(backbone).__name__
+    if backbone.base_model is backbone:
+        raise PtuneError(
+            f"{name} has no classification head; load the backbone with "
+            "AutoModelForSequenceClassification."
+        )
+    if reason := PADDING_MATTERS.get(backbone.config.model_type):
+        raise PtuneError(
+            f"{name} cannot be p-tuned: {reason}, so a text's prediction would depend on its "
+            "batch. Choose another backbone."
+        )
+    try:
+        embedding: Any = backbone.get_input_embeddings()
+    except NotImplementedError:
+        embedding = None
+    if getattr(embedding, "weight", None) is None or embedding.weight.ndim != 2:
+        raise PtuneError(
+            f"{name} cannot be p-tuned: it has no embedding weight that virtual tokens could be "
+            "rows of. Choose another backbone."
+        )
+    if "attention_mask" not in inspect.signature(backbone.forward).parameters:
+        raise PtuneError(
+            f"{name} cannot be p-tuned: it takes no attention mask, so padding would change its "
+            "predictions. Choose another backbone."
+        )
+
+
+def embedding_weight(backbone: PreTrainedModel) -> Tensor:
+    """The weight ``[V, token_dim]`` of the token embedding."""
+    weight = backbone.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def names_of_head(backbone: PreTrainedModel) -> list[str]:
+    """Names of the parameters outside the base model, and of those no checkpoint provided.
+
+    Transformers marks every parameter that it loaded from a checkpoint. An unmarked one inside a
+    loaded base model (a pooler, say) is random, so it is trained and saved like the head.
+    """
+    inside = {id(p) for p in backbone.base_model.parameters()}
+    loaded = any(compat.was_loaded(p) for p in backbone.base_model.parameters())
+    return [
+        name
+        for name, p in backbone.named_parameters()
+        if id(p) not in inside or (loaded and not compat.was_loaded(p))
+    ]
+
+
+def _positions(backbone: PreTrainedModel) -> tuple[int | None, int]:
+    """Longest sequence, and the position of a text's first token."""
+    positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None, 0
+    for name, module in backbone.named_modules():
+        # RoBERTa and similar architectures count positions from padding_idx + 1.
+        padding_idx = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding_idx is not None:
+            return positions - padding_idx - 1, padding_idx + 1
+    return positions, 0
+
+
+def _layers(backbone: PreTrainedModel) -> list[str]:
+    """Names of the layers: of the first list that has as many entries as there are layers."""
+    count = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
+    prefix = f"{backbone.base_model_prefix}." if backbone.base_model is not backbone else ""
+    for name, module in backbone.base_model.named_modules(prefix=prefix.rstrip(".")):
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return [f"{name}.{i}" for i in range(len(module))]
+    return []
+
+
+def _looks_back(backbone: PreTrainedModel) -> bool:
+    config = backbone.config.get_text_config()
+    if config.is_encoder_decoder:
+        return False
+    causal = {m.is_causal for m in backbone.modules() if hasattr(m, "is_causal")}
+    layers = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    return causal == {True} and (set(layers) == {"full_attention"} if layers else window is None)
+
+
+# Special tokens.
+
+
+def use_valid_special_ids(config: PreTrainedConfig, vocab_rows: int) -> None:
+    """Give a configuration special tokens that the embedding has, where it has none.
+
+    Decoders look for the pad token to find the end of a text. Any id will do where there is none,
+    because tokens of a text never show that id (see `ptune.prompts.host`).
+
+    Raises:
+        PtuneError: An encoder-decoder has no end token to read a text at.
+    """
+    text = config.get_text_config()
+    pad = _valid(text.pad_token_id, vocab_rows)
+    if pad is None:
+        pad = _valid(text.eos_token_id, vocab_rows) or 0
+    if pad != text.pad_token_id:
+        text.pad_token_id = pad
+    if not config.is_encoder_decoder:
+        return
+    for name in ("eos_token_id", "decoder_start_token_id"):
+        own = getattr(config, name, None)
+        found = _valid(own, vocab_rows)
+        if found is None:
+            raise PtuneError(
+                f"The backbone reads a text with its {name}, which is {own!r} in its "
+                f"configuration; expected is a token id from 0 to {vocab_rows - 1}. Set "
+                f"config.{name} before p-tuning."
+            )
+        if found != own:
+            setattr(config, name, found)
+
+
+def _valid(value: Any, vocab_rows: int) -> int | None:
+    """A token id, or the first one of a list, that the embedding has."""
+    values = value if isinstance(value, list | tuple) else [value]
+    fits = [v for v in values if isinstance(v, int) and 0 <= v < vocab_rows]
+    return fits[0] if fits else None
+
+
+SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+@contextmanager
+def _valid_special_ids(backbone: PreTrainedModel) -> Iterator[None]:
+    configs = {id(c): c for c in (backbone.config, backbone.config.get_text_config())}.values()
+    before = [(c, n, getattr(c, n)) for c in configs for n in SPECIAL_IDS if hasattr(c, n)]
+    try:
+        use_valid_special_ids(backbone.config, len(embedding_weight(backbone)))
+        yield
+    finally:
+        for config, name, value in before:
+            setattr(config, name, value)
+
+
+# Watching a backbone read two short texts.
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
+    """What a backbone returns for tokens ``[batch, seq]``, without dropout."""
+    training = {m: m.training for m in model.modules()}
+    try:
+        return model.eval()(input_ids=ids, attention_mask=attention_mask)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def end_token(backbone: PreTrainedModel) -> int:
+    """The token that ends a text, which encoder-decoders need; 0 where there is none."""
+    end = backbone.config.get_text_config().eos_token_id
+    return _valid(end, len(embedding_weight(backbone))) or 0
+
+
+def _two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Token ids ``[2, 4]``, the second text's last one padding; and their mask."""
+    config = backbone.config
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    pad, rows = config.get_text_config().pad_token_id, len(embedding_weight(backbone))
+    end = end_token(backbone)
+    special = {pad, end} if config.is_encoder_decoder else {pad}
+    free = [t for t in (*range(pad + 1, pad + 9), *range(9)) if t < rows and t not in special]
+    tokens = torch.tensor([free[i % len(free)] for i in range(4)] if free else [0] * 4)
+    ids = torch.where(mask != 0, tokens, pad)
+    if config.is_encoder_decoder:
+        ids[last_of_each(mask)] = end
+    return ids.to(backbone.device), mask.to(backbone.device)
+
+
+def _watch(
+    backbone: PreTrainedModel, layers: Sequence[str]
+) -> tuple[tuple[Attention, ...], LastLayerEnd | None]:
+    """The attentions, and the end of the last layer."""
+    with ExitStack() as stack:
+        stack.enter_context(_valid_special_ids(backbone))
+        ids, mask = _two_texts(backbone)
+        seen = stack.enter_context(_watched_attentions(backbone))
+        ends = [_WatchedEnd(backbone, *pair) for pair in _candidate_ends(backbone, layers)]
+        for watched in ends:
+            stack.callback(watched.remove)
+        try:
+            read(backbone, ids, mask)
+        except Exception as error:  # whatever the backbone's own code raises
+            if backbone.device.type == "meta":
+                return tuple(seen), None
+            raise PtuneError(
+                f"{type(backbone).__name__} could not read two short texts "
+                f"({first_line(error).rstrip('.')}). Check that its configuration is complete and "
+                "that it classifies texts without ptune."
+            ) from error
+        attentions = tuple(seen)
+        return attentions, next(filter(None, (e.find(backbone, ids, mask) for e in ends)), None)
+
+
+@contextmanager
+def _watched_attentions(backbone: PreTrainedModel) -> Iterator[list[Attention]]:
+    """Note every attention that goes through `AttentionInterface`, in order."""
+    seen: list[Attention] = []
+    if not compat.has_attention_interface(backbone):
+        yield seen
+        return
+    paths = {module: name for name, module in backbone.named_modules()}
+
+    def note(module: nn.Module, key: Tensor) -> None:
+        if module in paths:
+            seen.append(Attention(paths[module], key.shape[1], key.shape[3]))
+
+    before = compat.attention_of(backbone)
+    backbone.set_attn_implementation(WATCHED)
+    for module in paths:
+        module.ptune_watcher = note
+    try:
+        yield seen
+    finally:
+        for module in paths:
+            del module.ptune_watcher
+        backbone.set_attn_implementation(before)
+
+
+def _watched_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+) -> Any:
+    if (note := getattr(module, "ptune_watcher", None)) is not None:
+        note(module, key)
+    return compat.eager_attention(module)(module, query, key, value, mask, **kwargs)
+
+
+WATCHED = "ptune_watched"
+compat.register_attention(WATCHED, _watched_attention, "eager")
+
+
+def _candidate_ends(backbone: PreTrainedModel, layers: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Modules between which the last layer may treat every position by itself."""
+    if backbone.config.is_encoder_decoder or not layers:
+        return
+    path = layers[-1]
+    layer = backbone.get_submodule(path)
+    if isinstance(getattr(getattr(layer, "attention", None), "output", None), nn.Module):
+        yield f"{path}.attention.output", path  # BERT and similar
+    for first, last in (("mlp", "mlp"), ("ffn", "ffn"), ("fc1", "fc2")):
+        if all(isinstance(getattr(layer, name, None), nn.Module) for name in (first, last)):
+            yield f"{path}.{first}", f"{path}.{last}"
+
+
+class _WatchedEnd:
+    """Finds out whether all positions but one can be left out between two modules.
+
+    What is left out is replaced by NaN. If NaN reaches the logits, or the kept position changes,
+    nothing may be left out.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, start: str, end: str) -> None:
+        self.start, self.end = start, end
+        self.positions: Tensor | None = None  # [kept] of batch * seq
+        self.output = torch.empty(0)  # [batch * seq, width]
+        self._shape = torch.Size()
+        self._hooks = [
+            backbone.get_submodule(start).register_forward_pre_hook(self._before),
+            backbone.get_submodule(end).register_forward_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def find(self, backbone: PreTrainedModel, ids: Tensor, mask: Tensor) -> LastLayerEnd | None:
+        usual = self.output
+        try:
+            for reads, kept in POSITION_READ.items():
+                self.positions = flat(kept(mask))
+                logits = read(backbone, ids, mask).logits
+                same = _are_close(self.output[self.positions], usual[self.positions])
+                if same and logits.isfinite().all():
+                    return LastLayerEnd(self.start, self.end, reads)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            pass  # single positions cannot be taken out here
+        finally:
+            self.positions = None
+        return None
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.positions is None:
+            return None
+        args, self._shape = keep_positions(args, self.positions)
+        return args
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        if self.positions is None:
+            self.output = states.reshape(-1, states.shape[-1])
+            return None
+        output = put_back(output, self.positions, self._shape, torch.nan)
+        states = output[0] if isinstance(output, tuple) else output
+        self.output = states.reshape(-1, states.shape[-1])
+        return output
+
+
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal up to rounding in half precision; NaN is never close."""
+    return bool((one - other).abs().max() <= 0.02 * other.abs().max())
+
+
+def keep_positions(args: tuple[Any, ...], positions: Tensor) -> tuple[tuple[Any, ...], torch.Size]:
+    """The arguments of a module at some positions only, and their shape before that.
+
+    Args:
+        args: Hidden states ``[batch, seq, width]`` first (OPT: ``[batch * seq, width]``); every
+            argument of that shape is cut.
+        positions: ``[kept]``, of batch * seq.
+    """
+    shape = args[0].shape[:-1]
+
+    def kept(states: Tensor) -> Tensor:
+        some = states.flatten(0, -2).index_select(0, positions)  # [kept, width]
+        return some if len(shape) == 1 else some[None]
+
+    alike = [isinstance(a, Tensor) and a.shape[:-1] == shape for a in args]
+    return tuple(kept(a) if yes else a for a, yes in zip(args, alike, strict=True)), shape
+
+
+def put_back(output: Any, positions: Tensor, shape: torch.Size, elsewhere: float) -> Any:
+    """Undo `keep_positions` on a module's output, with `elsewhere` at the other positions."""
+    states, *rest = output if isinstance(output, tuple) else (output,)
+    width = states.shape[-1]
+    everywhere = states.new_full((shape.numel(), width), elsewhere)
+    everywhere.index_copy_(0, positions, states.reshape(-1, width))
+    everywhere = everywhere.view(*shape, width)
+    return (everywhere, *rest) if isinstance(output, tuple) else everywhere
+
+
+def first_of_each(mask: Tensor) -> Tensor:
+    """The first position of each row of a mask ``[batch, seq]``, as a mask."""
+    return torch.arange(mask.shape[1], device=mask.device).expand_as(mask) == 0
+
+
+def last_of_each(mask: Tensor) -> Tensor:
+    """The last position of each row of a mask ``[batch, seq]`` where it is set, as a mask."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return columns == (columns * (mask != 0)).max(dim=1, keepdim=True).values
+
+
+def flat(mask: Tensor) -> Tensor:
+    """Where a mask ``[batch, seq]`` is set, as indices of batch * seq."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+POSITION_READ: dict[Reads, Callable[[Tensor], Tensor]] = {
+    "first": first_of_each,
+    "last": last_of_each,
+}

@@ -1,0 +1,193 @@
+"""Heads: every parameter of a backbone outside its base model, one set for each adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ptune.errors import PtuneError
+from ptune.prompts.hooks import in_own_dtype
+from ptune.prompts.passes import Passes
+
+
+@dataclass
+class Head:
+    """A head of its own for a backbone, with its labels.
+
+    Attributes:
+        parameters: By their names in the backbone.
+        labels: `id2label` and `problem_type`, as in the backbone's configuration.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    labels: dict[str, Any]
+
+
+class Heads:
+    """Puts a head into a backbone, in place of the one that it came with.
+
+    Args:
+        backbone: Its own head is `original`, and stays untouched.
+        names: Names of the head's parameters.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, names: Sequence[str]) -> None:
+        self.backbone = backbone
+        named = dict(backbone.named_parameters())
+        own = {name: named[name] for name in names}
+        # A parameter may belong to several modules.
+        self._places: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in own}
+        for module in backbone.modules():
+            for leaf, parameter in module.named_parameters(recurse=False):
+                for name, mine in own.items():
+                    if parameter is mine:
+                        self._places[name].append((module, leaf))
+        self.original = self.installed = Head(own, labels_of(backbone))
+        modules = dict.fromkeys(m for places in self._places.values() for m, _ in places)
+        self._hooks = [m.register_forward_pre_hook(in_own_dtype) for m in modules]
+
+    def new(self) -> Head:
+        """A copy of the original head in float32, to be trained."""
+        copies = {
+            name: nn.Parameter(p.detach().clone().float())
+            for name, p in self.original.parameters.items()
+        }
+        return Head(copies, dict(self.original.labels))
+
+    def install(self, head: Head) -> None:
+        """Put a head into the backbone, and note what has become of the one that was there."""
+        if head is self.installed:
+            return
+        former, self.installed = self.installed, head
+        former.labels = labels_of(self.backbone)
+        for name, places in self._places.items():
+            module, leaf = places[0]
+            there = module._parameters[leaf]
+            assert there is not None
+            former.parameters[name] = there  # `to` may have replaced it
+            parameter = head.parameters[name]
+            if parameter.device != there.device:
+                parameter.data = parameter.data.to(there.device)
+            for module, leaf in places:
+                module._parameters[leaf] = parameter
+        set_labels(self.backbone, head.labels)
+
+    @contextmanager
+    def using(self, head: Head | None) -> Iterator[None]:
+        """Install a head for the duration of a forward pass; ``None``: leave it as it is."""
+        if head is None or head is self.installed:
+            yield
+            return
+        before = self.installed
+        try:
+            self.install(head)
+            yield
+        finally:
+            self.install(before)
+
+    def remove(self) -> None:
+        """Give the backbone its own head back."""
+        self.install(self.original)
+        for hook in self._hooks:
+            hook.remove()
+
+
+def labels_of(backbone: PreTrainedModel) -> dict[str, Any]:
+    """A backbone's `id2label` and `problem_type`."""
+    config = backbone.config
+    return {"id2label": dict(config.id2label), "problem_type": config.problem_type}
+
+
+def set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
+    """Give a backbone the labels that its logits stand for."""
+    config = backbone.config
+    config.id2label = dict(labels["id2label"])
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    config.problem_type = labels["problem_type"]
+    # The losses of Transformers' classifiers read it from the module.
+    if hasattr(backbone, "num_labels"):
+        backbone.num_labels = config.num_labels
+
+
+class HeadPerText:
+    """Gives every text of a batch its own head, in place of the backbone's; see `Pass.heads`.
+
+    Heads may have different numbers of labels: the logits of all are as wide as those of the
+    largest, and zero after a text's own.
+
+    Raises:
+        PtuneError: The head has other layers than Linear and LayerNorm.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, names: Iterable[str], passes: Passes) -> None:
+        self.passes = passes
+        self._names: dict[nn.Module, dict[str, str]] = {}  # of each layer's parameters
+        for name in names:
+            path, _, parameter = name.rpartition(".")
+            self._names.setdefault(backbone.get_submodule(path), {})[parameter] = name
+        for layer, own in self._names.items():
+            whole = own.keys() == dict(layer.named_parameters()).keys()
+            if not isinstance(layer, nn.Linear | nn.LayerNorm) or not whole:
+                raise PtuneError(
+                    f"The head of {type(backbone).__name__} has parameters of a "
+                    f"{type(layer).__name__} ({', '.join(own.values())}). Texts of one batch can "
+                    "have their own heads only where heads consist of Linear and LayerNorm. Load "
+                    "the classifiers one by one instead (ptune.load)."
+                )
+        self._hooks = [layer.register_forward_hook(self._after) for layer in self._names]
+
+    def remove(self) -> None:
+        """Detach it."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _after(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        current = self.passes.current
+        if current is None or not current.heads:
+            return None
+        heads, inputs, names = current.heads, args[0], self._names[layer]
+        flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])  # [batch, positions, in]
+        weights = [head[names["weight"]] for head in heads]
+        width = max(weight.shape[0] for weight in weights)
+        result = flat.new_zeros(*flat.shape[:2], width)  # [batch, positions, out]
+        # Stack the weights of as many heads at a time as take a few megabytes.
+        size = max(1, _NUMBERS_AT_A_TIME // max(weight.numel() for weight in weights))
+        for start in range(0, len(weights), size):
+            some = slice(start, start + size)
+            own = {
+                parameter: stacked([head[name] for head in heads[some]])
+                for parameter, name in names.items()
+            }
+            rows = some if len(weights) > 1 else slice(None)
+            part = _layer_per_row(layer, flat[rows], **own)
+            result[rows, :, : part.shape[2]] = part
+        return result.reshape(*inputs.shape[:-1], width)
+
+
+_NUMBERS_AT_A_TIME = 2**23
+
+
+def _layer_per_row(
+    layer: nn.Module, rows: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """A layer's output for ``[rows, positions, in]`` with parameters ``[rows or 1, …]``."""
+    if isinstance(layer, nn.LayerNorm):
+        normal = F.layer_norm(rows, layer.normalized_shape, eps=layer.eps)
+        result = normal * weight[:, None]
+    else:
+        result = rows @ weight.mT  # [rows, positions, out]
+    return result if bias is None else result + bias[:, None]
+
+
+def stacked(tensors: list[Tensor]) -> Tensor:
+    """Tensors ``[n, …]`` as one, ``[tensors, longest n, …]``, with zeros after the shorter."""
+    if len({t.shape for t in tensors}) == 1:
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
