@@ -219,7 +219,7 @@ def test_a_saved_adapter_reloads_bit_for_bit_under_another_seed(family, model, t
             p.normal_()
     fresh = build_model(family, tokenizer, seed=0)
     for name, p in fresh.named_parameters():
-        if name in model._head_names:
+        if name in model.architecture.head_names:
             p.normal_()
     loaded = PromptModel.from_pretrained(fresh, tmp_path)
     inputs = batch(tokenizer, SENTENCES[:3], padding=True)

@@ -232,7 +232,7 @@ def test_more_requests_than_fit_into_a_window(own, shared_bank, monkeypatch):
 
 
 def test_large_heads_are_put_side_by_side_in_parts(own, shared_bank, monkeypatch):
-    monkeypatch.setattr(ptune.prompts.hooks, "_NUMBERS_AT_A_TIME", 500)  # three heads of 5 x 32
+    monkeypatch.setattr(ptune.prompts.heads, "_NUMBERS_AT_A_TIME", 500)  # three heads of 5 x 32
     requests = [(task, text) for task in TASKS for text in TEXTS]
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
@@ -426,7 +426,7 @@ DAMAGES = {
     no_json: "damaged",
     wrong_kind: r"adapter_config.json: prompt_init_scale is 'large'; expected a number",
     wrong_labels: "1 labels",
-    wrong_bound: "texts of 2 tokens",
+    wrong_bound: "leaves 2 tokens for a text",
     another_backbone: "model_type bert instead of roberta",
     not_finite: "not finite",
     half_a_head: "does not hold classifier.bias",
@@ -486,12 +486,12 @@ def test_a_folder_without_adapters(tmp_path, bert_folder):
         (("mean", "  "), "'mean' is empty"),
         (("mean", ("the", "")), "'mean' is empty"),
         (("mean", 3), "'mean' is 3"),
-        (("mean", ["a", "b", "c"]), "wanted is a text or a pair"),
-        (("mean", "\ud800"), "'mean' is no Unicode"),
+        (("mean", ["a", "b", "c"]), "expected a text or a pair"),
+        (("mean", "\ud800"), "'mean' is not valid Unicode"),
         (("mean", None), "'mean' is None"),
-        ("mean", "wanted is a task and a text"),
-        (("mean", "the", "red"), "wanted is a task and a text"),
-        (([], "the"), "wanted is a task and a text"),
+        ("mean", "expected a task and a text"),
+        (("mean", "the", "red"), "expected a task and a text"),
+        (([], "the"), "expected a task and a text"),
     ],
 )
 def test_a_request_that_is_none_is_refused(request_, reason, shared_bank):

@@ -160,6 +160,7 @@ class PromptBank:
             tokenizer = load_tokenizer(model.name_or_path)
         with loading():
             self._host = host = Host(model)
+            host.heads.install(host.heads.new())  # in float32, as the heads of the tasks
             try:
                 HeadPerText(model, host.architecture.head_names, host.passes)
             except PtuneError:
