@@ -59,16 +59,21 @@ def test_accuracy_refuses_to_mix_results_of_different_benchmarks(tmp_path):
     assert "model differs" in done.stderr
 
 
-@pytest.mark.slow
-def test_bank_is_compared_with_a_single_task_and_with_switching(texts, tmp_path):
-    folder = tmp_path / "glue" / "MRPC"
-    folder.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("glue")
+    (folder / "MRPC").mkdir()
     lines = [f"1\t1\t2\t{t} {i}\t{t}" for i in range(2) for t in texts]
     for name in ("train", "dev", "test"):
         header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
-        (folder / f"{name}.tsv").write_text("\n".join([header, *lines]) + "\n")
+        (folder / "MRPC" / f"{name}.tsv").write_text("\n".join([header, *lines]) + "\n")
+    return folder
+
+
+@pytest.mark.slow
+def test_bank_is_compared_with_a_single_task_and_with_switching(glue, tmp_path):
     done = run(
-        "bank.py", "--data-dir", tmp_path / "glue", "--tasks", 12, "--virtual-tokens", 3,
+        "bank.py", "--data-dir", glue, "--tasks", 12, "--virtual-tokens", 3,
         "--requests", 70, "--rounds", 1, "--dtype", "float32", "--output-dir", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -98,3 +103,18 @@ def test_scoring_is_complete_after_a_worker_of_ray_is_killed(bert_folder, table,
     assert 3 <= found["files done when killed"] < 6
     # What it checks is what it says: a row less is a failure.
     assert "6000 rows: none lost, none twice, in order" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_checkouts_are_compared_in_alternating_rounds(glue, tmp_path):
+    root = FOLDER.parent
+    words = ["--data-dir", glue, "--rounds", 2, "--only", "train input", "predict deep"]
+    done = run("versions.py", root, root, *words, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "versions.json").read_text())["results"]
+    for work in ("train input", "predict deep"):
+        before, after = results[work]["seconds"]
+        assert len(before) == len(after) == 2
+        low, high = results[work]["interval"]
+        assert low <= results[work]["median"] <= high
+        assert f"| {work} | {results[work]['median']:.3f} |" in done.stdout
