@@ -24,7 +24,7 @@ def files_in_the_tree():
     block = page.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
     folders = []
     for line in block.splitlines():
-        entry = re.match(r"( +)(\S+(?:, \S+)*)", line)
+        entry = re.match(r"( +)([^\s,]+(?:, [^\s,]+)*)", line)
         if entry is None:
             continue
         depth = len(entry[1]) // 2
