@@ -30,13 +30,14 @@ test: $(VENV)/installed-dev ## Run the tests, without the slow ones
 test-all: $(VENV)/installed-dev lint ## Run every test and check
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
 
-lint: $(VENV)/installed-dev ## Check style and types
+lint: $(VENV)/installed-dev ## Check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 structure: $(VENV)/installed-dev ## Print modules, levels, cycles and the largest functions
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/structure.py
 
 docs: $(VENV)/installed-dev ## Write docs/settings.md from the declarations

@@ -101,7 +101,7 @@ def test_scoring_is_complete_after_a_worker_of_ray_is_killed(bert_folder, table,
     assert found["killed"] == 1
     assert found["workers seen"] > 1
     assert 3 <= found["files done when killed"] < 6
-    # What it checks is what it says: a row less is a failure.
+    # The script fails if a row is missing, so its claim is checked.
     assert "6000 rows: none lost, none twice, in order" in done.stdout
 
 

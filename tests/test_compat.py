@@ -2,6 +2,8 @@
 
 import ast
 import importlib.metadata
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +60,21 @@ def test_a_newer_minor_release_is_warned_about_once_and_not_refused(monkeypatch,
     if warns:
         assert f"transformers {installed} (tested: 5.23.0)" in str(caught[0].message)
         assert "Every internal that it uses exists" in str(caught[0].message)
+
+
+def test_the_warning_comes_once_when_backbones_are_first_imported():
+    code = """
+import warnings
+from ptune import compat
+compat.TESTED["safetensors"] = "0.1.0"
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import ptune.backbones.loading
+    import ptune.inference.classifier
+print(sum(issubclass(w.category, compat.UntestedVersion) for w in caught))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
 
 
 def test_the_warning_names_what_a_newer_release_lacks(monkeypatch):
@@ -351,16 +368,6 @@ def defined_names(file):
             yield node.arg
 
 
-# Files that are being rewritten and adopt `compat` with that.
-PENDING = {
-    "backbones/cpu.py",
-    "backbones/loading.py",
-    "model.py",
-    "prompts/hooks.py",
-    "prompts/mechanisms.py",
-}
-
-
 def test_only_compat_uses_private_names_of_other_libraries():
     files = [f for f in SOURCE.rglob("*.py") if f.name != "compat.py"]
     overrides = {name for name in vars(compat.ModelOverrides) if not name.startswith("__")}
@@ -370,6 +377,5 @@ def test_only_compat_uses_private_names_of_other_libraries():
         for file in files
         for line, name in private_names(file)
         if name.startswith("_") and not name.startswith("__") and name not in own
-        if str(file.relative_to(SOURCE)) not in PENDING
     ]
     assert found == []

@@ -18,6 +18,8 @@ from ptune import compat
 from ptune.backbones.cpu import cpu_has, keep_memory
 from ptune.errors import PtuneError, first_line
 
+compat.warn_if_untested()
+
 # A model that a wheel brings, by its id on the Hub: no network is needed where it is installed.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"minilm": MINILM}

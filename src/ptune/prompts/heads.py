@@ -69,14 +69,13 @@ class Heads:
         former.labels = labels_of(self.backbone)
         for name, places in self._places.items():
             module, leaf = places[0]
-            there = module._parameters[leaf]
-            assert there is not None
+            there = getattr(module, leaf)
             former.parameters[name] = there  # `to` may have replaced it
             parameter = head.parameters[name]
             if parameter.device != there.device:
                 parameter.data = parameter.data.to(there.device)
             for module, leaf in places:
-                module._parameters[leaf] = parameter
+                setattr(module, leaf, parameter)
         set_labels(self.backbone, head.labels)
 
     @contextmanager
