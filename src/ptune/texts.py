@@ -111,6 +111,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     columns: Sequence[Sequence[str]],
     max_text_tokens: int | Sequence[int | None] | None,
+    truncation_side: str | None = None,
 ) -> tuple[Encoded, int]:
     """Token ids of texts or pairs. Several threads may call it with one tokenizer.
 
@@ -119,6 +120,7 @@ def encode(
         columns: One column of texts; or two, the first texts and the second texts.
         max_text_tokens: The longest text in tokens, for all of them or for each; longer texts are
             cut. ``None``: no limit.
+        truncation_side: Where they are cut: `left` or `right`. ``None``: the tokenizer's own side.
 
     Returns:
         `input_ids` and so on, one list per text, and how many texts were cut.
@@ -134,12 +136,17 @@ def encode(
         for i, limit in enumerate(limits):
             if limit and len(ids[i]) > limit:
                 too_long[limit].append(i)
-        for limit, some in too_long.items():
-            part = [[column[i] for i in some] for column in lists]
-            cut = tokenizer(*part, truncation=True, max_length=limit)
-            for key, values in cut.items():
-                for i, value in zip(some, values, strict=True):
-                    encoded[key][i] = value
+        own_side = tokenizer.truncation_side
+        try:
+            tokenizer.truncation_side = truncation_side or own_side
+            for limit, some in too_long.items():
+                part = [[column[i] for i in some] for column in lists]
+                cut = tokenizer(*part, truncation=True, max_length=limit)
+                for key, values in cut.items():
+                    for i, value in zip(some, values, strict=True):
+                        encoded[key][i] = value
+        finally:
+            tokenizer.truncation_side = own_side
     return encoded, sum(map(len, too_long.values()))
 
 

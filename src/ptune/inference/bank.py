@@ -442,12 +442,17 @@ class PromptBank:
         ]
 
     def answers(
-        self, requests: Iterable[tuple[str, Text]], *, batch_size: int = 32
+        self,
+        requests: Iterable[tuple[str, Text]],
+        *,
+        batch_size: int = 32,
+        truncation_side: str | None = None,
     ) -> Iterator[tuple[TaskInfo, np.ndarray]]:
         """As `logits`, each with the task as it was when the call started."""
         pairs = iter(self._tasks_and_texts(requests))
         while window := list(itertools.islice(pairs, WINDOW)):
-            for (task, _), logits in zip(window, self._window(window, batch_size), strict=True):
+            found = self._window(window, batch_size, truncation_side)
+            for (task, _), logits in zip(window, found, strict=True):
                 yield task.info, logits
 
     def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
@@ -467,9 +472,9 @@ class PromptBank:
             return [(self._known(name), texts) for name, texts in checked]
 
     def _window(
-        self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int
+        self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int, side: str | None
     ) -> list[np.ndarray]:
-        encoded = self._encode(window)
+        encoded = self._encode(window, side=side)
         answers = [np.empty(0, dtype=np.float32)] * len(window)
         for chosen in batches([len(e["input_ids"]) for e in encoded], batch_size):
             tasks = [window[i][0] for i in chosen]
@@ -479,7 +484,11 @@ class PromptBank:
         return answers
 
     def _encode(
-        self, window: list[tuple[_Task, tuple[str, ...]]], *, cut: bool = True
+        self,
+        window: list[tuple[_Task, tuple[str, ...]]],
+        *,
+        cut: bool = True,
+        side: str | None = None,
     ) -> list[dict[str, list[int]]]:
         """Token ids and so on of each text or pair."""
         encoded: list[dict[str, list[int]]] = [{} for _ in window]
@@ -490,6 +499,7 @@ class PromptBank:
                     self.tokenizer,
                     [[window[i][1][c] for i in some] for c in range(columns)],
                     [window[i][0].max_text_tokens if cut else None for i in some],
+                    side,
                 )
                 for key, values in found.items():
                     for i, value in zip(some, values, strict=True):
