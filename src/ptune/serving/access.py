@@ -6,6 +6,7 @@ import ipaddress
 import re
 import secrets
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ptune.adapters.adapter import OLD_WEIGHTS_NAME, TRAINED_STATE_NAME, WEIGHTS_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
@@ -28,6 +29,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_local_host(header: str) -> bool:
+    """True if a Host header names this machine: a loopback address or localhost."""
+    try:
+        host = (urlsplit(f"//{header}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    return is_loopback(host) or host.endswith(".localhost")
 
 
 def task_folder(folder: Path, task: str) -> Path:

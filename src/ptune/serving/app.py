@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import queue
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
@@ -19,7 +21,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from scipy import special
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -28,11 +31,16 @@ from ptune.errors import PtuneError
 from ptune.inference.bank import PromptBank, TaskInfo
 from ptune.serving.access import NAME_RULE, TASK_NAME, same_token, task_folder
 from ptune.serving.batching import Answer, Batcher, Job, TooLong
-from ptune.serving.metrics import Metrics, RequestLog
+from ptune.serving.metrics import Metrics
+from ptune.serving.middleware import Guard, RequestLog
 from ptune.serving.schemas import (
     ERROR_TYPES,
+    NO_PAIRS,
+    PAIRS,
     RETRY_AFTER,
     LabelScore,
+    Moderation,
+    ModerationRequest,
     PredictRequest,
     Task,
     describe_invalid,
@@ -52,11 +60,7 @@ PAGE_HEADERS = {
 }
 
 UNKNOWN = "There is no such task. GET /tasks lists all tasks."
-PAIRS = "The task was trained on pairs of texts: inputs is [a, b], or a batch [[a, b], …]."
-NO_PAIRS = (
-    "The task was trained on single texts, and inputs contains a pair. A batch of two texts is "
-    "[[a], [b]]."
-)
+Asked = TypeVar("Asked", PredictRequest, ModerationRequest)
 
 _bearer = HTTPBearer(auto_error=False, description="The server's token, if it has one.")
 TaskName = Annotated[str, PathParameter(pattern=TASK_NAME.pattern, description=NAME_RULE)]
@@ -79,13 +83,15 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
     app = FastAPIOffline(
         title="ptune",
         version=__version__,
-        description="Text classifiers that share one frozen language model. Requests and answers "
-        "have the form of text-embeddings-inference's `/predict`.",
+        description="Text classifiers that share one frozen language model. Clients of "
+        "text-embeddings-inference, of the Hugging Face inference API and of OpenAI's moderation "
+        "API can use them.",
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.stopping = False
+    app.add_middleware(Guard, local_only=settings.token is None)
     app.add_middleware(RequestLog, metrics=metrics, stopping=lambda: app.state.stopping)
     app.add_exception_handler(HTTPException, _error_answer)
     app.add_exception_handler(RequestValidationError, _name_answer)
@@ -102,6 +108,9 @@ async def _error_answer(request: Request, error: Exception) -> Response:
     if not isinstance(body, dict):
         error_type = ERROR_TYPES.get(error.status_code, "bad_request")
         body = {"error": f"{body}.", "error_type": error_type}
+    if request.url.path.startswith("/v1/"):  # OpenAI's form
+        message, kind = body["error"], body["error_type"]
+        body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     if error.status_code == 405:  # each route knows only its own method
         path = request.scope["path"]
         routes = [
@@ -127,15 +136,25 @@ class Routes:
         add, errors = app.add_api_route, error_responses
         client = [] if self.settings.token is None else [Depends(self._check_client)]
         admin = [Depends(self._check_admin), Depends(_check_open)]
+        predict: dict[str, Any] = {
+            "methods": ["POST"],
+            "tags": ["predict"],
+            "dependencies": [*client, Depends(_check_open)],
+            "responses": errors(400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503),
+        }
         add(
             "/tasks/{task}/predict",
             self.predict,
-            methods=["POST"],
-            tags=["predict"],
-            dependencies=[*client, Depends(_check_open)],
             response_model=list[LabelScore] | list[list[LabelScore]],
-            responses=errors(400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503),
-            openapi_extra=_json_body(PredictRequest.model_json_schema()),
+            openapi_extra=_json_body(PredictRequest),
+            **predict,
+        )
+        add(
+            "/v1/moderations",
+            self.moderate,
+            response_model=Moderation,
+            openapi_extra=_json_body(ModerationRequest),
+            **predict,
         )
         tasks: dict[str, Any] = {"tags": ["tasks"]}
         add("/tasks", self.list_tasks, dependencies=client, responses=errors(401), **tasks)
@@ -188,24 +207,68 @@ class Routes:
     # Classifying.
 
     async def predict(self, task: TaskName, request: Request) -> Response:
-        """Return labels with their scores, highest first; for a batch, one list per text."""
-        if task not in self.bank:
-            refuse(404, UNKNOWN)
+        """Return labels with their scores, highest first.
+
+        The answer for one text is a list of labels. With `parameters`, and for several texts, it
+        is a list of such lists.
+        """
+        deadline = self._deadline()
+        info = self._known(task)
         request.state.logged = {"task": task}
-        deadline = asyncio.get_running_loop().time() + self.settings.timeout
-        body = await self._read(request, deadline)
-        wanted = _parse(body)
-        texts = wanted.texts()
+        asked = _parse(PredictRequest, await self._read(request, deadline))
+        function = asked.function
+        texts = asked.texts(info.pairs)
+        job = Job(
+            [(task, text) for text in texts],
+            may_cut=asked.truncate is not False,
+            side=asked.truncation_side,
+        )
+        answers = await self._answers(task, job, request, deadline)
+        scores = [_ranked(*answer, function)[: asked.top_k] for answer in answers]
+        return JSONResponse(scores[0] if asked.is_flat(info.pairs) else scores)
+
+    async def moderate(self, request: Request) -> Response:
+        """Return the categories of texts, in the form of OpenAI's moderation API.
+
+        `model` is a task, and its labels are the categories. A text is flagged if it has a label
+        other than those that the server was told are harmless (`--harmless`).
+        """
+        deadline = self._deadline()
+        asked = _parse(ModerationRequest, await self._read(request, deadline))
+        info = self._known(asked.model)
+        request.state.logged = {"task": info.name}
+        if info.labels_.is_regression:
+            refuse(422, "The task predicts a number, so it has no categories.")
+        job = Job([(info.name, text) for text in asked.texts()])
+        answers = await self._answers(info.name, job, request, deadline)
+        results = [_moderated(*answer, self.settings.harmless) for answer in answers]
+        body = {"id": f"modr-{uuid.uuid4().hex}", "model": info.name, "results": results}
+        return JSONResponse(body)
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self.settings.timeout
+
+    def _known(self, task: str) -> TaskInfo:
+        try:
+            return self.bank.task(task)
+        except PtuneError:
+            refuse(404, UNKNOWN)
+
+    async def _answers(
+        self, task: str, job: Job, request: Request, deadline: float
+    ) -> list[Answer]:
+        """The task, and its logits, for each text of a job."""
+        texts = [text for _, text in job.requests]
         self._check_texts(texts)
         request.state.logged["texts"] = len(texts)
-        job = Job([(task, text) for text in texts], may_cut=wanted.truncate is not False)
         answers = await self._classify(task, job, deadline)
         pairs = answers[0][0].pairs
         if pairs is not None and any(isinstance(text, str) is pairs for text in texts):
             refuse(422, PAIRS if pairs else NO_PAIRS)
+        if not all(np.isfinite(logits).all() for _, logits in answers):
+            refuse(424, "The task's scores are NaN or infinite: its adapter is damaged.")
         self.batcher.metrics.texts.labels(task).inc(len(texts))
-        scores = [_scores(*answer, raw=wanted.raw_scores) for answer in answers]
-        return JSONResponse(scores if wanted.is_batch else scores[0])
+        return answers
 
     async def _read(self, request: Request, deadline: float) -> bytes:
         """The body of a request."""
@@ -291,10 +354,7 @@ class Routes:
 
     def get_task(self, task: TaskName) -> Task:
         """Describe one task."""
-        try:
-            return _task(self.bank.task(task))
-        except PtuneError:
-            refuse(404, UNKNOWN)
+        return _task(self._known(task))
 
     def put_task(self, task: TaskName, response: Response) -> Task:
         """Add the adapter in the subfolder of that name, or read it again."""
@@ -348,30 +408,51 @@ def _refuse_token(error: str) -> None:
     refuse(401, error, headers={"WWW-Authenticate": "Bearer"})
 
 
-def _json_body(schema: dict[str, Any]) -> dict[str, Any]:
+def _json_body(model: type[BaseModel]) -> dict[str, Any]:
     """A JSON body that the route reads itself, for the API's description."""
-    content = {"application/json": {"schema": schema}}
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})  # OpenAPI has no place for them
+    text = json.dumps(schema)
+    for name, part in parts.items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(part))
+    content = {"application/json": {"schema": json.loads(text)}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _parse(body: bytes) -> PredictRequest:
+def _parse(model: type[Asked], body: bytes) -> Asked:
     try:
-        return PredictRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         if first["type"] == "json_invalid":
             refuse(400, f"{first['msg']}.")
-        refuse(422, describe_invalid(first))
+        refuse(422, describe_invalid(model, first))
 
 
-def _scores(task: TaskInfo, logits: np.ndarray, *, raw: bool) -> list[dict[str, Any]]:
+def _ranked(task: TaskInfo, logits: np.ndarray, function: str | None) -> list[dict[str, Any]]:
     """Labels and scores of one text, highest first."""
-    plain = raw or task.labels_.is_regression
-    scores = logits if plain else task.labels_.probabilities(logits)
-    if not np.isfinite(scores).all():
-        refuse(424, "The task's scores are NaN or infinite: its adapter is damaged.")
-    pairs = zip(task.labels, scores.tolist(), strict=True)
+    if function is None:
+        function = "none" if task.labels_.is_regression else "default"
+    turn = {
+        "none": np.asarray,
+        "softmax": special.softmax,
+        "sigmoid": special.expit,
+        "default": task.labels_.probabilities,
+    }[function]
+    pairs = zip(task.labels, turn(logits).tolist(), strict=True)
     return [{"label": n, "score": s} for n, s in sorted(pairs, key=lambda pair: -pair[1])]
+
+
+def _moderated(task: TaskInfo, logits: np.ndarray, harmless: Sequence[str]) -> dict[str, Any]:
+    """The answer of OpenAI's moderation API for one text."""
+    (found,) = task.labels_.predictions(logits[None])
+    chosen = found.label if isinstance(found.label, list) else [found.label]
+    return {
+        "flagged": any(label not in harmless for label in chosen),
+        "categories": {label: label in chosen for label in task.labels},
+        "category_scores": found.probabilities,
+        "category_applied_input_types": {label: ["text"] for label in task.labels},
+    }
 
 
 def _task(info: TaskInfo) -> Task:

@@ -30,11 +30,13 @@ class Job:
     Attributes:
         requests: Each a task and a text or pair for it.
         may_cut: Texts that are too long are cut; otherwise `answers` raises `TooLong`.
+        side: Where they are cut: `left` or `right`; ``None``: the tokenizer decides.
         answers: The result, one answer per request.
     """
 
     requests: list[tuple[str, Text]]
-    may_cut: bool
+    may_cut: bool = True
+    side: str | None = None
     answers: Future[list[Answer]] = field(default_factory=Future)
 
 
@@ -89,7 +91,7 @@ class Batcher:
                 jobs.append(more)
                 texts += len(more.requests)
             self._count(-texts)
-            # Jobs are cancelled when their client disconnects or their time is up.
+            # A job is cancelled when its time is up.
             self._answer([j for j in jobs if j.answers.set_running_or_notify_cancel()])
 
     def _answer(self, jobs: list[Job]) -> None:
@@ -114,8 +116,13 @@ class Batcher:
         uncut = [request for job in jobs if not job.may_cut for request in job.requests]
         if excess := max(self.bank.excess(uncut), default=0):
             raise TooLong(excess)
-        requests = [request for job in jobs for request in job.requests]
-        answers = list(self.bank.answers(requests, batch_size=self.batch_size))
+        answers: dict[int, Answer] = {}
+        requests = [(job.side, request) for job in jobs for request in job.requests]
+        for side in {side for side, _ in requests}:
+            chosen = [i for i, (own, _) in enumerate(requests) if own == side]
+            some = [requests[i][1] for i in chosen]
+            found = self.bank.answers(some, batch_size=self.batch_size, truncation_side=side)
+            answers |= zip(chosen, found, strict=True)
         self.metrics.batch_texts.observe(len(requests))
         self.metrics.batch_seconds.observe(time.perf_counter() - started)
-        return answers
+        return [answers[i] for i in range(len(requests))]

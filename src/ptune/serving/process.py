@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 from ptune.errors import PtuneError, missing_package
 from ptune.inference.bank import PromptBank
@@ -23,6 +24,7 @@ try:
     import uvicorn
 
     from ptune.serving.app import build_app
+    from ptune.serving.connection import Connection
 except ImportError as error:
     raise missing_package(error.name, "serve") from error
 
@@ -42,6 +44,7 @@ def serve(settings: ServeSettings, started: Callable[[str, int], None] | None = 
     Raises:
         PtuneError: No task in the folder can be served, or the address is in use.
     """
+    _allow_files(2 * settings.max_connections + 256)
     listener = _bind(settings.host, settings.port)
     with listener, _exits_cleanly():
         bank = load_bank(settings)
@@ -50,13 +53,16 @@ def serve(settings: ServeSettings, started: Callable[[str, int], None] | None = 
             log.warning("task refused", extra={"task": name, "reason": reason})
         config = uvicorn.Config(
             build_app(bank, settings),
-            http="h11",
+            http=partial(  # type: ignore[arg-type]
+                Connection,
+                max_connections=settings.max_connections,
+                seconds=2 * settings.timeout + 1,
+            ),
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=settings.max_connections,
             timeout_keep_alive=65,
             timeout_graceful_shutdown=math.ceil(settings.timeout) + 5,
             h11_max_incomplete_event_size=32_768,
@@ -128,6 +134,17 @@ def _bind(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}, port {port}: {error}. Choose another --host or --port."
         ) from error
     return listener
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's limit on open files and connections, as far as it may."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < limit:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 @contextmanager

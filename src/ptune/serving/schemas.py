@@ -1,50 +1,124 @@
-"""What clients send and receive. The shapes are those of text-embeddings-inference."""
+"""What clients send and receive.
+
+`PredictRequest` takes what clients of text-embeddings-inference (TEI) and of the Hugging Face
+inference API send. `ModerationRequest` takes what clients of OpenAI's moderation API send.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
 from ptune.texts import Text
 
+STRICT = ConfigDict(extra="forbid", strict=True)
+
 # The schema rules out texts of spaces only. The application checks it, with a better message.
 _Text = Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
-_TextsOfOne = Annotated[list[_Text], Field(min_length=1, max_length=2)]
+_Texts = Annotated[list[_Text], Field(min_length=1)]
+_Row = Annotated[list[_Text], Field(min_length=1, max_length=2)]
+
+PAIRS = (
+    'The task was trained on pairs of texts. Send ["a", "b"] for one pair, or '
+    '[["a", "b"], …] for several.'
+)
+NO_PAIRS = (
+    "The task was trained on single texts, and inputs contains a pair. Send "
+    '["a", "b"] for two texts.'
+)
+EITHER = (
+    "The task does not record whether it was trained on pairs, so inputs could be two texts or "
+    'one pair. Send [["a"], ["b"]] for two texts, or [["a", "b"]] for a pair.'
+)
+
+
+class Parameters(BaseModel):
+    """Parameters of the Hugging Face inference API."""
+
+    model_config = STRICT
+
+    top_k: Annotated[
+        int | None, Field(ge=1, description="Return only the K highest scores. Default: all.")
+    ] = None
+    function_to_apply: Annotated[
+        Literal["softmax", "sigmoid", "none"] | None,
+        Field(description="Turns logits into scores. Default: what suits the task."),
+    ] = None
 
 
 class PredictRequest(BaseModel):
     """Texts to classify."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = STRICT
 
     inputs: Annotated[
-        _Text | _TextsOfOne | Annotated[list[_TextsOfOne], Field(min_length=1)],
+        _Text | _Texts | Annotated[list[_Row], Field(min_length=1)],
         Field(
-            description="A text; a pair of texts [a, b]; or a batch [[text], [a, b], …].",
-            examples=["where is my parcel?", ["It rains.", "Rain falls."], [["a"], ["b"]]],
+            description="A text; a list of texts; a pair of texts, for a task that was trained on "
+            "pairs; or a list of rows with one or two texts.",
+            examples=["where is my parcel?", ["a", "b"], [["It rains.", "Rain falls."]]],
         ),
     ]
-    raw_scores: Annotated[
-        bool, Field(description="Return logits instead of probabilities, highest first.")
-    ] = False
+    parameters: Parameters | None = None
+    options: Annotated[
+        dict[str, Any] | None,
+        Field(description="Sent by clients of the Hugging Face inference API. Has no effect."),
+    ] = None
+    raw_scores: Annotated[bool, Field(description="Return logits, highest first.")] = False
     truncate: Annotated[
         bool | None,
         Field(description="False: refuse texts that are too long. Otherwise they are cut."),
     ] = None
+    truncation_direction: Annotated[
+        Literal["left", "right", "Left", "Right"] | None,
+        Field(description="Side on which texts are cut. Default: the tokenizer's."),
+    ] = None
 
-    def texts(self) -> list[Text]:
-        """Every text or pair."""
+    def texts(self, pairs: bool | None) -> list[Text]:
+        """Every text or pair.
+
+        Args:
+            pairs: Whether the task was trained on pairs; ``None``: unknown.
+        """
         if isinstance(self.inputs, str):
             return [self.inputs]
-        rows = [self.inputs] if isinstance(self.inputs[0], str) else self.inputs
+        rows: list[Any] = [[row] if isinstance(row, str) else row for row in self.inputs]
+        if isinstance(self.inputs[0], str) and len(rows) == 2:
+            if pairs is None:
+                refuse(422, EITHER)
+            if pairs:
+                return [(rows[0][0], rows[1][0])]
         return [row[0] if len(row) == 1 else tuple(row) for row in rows]
 
+    def is_flat(self, pairs: bool | None) -> bool:
+        """True if the answer is one list of labels; otherwise it is a list of such lists.
+
+        Args:
+            pairs: As for `texts`.
+        """
+        if self.parameters is not None:
+            return False
+        return isinstance(self.inputs, str) or (isinstance(self.inputs[0], str) and pairs is True)
+
     @property
-    def is_batch(self) -> bool:
-        """True if the answer is a list with one list per text."""
-        return not isinstance(self.inputs, str) and not isinstance(self.inputs[0], str)
+    def function(self) -> str | None:
+        """Turns logits into scores: `softmax`, `sigmoid`, `none`, or ``None`` for the default."""
+        function = self.parameters.function_to_apply if self.parameters else None
+        if self.raw_scores and function not in (None, "none"):
+            refuse(422, f"raw_scores returns logits, but function_to_apply is {function!r}.")
+        return "none" if self.raw_scores else function
+
+    @property
+    def top_k(self) -> int | None:
+        """Number of labels to return; ``None``: all."""
+        return self.parameters.top_k if self.parameters else None
+
+    @property
+    def truncation_side(self) -> str | None:
+        """`left` or `right`; ``None``: the tokenizer's."""
+        return self.truncation_direction and self.truncation_direction.lower()
 
 
 class LabelScore(BaseModel):
@@ -52,6 +126,51 @@ class LabelScore(BaseModel):
 
     label: str
     score: float
+
+
+class TextPart(BaseModel):
+    """A part of an input for OpenAI's moderation API."""
+
+    model_config = STRICT
+
+    type: Literal["text"]
+    text: _Text
+
+
+class ModerationRequest(BaseModel):
+    """A request of OpenAI's moderation API."""
+
+    model_config = STRICT
+
+    model: Annotated[str, Field(description="Name of a task.")]
+    input: Annotated[
+        _Text | _Texts | Annotated[list[TextPart], Field(min_length=1)],
+        Field(description="A text, a list of texts, or the parts of one text."),
+    ]
+
+    def texts(self) -> list[Text]:
+        """Every text."""
+        if isinstance(self.input, str):
+            return [self.input]
+        parts = [part.text for part in self.input if isinstance(part, TextPart)]
+        return ["\n".join(parts)] if parts else [t for t in self.input if isinstance(t, str)]
+
+
+class ModerationResult(BaseModel):
+    """The answer for one text."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[str]]
+
+
+class Moderation(BaseModel):
+    """An answer of OpenAI's moderation API."""
+
+    id: str
+    model: str
+    results: list[ModerationResult]
 
 
 class Task(BaseModel):
@@ -105,16 +224,23 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody} for status in statuses}
 
 
-def describe_invalid(error: Any) -> str:
+_EXPECTED = {
+    "inputs": 'inputs must be a text, a list of texts, a pair of texts, or rows [["a"], ["b", '
+    '"c"], …] with one or two texts.',
+    "input": 'input must be a text, a list of texts, or parts {"type": "text", "text": "…"}. '
+    "Images cannot be classified.",
+}
+
+
+def describe_invalid(model: type[BaseModel], error: Any) -> str:
     """What is wrong with a request, without quoting its texts."""
-    field = error["loc"][0] if error["loc"] else None
-    if field == "inputs" and error["type"] != "missing":
-        return (
-            "inputs must be a text, a pair of texts [a, b], or a batch [[text], [a, b], …] whose "
-            "rows have one or two texts. A flat list is one text or one pair."
-        )
-    if field is None:
-        return "The body must be an object with the field inputs."
+    path = [str(part)[:80] for part in error["loc"]]
+    if not path:
+        fields = [name for name, field in model.model_fields.items() if field.is_required()]
+        return f"The body must be an object with the field {' and '.join(fields)}."
+    if path[0] in _EXPECTED and error["type"] != "missing":
+        return _EXPECTED[path[0]]
     if error["type"] == "extra_forbidden":
-        return f"There is no field {str(field)[:80]!r}. Use inputs, raw_scores and truncate."
-    return f"{str(field)[:80]}: {error['msg']}."
+        owner = model if len(path) == 1 else Parameters
+        return f"There is no field {'.'.join(path)!r}. Use {', '.join(owner.model_fields)}."
+    return f"{'.'.join(path)}: {error['msg']}."

@@ -29,7 +29,8 @@ class ServeSettings:
         max_body: Bytes of a request's body.
         max_texts: Texts or pairs per request.
         max_chars: Characters per text or pair.
-        max_connections: Clients connected at the same time.
+        max_connections: Clients connected at the same time. Further clients get status 503.
+        harmless: Labels that do not flag a text in `/v1/moderations`.
 
     Raises:
         PtuneError: A number is out of range, or the server would be open to anyone.
@@ -50,17 +51,17 @@ class ServeSettings:
     max_texts: int = 64
     max_chars: int = 20_000
     max_connections: int = 1024
+    harmless: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "queue", "max_body", "max_texts", "max_chars"):
+        counts = ("batch_size", "queue", "max_body", "max_texts", "max_chars", "max_connections")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise PtuneError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.timeout > 0:
             raise PtuneError(f"timeout is {self.timeout}; it must be more than 0 seconds.")
         if not 0 <= self.port <= 65_535:
             raise PtuneError(f"port is {self.port}; it must be between 0 and 65535.")
-        if self.max_connections < 2:
-            raise PtuneError(f"max_connections is {self.max_connections}; it must be at least 2.")
         if self.queue < self.max_texts:
             raise PtuneError(
                 f"A request may contain {self.max_texts} texts but only {self.queue} may wait, so "

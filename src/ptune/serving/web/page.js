@@ -108,11 +108,11 @@ async function classify(event) {
   event.preventDefault();
   const task = tasks.get($("task").value);
   const pair = $("pair-row").hidden ? "" : $("pair").value;
-  const inputs = pair.trim() ? [$("text").value, pair] : $("text").value;
+  const inputs = [pair.trim() ? [$("text").value, pair] : [$("text").value]];
   $("go").disabled = true;
   try {
     const started = performance.now();
-    const scores = await ask(`tasks/${encodeURIComponent(task.name)}/predict`, { inputs });
+    const [scores] = await ask(`tasks/${encodeURIComponent(task.name)}/predict`, { inputs });
     show("");
     showAnswer(task, scores, performance.now() - started);
   } catch (error) {
