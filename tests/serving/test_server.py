@@ -468,13 +468,13 @@ def test_status_405_lists_the_allowed_methods(client):
 
 def test_no_answer_is_wrong_under_load_while_tasks_are_added_and_removed(server, stage):
     found = measure_load(server, stage, clients=16, seconds=3)
-    assert found["holds"], found
+    assert found["holds"], json.dumps(found, indent=1)
     assert found["moves"]["replaced: 200"] > 0
 
 
 def test_malformed_requests_are_refused_and_memory_stays_flat(server, stage):
     found = measure_hostile(server, stage, count=250)
-    assert found["holds"], found
+    assert found["holds"], json.dumps(found, indent=1)
     assert sum(found["handwritten"].values()) == 250
     assert sum(found["schemathesis"].values()) > 100
 
@@ -482,7 +482,7 @@ def test_malformed_requests_are_refused_and_memory_stays_flat(server, stage):
 def test_sigterm_under_load_loses_no_request(stage):
     with Server(stage.served) as server:
         found = measure_stop(server, stage, clients=16, seconds=1)
-    assert found["holds"], found
+    assert found["holds"], json.dumps(found, indent=1)
     assert found["met"].get("stopping", 0) + found["met"].get("connection refused", 0) == 16
 
 

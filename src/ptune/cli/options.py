@@ -11,13 +11,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ptune.serving.settings import LIMITS, SERVER
 from ptune.training.declaration import Setting, settings_of
 from ptune.training.settings import BACKBONE, DATA, SECTIONS, Dtype, TrainSettings, is_first
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Sections of `--help`, in addition to those of the settings.
-OUTPUT, HUB, SERVER, LIMITS = "Output", "Hub", "Server", "Limits"
+OUTPUT, HUB = "Output", "Hub"
+ORDER = (*SECTIONS, SERVER, LIMITS)
 
 # `torchrun` and `accelerate launch` start the command several times. Only one process prints.
 FIRST = is_first()
@@ -52,6 +54,7 @@ def option_of(setting: Setting) -> Any:
         setting.section,
         default=setting.shown_default,
         metavar=setting.metavar,
+        envvar=setting.envvar,
         show_default=False,
     )
 
@@ -69,7 +72,7 @@ def with_settings(owner: type) -> Callable[[Command], Command]:
                 default=setting.default,
                 annotation=Annotated[setting.type, option_of(setting)],
             )
-            for setting in sorted(declared, key=lambda s: SECTIONS.index(s.section))
+            for setting in sorted(declared, key=lambda s: ORDER.index(s.section))
         ]
         kept = [p for p in own if p.kind is p.KEYWORD_ONLY]
         first = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -9,68 +9,28 @@ import typer
 
 from ptune.cli.options import (
     HUB,
-    LIMITS,
     OUTPUT,
-    SERVER,
     Adapter,
-    DtypeOption,
     Model,
     PairColumn,
     Revision,
     TextColumn,
     option,
     say,
+    with_settings,
 )
 from ptune.errors import PtuneError
+from ptune.serving.settings import ServeSettings
 from ptune.training.settings import DATA
 
 
+@with_settings(ServeSettings)
 def serve(
     folder: Annotated[
         Path,
         typer.Argument(metavar="DIR", help="Folder. Each subfolder with an adapter is a task."),
     ],
-    host: Annotated[
-        str,
-        option("Address to listen on. A public one requires --token.", SERVER, metavar="ADDRESS"),
-    ] = "127.0.0.1",
-    port: Annotated[int, option("Port to listen on. 0: any free one.", SERVER, metavar="N")] = 8080,
-    token: Annotated[
-        str | None,
-        option("Bearer token that clients must send.", SERVER, envvar="PTUNE_TOKEN"),
-    ] = None,
-    admin_token: Annotated[
-        str | None,
-        option(
-            "Bearer token for adding and removing tasks. Without one, nobody can.",
-            SERVER,
-            envvar="PTUNE_ADMIN_TOKEN",
-        ),
-    ] = None,
-    batch_size: Annotated[int, option("Texts per forward pass.", LIMITS, metavar="N")] = 64,
-    queue: Annotated[
-        int, option("Texts that may wait. More get the status 429.", LIMITS, metavar="N")
-    ] = 1024,
-    timeout: Annotated[
-        float, option("Seconds that a request may take.", LIMITS, metavar="SECONDS")
-    ] = 30.0,
-    max_body: Annotated[int, option("Bytes per request.", LIMITS, metavar="N")] = 1_000_000,
-    max_texts: Annotated[int, option("Texts per request.", LIMITS, metavar="N")] = 64,
-    max_chars: Annotated[int, option("Characters per text.", LIMITS, metavar="N")] = 20_000,
-    max_connections: Annotated[
-        int, option("Clients connected at a time.", LIMITS, metavar="N")
-    ] = 1024,
-    memory: Annotated[
-        int | None,
-        option(
-            "MB of adapters in memory. The others wait on disk.",
-            LIMITS,
-            default="no limit",
-            metavar="MB",
-        ),
-    ] = None,
-    model: Model = None,
-    dtype: DtypeOption = "auto",
+    **options: Any,
 ) -> None:
     """Serve all adapters of a folder over HTTP, from one backbone in memory.
 
@@ -80,25 +40,8 @@ def serve(
     Example: ptune serve runs
     """
     from ptune.serving.process import serve
-    from ptune.serving.settings import ServeSettings
 
-    settings = ServeSettings(
-        folder=folder,
-        model=model,
-        dtype=dtype,
-        memory_budget=None if memory is None else memory * 1_000_000,
-        host=host,
-        port=port,
-        token=token,
-        admin_token=admin_token,
-        batch_size=batch_size,
-        queue=queue,
-        timeout=timeout,
-        max_body=max_body,
-        max_texts=max_texts,
-        max_chars=max_chars,
-        max_connections=max_connections,
-    )
+    settings = ServeSettings(folder, **options)
     serve(settings, lambda url, tasks: say(f"Serving {tasks} tasks at {url} (Ctrl-C stops)"))
 
 

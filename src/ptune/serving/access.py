@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import secrets
 from pathlib import Path
@@ -12,6 +11,7 @@ from ptune.adapters.adapter import OLD_WEIGHTS_NAME, TRAINED_STATE_NAME, WEIGHTS
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME
+from ptune.serving.settings import is_loopback
 
 # A task's name is one part of a path, and means the same on every file system.
 TASK_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
@@ -21,14 +21,6 @@ NAME_RULE = (
 )
 # Files that the server reads; the last one says whether the task was trained on pairs.
 FILES = (CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, TRAINED_STATE_NAME, METRICS_NAME)
-
-
-def is_loopback(host: str) -> bool:
-    """True if only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def is_local_host(header: str) -> bool:

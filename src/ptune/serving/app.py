@@ -223,7 +223,7 @@ class Routes:
             may_cut=asked.truncate is not False,
             side=asked.truncation_side,
         )
-        answers = await self._answers(task, job, request, deadline)
+        answers = await self._answers(info, job, request, deadline)
         scores = [_ranked(*answer, function)[: asked.top_k] for answer in answers]
         return JSONResponse(scores[0] if asked.is_flat(info.pairs) else scores)
 
@@ -240,8 +240,8 @@ class Routes:
         if info.labels_.is_regression:
             refuse(422, "The task predicts a number, so it has no categories.")
         job = Job([(info.name, text) for text in asked.texts()])
-        answers = await self._answers(info.name, job, request, deadline)
-        results = [_moderated(*answer, self.settings.harmless) for answer in answers]
+        answers = await self._answers(info, job, request, deadline)
+        results = [_moderated(*answer, self.settings.harmless or ()) for answer in answers]
         body = {"id": f"modr-{uuid.uuid4().hex}", "model": info.name, "results": results}
         return JSONResponse(body)
 
@@ -255,19 +255,19 @@ class Routes:
             refuse(404, UNKNOWN)
 
     async def _answers(
-        self, task: str, job: Job, request: Request, deadline: float
+        self, info: TaskInfo, job: Job, request: Request, deadline: float
     ) -> list[Answer]:
         """The task, and its logits, for each text of a job."""
         texts = [text for _, text in job.requests]
         self._check_texts(texts)
         request.state.logged["texts"] = len(texts)
-        answers = await self._classify(task, job, deadline)
+        answers = await self._classify(info, job, deadline)
         pairs = answers[0][0].pairs
         if pairs is not None and any(isinstance(text, str) is pairs for text in texts):
             refuse(422, PAIRS if pairs else NO_PAIRS)
         if not all(np.isfinite(logits).all() for _, logits in answers):
             refuse(424, "The task's scores are NaN or infinite: its adapter is damaged.")
-        self.batcher.metrics.texts.labels(task).inc(len(texts))
+        self.batcher.metrics.texts.labels(info.name).inc(len(texts))
         return answers
 
     async def _read(self, request: Request, deadline: float) -> bytes:
@@ -312,7 +312,7 @@ class Routes:
                     "allowed.",
                 )
 
-    async def _classify(self, task: str, job: Job, deadline: float) -> list[Answer]:
+    async def _classify(self, info: TaskInfo, job: Job, deadline: float) -> list[Answer]:
         """The answers of a job, or the reason why there are none."""
         try:
             self.batcher.submit(job)
@@ -336,7 +336,7 @@ class Routes:
                 413, f"A text is {error} tokens longer than the task reads, and truncate is false."
             )
         except PtuneError as error:
-            if task not in self.bank:  # removed in the meantime
+            if self._known(info.name) is not info:  # removed and added again in the meantime
                 refuse(404, UNKNOWN)
             refuse(422, str(error))
 

@@ -88,7 +88,7 @@ def load_bank(settings: ServeSettings) -> PromptBank:
         settings.folder,
         model=settings.model,
         dtype=settings.dtype,
-        memory_budget=settings.memory_budget,
+        memory_budget=None if settings.memory is None else settings.memory * 1_000_000,
     )
     for name in list(bank):
         try:

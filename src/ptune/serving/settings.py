@@ -2,66 +2,85 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ptune.errors import PtuneError
-from ptune.serving.access import is_loopback
+from ptune.training.declaration import check_settings, documented, setting, settings_of
+from ptune.training.settings import BACKBONE, Dtype, TrainSettings
+
+SERVER, LIMITS = "Server", "Limits"
 
 
+@documented
 @dataclass(frozen=True)
 class ServeSettings:
     """Settings of the server.
 
     Attributes:
-        folder: Folder whose subfolders contain adapters. Each of them is a task.
-        model: The backbone, if it differs from the one named in the adapters.
-        dtype: Number format of the backbone.
-        memory_budget: Bytes of adapters kept in memory. ``None``: all of them.
-        host: Address to listen on.
-        port: Port to listen on; 0 chooses a free port.
-        token: Token that clients must send. ``None``: none, which only loopback allows.
-        admin_token: Token for adding and removing tasks. ``None``: not allowed.
-        batch_size: Texts per forward pass.
-        queue: Texts that may wait. Further requests get status 429.
-        timeout: Seconds a request may take, including the time to receive it.
-        max_body: Bytes of a request's body.
-        max_texts: Texts or pairs per request.
-        max_chars: Characters per text or pair.
-        max_connections: Clients connected at the same time. Further clients get status 503.
-        harmless: Labels that do not flag a text in `/v1/moderations`.
+        folder: Folder. Each subfolder with an adapter is a task.
+        {settings}
 
     Raises:
-        PtuneError: A number is out of range, or the server would be open to anyone.
+        PtuneError: A value is out of range, or the server would be open to anyone.
     """
 
     folder: Path
-    model: str | None = None
-    dtype: str = "auto"
-    memory_budget: int | None = None
-    host: str = "127.0.0.1"
-    port: int = 8080
-    token: str | None = field(default=None, repr=False)
-    admin_token: str | None = field(default=None, repr=False)
-    batch_size: int = 64
-    queue: int = 1024
-    timeout: float = 30.0
-    max_body: int = 1_000_000
-    max_texts: int = 64
-    max_chars: int = 20_000
-    max_connections: int = 1024
-    harmless: tuple[str, ...] = ()
+    model: str | None = setting(
+        None, "Backbone.", BACKBONE, metavar="MODEL", unset="the one that the adapters name"
+    )
+    dtype: Dtype = setting("auto", settings_of(TrainSettings)["dtype"].help, BACKBONE)
+    host: str = setting(
+        "127.0.0.1", "Address to listen on. A public one requires a token.", SERVER,
+        metavar="ADDRESS",
+    )  # fmt: skip
+    port: int = setting(
+        8080, "Port to listen on. 0: any free one.", SERVER, at_least=0, at_most=65_535, metavar="N"
+    )
+    token: str | None = setting(
+        None, "Bearer token that clients must send.", SERVER, envvar="PTUNE_TOKEN"
+    )
+    admin_token: str | None = setting(
+        None,
+        "Bearer token for adding and removing tasks. Without one, nobody can.",
+        SERVER,
+        envvar="PTUNE_ADMIN_TOKEN",
+    )
+    harmless: list[str] | None = setting(
+        None,
+        "Label that does not flag a text in /v1/moderations. Can be repeated.",
+        SERVER,
+        metavar="LABEL",
+        unset="every label flags",
+    )
+    batch_size: int = setting(64, "Texts per forward pass.", LIMITS, at_least=1, metavar="N")
+    queue: int = setting(
+        1024, "Texts that may wait. More get status 429.", LIMITS, at_least=1, metavar="N"
+    )
+    timeout: float = setting(
+        30.0, "Seconds that a request may take.", LIMITS, above=0, metavar="SECONDS"
+    )
+    max_body: int = setting(1_000_000, "Bytes per request.", LIMITS, at_least=1, metavar="N")
+    max_texts: int = setting(64, "Texts or pairs per request.", LIMITS, at_least=1, metavar="N")
+    max_chars: int = setting(
+        20_000, "Characters per text or pair.", LIMITS, at_least=1, metavar="N"
+    )
+    max_connections: int = setting(
+        1024, "Clients connected at a time. More get status 503.", LIMITS, at_least=1, metavar="N"
+    )
+    memory: int | None = setting(
+        None,
+        "MB of adapters in memory. The others wait on disk.",
+        LIMITS,
+        at_least=0,
+        metavar="MB",
+        unset="no limit",
+    )
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "queue", "max_body", "max_texts", "max_chars", "max_connections")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise PtuneError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.timeout > 0:
-            raise PtuneError(f"timeout is {self.timeout}; it must be more than 0 seconds.")
-        if not 0 <= self.port <= 65_535:
-            raise PtuneError(f"port is {self.port}; it must be between 0 and 65535.")
+        check_settings(self)
         if self.queue < self.max_texts:
             raise PtuneError(
                 f"A request may contain {self.max_texts} texts but only {self.queue} may wait, so "
@@ -76,3 +95,11 @@ class ServeSettings:
                 f"On {self.host}, anyone who can reach this machine could use the server. Set a "
                 "token (PTUNE_TOKEN, or --token), or listen on 127.0.0.1."
             )
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -28,8 +28,10 @@ class Setting:
         help: What the setting does, in sentences.
         section: Where `--help` and the docs list it; empty: it is not an option.
         at_least: The smallest value.
+        at_most: The largest value.
         above: The value must be larger.
         metavar: What `--help` calls the value.
+        envvar: The environment variable that gives the value if the command line does not.
         unset: What ``None`` means, shown as the default.
         by_prompt: The default for each kind of prompt.
         name, type, default: Of the field, filled in by `settings_of`.
@@ -38,8 +40,10 @@ class Setting:
     help: str
     section: str = ""
     at_least: float | None = None
+    at_most: float | None = None
     above: float | None = None
     metavar: str | None = None
+    envvar: str | None = None
     unset: str = ""
     by_prompt: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     name: str = ""
@@ -66,6 +70,8 @@ class Setting:
         expected = _KINDS[self.kind][0]
         if self.at_least is not None:
             expected += f" of at least {self.at_least:g}"
+        if self.at_most is not None:
+            expected += f" and at most {self.at_most:g}"
         return expected if self.above is None else f"{expected} above {self.above:g}"
 
     @property
@@ -101,6 +107,7 @@ class Setting:
             and isinstance(value, bool) == (self.kind is bool)
             and (self.kind is not float or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
             and (self.above is None or value > self.above)
         )
 
@@ -111,6 +118,7 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     int: ("a whole number", int),
     str: ("a string", str),
     dict: ("a dictionary", dict),
+    list: ("a list", list),
 }
 
 
@@ -126,7 +134,9 @@ def _shown(value: Any) -> str:
 def setting(default: Any, help: str, section: str = "", **declared: Any) -> Any:
     """A dataclass field that declares a setting; the arguments are those of `Setting`."""
     how: Any = {"default_factory": default} if callable(default) else {"default": default}
-    return dataclasses.field(**how, metadata={"setting": Setting(help, section, **declared)})
+    found = Setting(help, section, **declared)
+    # A value that may come from the environment is a secret.
+    return dataclasses.field(**how, metadata={"setting": found}, repr=found.envvar is None)
 
 
 @functools.cache
@@ -154,7 +164,7 @@ def check_settings(owner: Any) -> None:
     """
     kind: Any = type(owner)
     for name, declared in settings_of(kind).items():
-        setattr(owner, name, declared.checked(getattr(owner, name)))
+        object.__setattr__(owner, name, declared.checked(getattr(owner, name)))  # it may be frozen
 
 
 def documented(owner: Class) -> Class:
