@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,10 +57,15 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+# The umask can only be read by setting it, and belongs to the whole process.
+_umask = threading.Lock()
+
+
 def open_up(folder: Path) -> None:
-    """Let others read the files of a folder as the umask has it; some writers do not."""
-    mask = os.umask(0o022)
-    os.umask(mask)
+    """Give the files of a folder the permissions of the umask. Some writers do not."""
+    with _umask:
+        mask = os.umask(0o022)
+        os.umask(mask)
     for file in folder.iterdir():
         file.chmod(0o666 & ~mask)
 
