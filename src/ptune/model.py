@@ -42,6 +42,7 @@ class AdapterState:
         mechanism: How it acts inside the backbone.
         head: Parameters and labels.
         max_length: The user's limit on texts, in tokens.
+        pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         trains: Whether it trains when it is active.
     """
 
@@ -49,6 +50,7 @@ class AdapterState:
     mechanism: Mechanism
     head: Head
     max_length: int | None = None
+    pairs: bool | None = None
     trains: bool = True
 
 
@@ -197,7 +199,8 @@ class PromptModel(compat.ModelOverrides, PreTrainedModel):
         with loading():
             self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
         state = self.adapters[adapter_name]
-        state.max_length, state.trains = adapter.max_length, is_trainable
+        state.max_length, state.pairs = adapter.max_length, adapter.pairs
+        state.trains = is_trainable
         self._freeze_inactive()
 
     def set_adapter(self, name: str) -> None:
@@ -540,6 +543,7 @@ class PromptModel(compat.ModelOverrides, PreTrainedModel):
             labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"] or SINGLE),
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             max_length=state.max_length,
+            pairs=state.pairs,
             backbone=self.architecture.sizes,
         )
 
@@ -587,7 +591,7 @@ class PromptModel(compat.ModelOverrides, PreTrainedModel):
         except BaseException:
             model.unload()
             raise
-        model.max_length = adapter.max_length
+        model.max_length, model.state.pairs = adapter.max_length, adapter.pairs
         if not is_trainable:
             model.freeze()
         return model.train(is_trainable)

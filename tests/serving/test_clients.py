@@ -130,6 +130,19 @@ def test_pairs_are_refused_for_a_task_of_single_texts(refused):
     assert "trained on single texts" in refused("single", [["a", "b"]])
 
 
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_classifier_that_was_saved_knows_its_kind(bert_folder, texts, tmp_path, pairs):
+    X = list(zip(texts, texts, strict=True)) if pairs else texts
+    classifier = ptune.PromptClassifier(str(bert_folder), epochs=1, num_virtual_tokens=2)
+    classifier.fit(X, ["red", "blue"] * 4).save(tmp_path / "mine")
+    bank = ptune.PromptBank(str(bert_folder))
+    bank.add("mine", tmp_path / "mine")
+    assert bank.task("mine").pairs is pairs
+    ptune.load(tmp_path / "mine").save(tmp_path / "again")
+    bank.add("again", tmp_path / "again")
+    assert bank.task("again").pairs is pairs
+
+
 # Options.
 
 

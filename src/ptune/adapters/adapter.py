@@ -54,6 +54,7 @@ class Adapter:
             (key-values in every layer) or ``"layers"`` (embeddings in every layer). ``None``: the
             files do not tell; the mechanism whose width fits on the backbone is the right one.
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
+        pairs: Whether it was trained on pairs of texts; ``None``: the files do not tell.
         backbone: Sizes by which the backbone is recognised; empty if PEFT wrote the adapter.
         source: The folder or Hub id that the adapter came from, for messages.
         ptune_version: The version of ptune that wrote it; ``None``: written by PEFT.
@@ -66,6 +67,7 @@ class Adapter:
     labels: Labels
     mechanism: Mechanism | None = None
     max_length: int | None = None
+    pairs: bool | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
     source: str = "the adapter"
     ptune_version: str | None = __version__
@@ -138,6 +140,7 @@ class Adapter:
                 "ptune_version": __version__,
                 **self.labels.to_json(),
                 "max_length": self.max_length,
+                "text_pairs": self.pairs,
                 "mechanism": self.mechanism,
                 "backbone": self.backbone,
             }

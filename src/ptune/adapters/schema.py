@@ -136,6 +136,7 @@ INFO_FIELDS = {
     "labels": Field(LABELS),
     "problem_type": Field(LABELS),
     "max_length": Field(POSITIVE),
+    "text_pairs": Field(FLAG),
     "mechanism": Field(one_of(*get_args(Mechanism))),
     "backbone": Field(OBJECT),
 }
@@ -235,6 +236,7 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
     return {
         "labels": Labels.from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
+        "pairs": values["text_pairs"],
         **{name: values[name] for name in ("ptune_version", "max_length", "mechanism")},
     }
 

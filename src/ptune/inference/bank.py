@@ -35,7 +35,7 @@ from ptune.backbones.loading import (
 )
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line
-from ptune.files import read_json
+from ptune.files import METRICS_NAME, read_json
 from ptune.inference.classifier import WINDOW
 from ptune.labels import Labels, Prediction
 from ptune.model import check_fits
@@ -338,8 +338,9 @@ class PromptBank:
         found = Adapter.read(folder, own_backbone=True)
         if _stamp(folder) != stamp:
             raise PtuneError(f"{folder} changed while it was read. Add it again.")
-        scores = folder / "metrics.json"
-        pairs = read_json(scores).get("text_pairs") if scores.is_file() else None
+        pairs, scores = found.pairs, folder / METRICS_NAME
+        if pairs is None and scores.is_file():  # adapters of the first version
+            pairs = read_json(scores).get("text_pairs")
         weights = self._weights(found)
         bound = self._host.architecture.max_positions
         if bound is not None:
@@ -354,7 +355,7 @@ class PromptBank:
         info = TaskInfo(
             name,
             found.labels,
-            pairs,
+            pairs if isinstance(pairs, bool) else None,
             found.config.num_virtual_tokens,
             found.config.depth,
         )

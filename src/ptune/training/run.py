@@ -305,7 +305,7 @@ def new_model(
         start_head_at_zero(backbone)
     config = prompt_config(settings, dataset.question, pairs=dataset.pairs)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
-    model.max_length = settings.max_length
+    model.max_length, model.state.pairs = settings.max_length, dataset.pairs
     return model
 
 
