@@ -40,7 +40,7 @@ structure: $(VENV)/installed-dev ## Print modules, levels, cycles and the larges
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/structure.py
 
-docs: $(VENV)/installed-dev ## Write docs/settings.md from the declarations
+docs: $(VENV)/installed-dev ## Write the tables of settings in docs/
 	$(BIN)/python docs/settings.py
 
 architectures: $(VENV)/installed-dev ## Test every architecture and write the README's table

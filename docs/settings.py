@@ -1,11 +1,13 @@
-"""Writes `settings.md` from the declarations in `ptune.training.settings` (`make docs`)."""
+"""Writes the tables of settings, in `settings.md` and `serve.md` (`make docs`)."""
 
 from pathlib import Path
 
+from ptune.serving.settings import ServeSettings
 from ptune.training.declaration import Setting, settings_of
 from ptune.training.settings import SECTIONS, ClassifierSettings, TrainSettings
 
 PAGE = Path(__file__).with_suffix(".md")
+SERVE_PAGE = PAGE.with_name("serve.md")
 INTRODUCTION = """# Settings of a training run
 
 Give a setting as an option of the command line, as an argument of `PromptClassifier` or as a field
@@ -65,5 +67,21 @@ def row(setting: Setting, shared: bool) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def serve_page() -> str:
+    """The content of `serve.md`, with the table of the server's settings."""
+    lines = ["| option | values | default | |", "| --- | --- | --- | --- |"]
+    for setting in settings_of(ServeSettings).values():
+        if setting.section:
+            option = f"`--{setting.name.replace('_', '-')}`"
+            if setting.envvar:
+                option += f" or `{setting.envvar}`"
+            cells = [option, setting.values, setting.shown_default, setting.help]
+            lines.append("| " + " | ".join(cells) + " |")
+    before, rest = SERVE_PAGE.read_text("utf-8").split("<!-- settings -->")
+    _, after = rest.split("<!-- /settings -->")
+    return "\n".join([f"{before}<!-- settings -->", *lines, f"<!-- /settings -->{after}"])
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
+    SERVE_PAGE.write_text(serve_page(), "utf-8")
