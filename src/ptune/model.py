@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,70 +67,24 @@ class _ThreadChoice(threading.local):
         return _ThreadChoice()
 
 
-class PromptModel(compat.ModelOverrides, PreTrainedModel):
-    """A frozen sequence classifier of 🤗 Transformers with a prompt and a head to train.
+class AdapterSet:
+    """Several adapters on one backbone, of which each thread uses one.
 
-    It is a `PreTrainedModel`, so an unmodified `Trainer` trains, checkpoints, resumes and reloads
-    it. The *head* is every parameter outside the backbone's base model. All of it is trained and
-    saved, in float32.
-
-    Several adapters can share the backbone, and several threads can call the model. A thread that
-    calls `set_adapter` chooses for itself; threads that never did use the latest choice.
-
-    Args:
-        backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen, with
-            hooks) and given back as it came by `unload`.
-        config: The prompt. `None`: the default prompt.
-        prompt_embeddings: A trained prompt, ``[num_virtual_tokens, width]``, for inference; there
-            is no encoder then.
-        mechanism: How the prompt acts inside the backbone, as an adapter recorded it.
-
-    Raises:
-        PtuneError: The prompt does not fit the backbone. The backbone is unchanged then.
+    A thread that calls `set_adapter` chooses for itself. Threads that never did use the latest
+    choice. `config` and the backbone's own head follow the latest choice, too.
     """
 
-    base_model_prefix = "backbone"
-    main_input_name = "input_ids"
-    # `Trainer` passes the number of labels in a step, over all processes; see `forward`.
-    accepts_loss_kwargs = True
-    supports_gradient_checkpointing = True
-    # Compute an input prompt once for a whole batch, where that gives the same results.
-    share_prompt = True
-
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        config: PromptEncoderConfig | None = None,
-        prompt_embeddings: Tensor | None = None,
-        *,
-        adapter_name: str = "default",
-        mechanism: str | None = None,
-    ) -> None:
-        # Loading another backbone meanwhile would change torch's default dtype.
-        with loading():
-            host = Host(backbone)
-            try:
-                super().__init__(backbone.config)
-                self.host, self.backbone = host, backbone
-                self._choice = _ThreadChoice()
-                self._default_adapter = adapter_name
-                self.adapters: dict[str, AdapterState] = {}
-                self.prompt_encoders = nn.ModuleDict()
-                config = config or PromptEncoderConfig()
-                self._put(adapter_name, config, prompt_embeddings, mechanism)
-                host.heads.install(self.state.head)
-                self._freeze_inactive()
-                self.train(backbone.training)
-            except BaseException:
-                host.release()
-                raise
+    host: Host
+    backbone: PreTrainedModel
+    prompt_encoders: nn.ModuleDict
+    adapters: dict[str, AdapterState]
+    _choice: _ThreadChoice
+    _default_adapter: str
 
     @property
     def architecture(self) -> Architecture:
         """What is known about the backbone."""
         return self.host.architecture
-
-    # Adapters on one backbone. One is active; the heads of the others wait.
 
     @property
     def active_adapter(self) -> str:
@@ -165,42 +119,7 @@ class PromptModel(compat.ModelOverrides, PreTrainedModel):
         """
         self._check_new_name(name)
         with loading():
-            self._put(name, config)
-        self._freeze_inactive()
-
-    def load_adapter(
-        self, source: Any, adapter_name: str, *, is_trainable: bool = False, **where: Any
-    ) -> None:
-        """Add a saved adapter. It is not active yet.
-
-        It may have its own labels, and another number of them.
-
-        Args:
-            source: A folder, a repository on the Hub, or an `Adapter`.
-            adapter_name: Its name in this model.
-            is_trainable: Let it train once it is active, without a prompt encoder.
-            **where: As for `Adapter.read`.
-
-        Raises:
-            PtuneError: There is no such adapter, or it does not fit. The model is unchanged.
-        """
-        self._check_new_name(adapter_name)
-        adapter = _adapter(source, **where)
-        check_fits(adapter, self.host)
-        config = replace(adapter.config, inference_mode=not is_trainable)
-        if is_trainable:
-            config = replace(config, encoder_reparameterization_type="NONE")
-        parameters = {name: nn.Parameter(t.clone()) for name, t in adapter.head.items()}
-        labels = adapter.labels
-        head = Head(
-            parameters,
-            {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type},
-        )
-        with loading():
-            self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
-        state = self.adapters[adapter_name]
-        state.max_length, state.pairs = adapter.max_length, adapter.pairs
-        state.trains = is_trainable
+            cast(Any, self)._put(name, config)
         self._freeze_inactive()
 
     def set_adapter(self, name: str) -> None:
@@ -221,7 +140,7 @@ class PromptModel(compat.ModelOverrides, PreTrainedModel):
             for parameter in self.adapters[name].head.parameters.values():
                 parameter.grad = None
             self._freeze_inactive()
-            self.train(self.training)
+            cast(Any, self).train(cast(Any, self).training)
 
     def rename_adapter(self, name: str, new_name: str) -> None:
         """Rename an adapter.
@@ -284,6 +203,99 @@ class PromptModel(compat.ModelOverrides, PreTrainedModel):
             self.prompt_encoders[name].requires_grad_(name == active and state.trains)
             for parameter in state.head.parameters.values():
                 parameter.requires_grad_(state.trains)
+
+
+class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
+    """A frozen sequence classifier of 🤗 Transformers with a prompt and a head to train.
+
+    It is a `PreTrainedModel`, so an unmodified `Trainer` trains, checkpoints, resumes and reloads
+    it. The *head* is every parameter outside the backbone's base model. All of it is trained and
+    saved, in float32.
+
+    Several adapters can share the backbone (`AdapterSet`), and several threads can call the model.
+
+    Args:
+        backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen, with
+            hooks) and given back as it came by `unload`.
+        config: The prompt. `None`: the default prompt.
+        prompt_embeddings: A trained prompt, ``[num_virtual_tokens, width]``, for inference; there
+            is no encoder then.
+        mechanism: How the prompt acts inside the backbone, as an adapter recorded it.
+
+    Raises:
+        PtuneError: The prompt does not fit the backbone. The backbone is unchanged then.
+    """
+
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    # `Trainer` passes the number of labels in a step, over all processes; see `forward`.
+    accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+    # Compute an input prompt once for a whole batch, where that gives the same results.
+    share_prompt = True
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        config: PromptEncoderConfig | None = None,
+        prompt_embeddings: Tensor | None = None,
+        *,
+        adapter_name: str = "default",
+        mechanism: str | None = None,
+    ) -> None:
+        # Loading another backbone meanwhile would change torch's default dtype.
+        with loading():
+            host = Host(backbone)
+            try:
+                super().__init__(backbone.config)
+                self.host, self.backbone = host, backbone
+                self._choice = _ThreadChoice()
+                self._default_adapter = adapter_name
+                self.adapters: dict[str, AdapterState] = {}
+                self.prompt_encoders = nn.ModuleDict()
+                config = config or PromptEncoderConfig()
+                self._put(adapter_name, config, prompt_embeddings, mechanism)
+                host.heads.install(self.state.head)
+                self._freeze_inactive()
+                self.train(backbone.training)
+            except BaseException:
+                host.release()
+                raise
+
+    def load_adapter(
+        self, source: Any, adapter_name: str, *, is_trainable: bool = False, **where: Any
+    ) -> None:
+        """Add a saved adapter. It is not active yet.
+
+        It may have its own labels, and another number of them.
+
+        Args:
+            source: A folder, a repository on the Hub, or an `Adapter`.
+            adapter_name: Its name in this model.
+            is_trainable: Let it train once it is active, without a prompt encoder.
+            **where: As for `Adapter.read`.
+
+        Raises:
+            PtuneError: There is no such adapter, or it does not fit. The model is unchanged.
+        """
+        self._check_new_name(adapter_name)
+        adapter = _adapter(source, **where)
+        check_fits(adapter, self.host)
+        config = replace(adapter.config, inference_mode=not is_trainable)
+        if is_trainable:
+            config = replace(config, encoder_reparameterization_type="NONE")
+        parameters = {name: nn.Parameter(t.clone()) for name, t in adapter.head.items()}
+        labels = adapter.labels
+        head = Head(
+            parameters,
+            {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type},
+        )
+        with loading():
+            self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
+        state = self.adapters[adapter_name]
+        state.max_length, state.pairs = adapter.max_length, adapter.pairs
+        state.trains = is_trainable
+        self._freeze_inactive()
 
     def _put(
         self,

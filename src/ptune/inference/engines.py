@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ptune.backbones.loading import fast_dtype, load_tokenizer
+from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import read_json
 from ptune.inference.classifier import Answer, Batch, TextClassifier, load
@@ -78,6 +79,7 @@ class OpenVino:
         )
         self.inputs = [given.any_name for given in compiled.inputs]
         self.queue = openvino.AsyncInferQueue(compiled)
+        self._lock = ForkLock(level=2)  # the queue belongs to one thread at a time
 
     def run(self, batches: Iterable[Padded]) -> list[Answer]:
         """Run several batches at a time. Answers come in the order in which they finish."""
@@ -86,10 +88,13 @@ class OpenVino:
         def done(request: Any, chosen: list[int]) -> None:
             answers.append((chosen, request.get_output_tensor(0).data.astype(np.float32)))
 
-        self.queue.set_callback(done)
-        for chosen, tensors in batches:
-            self.queue.start_async(tensors, chosen)
-        self.queue.wait_all()
+        with self._lock:
+            self.queue.set_callback(done)
+            try:
+                for chosen, tensors in batches:
+                    self.queue.start_async(tensors, chosen)
+            finally:
+                self.queue.wait_all()
         return answers
 
 
