@@ -289,6 +289,10 @@ class PromptBank:
             self._forget(task)
             del self._tasks[task]
 
+    def unload(self) -> PreTrainedModel:
+        """Give the backbone back as it came. The bank cannot be used afterwards."""
+        return self._host.release()
+
     def task(self, name: str) -> TaskInfo:
         """Information about a task.
 

@@ -84,6 +84,7 @@ class Host:
         architecture: What is known about it.
         heads: Which head it has now.
         passes: The forward pass that runs now.
+        released: Whether the backbone was given back.
 
     Raises:
         PtuneError: It cannot be p-tuned, or has a host already. It is unchanged then.
@@ -98,6 +99,7 @@ class Host:
         self.backbone = backbone
         self.architecture = Architecture.of(backbone)
         self.passes = Passes()
+        self.released = False
         self._attached: list[Any] = []  # each has `remove`
         self._mechanisms: dict[str, Mechanism] = {}
         self._attentions: Attentions | None = None
@@ -128,6 +130,7 @@ class Host:
             for attached in reversed(self._attached):
                 attached.remove()
             self._attached.clear()
+            self.released = True
             for layer in self.checkpointed_layers():
                 function = compat.checkpointing_function(layer)
                 if isinstance(function, FrozenCheckpoint):
@@ -292,6 +295,11 @@ class Host:
             PtuneError: As for `PromptModel.forward`.
         """
         current = Pass(heads=heads)
+        if self.released:
+            raise PtuneError(
+                f"This {self.architecture.name} was given back (unload) and has no prompts any "
+                "more. Build a PromptModel on it again."
+            )
         with self.passes.running(current), self.heads.using(head):
             input_ids = self._given_ids(input_ids, inputs_embeds)
             if attention_mask is None:

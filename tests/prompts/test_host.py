@@ -1,0 +1,66 @@
+"""A host attaches everything to a backbone, once, and detaches it again."""
+
+import pytest
+import torch
+from conftest import SENTENCES, build
+
+from ptune import PromptBank, PromptModel, PtuneError
+from ptune.backbones.architectures import Architecture
+from ptune.prompts.host import Host
+
+IDS = torch.arange(10, 24).view(2, 7)
+
+
+def test_an_architecture_is_a_value(kind):
+    """Two backbones of one configuration have equal architectures, and inspecting changes none."""
+    backbone = build(kind)
+    before = {name: p.clone() for name, p in backbone.named_parameters()}
+    config = backbone.config.to_dict()
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.modules()]
+    assert Architecture.of(backbone) == Architecture.of(build(kind, seed=3))
+    assert hash(Architecture.of(backbone))
+    assert all(torch.equal(p, before[name]) for name, p in backbone.named_parameters())
+    assert backbone.config.to_dict() == config
+    after = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.modules()]
+    assert after == hooks
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads", "looks_back"),
+    [("bert", "first", False), ("roberta", "first", False), ("gpt2", "last", True)],
+)
+def test_an_architecture_knows_what_the_head_reads(kind, reads, looks_back):
+    own = Architecture.of(build(kind))
+    assert own.last_layer_end.reads == reads
+    assert own.looks_back is looks_back
+    assert len(own.attentions) == len(own.layers) == own.num_layers == 2
+    assert own.first_position == (2 if kind == "roberta" else 0)
+    assert own.max_positions == 64
+
+
+def test_a_backbone_has_one_host(kind):
+    backbone = build(kind)
+    model = PromptModel(backbone)
+    for second in (Host, PromptModel, lambda b: PromptBank(b, tokenizer=object())):
+        with pytest.raises(PtuneError, match=r"already carries a prompt.*add_adapter.*unload"):
+            second(backbone)
+    assert Host(model.unload()).backbone is backbone
+
+
+def test_a_model_whose_backbone_was_given_back_does_not_answer(kind):
+    model = PromptModel(build(kind))
+    model.unload()
+    with pytest.raises(PtuneError, match=r"was given back \(unload\)"):
+        model(IDS)
+
+
+@torch.no_grad()
+def test_a_bank_gives_its_backbone_back(kind, tokenizer):
+    backbone = build(kind)
+    backbone.config.pad_token_id = tokenizer.pad_token_id
+    inputs = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
+    before = backbone(**inputs).logits
+    bank = PromptBank(backbone, tokenizer=tokenizer)
+    assert bank.unload() is backbone
+    assert torch.equal(backbone(**inputs).logits, before)
+    assert all(p.requires_grad for p in backbone.parameters())
