@@ -39,11 +39,12 @@ from safetensors.torch import load_file, save_file
 from speed import DEVICE, in_turn, ratio, timed
 
 import ptune
-from ptune import PromptBank, PromptEncoderConfig, PromptModel
+from ptune import PromptBank, PromptModel
 from ptune.adapters import adapter, schema
 from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
+from ptune.peft import PromptEncoderConfig
 
 Pair = tuple[str, str]
 Request = tuple[str, Pair]

@@ -40,7 +40,7 @@ def outcome(name: str, kind: str, folder: Path) -> str:
     tokenizer.save_pretrained(folder / "backbone")
     backbone.name_or_path = str(folder / "backbone")
     torch.manual_seed(1)
-    config = ptune.PromptEncoderConfig(
+    config = ptune.peft.PromptEncoderConfig(
         num_virtual_tokens=5, encoder_hidden_size=16, **KINDS[kind]
     )  # fmt: skip
     ptune.PromptModel(backbone, config).save_pretrained(folder / "adapter")

@@ -31,10 +31,11 @@ import torch
 from pyarrow import parquet
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel
+from ptune import PromptModel
 from ptune.backbones.loading import load_backbone
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
+from ptune.peft import PromptEncoderConfig
 
 
 def untrained(model: str, folder: Path) -> Path:

@@ -45,10 +45,11 @@ import torch
 from common import versions
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel
+from ptune import PromptModel
 from ptune.backbones.loading import load_backbone
 from ptune.data.dataset import TEXT
 from ptune.data.tables import read_table
+from ptune.peft import PromptEncoderConfig
 
 ADMIN = "admin-of-the-benchmark"
 TOLERANCE = 1e-5  # of a score

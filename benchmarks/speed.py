@@ -42,11 +42,12 @@ from common import peak_memory_mb
 from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ptune import PromptEncoderConfig, PromptModel
+from ptune import PromptModel
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import cpu_options, fast_dtype, load_backbone, load_tokenizer
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
+from ptune.peft import PromptEncoderConfig
 
 VIRTUAL_TOKENS, BATCH = 20, 32  # BATCH: texts per step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -48,7 +48,8 @@ def build_model(depth: str) -> Any:
     """An untrained model on MiniLM, in the fast number format."""
     import torch
 
-    from ptune import PromptEncoderConfig, PromptModel
+    from ptune import PromptModel
+    from ptune.peft import PromptEncoderConfig
 
     load_backbone = find("load_backbone", "ptune.backbones.loading", "ptune.backbone")
     torch.manual_seed(0)

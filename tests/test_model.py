@@ -8,8 +8,9 @@ import torch
 import transformers
 from conftest import build
 
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
+from ptune.peft import PromptEncoderConfig
 
 PLACEMENTS = ["prefix", "after_first"]
 

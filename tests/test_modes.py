@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import build
 
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
+from ptune.peft import PromptEncoderConfig
 
 IDS = torch.arange(10, 24).view(2, 7)
 MASK = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])

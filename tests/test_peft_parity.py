@@ -16,8 +16,9 @@ from datasets import Dataset
 from families import FAMILIES, build_model, build_tokenizer
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from ptune import PromptEncoderConfig, PromptModel
+from ptune import PromptModel
 from ptune import peft as ours
+from ptune.peft import PromptEncoderConfig
 
 SETTINGS = {"task_type": "SEQ_CLS", "num_virtual_tokens": 5, "encoder_hidden_size": 16}
 ROUND_TRIP = ["RoBERTa", "BERT", "GPT-2", "OPT", "BLOOM", "Llama"]

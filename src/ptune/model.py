@@ -323,6 +323,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             wide = encoder.embedding.embedding_dim == mechanism.width
             start = mechanism.from_words(words) if wide else weight[words].detach()
             encoder.start_from(start)
+        assert config.prompt_init_scale is not None  # `fitted` decides it
         encoder.start_from(encoder.embedding.weight.detach() * config.prompt_init_scale)
         return encoder
 

@@ -1,4 +1,4 @@
-"""Adapters are saved whole, load exactly, and are the reference's files."""
+"""Adapters are saved completely, load exactly, and are in PEFT's format."""
 
 import json
 import os
@@ -11,19 +11,21 @@ import warnings
 import peft
 import pytest
 import torch
-from conftest import build
+from conftest import SENTENCES, build, refused
+from families import FAMILIES, build_model, build_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.adapters import adapter
+from ptune import PromptModel, PtuneError, __version__
+from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter, infer_mechanism
 from ptune.backbones.loading import load_backbone
+from ptune.peft import PromptEncoderConfig
 
-ROWS = torch.arange(10, 22).view(2, 6)
+IDS = torch.arange(10, 22).view(2, 6)
 
 
 def trained(backbone, **options):
-    """A model whose prompt and head are not what a fresh one has."""
+    """A model whose prompt and head differ from a new model's."""
     torch.manual_seed(3)
     config = PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, **options)
     model = PromptModel(backbone, config)
@@ -50,14 +52,15 @@ def test_a_reloaded_adapter_has_the_same_logits_bit_for_bit(kind, encoder, place
     )
     model.save_pretrained(tmp_path)
     loaded = PromptModel.from_pretrained(build(kind, num_labels=3), tmp_path)
-    assert torch.equal(loaded(ROWS).logits, model(ROWS).logits)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
 def test_logits_are_the_same_in_a_new_process_under_another_seed(bert_folder, tmp_path):
     script = """
 import sys, torch
-from ptune import PromptModel, PromptEncoderConfig
+from ptune import PromptModel
+from ptune.peft import PromptEncoderConfig
 from ptune.backbones.loading import load_backbone
 mode, backbone, folder, out, seed = sys.argv[1:]
 torch.manual_seed(int(seed))
@@ -76,8 +79,8 @@ with torch.no_grad():
     assert torch.equal(torch.load(tmp_path / "save"), torch.load(tmp_path / "load"))
 
 
-def test_a_layer_that_no_checkpoint_brought_is_part_of_the_head(tmp_path):
-    """A BERT without a pooler gets a random one: reloading must bring back that very one."""
+def test_a_layer_that_no_checkpoint_has_is_part_of_the_head(tmp_path):
+    """A BERT without a pooler gets a random one, which must be the same after loading."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=60,
@@ -94,12 +97,12 @@ def test_a_layer_that_no_checkpoint_brought_is_part_of_the_head(tmp_path):
     model.eval().save_pretrained(tmp_path / "adapter")
     torch.manual_seed(2)
     loaded = PromptModel.from_pretrained(load(tmp_path / "no-pooler"), tmp_path / "adapter")
-    assert torch.equal(loaded(ROWS).logits, model(ROWS).logits)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
 @torch.no_grad()
-def test_going_on_training_starts_with_the_encoder_as_it_was(kind, encoder, tmp_path):
+def test_resuming_starts_with_the_same_encoder(kind, encoder, tmp_path):
     model = trained(build(kind), encoder_reparameterization_type=encoder)
     model.save_pretrained(tmp_path)
     loaded = PromptModel.from_pretrained(build(kind), tmp_path, is_trainable=True)
@@ -109,16 +112,16 @@ def test_going_on_training_starts_with_the_encoder_as_it_was(kind, encoder, tmp_
 
 
 @torch.no_grad()
-def test_going_on_without_the_encoder_trains_the_rows_themselves(saved, kind):
+def test_resuming_without_the_encoder_trains_the_prompt_embeddings(saved, kind):
     model, folder = saved
-    (folder / adapter.TRAINED_STATE_NAME).unlink()
+    (folder / TRAINED_STATE_NAME).unlink()
     loaded = PromptModel.from_pretrained(build(kind), folder, is_trainable=True).eval()
-    assert torch.equal(loaded(ROWS).logits, model(ROWS).logits)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert loaded.prompt_encoder.embedding.weight.requires_grad
 
 
 @pytest.mark.parametrize("encoder", ["MLP", "LSTM", "NONE"])
-def test_the_reference_loads_our_adapter_without_a_warning_and_agrees(kind, encoder, tmp_path):
+def test_peft_loads_our_adapter_without_a_warning_and_agrees(kind, encoder, tmp_path):
     folder = tmp_path
     model = trained(build(kind), encoder_reparameterization_type=encoder)
     model.save_pretrained(folder)
@@ -127,14 +130,14 @@ def test_the_reference_loads_our_adapter_without_a_warning_and_agrees(kind, enco
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         theirs = peft.PeftModel.from_pretrained(backbone, folder).eval()
-    if kind == "gpt2":  # the reference reads the last position of what is not padded
-        logits = torch.cat([theirs(row[None]).logits for row in ROWS])
+    if kind == "gpt2":  # PEFT reads the last position
+        logits = torch.cat([theirs(row[None]).logits for row in IDS])
     else:
-        logits = theirs(ROWS).logits
-    torch.testing.assert_close(logits, model(ROWS).logits, atol=1e-5, rtol=0)
+        logits = theirs(IDS).logits
+    torch.testing.assert_close(logits, model(IDS).logits, atol=1e-5, rtol=0)
 
 
-def test_the_reference_warns_of_a_placement_it_does_not_know(backbone, kind, tmp_path):
+def test_peft_warns_about_a_placement_that_it_does_not_know(backbone, kind, tmp_path):
     trained(backbone, placement="after_first").save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="placement"):
         peft.PeftModel.from_pretrained(build(kind), tmp_path)
@@ -143,7 +146,7 @@ def test_the_reference_warns_of_a_placement_it_does_not_know(backbone, kind, tmp
 @pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
 @pytest.mark.parametrize("safe", [True, False])
 @torch.no_grad()
-def test_we_load_the_reference_s_adapter_and_agree(kind, encoder, safe, tmp_path):
+def test_we_load_peft_s_adapter_and_agree(kind, encoder, safe, tmp_path):
     backbone = build(kind)
     if backbone.config.pad_token_id is None:
         backbone.config.pad_token_id = 2
@@ -160,11 +163,11 @@ def test_we_load_the_reference_s_adapter_and_agree(kind, encoder, safe, tmp_path
         torch.save(tensors, tmp_path / "adapter_model.bin")
         (tmp_path / "adapter_model.safetensors").unlink()
     ours = PromptModel.from_pretrained(build(kind), tmp_path)
-    for row in ROWS:
+    for row in IDS:
         torch.testing.assert_close(ours(row[None]).logits, theirs(row[None]).logits)
 
 
-def test_files_are_small_readable_and_say_what_they_are(saved):
+def test_files_can_be_read_by_everyone_and_describe_themselves(saved):
     _, folder = saved
     info = json.loads((folder / "ptune.json").read_text())
     assert info["labels"] == ["LABEL_0", "LABEL_1"]
@@ -173,13 +176,75 @@ def test_files_are_small_readable_and_say_what_they_are(saved):
     assert config["peft_type"] == "P_TUNING"
     assert "placement" not in config
     for file in folder.iterdir():
-        assert file.stat().st_mode & 0o044, f"{file.name} can be read by its owner only"
+        assert file.stat().st_mode & 0o044, f"only its owner can read {file.name}"
+
+
+MECHANISMS = {
+    "input": ("BERT", {"depth": "input"}),
+    "prefix": ("BERT", {"depth": "deep"}),
+    "layers": ("BLOOM", {"depth": "deep"}),
+}
+
+
+@pytest.mark.parametrize("mechanism", list(MECHANISMS))
+@torch.no_grad()
+def test_every_mechanism_survives_reading_and_writing_without_a_model(mechanism, tmp_path):
+    family, options = MECHANISMS[mechanism]
+    tokenizer = build_tokenizer(FAMILIES[family], SENTENCES)
+    model = trained(build_model(FAMILIES[family], tokenizer), **options)
+    model.save_pretrained(tmp_path / "one")
+    found = Adapter.read(tmp_path / "one")
+    assert found.mechanism == mechanism
+    assert json.loads((tmp_path / "one" / "ptune.json").read_text())["mechanism"] == mechanism
+    found.save(tmp_path / "two", found.read_trained_state())
+    files = {f.name: f.read_bytes() for f in (tmp_path / "one").iterdir()}
+    assert {f.name: f.read_bytes() for f in (tmp_path / "two").iterdir()} == files
+    loaded = PromptModel.from_pretrained(build_model(FAMILIES[family], tokenizer), tmp_path / "two")
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("mechanism", list(MECHANISMS))
+@torch.no_grad()
+def test_an_adapter_without_a_recorded_mechanism_gets_the_same_one(mechanism, tmp_path):
+    family, options = MECHANISMS[mechanism]
+    tokenizer = build_tokenizer(FAMILIES[family], SENTENCES)
+    model = trained(build_model(FAMILIES[family], tokenizer), **options)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "ptune.json"
+    first_version = json.loads(file.read_text())
+    for name in ("format", "requires", "mechanism"):
+        del first_version[name]
+    file.write_text(json.dumps(first_version))
+    # With two layers, the width of "layers" is also that of "prefix" with one head of two.
+    assert Adapter.read(tmp_path).mechanism == (None if mechanism == "layers" else mechanism)
+    loaded = PromptModel.from_pretrained(build_model(FAMILIES[family], tokenizer), tmp_path)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert loaded.to_adapter().mechanism == mechanism
+
+
+@pytest.mark.parametrize(
+    ("width", "token_dim", "layers", "hidden", "expected"),
+    [
+        (6 * 2 * 384, 384, 6, 384, "prefix"),
+        (6 * 2 * 128, 384, 6, 384, "prefix"),  # two heads of six share keys
+        (128 + 11 * 768, 128, 12, 768, "layers"),  # ALBERT: a narrow embedding
+        (5 * 385, 385, 5, 385, "layers"),
+        (6 * 384, 384, 6, 384, None),  # embeddings, or three heads of six
+        (1001, 384, 6, 384, None),
+        (6 * 2 * 384, None, 6, None, "prefix"),  # PEFT's prefix tuning
+        (6 * 2 * 384, None, None, None, None),
+    ],
+)
+def test_the_mechanism_follows_from_the_width(width, token_dim, layers, hidden, expected):
+    config = PromptEncoderConfig(depth="deep", token_dim=token_dim, num_layers=layers)
+    sizes = {} if hidden is None else {"hidden_size": hidden}
+    assert infer_mechanism(config, width, sizes) == expected
 
 
 def damage_by_cutting(folder):
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    return "adapter_model.safetensors is damaged or cut short"
+    return "…/adapter_model.safetensors is damaged or cut short (…). Save or download it again."
 
 
 def damage_by_another_shape(folder):
@@ -187,48 +252,66 @@ def damage_by_another_shape(folder):
     tensors = load_file(file)
     tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:3].contiguous()
     save_file(tensors, file)
-    return r"shape \[3, 32\].*expected \[5, 32\]"
+    return (
+        "…/adapter_model.safetensors: 'prompt_embeddings' has the shape [3, 32]; expected [5, 32] "
+        "from adapter_config.json. One of the two files is damaged or belongs to another adapter."
+    )
 
 
-def damage_by_dropping_rows(folder):
+def damage_by_dropping_the_prompt(folder):
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     del tensors["prompt_embeddings"]
     save_file(tensors, file)
-    return "no 'prompt_embeddings'"
+    return "….safetensors has no 'prompt_embeddings', so it is not a p-tuning adapter."
 
 
 def damage_by_broken_json(folder):
     (folder / "adapter_config.json").write_text('{"peft_type":')
-    return "adapter_config.json is damaged"
+    return "…/adapter_config.json is damaged: …"
 
 
 def damage_by_another_method(folder):
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "LORA"}))
-    return "peft_type is 'LORA'"
+    return (
+        "…/adapter_config.json: peft_type is 'LORA'; ptune reads 'P_TUNING' and 'PREFIX_TUNING' "
+        "(prefix tuning, a deep prompt)."
+    )
 
 
 def damage_by_missing_weights(folder):
     (folder / "adapter_model.safetensors").unlink()
-    return "is incomplete: it has adapter_config.json but no adapter_model.safetensors"
+    return (
+        "… is incomplete: it has adapter_config.json but no adapter_model.safetensors. Save or "
+        "download it again."
+    )
 
 
 def damage_by_missing_config(folder):
     (folder / "adapter_config.json").unlink()
-    return "no adapter_config.json, so it is not an adapter"
+    return (
+        "… has no adapter_config.json, so it is not an adapter. Name the folder that `ptune train` "
+        "wrote (--output-dir), or one of its checkpoints."
+    )
 
 
 def damage_by_a_newer_version(folder):
     file = folder / "ptune.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "requires": ["readers"]}))
-    return r"ptune\.json requires readers.*Upgrade"
+    return (
+        f"…/ptune.json requires readers, which ptune {__version__} does not know. Upgrade ptune "
+        "(`pip install -U ptune`)."
+    )
 
 
 def damage_by_another_mechanism(folder):
     file = folder / "ptune.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "mechanism": "prefix"}))
-    return r"mechanism is 'prefix', but .* depth 'input'"
+    return (
+        "…/ptune.json: mechanism is 'prefix', but adapter_config.json has the depth 'input'. One "
+        "of the two files belongs to another adapter."
+    )
 
 
 def damage_by_a_pickle(folder):
@@ -237,7 +320,7 @@ def damage_by_a_pickle(folder):
     (folder / "adapter_model.safetensors").unlink()
     with (folder / "adapter_model.bin").open("wb") as f:
         pickle.dump({"prompt_embeddings": os.system}, f)
-    return "adapter_model.bin is damaged"
+    return "…/adapter_model.bin is damaged or cut short (…). Save or download it again."
 
 
 DAMAGES = [value for name, value in list(globals().items()) if name.startswith("damage_by")]
@@ -247,14 +330,20 @@ DAMAGES = [value for name, value in list(globals().items()) if name.startswith("
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_adapter_is_refused_by_name(saved, kind, damage):
     _, folder = saved
-    expected = damage(folder)
-    with pytest.raises(PtuneError, match=expected):
+    message = damage(folder)
+    with refused(message):
         PromptModel.from_pretrained(build(kind), folder)
 
 
-def test_no_such_adapter(kind, tmp_path):
-    with pytest.raises(PtuneError, match=r"There is no folder.*nowhere"):
+def test_a_folder_that_does_not_exist_is_refused(kind, tmp_path):
+    with refused(f"There is no folder '{tmp_path / 'nowhere'}'. Check the path."):
         PromptModel.from_pretrained(build(kind), tmp_path / "nowhere")
+
+
+def test_a_file_in_place_of_a_folder_is_refused(saved, kind):
+    file = saved[1] / "adapter_config.json"
+    with refused(f"{file} is a file. Expected the folder that contains adapter_config.json."):
+        PromptModel.from_pretrained(build(kind), file)
 
 
 @pytest.mark.parametrize("kind", ["bert"], indirect=True)
@@ -269,7 +358,7 @@ def test_another_backbone_is_refused_with_both_sizes(saved, kind):
 
 
 @pytest.mark.parametrize("kind", ["bert"], indirect=True)
-def test_another_name_of_the_same_size_is_warned_of(kind, tmp_path, bert_folder):
+def test_another_backbone_of_the_same_size_is_warned_about(kind, tmp_path, bert_folder):
     twin = tmp_path / "another-bert"
     shutil.copytree(bert_folder, twin)
     trained(load_backbone(str(bert_folder), dtype="float32")).save_pretrained(tmp_path / "a")
@@ -278,7 +367,7 @@ def test_another_name_of_the_same_size_is_warned_of(kind, tmp_path, bert_folder)
 
 
 @pytest.mark.parametrize("kind", ["bert"], indirect=True)
-def test_another_number_of_labels_is_refused_and_the_backbone_unharmed(saved, kind):
+def test_another_number_of_labels_is_refused_and_the_backbone_unchanged(saved, kind):
     _, folder = saved
     backbone = build(kind, num_labels=4)
     before = {n: p.clone() for n, p in backbone.named_parameters()}
@@ -288,7 +377,7 @@ def test_another_number_of_labels_is_refused_and_the_backbone_unharmed(saved, ki
     assert all(p.requires_grad for p in backbone.parameters())
 
 
-def test_a_missing_part_of_the_head_is_warned_of(saved, kind):
+def test_a_missing_part_of_the_head_is_warned_about(saved, kind):
     _, folder = saved
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -300,8 +389,8 @@ def test_a_missing_part_of_the_head_is_warned_of(saved, kind):
 
 
 @pytest.mark.parametrize("kind", ["bert"], indirect=True)
-def test_a_full_disk_leaves_the_old_adapter_whole(saved, kind):
-    """The kernel refuses to let files grow, as on a full disk."""
+def test_a_full_disk_leaves_the_old_adapter_unchanged(saved, kind):
+    """A limit on the size of files, like a full disk."""
     model, folder = saved
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
     with torch.no_grad():
@@ -320,7 +409,7 @@ def test_a_full_disk_leaves_the_old_adapter_whole(saved, kind):
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 
-def test_a_folder_that_cannot_be_made_is_named(saved, tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(saved, tmp_path):
     model, _ = saved
     (tmp_path / "file").write_text("")
     with pytest.raises(PtuneError, match=r"Cannot write to .*file/inside"):

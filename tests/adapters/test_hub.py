@@ -24,7 +24,7 @@ from transformers.utils import hub as transformers_hub
 
 import ptune
 import ptune.peft
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
 from ptune.adapters import adapter
 from ptune.adapters import push as hub
 from ptune.adapters.card import model_card
@@ -32,6 +32,7 @@ from ptune.adapters.download import AdapterFiles
 from ptune.adapters.public import PublicBackbone
 from ptune.backbones.loading import load_backbone
 from ptune.cli import app as cli
+from ptune.peft import PromptEncoderConfig
 from ptune.training.settings import TrainSettings
 
 TEXTS = ["please send my money back today", "the lamp blinks red"]

@@ -66,7 +66,7 @@ def test_files_call_the_architecture_s_pooling_family(pooling):
     ],
 )
 def test_a_configuration_survives_writing_and_reading(options):
-    config = PromptEncoderConfig(num_virtual_tokens=5, **options)
+    config = PromptEncoderConfig(num_virtual_tokens=5, **options).resolved()
     text = schema.config_text(config_content(config))
     assert parse_config(json.loads(text), "f") == config
 

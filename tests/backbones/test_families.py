@@ -10,8 +10,9 @@ from families import FAMILIES, build_model, build_tokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
 from ptune.backbones.architectures import Architecture
+from ptune.peft import PromptEncoderConfig
 
 K = 5
 

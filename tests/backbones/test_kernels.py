@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from ptune import PromptEncoderConfig, PromptModel
+from ptune import PromptModel
 from ptune.backbones import cpu as kernels
 from ptune.backbones.cpu import (
     CpuKernels,
@@ -24,6 +24,7 @@ from ptune.backbones.cpu import (
     keep_memory,
 )
 from ptune.backbones.loading import load_backbone
+from ptune.peft import PromptEncoderConfig
 
 BF16 = torch.bfloat16
 here = pytest.mark.skipif(

@@ -16,9 +16,10 @@ from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
 from ptune.export import checkpoint as export
+from ptune.peft import PromptEncoderConfig
 
 K = 5
 LABELS = ("calm", "cross", "neither")

@@ -13,7 +13,8 @@ from families import FAMILIES, build_model, build_tokenizer
 from tokenizers import Tokenizer
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
+from ptune.peft import PromptEncoderConfig
 
 K = 5
 LABELS = ["no", "maybe", "yes"]

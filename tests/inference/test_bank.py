@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import ptune
-from ptune import PromptBank, PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptBank, PromptModel, PtuneError
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.loading import load_backbone
+from ptune.peft import PromptEncoderConfig
 
 # Tasks as different as they can be: name, labels, problem type, prompt.
 TASKS = {

@@ -10,8 +10,9 @@ from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
 import ptune
-from ptune import PromptClassifier, PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptClassifier, PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
+from ptune.peft import PromptEncoderConfig
 
 
 @pytest.fixture(scope="module", params=["single_label", "multi_label", "regression"])

@@ -10,10 +10,11 @@ import pytest
 from pyarrow import parquet
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
 from ptune.data.tables import Columns
 from ptune.inference.files import Source, format_of, write, writer
+from ptune.peft import PromptEncoderConfig
 
 
 def save_untrained(model, folder, labels=("no", "yes"), problem_type="single_label_classification"):

@@ -8,8 +8,8 @@ import torch
 from conftest import SENTENCES, build, use_prompt
 from families import FAMILIES, build_model, build_tokenizer
 
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
-from ptune.peft import PeftModel
+from ptune import PromptModel, PtuneError
+from ptune.peft import PeftModel, PromptEncoderConfig
 
 K = 5
 

@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 
-from ptune import PromptEncoderConfig, PtuneError
+from ptune.peft import PromptEncoderConfig
 from ptune.prompts.encoder import build_prompt_encoder
 
 
@@ -62,32 +62,3 @@ def test_no_encoder_means_plain_rows():
         8,
     )
     assert encoder() is encoder.embedding.weight
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("num_virtual_tokens", 0),
-        ("num_virtual_tokens", -3),
-        ("num_virtual_tokens", 2.5),
-        ("encoder_hidden_size", 0),
-        ("encoder_dropout", 1.0),
-        ("placement", "suffix"),
-        ("depth", "shallow"),
-        ("prompt_init_scale", 0.0),
-        ("encoder_reparameterization_type", "GRU"),
-        ("task_type", "CAUSAL_LM"),
-        ("prompt_init", "text"),
-        ("prompt_init_text", "what is it about?"),
-        ("pooling", "first"),
-    ],
-)
-def test_a_setting_out_of_range_is_named(field, value):
-    with pytest.raises(PtuneError, match=field) as error:
-        PromptEncoderConfig(**{field: value})
-    assert repr(value) in str(error.value)
-
-
-def test_a_deep_prompt_has_nothing_that_the_head_could_read():
-    with pytest.raises(PtuneError, match="deep prompt has no vectors"):
-        PromptEncoderConfig(depth="deep", pooling="prompt")

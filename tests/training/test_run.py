@@ -13,7 +13,8 @@ import torch
 from conftest import build
 
 import ptune
-from ptune import PromptEncoderConfig, PromptModel, PtuneError
+from ptune import PromptModel, PtuneError
+from ptune.peft import PromptEncoderConfig
 from ptune.training import run as training
 from ptune.training.trainer import training_arguments
 

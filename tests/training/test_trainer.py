@@ -9,7 +9,8 @@ from conftest import build
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
 
-from ptune import PromptEncoderConfig, PromptModel
+from ptune import PromptModel
+from ptune.peft import PromptEncoderConfig
 
 
 @pytest.fixture(scope="module")

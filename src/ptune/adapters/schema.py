@@ -95,6 +95,9 @@ class Field:
     training_only: bool = False
 
 
+# A file never leaves the pooling open.
+POOLINGS = [name for name in get_args(Pooling) if name != "auto"]
+
 # PEFT 0.21.2: the fields of `PromptEncoderConfig`, and its defaults.
 PEFT_FIELDS = {
     "task_type": Field(one_of("SEQ_CLS")),
@@ -121,7 +124,7 @@ OWN_FIELDS = {
     "placement": Field(one_of(*get_args(Placement)), "prefix"),
     "shift_positions": Field(FLAG, False),
     "backbone_dropout": Field(FLAG, False, training_only=True),
-    "pooling": Field(one_of("family", *get_args(Pooling)), "family"),
+    "pooling": Field(one_of("family", *POOLINGS), "family"),
     "prompt_init": Field(one_of(*get_args(PromptInit)), "random", training_only=True),
     "prompt_init_text": Field(STRING, training_only=True),
     "prompt_init_scale": Field(NUMBER, 1.0, training_only=True),

@@ -1,4 +1,8 @@
-"""What a prompt is: `PromptEncoderConfig`."""
+"""What a prompt is: `PromptEncoderConfig`, with ptune's defaults.
+
+The defaults were measured on MRPC and on the demo's emails (docs/which.md). `ptune.peft` has PEFT's
+defaults. Neither changes what saved files mean; see `ptune.adapters.schema`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,13 @@ PEFT_FORMAT = "0.21.2"
 
 Depth = Literal["input", "deep"]
 Placement = Literal["prefix", "after_first"]
-Pooling = Literal["architecture", "mean", "prompt"]
+Pooling = Literal["auto", "architecture", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
+
+# What a prompt starts from if its configuration leaves it open, and the factor for these values.
+PROMPT_INIT: dict[Depth, PromptInit] = {"deep": "random", "input": "vocab"}
+PROMPT_INIT_SCALE: dict[Depth, float] = {"deep": 0.5, "input": 1.0}
 
 
 @dataclass
@@ -25,9 +33,9 @@ class PromptEncoderConfig:
     Args:
         task_type: Always ``"SEQ_CLS"`` (sequence classification).
         num_virtual_tokens: Length k of the prompt, in tokens.
-        encoder_hidden_size: Width of the prompt encoder; ``None``: the embedding's width.
-        encoder_reparameterization_type: ``"MLP"``, ``"LSTM"`` or ``"NONE"`` (the prompt embeddings
-            are the parameters).
+        encoder_reparameterization_type: ``"NONE"`` (the prompt embeddings are the parameters),
+            ``"MLP"`` or ``"LSTM"``.
+        encoder_hidden_size: Width of the MLP or LSTM; ``None``: the embedding's width.
         encoder_num_layers: Layers of the LSTM. The MLP always has two hidden layers.
         encoder_dropout: Dropout between the layers of the LSTM.
         token_dim: Width d of the backbone's token embedding; filled in from the backbone.
@@ -36,35 +44,41 @@ class PromptEncoderConfig:
         num_transformer_submodules: 1. PEFT repeats prompts for encoder-decoders.
         modules_to_save: Saved for PEFT. ptune trains and saves the whole head, that is every
             parameter outside the backbone's base model.
-        base_model_name_or_path: The backbone's Hub id or folder.
+        base_model_name_or_path: The backbone's Hub id or folder; ``None``: filled in from the
+            backbone.
         revision: The backbone's revision on the Hub.
         inference_mode: True in a saved adapter.
-        depth: ``"input"``: the backbone reads the virtual tokens like tokens of the text.
-            ``"deep"``: every layer has virtual tokens of its own (P-tuning v2); see
-            `ptune.prompts.mechanisms`.
-        placement: ``"prefix"``: before the text, as in PEFT. ``"after_first"``: right after the
-            first token, which is a special token for most encoders.
+        depth: ``"deep"``: every layer has virtual tokens of its own (P-tuning v2); see
+            `ptune.prompts.mechanisms`. ``"input"``: the backbone reads the virtual tokens like
+            tokens of the text.
+        placement: Where an input prompt is. ``"after_first"``: right after the first token, which
+            is a special token for most encoders. ``"prefix"``: before the text, as in PEFT.
         backbone_dropout: Train with the frozen backbone's own dropout, as PEFT does.
         pooling: What the head reads. ``"architecture"``: the vector that the architecture reads
             (of the first or the last token). ``"mean"``: the mean over the text, as sentence
             encoders are trained. ``"prompt"``: the mean over the vectors of an input prompt, which
-            have read the text.
+            have read the text. ``"auto"``: ``"mean"`` for sentence encoders, else
+            ``"architecture"``; see `resolved`.
         shift_positions: For a deep prompt of key-values: the text's positions start at k, as in
             PEFT's prefix tuning, and not at 0 as in pretraining.
-        prompt_init: ``"random"``: the initial values of the encoder, as in PEFT. ``"vocab"``: the
-            prompt starts as random words of the backbone's vocabulary; a deep prompt starts as
-            their key-values or hidden states. ``"text"``: as ``"vocab"``, with the words of
-            `prompt_init_text`.
+        prompt_init: ``"random"``: the initial values of the encoder. ``"vocab"``: the prompt starts
+            as random words of the backbone's vocabulary; a deep prompt starts as their key-values
+            or hidden states. ``"text"``: as ``"vocab"``, with the words of `prompt_init_text`.
+            ``None``: ``"text"`` if there is such a text, else ``"vocab"`` for an input prompt and
+            ``"random"`` for a deep one.
         prompt_init_text: A description of the task, or its label names. It is repeated, or cut, to
             `num_virtual_tokens` tokens.
-        prompt_init_scale: Factor for the initial values.
+        prompt_init_scale: Factor for the initial values; ``None``: 0.5 for a deep prompt that
+            starts at random by default, else 1.
 
     Raises:
         PtuneError: A value is out of range; the message names the field.
 
     Example:
-        >>> PromptEncoderConfig(num_virtual_tokens=20, encoder_hidden_size=128).placement
-        'prefix'
+        >>> PromptEncoderConfig(num_virtual_tokens=10).resolved().prompt_init
+        'random'
+        >>> PromptEncoderConfig(depth="input").resolved().prompt_init
+        'vocab'
     """
 
     task_type: str | None = "SEQ_CLS"
@@ -80,18 +94,18 @@ class PromptEncoderConfig:
     num_attention_heads: int | None = None
     num_layers: int | None = None
     modules_to_save: list[str] | None = None
-    encoder_reparameterization_type: Reparameterization = "MLP"
-    encoder_hidden_size: int | None = None
+    encoder_reparameterization_type: Reparameterization = "NONE"
+    encoder_hidden_size: int | None = 128
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
-    depth: Depth = "input"
-    placement: Placement = "prefix"
+    depth: Depth = "deep"
+    placement: Placement = "after_first"
     shift_positions: bool = False
     backbone_dropout: bool = False
-    pooling: Pooling = "architecture"
-    prompt_init: PromptInit = "random"
+    pooling: Pooling = "auto"
+    prompt_init: PromptInit | None = None
     prompt_init_text: str | None = None
-    prompt_init_scale: float = 1.0
+    prompt_init_scale: float | None = None
 
     def __post_init__(self) -> None:
         # PEFT's enumerations are strings too; files hold plain strings.
@@ -108,7 +122,7 @@ class PromptEncoderConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise PtuneError(f"{name} is {value!r}; expected an integer of at least 1.")
-        if not self.prompt_init_scale > 0:
+        if self.prompt_init_scale is not None and not self.prompt_init_scale > 0:
             raise PtuneError(
                 f"prompt_init_scale is {self.prompt_init_scale!r}; expected a number above 0."
             )
@@ -128,11 +142,12 @@ class PromptEncoderConfig:
                 "pooling is 'prompt', but a deep prompt has no vectors that the head could read. "
                 "Use 'mean' or 'architecture'."
             )
-        if (self.prompt_init == "text") != bool((self.prompt_init_text or "").strip()):
+        has_text = bool((self.prompt_init_text or "").strip())
+        if self.prompt_init is not None and (self.prompt_init == "text") != has_text:
             raise PtuneError(
                 f"prompt_init is {self.prompt_init!r} and prompt_init_text is "
                 f"{self.prompt_init_text!r}, but a text to start from needs prompt_init='text', "
-                "and the other way round. Set both (--prompt-init-text does) or neither."
+                "and the other way round. Set both or neither."
             )
 
     @property
@@ -140,28 +155,71 @@ class PromptEncoderConfig:
         """True, as in PEFT for every kind of prompt."""
         return True
 
-    def for_backbone(
-        self, *, token_dim: int, num_layers: int | None, num_heads: int | None
+    def resolved(
+        self, backbone: str | None = None, *, pairs: bool = False, question: str | None = None
     ) -> PromptEncoderConfig:
-        """A copy with the backbone's sizes filled in.
+        """A copy in which `pooling` and the start of the prompt are decided.
+
+        Args:
+            backbone: The backbone's name, if `base_model_name_or_path` is not set.
+            pairs: True if texts come in pairs. For a sentence encoder with an input prompt,
+                ``"auto"`` pooling is then the mean over the prompt.
+            question: A question about the text. An input prompt starts from its words by default.
+        """
+        init, text, scale = self.prompt_init, self.prompt_init_text, self.prompt_init_scale
+        if init is None and (text or "").strip():
+            init = "text"
+        if scale is None:  # the default scale belongs to the default start
+            scale = PROMPT_INIT_SCALE[self.depth] if init is None else 1.0
+        if init is None:
+            init = PROMPT_INIT[self.depth]
+            if init == "vocab" and question:
+                init, text = "text", question
+        pooling, name = self.pooling, self.base_model_name_or_path or backbone
+        if pooling == "auto":
+            # Imported here to keep `ptune --help` fast.
+            from ptune.backbones.loading import is_mean_pooled
+
+            pooling = "architecture"
+            if name and is_mean_pooled(name, revision=self.revision):
+                pooling = "prompt" if pairs and self.depth == "input" else "mean"
+        return replace(
+            self,
+            pooling=pooling,
+            prompt_init=init,
+            prompt_init_text=text,
+            prompt_init_scale=scale,
+        )
+
+    def for_backbone(
+        self,
+        *,
+        token_dim: int,
+        num_layers: int | None,
+        num_heads: int | None,
+        name: str | None = None,
+    ) -> PromptEncoderConfig:
+        """A copy with the backbone's name and sizes filled in, and everything decided.
 
         Raises:
             PtuneError: `token_dim` is set, and the backbone's differs.
         """
         if self.token_dim not in (None, token_dim):
-            name = self.base_model_name_or_path
+            trained_on = self.base_model_name_or_path
             raise PtuneError(
                 f"The prompt is {self.token_dim} wide and the backbone's token embedding "
-                f"{token_dim}: this prompt belongs to another backbone{f' ({name})' * bool(name)}."
+                f"{token_dim}: this prompt belongs to another backbone"
+                f"{f' ({trained_on})' if trained_on else ''}."
             )
         return replace(
             self,
+            base_model_name_or_path=self.base_model_name_or_path or name,
             token_dim=token_dim,
             num_layers=num_layers,
             num_attention_heads=num_heads,
             num_transformer_submodules=self.num_transformer_submodules or 1,
             modules_to_save=self.modules_to_save or ["classifier", "score"],
-        )
+        ).resolved()
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -171,5 +229,5 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "placement": get_args(Placement),
     "encoder_reparameterization_type": get_args(Reparameterization),
     "pooling": get_args(Pooling),
-    "prompt_init": get_args(PromptInit),
+    "prompt_init": (*get_args(PromptInit), None),
 }

@@ -149,7 +149,10 @@ class Host:
         """
         own = self.architecture
         config = config.for_backbone(
-            token_dim=own.token_dim, num_layers=own.num_layers, num_heads=own.num_heads
+            token_dim=own.token_dim,
+            num_layers=own.num_layers,
+            num_heads=own.num_heads,
+            name=self.backbone.name_or_path or None,
         )
         k = config.num_virtual_tokens
         if config.depth == "input" and own.max_positions is not None and k >= own.max_positions:
@@ -162,8 +165,6 @@ class Host:
                 "pooling is 'prompt', but attention in this backbone only looks back: a prompt "
                 "before the text has not read it. Use 'architecture' or 'mean'."
             )
-        if config.base_model_name_or_path is None:
-            config.base_model_name_or_path = self.backbone.name_or_path or None
         return config
 
     def mechanism_for(self, config: PromptEncoderConfig, recorded: str | None = None) -> Mechanism:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from ptune import __version__, compat
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.cpu import forget_shapes
-from ptune.backbones.loading import fast_dtype, is_mean_pooled, load_backbone, load_tokenizer
+from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.tables import Columns
@@ -40,9 +40,9 @@ from ptune.files import (
 )
 from ptune.labels import Labels, mean_and_std
 from ptune.model import PromptModel
-from ptune.prompts.config import Pooling, PromptEncoderConfig, PromptInit
+from ptune.prompts.config import PromptEncoderConfig
 from ptune.training import report
-from ptune.training.settings import PROMPT_INIT, PROMPT_INIT_SCALE, TrainSettings, is_first
+from ptune.training.settings import TrainSettings, is_first
 from ptune.training.trainer import (
     SharingTrainer,
     StopAndSave,
@@ -258,35 +258,22 @@ def prompt_config(
         pairs: True if texts come in pairs.
     """
     text = settings.prompt_init_text
-    chosen: PromptInit | None = settings.prompt_init or ("text" if text else None)
-    scale = settings.prompt_init_scale
-    if scale is None:  # the default scale belongs to the default start
-        scale = PROMPT_INIT_SCALE[settings.prompt] if chosen is None else 1.0
-    init = chosen or PROMPT_INIT[settings.prompt]
-    if init == "text" or (chosen is None and init == "vocab"):
+    if settings.prompt_init == "text":
         text = text or question
-        init = "text" if text else init
-    return PromptEncoderConfig(
+    config = PromptEncoderConfig(
         depth=settings.prompt,
         num_virtual_tokens=settings.num_virtual_tokens,
         encoder_reparameterization_type=settings.encoder,
         encoder_hidden_size=settings.encoder_hidden_size,
         placement=settings.placement,
-        pooling=_pooling(settings, pairs=pairs),
-        prompt_init=init,
+        pooling=settings.pooling,
+        prompt_init=settings.prompt_init,
         prompt_init_text=text,
-        prompt_init_scale=scale,
+        prompt_init_scale=settings.prompt_init_scale,
         backbone_dropout=settings.backbone_dropout,
         revision=settings.revision,
     )
-
-
-def _pooling(settings: TrainSettings, *, pairs: bool) -> Pooling:
-    if settings.pooling != "auto":
-        return settings.pooling
-    if not is_mean_pooled(settings.model, revision=settings.revision):
-        return "architecture"
-    return "prompt" if pairs and settings.prompt == "input" else "mean"
+    return config.resolved(settings.model, pairs=pairs, question=question)
 
 
 def new_model(

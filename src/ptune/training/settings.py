@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 from ptune.errors import PtuneError
 from ptune.files import SETTINGS_NAME, read_json
-from ptune.prompts.config import Depth, Placement, Pooling, PromptInit, Reparameterization
+from ptune.prompts.config import (
+    PROMPT_INIT,
+    PROMPT_INIT_SCALE,
+    Depth,
+    Placement,
+    Pooling,
+    PromptEncoderConfig,
+    PromptInit,
+    Reparameterization,
+)
 from ptune.training.declaration import check_settings, documented, setting
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -29,9 +38,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-# What a prompt starts from, if its settings leave it open, and the factor for these values.
-PROMPT_INIT: dict[str, PromptInit] = {"deep": "random", "input": "vocab"}
-PROMPT_INIT_SCALE = {"deep": 0.5, "input": 1.0}
+# Learning rates of the prompt if the settings leave it open.
 PROMPT_LEARNING_RATE = {"deep": 6e-2, "input": 5e-3}
 
 
@@ -47,27 +54,33 @@ class ClassifierSettings:
     )
     _: KW_ONLY
     prompt: Depth = setting(
-        "deep",
+        PromptEncoderConfig.depth,
         "Virtual tokens in every layer (deep, P-tuning v2), or before the text (input).",
         PROMPT,
     )
     num_virtual_tokens: int = setting(
-        20, "Length of the prompt in tokens.", PROMPT, at_least=1, metavar="N"
+        PromptEncoderConfig.num_virtual_tokens,
+        "Length of the prompt in tokens.",
+        PROMPT,
+        at_least=1,
+        metavar="N",
     )
     encoder: Reparameterization = setting(
-        "NONE", "Prompt encoder. NONE trains the prompt embeddings themselves.", PROMPT
+        PromptEncoderConfig.encoder_reparameterization_type,
+        "Prompt encoder. NONE trains the prompt embeddings themselves.",
+        PROMPT,
     )
     encoder_hidden_size: int = setting(
         128, "Width of the prompt encoder.", PROMPT, at_least=1, metavar="N"
     )
     placement: Placement = setting(
-        "after_first",
+        PromptEncoderConfig.placement,
         "Where an input prompt is: before the text as in PEFT (prefix), or after its first token "
         "if that is a special one (after_first).",
         PROMPT,
     )
-    pooling: Literal["auto", Pooling] = setting(
-        "auto",
+    pooling: Pooling = setting(
+        PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
         "(mean) or over an input prompt (prompt). auto: mean for a sentence encoder, but prompt "
         "for pairs with an input prompt; architecture for any other backbone.",
