@@ -44,7 +44,7 @@ docs: $(VENV)/installed-dev ## Write the tables of settings in docs/
 	$(BIN)/python docs/settings.py
 
 architectures: $(VENV)/installed-dev ## Test every architecture and write the README's table
-	$(BIN)/python -m pytest -q tests/backbones/test_families.py --families README.md
+	$(BIN)/python -m pytest -q tests/backbones/test_architectures.py --architectures README.md
 
 # torch keeps its pin: the newest release would bring gigabytes of CUDA.
 nightly: ## Test with the newest release of every other dependency, in .venv-nightly

@@ -19,8 +19,8 @@ import torch
 import ptune
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES
-from families import FAMILIES, build_model, build_tokenizer
 
 from ptune.export.check import Comparison
 
@@ -28,14 +28,14 @@ KINDS = {
     "input": {"placement": "prefix"},
     "deep": {"depth": "deep", "encoder_reparameterization_type": "NONE"},
 }
-START, END = "<!-- families -->\n", "<!-- /families -->"
+START, END = "<!-- architectures -->\n", "<!-- /architectures -->"
 
 
 def outcome(name: str, kind: str, folder: Path) -> str:
     """The largest difference with both runtimes, or the error."""
-    family = FAMILIES[name]
-    tokenizer = build_tokenizer(family, SENTENCES)
-    backbone = build_model(family, tokenizer)
+    architecture = ARCHITECTURES[name]
+    tokenizer = build_tokenizer(architecture, SENTENCES)
+    backbone = build_model(architecture, tokenizer)
     backbone.save_pretrained(folder / "backbone")
     tokenizer.save_pretrained(folder / "backbone")
     backbone.name_or_path = str(folder / "backbone")
@@ -64,7 +64,7 @@ def outcome(name: str, kind: str, folder: Path) -> str:
 def main() -> None:
     """Export them all and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--architectures", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--architectures", nargs="*", default=list(ARCHITECTURES))
     parser.add_argument("--write", type=Path, help="file that contains the two marks of the table")
     given = parser.parse_args()
     torch.set_num_threads(1)

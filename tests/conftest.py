@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import FAMILIES
+from architectures import ARCHITECTURES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -159,49 +159,56 @@ def glue_folder():
     return folder
 
 
-# The README's table of families is what the tests of the families found.
+# The tests of the architectures write the README's table.
 
 
 def pytest_addoption(parser):
-    parser.addoption("--families", metavar="FILE", help="write the table of families into FILE")
+    parser.addoption(
+        "--architectures", metavar="FILE", help="write the table of architectures into FILE"
+    )
 
 
-class FamilyTable:
-    """Collects how `test_families.py` went, family by family."""
+class ArchitectureTable:
+    """Collects how `test_architectures.py` went, architecture by architecture."""
 
     def __init__(self, file):
         self.file = Path(file)
         self.passed, self.failed, self.skipped = {}, {}, {}
 
     def pytest_runtest_logreport(self, report):
-        if "test_families.py" not in report.nodeid or (report.when != "call" and report.passed):
+        if "test_architectures.py" not in report.nodeid or (
+            report.when != "call" and report.passed
+        ):
             return
-        family = next(
-            f for f in sorted(FAMILIES, key=len, reverse=True) if f"[{f}" in report.nodeid
+        architecture = next(
+            f for f in sorted(ARCHITECTURES, key=len, reverse=True) if f"[{f}" in report.nodeid
         )
         check = report.nodeid.split("::")[1].split("[")[0].removeprefix("test_").replace("_", " ")
         if report.skipped:
-            self.skipped.setdefault(family, {})[check] = report.longrepr[2].removeprefix(
+            self.skipped.setdefault(architecture, {})[check] = report.longrepr[2].removeprefix(
                 "Skipped: "
             )
         else:
             counts = self.passed if report.passed else self.failed
-            counts[family] = counts.get(family, 0) + 1
+            counts[architecture] = counts.get(architecture, 0) + 1
 
     def pytest_sessionfinish(self):
         if not self.passed:
             return
-        lines = ["| family | checks passed | failed | not checked |", "| --- | --- | --- | --- |"]
-        for family in FAMILIES:
-            left_out = "; ".join(f"{k}: {v}" for k, v in self.skipped.get(family, {}).items())
-            passed, failed = self.passed.get(family, 0), self.failed.get(family, 0)
-            lines.append(f"| {family} | {passed} | {failed} | {left_out} |")
-        before, rest = self.file.read_text("utf-8").split("<!-- families -->\n")
-        _, after = rest.split("<!-- /families -->")
-        table = "\n".join(["<!-- families -->", *lines, "<!-- /families -->"])
+        lines = [
+            "| architecture | checks passed | failed | not checked |",
+            "| --- | --- | --- | --- |",
+        ]
+        for architecture in ARCHITECTURES:
+            left_out = "; ".join(f"{k}: {v}" for k, v in self.skipped.get(architecture, {}).items())
+            passed, failed = self.passed.get(architecture, 0), self.failed.get(architecture, 0)
+            lines.append(f"| {architecture} | {passed} | {failed} | {left_out} |")
+        before, rest = self.file.read_text("utf-8").split("<!-- architectures -->\n")
+        _, after = rest.split("<!-- /architectures -->")
+        table = "\n".join(["<!-- architectures -->", *lines, "<!-- /architectures -->"])
         self.file.write_text(before + table + after, "utf-8")
 
 
 def pytest_configure(config):
-    if file := config.getoption("--families"):
-        config.pluginmanager.register(FamilyTable(file))
+    if file := config.getoption("--architectures"):
+        config.pluginmanager.register(ArchitectureTable(file))

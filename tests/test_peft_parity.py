@@ -1,4 +1,4 @@
-"""Adapters go from PEFT to ptune and back on the families people use; and where PEFT is wrong.
+"""Adapters go from PEFT to ptune and back on the architectures people use; and where PEFT is wrong.
 
 The tests named `test_the_reference_…` show a fault of the reference (`shared/DESIGN.md` lists
 them) beside what ptune does in its place. When one of them fails because the reference was
@@ -11,9 +11,9 @@ import warnings
 import peft
 import pytest
 import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES, build
 from datasets import Dataset
-from families import FAMILIES, build_model, build_tokenizer
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from ptune import PromptModel
@@ -25,47 +25,51 @@ ROUND_TRIP = ["RoBERTa", "BERT", "GPT-2", "OPT", "BLOOM", "Llama"]
 
 
 @pytest.fixture(params=ROUND_TRIP)
-def family(request):
-    return FAMILIES[request.param]
+def architecture(request):
+    return ARCHITECTURES[request.param]
 
 
 @pytest.fixture
-def tokenizer(family):
-    made = build_tokenizer(family, SENTENCES)
+def tokenizer(architecture):
+    made = build_tokenizer(architecture, SENTENCES)
     if made.pad_token is None:
         made.pad_token = made.eos_token
     return made
 
 
-def fresh(family, tokenizer, **options):
-    return build_model(family, tokenizer, **options)
+def fresh(architecture, tokenizer, **options):
+    return build_model(architecture, tokenizer, **options)
 
 
 def logits_one_by_one(model, tokenizer):
-    """A text at a time and without padding: there the reference is right on these families."""
+    """A text at a time and without padding: there the reference is right on these architectures."""
     with torch.no_grad():
         inputs = [tokenizer(t, return_tensors="pt") for t in SENTENCES]
         return torch.cat([model(**i).logits for i in inputs])
 
 
 @pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
-def test_from_the_reference_to_ptune_and_back(family, tokenizer, encoder, tmp_path):
+def test_from_the_reference_to_ptune_and_back(architecture, tokenizer, encoder, tmp_path):
     torch.manual_seed(1)
     config = peft.PromptEncoderConfig(**SETTINGS, encoder_reparameterization_type=encoder)
-    theirs = peft.get_peft_model(fresh(family, tokenizer), config).eval()
+    theirs = peft.get_peft_model(fresh(architecture, tokenizer), config).eval()
     expected = logits_one_by_one(theirs, tokenizer)
     theirs.save_pretrained(tmp_path / "theirs")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        here = PromptModel.from_pretrained(fresh(family, tokenizer), tmp_path / "theirs")
+        here = PromptModel.from_pretrained(fresh(architecture, tokenizer), tmp_path / "theirs")
         torch.testing.assert_close(logits_one_by_one(here, tokenizer), expected, atol=1e-5, rtol=0)
         here.save_pretrained(tmp_path / "ours")
-        back = peft.PeftModel.from_pretrained(fresh(family, tokenizer), tmp_path / "ours").eval()
+        back = peft.PeftModel.from_pretrained(
+            fresh(architecture, tokenizer), tmp_path / "ours"
+        ).eval()
     torch.testing.assert_close(logits_one_by_one(back, tokenizer), expected, atol=1e-5, rtol=0)
 
 
-def test_the_head_trains_on_every_family(family, tokenizer):
-    model = ours.get_peft_model(fresh(family, tokenizer), ours.PromptEncoderConfig(**SETTINGS))
+def test_the_head_trains_on_every_architecture(architecture, tokenizer):
+    model = ours.get_peft_model(
+        fresh(architecture, tokenizer), ours.PromptEncoderConfig(**SETTINGS)
+    )
     assert all(p.requires_grad for _, p in model.head_parameters())
     assert model.prompt_config.modules_to_save == ["classifier", "score"]
 
@@ -213,42 +217,42 @@ def test_the_reference_s_decoders_depend_on_the_padding():
 @torch.no_grad()
 def test_the_reference_forgets_part_of_the_head(tmp_path):
     """Row 5: DeBERTa-v2's pooler is outside the base model and is not called `classifier`."""
-    family = FAMILIES["DeBERTa-v2"]
-    tokenizer = build_tokenizer(family, SENTENCES)
+    architecture = ARCHITECTURES["DeBERTa-v2"]
+    tokenizer = build_tokenizer(architecture, SENTENCES)
 
     def another_head():
         """The same base model, as a checkpoint brings it, under a head of another seed."""
-        model = build_model(family, tokenizer)
+        model = build_model(architecture, tokenizer)
         for name, p in model.named_parameters():
             if not name.startswith(model.base_model_prefix + "."):
                 torch.nn.init.normal_(p)
         return model
 
     theirs = peft.get_peft_model(
-        build_model(family, tokenizer), peft.PromptEncoderConfig(**SETTINGS)
+        build_model(architecture, tokenizer), peft.PromptEncoderConfig(**SETTINGS)
     ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     back = peft.PeftModel.from_pretrained(another_head(), tmp_path / "theirs").eval()
     assert not torch.allclose(
         logits_one_by_one(back, tokenizer), logits_one_by_one(theirs, tokenizer), atol=1e-2
     )
-    mine = PromptModel(build_model(family, tokenizer), PromptEncoderConfig(**SETTINGS)).eval()
+    mine = PromptModel(build_model(architecture, tokenizer), PromptEncoderConfig(**SETTINGS)).eval()
     mine.save_pretrained(tmp_path / "mine")
     again = PromptModel.from_pretrained(another_head(), tmp_path / "mine")
     assert torch.equal(logits_one_by_one(again, tokenizer), logits_one_by_one(mine, tokenizer))
 
 
 @pytest.mark.parametrize("name", ["DistilBERT", "ALBERT", "OPT (projected)"])
-def test_the_reference_does_not_start_on_some_families(name):
+def test_the_reference_does_not_start_on_some_architectures(name):
     """Row 6."""
-    family = FAMILIES[name]
-    tokenizer = build_tokenizer(family, SENTENCES)
+    architecture = ARCHITECTURES[name]
+    tokenizer = build_tokenizer(architecture, SENTENCES)
     inputs = tokenizer(SENTENCES[0], return_tensors="pt")
     with pytest.raises(Exception):  # noqa: B017 - it fails in a way of its own on each
-        peft.get_peft_model(build_model(family, tokenizer), peft.PromptEncoderConfig(**SETTINGS))(
-            **inputs
-        )
-    mine = PromptModel(build_model(family, tokenizer), PromptEncoderConfig(**SETTINGS)).eval()
+        peft.get_peft_model(
+            build_model(architecture, tokenizer), peft.PromptEncoderConfig(**SETTINGS)
+        )(**inputs)
+    mine = PromptModel(build_model(architecture, tokenizer), PromptEncoderConfig(**SETTINGS)).eval()
     assert mine(**inputs).logits.isfinite().all()
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from architectures import ARCHITECTURES, POSITIONS, VOCABULARY, build_model, build_tokenizer
 from conftest import SENTENCES, call, use_prompt
-from families import FAMILIES, POSITIONS, VOCABULARY, build_model, build_tokenizer
 from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -27,12 +27,14 @@ LABELS = ("calm", "cross", "neither")
 SPELLED = "<virtual 0> prompt <virtual:0> prompt:0 [unused1] <pad:0> $A"
 
 
-def make(folder, family, tokenizer=None, *, labels=LABELS, kind="single_label_classification", **k):
+def make(
+    folder, architecture, tokenizer=None, *, labels=LABELS, kind="single_label_classification", **k
+):
     """Save a backbone of this architecture with a tokenizer, and an adapter; its folder."""
-    tokenizer = tokenizer or build_tokenizer(FAMILIES[family], SENTENCES)
+    tokenizer = tokenizer or build_tokenizer(ARCHITECTURES[architecture], SENTENCES)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    build_model(FAMILIES[family], tokenizer).save_pretrained(folder / "backbone")
+    build_model(ARCHITECTURES[architecture], tokenizer).save_pretrained(folder / "backbone")
     tokenizer.save_pretrained(folder / "backbone")
     backbone = load_backbone(
         str(folder / "backbone"), labels=labels, problem_type=kind, dtype="float32"
@@ -68,9 +70,9 @@ def assert_same(one, two):
     np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max(), rtol=0)
 
 
-def natural_placement(family):
+def natural_placement(architecture):
     """After the first special token if there is one, otherwise before the text."""
-    return "prefix" if FAMILIES[family].template[0].startswith("$A") else "after_first"
+    return "prefix" if ARCHITECTURES[architecture].template[0].startswith("$A") else "after_first"
 
 
 LONG = "please answer the phone " * 60
@@ -78,21 +80,21 @@ TEXTS = [*SENTENCES[:3], "?", SPELLED, "Naïve 日本語 🙂\ttab", LONG]
 PAIRS = [(SENTENCES[0], SENTENCES[1]), (SPELLED, "no"), ("short", LONG), (LONG, "short")]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_architecture_gives_ptune_s_logits(family, tmp_path):
-    source = make(tmp_path, family, placement=natural_placement(family))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_gives_ptune_s_logits(architecture, tmp_path):
+    source = make(tmp_path, architecture, placement=natural_placement(architecture))
     check = ptune.export_transformers(source, tmp_path / "out")
     assert check.difference < 1e-5
     texts, pairs = TEXTS, PAIRS
-    if FAMILIES[family].config.__name__ in ("BloomConfig", "T5Config", "XLNetConfig"):
+    if ARCHITECTURES[architecture].config.__name__ in ("BloomConfig", "T5Config", "XLNetConfig"):
         texts, pairs = TEXTS[:-1], PAIRS[:2]  # no maximum length: nothing is truncated
     assert_same(theirs(tmp_path / "out", texts), ours(source, texts))
     assert_same(theirs(tmp_path / "out", pairs), ours(source, pairs))
 
 
-@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "OPT", "Llama", "BART"])
-def test_a_prompt_before_the_first_token(family, tmp_path):
-    source = make(tmp_path, family, placement="prefix")
+@pytest.mark.parametrize("architecture", ["BERT", "RoBERTa", "OPT", "Llama", "BART"])
+def test_a_prompt_before_the_first_token(architecture, tmp_path):
+    source = make(tmp_path, architecture, placement="prefix")
     ptune.export_transformers(source, tmp_path / "out")
     assert_same(theirs(tmp_path / "out", TEXTS), ours(source, TEXTS))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -102,9 +104,11 @@ def test_a_prompt_before_the_first_token(family, tmp_path):
 # Tokenizers made by their own classes, with every kind of post-processor.
 
 
-def parts(family):
+def parts(architecture):
     """Vocabulary and merges, in the form that tokenizer classes take."""
-    made = json.loads(build_tokenizer(FAMILIES[family], SENTENCES).backend_tokenizer.to_str())
+    made = json.loads(
+        build_tokenizer(ARCHITECTURES[architecture], SENTENCES).backend_tokenizer.to_str()
+    )
     model = made["model"]
     if isinstance(model["vocab"], list):
         return {"vocab": [tuple(pair) for pair in model["vocab"]]}
@@ -112,8 +116,8 @@ def parts(family):
     return {"vocab": model["vocab"], **merges}
 
 
-def with_post_processor(family, post_processor):
-    tokenizer = build_tokenizer(FAMILIES[family], SENTENCES)
+def with_post_processor(architecture, post_processor):
+    tokenizer = build_tokenizer(ARCHITECTURES[architecture], SENTENCES)
     tokenizer.backend_tokenizer.post_processor = post_processor
     return tokenizer
 
@@ -156,9 +160,11 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("family", REAL)
-def test_tokenizers_made_by_their_own_classes(family, tmp_path):
-    source = make(tmp_path, family, REAL[family](), placement=natural_placement(family))
+@pytest.mark.parametrize("architecture", REAL)
+def test_tokenizers_made_by_their_own_classes(architecture, tmp_path):
+    source = make(
+        tmp_path, architecture, REAL[architecture](), placement=natural_placement(architecture)
+    )
     ptune.export_transformers(source, tmp_path / "out")
     assert_same(theirs(tmp_path / "out", TEXTS[:-1]), ours(source, TEXTS[:-1]))
     assert_same(theirs(tmp_path / "out", PAIRS[:2]), ours(source, PAIRS[:2]))
@@ -198,11 +204,13 @@ for folder in folders:
 
 def test_a_pipeline_works_without_ptune(tmp_path):
     sources = {
-        family: make(tmp_path / family, family, placement=natural_placement(family))
-        for family in ("BERT", "GPT-2", "Llama")
+        architecture: make(
+            tmp_path / architecture, architecture, placement=natural_placement(architecture)
+        )
+        for architecture in ("BERT", "GPT-2", "Llama")
     }
-    for family, source in sources.items():
-        ptune.export_transformers(source, tmp_path / family / "out")
+    for architecture, source in sources.items():
+        ptune.export_transformers(source, tmp_path / architecture / "out")
     done = subprocess.run(
         [sys.executable, "-c", STRANGER],
         input=json.dumps([[str(tmp_path / f / "out") for f in sources], [*TEXTS, *PAIRS]]),
@@ -237,10 +245,10 @@ def test_a_pipeline_uses_the_problem_type(kind, tmp_path):
 # Texts.
 
 
-@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "GPT-2", "Llama", "XLM-R"])
-def test_no_text_contains_a_virtual_token_or_padding(family, tmp_path):
+@pytest.mark.parametrize("architecture", ["BERT", "RoBERTa", "GPT-2", "Llama", "XLM-R"])
+def test_no_text_contains_a_virtual_token_or_padding(architecture, tmp_path):
     """Not even a text made of every token and every name in the tokenizer's files."""
-    source = make(tmp_path, family, placement=natural_placement(family))
+    source = make(tmp_path, architecture, placement=natural_placement(architecture))
     ptune.export_transformers(source, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     spec = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
@@ -291,7 +299,7 @@ def test_the_user_s_max_length_is_kept(tmp_path):
 
 
 def test_the_truncation_side_is_kept(tmp_path):
-    tokenizer = build_tokenizer(FAMILIES["BERT"], SENTENCES)
+    tokenizer = build_tokenizer(ARCHITECTURES["BERT"], SENTENCES)
     tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = "left"
     source = make(tmp_path, "BERT", tokenizer)
     ptune.export_transformers(source, tmp_path / "out")
@@ -388,7 +396,9 @@ def test_an_unrelated_folder_is_not_replaced(tmp_path):
 def test_a_checkpoint_is_replaced_only_with_overwrite(tmp_path):
     source = make(tmp_path, "BERT")
     out = tmp_path / "out"
-    build_model(FAMILIES["BERT"], build_tokenizer(FAMILIES["BERT"], SENTENCES)).save_pretrained(out)
+    build_model(
+        ARCHITECTURES["BERT"], build_tokenizer(ARCHITECTURES["BERT"], SENTENCES)
+    ).save_pretrained(out)
     (out / "pytorch_model.bin").write_text("stale")
     refused(source, out, "--overwrite")
     ptune.export_transformers(source, out, overwrite=True)

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES, call
-from families import FAMILIES, build_model, build_tokenizer
 from tokenizers import Tokenizer
 
 import ptune
@@ -34,9 +34,9 @@ LONG = " ".join(SENTENCES * 3)
 
 
 def make_adapter(folder, name, options):
-    family = FAMILIES[name]
-    tokenizer = build_tokenizer(family, SENTENCES)
-    backbone = build_model(family, tokenizer, num_labels=3)
+    architecture = ARCHITECTURES[name]
+    tokenizer = build_tokenizer(architecture, SENTENCES)
+    backbone = build_model(architecture, tokenizer, num_labels=3)
     backbone.config.id2label = dict(enumerate(LABELS))
     backbone.config.problem_type = "single_label_classification"
     backbone.save_pretrained(folder / "backbone")

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES
-from families import FAMILIES, build_model, build_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -75,12 +75,12 @@ def assert_same(found, wanted):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()), rtol=0)
 
 
-# On every family of backbones.
+# On every architecture.
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_mixed_batch_on_every_family_is_each_task_s_own_answer(family, tmp_path):
-    kind = FAMILIES[family]
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_a_mixed_batch_on_every_architecture_is_each_task_s_own_answer(architecture, tmp_path):
+    kind = ARCHITECTURES[architecture]
     tokenizer = build_tokenizer(kind, SENTENCES)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

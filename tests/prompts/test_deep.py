@@ -5,8 +5,8 @@ import warnings
 import peft
 import pytest
 import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES, build, use_prompt
-from families import FAMILIES, build_model, build_tokenizer
 
 from ptune import PromptModel, PtuneError
 from ptune.peft import PeftModel, PromptEncoderConfig
@@ -21,14 +21,14 @@ def deep(**options):
 
 
 def made(name):
-    family = FAMILIES[name]
-    tokenizer = build_tokenizer(family, SENTENCES)
+    architecture = ARCHITECTURES[name]
+    tokenizer = build_tokenizer(architecture, SENTENCES)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return lambda: build_model(family, tokenizer), tokenizer
+    return lambda: build_model(architecture, tokenizer), tokenizer
 
 
-# Every family has one of the two forms; both must be met.
+# Every architecture has one of the two forms; both must be met.
 @pytest.mark.parametrize(
     ("name", "mechanism"),
     [("BERT", "prefix"), ("BLOOM", "layers"), ("DeBERTa-v2", "layers")],
@@ -125,12 +125,14 @@ def test_an_lstm_makes_no_deep_prompt():
 
 
 def test_a_deep_prompt_of_another_backbone_is_refused_by_its_shape(tmp_path):
-    family = FAMILIES["BERT"]
+    architecture = ARCHITECTURES["BERT"]
     backbone, tokenizer = made("BERT")
     PromptModel(backbone(), deep()).save_pretrained(tmp_path)
     (tmp_path / "ptune.json").unlink()  # which would tell the number of layers
     with pytest.raises(PtuneError, match=r"shape \[5, 128\].*\[5, 192\]"):
-        PromptModel.from_pretrained(build_model(family, tokenizer, num_hidden_layers=3), tmp_path)
+        PromptModel.from_pretrained(
+            build_model(architecture, tokenizer, num_hidden_layers=3), tmp_path
+        )
 
 
 def test_the_attention_of_the_backbone_comes_back(kind):

@@ -1,12 +1,12 @@
-"""The same promises, on every family of backbones."""
+"""The same guarantees, on every architecture."""
 
 import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES
-from families import FAMILIES, build_model, build_tokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -17,27 +17,27 @@ from ptune.peft import PromptEncoderConfig
 K = 5
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def name(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def family(name):
-    return FAMILIES[name]
+def architecture(name):
+    return ARCHITECTURES[name]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(family):
-    made = build_tokenizer(family, SENTENCES)
+def tokenizer(architecture):
+    made = build_tokenizer(architecture, SENTENCES)
     if made.pad_token is None:  # decoders whose end token is their padding
         made.pad_token = made.eos_token
     return made
 
 
 @pytest.fixture
-def backbone(family, tokenizer):
-    return build_model(family, tokenizer)
+def backbone(architecture, tokenizer):
+    return build_model(architecture, tokenizer)
 
 
 def prompt(backbone, seed=1, **options):
@@ -177,8 +177,10 @@ def counts_from_the_padding(model):
         ("regression", 1, torch.tensor([0.5, 3.0])),
     ],
 )
-def test_the_three_problem_types_train(family, tokenizer, problem_type, num_labels, labels):
-    backbone = build_model(family, tokenizer, num_labels=num_labels, problem_type=problem_type)
+def test_the_three_problem_types_train(architecture, tokenizer, problem_type, num_labels, labels):
+    backbone = build_model(
+        architecture, tokenizer, num_labels=num_labels, problem_type=problem_type
+    )
     model = prompt(backbone).train()
     optimizer = torch.optim.SGD(model.parameter_groups(0.01))
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
@@ -209,16 +211,18 @@ def test_hidden_states_have_the_prompt_s_positions(model, tokenizer):
 
 
 @torch.no_grad()
-def test_a_saved_adapter_reloads_bit_for_bit_under_another_seed(family, model, tokenizer, tmp_path):
+def test_a_saved_adapter_reloads_bit_for_bit_under_another_seed(
+    architecture, model, tokenizer, tmp_path
+):
     for p in model.parameters():
         if p.requires_grad:
             p.add_(torch.randn_like(p) * 0.05)
     model.save_pretrained(tmp_path)
-    other = build_model(family, tokenizer, seed=0)
+    other = build_model(architecture, tokenizer, seed=0)
     for p in prompt(other, seed=77).parameters():
         if p.requires_grad:
             p.normal_()
-    fresh = build_model(family, tokenizer, seed=0)
+    fresh = build_model(architecture, tokenizer, seed=0)
     for name, p in fresh.named_parameters():
         if name in model.architecture.head_names:
             p.normal_()
@@ -228,8 +232,8 @@ def test_a_saved_adapter_reloads_bit_for_bit_under_another_seed(family, model, t
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_a_half_precision_backbone(family, tokenizer, dtype, options):
-    model = prompt(build_model(family, tokenizer).to(dtype), **options).train()
+def test_a_half_precision_backbone(architecture, tokenizer, dtype, options):
+    model = prompt(build_model(architecture, tokenizer).to(dtype), **options).train()
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     output = model(**inputs, labels=torch.tensor([0, 1]))
     output.loss.backward()
@@ -237,7 +241,7 @@ def test_a_half_precision_backbone(family, tokenizer, dtype, options):
     assert {p.dtype for p in trained} == {torch.float32}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
     assert {p.dtype for p in frozen(model) if p.is_floating_point()} <= {dtype, torch.float32}
-    whole = prompt(build_model(family, tokenizer), **options)
+    whole = prompt(build_model(architecture, tokenizer), **options)
     with torch.no_grad():
         exact, rough = whole(**inputs).logits, model.eval()(**inputs).logits.float()
     assert (rough - exact).abs().max() < 0.1 * exact.abs().max() + 0.05
@@ -259,11 +263,11 @@ def use_plain_linear_layers(module):
             use_plain_linear_layers(child)
 
 
-def test_a_backbone_of_int8_weights_trains_and_reloads(family, tokenizer, tmp_path):
+def test_a_backbone_of_int8_weights_trains_and_reloads(architecture, tokenizer, tmp_path):
     torchao = pytest.importorskip("torchao.quantization")
 
     def quantised():
-        backbone = build_model(family, tokenizer)
+        backbone = build_model(architecture, tokenizer)
         use_plain_linear_layers(backbone.base_model)
         torchao.quantize_(backbone.base_model, torchao.Int8WeightOnlyConfig())
         return backbone
@@ -302,13 +306,13 @@ ALL_POSITIONS = {"ALBERT", "MPNet", "EuroBERT", "XLNet", "BART", "T5"}
     ],
 )
 def test_the_end_of_the_last_layer_works_only_where_it_is_read(
-    name, family, tokenizer, kind, pooling
+    name, architecture, tokenizer, kind, pooling
 ):
     """Same logits and gradients as with all of it, and work on so many tokens only."""
     inputs = batch(tokenizer, SENTENCES[:3], padding=True)
     results, tokens = [], []
     for left_out in (True, False):
-        made = build_model(family, tokenizer)
+        made = build_model(architecture, tokenizer)
         if pooling == "prompt" and Architecture.of(made).looks_back:
             pooling = "mean"  # the prompt has not read the text
         model = prompt(made, pooling=pooling, **KINDS[kind])
@@ -342,15 +346,15 @@ def test_the_end_of_the_last_layer_works_only_where_it_is_read(
 
 
 def test_gradient_checkpointing_recomputes_and_changes_nothing(
-    family, tokenizer, backbone, options
+    architecture, tokenizer, backbone, options
 ):
     layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers or not backbone.supports_gradient_checkpointing:
-        pytest.skip("Transformers has no checkpointed layers for this family")
+        pytest.skip("Transformers has no checkpointed layers for this architecture")
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     gradients, runs = [], []
     for checkpointing in (False, True):
-        model = prompt(build_model(family, tokenizer), **options).train()
+        model = prompt(build_model(architecture, tokenizer), **options).train()
         model.share_prompt = False  # a prompt that is read apart is one call more
         if checkpointing:
             model.gradient_checkpointing_enable()
@@ -384,10 +388,10 @@ def test_it_compiles_without_a_break_in_ptune(backbone, tokenizer, options):
 
 
 @torch.no_grad()
-def test_two_adapters_share_the_backbone(family, tokenizer, backbone, tmp_path, options):
+def test_two_adapters_share_the_backbone(architecture, tokenizer, backbone, tmp_path, options):
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     before = copy.deepcopy(backbone)
-    three_labels = build_model(family, tokenizer, num_labels=3)
+    three_labels = build_model(architecture, tokenizer, num_labels=3)
     three_labels.base_model.load_state_dict(backbone.base_model.state_dict())
     other = prompt(three_labels, seed=5, placement="after_first")
     other.save_pretrained(tmp_path)

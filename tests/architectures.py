@@ -1,4 +1,4 @@
-"""Every family of backbones that is tested: a tiny seeded model and a tokenizer of its kind."""
+"""Every tested architecture: a tiny seeded model, and a tokenizer of its kind."""
 
 from dataclasses import dataclass, field
 
@@ -41,8 +41,8 @@ GPT = {
 
 
 @dataclass(frozen=True)
-class Family:
-    """One family: its configuration, and how its tokenizer works and frames a text.
+class TinyArchitecture:
+    """One architecture: its configuration, and how its tokenizer works and frames a text.
 
     `template` is the frame of one text and of a pair; `$A` and `$B` are the texts.
     """
@@ -63,18 +63,18 @@ ROBERTA_SPECIAL = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>"}
 END = {"eos": "<|end|>"}  # decoders with one special token, which is also the padding
 LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
 
-FAMILIES = {
-    "BERT": Family(tf.BertConfig, POSITIONED, "wordpiece", BERT, BERT_SPECIAL),
-    "RoBERTa": Family(tf.RobertaConfig, OFFSET, "bytes", ROBERTA, ROBERTA_SPECIAL),
-    "XLM-R": Family(tf.XLMRobertaConfig, OFFSET, "unigram", ROBERTA, ROBERTA_SPECIAL),
-    "CamemBERT": Family(tf.CamembertConfig, OFFSET, "unigram", ROBERTA, ROBERTA_SPECIAL),
-    "ELECTRA": Family(
+ARCHITECTURES = {
+    "BERT": TinyArchitecture(tf.BertConfig, POSITIONED, "wordpiece", BERT, BERT_SPECIAL),
+    "RoBERTa": TinyArchitecture(tf.RobertaConfig, OFFSET, "bytes", ROBERTA, ROBERTA_SPECIAL),
+    "XLM-R": TinyArchitecture(tf.XLMRobertaConfig, OFFSET, "unigram", ROBERTA, ROBERTA_SPECIAL),
+    "CamemBERT": TinyArchitecture(tf.CamembertConfig, OFFSET, "unigram", ROBERTA, ROBERTA_SPECIAL),
+    "ELECTRA": TinyArchitecture(
         tf.ElectraConfig, {**POSITIONED, "embedding_size": 24}, "wordpiece", BERT, BERT_SPECIAL
     ),
-    "ALBERT": Family(
+    "ALBERT": TinyArchitecture(
         tf.AlbertConfig, {**POSITIONED, "embedding_size": 24}, "unigram", BERT, BERT_SPECIAL
     ),
-    "DistilBERT": Family(
+    "DistilBERT": TinyArchitecture(
         tf.DistilBertConfig,
         {
             "vocab_size": VOCABULARY,
@@ -89,15 +89,15 @@ FAMILIES = {
         ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]"),
         BERT_SPECIAL,
     ),
-    "MPNet": Family(tf.MPNetConfig, OFFSET, "wordpiece", ROBERTA, ROBERTA_SPECIAL),
-    "DeBERTa": Family(
+    "MPNet": TinyArchitecture(tf.MPNetConfig, OFFSET, "wordpiece", ROBERTA, ROBERTA_SPECIAL),
+    "DeBERTa": TinyArchitecture(
         tf.DebertaConfig,
         {**POSITIONED, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
         "bytes",
         BERT,
         BERT_SPECIAL,
     ),
-    "DeBERTa-v2": Family(
+    "DeBERTa-v2": TinyArchitecture(
         tf.DebertaV2Config,
         {
             **POSITIONED,
@@ -109,7 +109,7 @@ FAMILIES = {
         BERT,
         BERT_SPECIAL,
     ),
-    "ModernBERT": Family(
+    "ModernBERT": TinyArchitecture(
         tf.ModernBertConfig,
         {
             **POSITIONED,
@@ -123,12 +123,14 @@ FAMILIES = {
         BERT,
         BERT_SPECIAL,
     ),
-    "EuroBERT": Family(
+    "EuroBERT": TinyArchitecture(
         tf.EuroBertConfig, DECODER, "bytes", ("<s> $A </s>", "<s> $A </s> $B </s>"), ROBERTA_SPECIAL
     ),
-    "Nomic-BERT": Family(tf.NomicBertConfig, POSITIONED, "wordpiece", BERT, BERT_SPECIAL),
-    "Megatron-BERT": Family(tf.MegatronBertConfig, POSITIONED, "wordpiece", BERT, BERT_SPECIAL),
-    "XLNet": Family(
+    "Nomic-BERT": TinyArchitecture(tf.NomicBertConfig, POSITIONED, "wordpiece", BERT, BERT_SPECIAL),
+    "Megatron-BERT": TinyArchitecture(
+        tf.MegatronBertConfig, POSITIONED, "wordpiece", BERT, BERT_SPECIAL
+    ),
+    "XLNet": TinyArchitecture(
         tf.XLNetConfig,
         {
             "vocab_size": VOCABULARY,
@@ -144,8 +146,8 @@ FAMILIES = {
         {"pad": "<pad>", "unk": "<unk>", "sep": "<sep>", "cls": "<cls>"},
         "left",
     ),
-    "GPT-2": Family(tf.GPT2Config, GPT, "bytes", PLAIN, END),
-    "GPT-Neo": Family(
+    "GPT-2": TinyArchitecture(tf.GPT2Config, GPT, "bytes", PLAIN, END),
+    "GPT-Neo": TinyArchitecture(
         tf.GPTNeoConfig,
         {
             "vocab_size": VOCABULARY,
@@ -161,9 +163,9 @@ FAMILIES = {
         PLAIN,
         END,
     ),
-    "GPT-J": Family(tf.GPTJConfig, {**GPT, "rotary_dim": 8}, "bytes", PLAIN, END),
-    "GPT-NeoX": Family(tf.GPTNeoXConfig, POSITIONED, "bytes", PLAIN, END),
-    "OPT": Family(
+    "GPT-J": TinyArchitecture(tf.GPTJConfig, {**GPT, "rotary_dim": 8}, "bytes", PLAIN, END),
+    "GPT-NeoX": TinyArchitecture(tf.GPTNeoXConfig, POSITIONED, "bytes", PLAIN, END),
+    "OPT": TinyArchitecture(
         tf.OPTConfig,
         {
             "vocab_size": VOCABULARY,
@@ -179,7 +181,7 @@ FAMILIES = {
         ("</s> $A", "</s> $A </s> $B"),
         {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
     ),
-    "OPT (projected)": Family(
+    "OPT (projected)": TinyArchitecture(
         tf.OPTConfig,
         {
             "vocab_size": VOCABULARY,
@@ -196,7 +198,7 @@ FAMILIES = {
         ("</s> $A", "</s> $A </s> $B"),
         {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
     ),
-    "BLOOM": Family(
+    "BLOOM": TinyArchitecture(
         tf.BloomConfig,
         {
             "vocab_size": VOCABULARY,
@@ -209,7 +211,7 @@ FAMILIES = {
         PLAIN,
         {"pad": "<pad>", "eos": "</s>"},
     ),
-    "Falcon": Family(
+    "Falcon": TinyArchitecture(
         tf.FalconConfig,
         {
             "vocab_size": VOCABULARY,
@@ -223,41 +225,43 @@ FAMILIES = {
         PLAIN,
         END,
     ),
-    "Llama": Family(tf.LlamaConfig, DECODER, "sentencepiece", ("<s> $A", "<s> $A <s> $B"), LLAMA),
-    "Mistral": Family(
+    "Llama": TinyArchitecture(
+        tf.LlamaConfig, DECODER, "sentencepiece", ("<s> $A", "<s> $A <s> $B"), LLAMA
+    ),
+    "Mistral": TinyArchitecture(
         tf.MistralConfig,
         {**DECODER, "sliding_window": 16},
         "sentencepiece",
         ("<s> $A", "<s> $A <s> $B"),
         LLAMA,
     ),
-    "Gemma": Family(
+    "Gemma": TinyArchitecture(
         tf.GemmaConfig,
         {**DECODER, "head_dim": 16},
         "sentencepiece",
         ("<bos> $A", "<bos> $A <bos> $B"),
         {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"},
     ),
-    "Gemma 2": Family(
+    "Gemma 2": TinyArchitecture(
         tf.Gemma2Config,
         {**DECODER, "head_dim": 16, "sliding_window": 16},
         "sentencepiece",
         ("<bos> $A", "<bos> $A <bos> $B"),
         {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"},
     ),
-    "Gemma 3": Family(
+    "Gemma 3": TinyArchitecture(
         tf.Gemma3TextConfig,
         {**DECODER, "head_dim": 16, "sliding_window": 16},
         "sentencepiece",
         ("<bos> $A", "<bos> $A <bos> $B"),
         {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"},
     ),
-    "Phi": Family(tf.PhiConfig, DECODER, "bytes", PLAIN, END),
-    "Qwen 2": Family(tf.Qwen2Config, DECODER, "bytes", PLAIN, {"pad": "<|pad|>", **END}),
-    "Qwen 3": Family(
+    "Phi": TinyArchitecture(tf.PhiConfig, DECODER, "bytes", PLAIN, END),
+    "Qwen 2": TinyArchitecture(tf.Qwen2Config, DECODER, "bytes", PLAIN, {"pad": "<|pad|>", **END}),
+    "Qwen 3": TinyArchitecture(
         tf.Qwen3Config, {**DECODER, "head_dim": 16}, "bytes", PLAIN, {"pad": "<|pad|>", **END}
     ),
-    "BART": Family(
+    "BART": TinyArchitecture(
         tf.BartConfig,
         {
             "vocab_size": VOCABULARY,
@@ -275,7 +279,7 @@ FAMILIES = {
         ROBERTA,
         {**ROBERTA_SPECIAL, "eos": "</s>"},
     ),
-    "T5": Family(
+    "T5": TinyArchitecture(
         tf.T5Config,
         {
             "vocab_size": VOCABULARY,
@@ -293,24 +297,26 @@ FAMILIES = {
 }
 
 
-def build_tokenizer(family: Family, sentences: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of the family's kind, trained on `sentences`."""
-    special = list(dict.fromkeys(family.special.values()))
-    unk = family.special.get("unk")
+def build_tokenizer(
+    architecture: TinyArchitecture, sentences: list[str]
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of the architecture's kind, trained on `sentences`."""
+    special = list(dict.fromkeys(architecture.special.values()))
+    unk = architecture.special.get("unk")
     common = {"vocab_size": VOCABULARY, "special_tokens": special, "show_progress": False}
-    if family.algorithm == "wordpiece":
+    if architecture.algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(**common)
-    elif family.algorithm == "bytes":
+    elif architecture.algorithm == "bytes":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(**common, initial_alphabet=alphabet)
-    elif family.algorithm == "unigram":
+    elif architecture.algorithm == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
@@ -322,23 +328,23 @@ def build_tokenizer(family: Family, sentences: list[str]) -> PreTrainedTokenizer
         trainer = trainers.BpeTrainer(**common)
     tokenizer.train_from_iterator(sentences, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in special]
-    if family.template != PLAIN:
-        single, pair = family.template
+    if architecture.template != PLAIN:
+        single, pair = architecture.template
         tokenizer.post_processor = processors.TemplateProcessing(
             single=single, pair=pair, special_tokens=ids
         )
-    names = {f"{name}_token": token for name, token in family.special.items()}
+    names = {f"{name}_token": token for name, token in architecture.special.items()}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side=family.padding_side, **names
+        tokenizer_object=tokenizer, padding_side=architecture.padding_side, **names
     )
 
 
-def build_model(family: Family, tokenizer, seed: int = 0, **options):
-    """The family's classifier with random weights; two labels unless told otherwise."""
-    chosen = {**family.options, **options}
+def build_model(architecture: TinyArchitecture, tokenizer, seed: int = 0, **options):
+    """The architecture's classifier with random weights; two labels unless told otherwise."""
+    chosen = {**architecture.options, **options}
     for name in ("pad", "bos", "eos"):
         value = getattr(tokenizer, f"{name}_token_id")
         if name != "pad" or value is not None:
             chosen.setdefault(f"{name}_token_id", value)
     torch.manual_seed(seed)
-    return AutoModelForSequenceClassification.from_config(family.config(**chosen)).eval()
+    return AutoModelForSequenceClassification.from_config(architecture.config(**chosen)).eval()
