@@ -11,8 +11,8 @@ import warnings
 import peft
 import pytest
 import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES, build, refused
-from families import FAMILIES, build_model, build_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
@@ -189,9 +189,9 @@ MECHANISMS = {
 @pytest.mark.parametrize("mechanism", list(MECHANISMS))
 @torch.no_grad()
 def test_every_mechanism_survives_reading_and_writing_without_a_model(mechanism, tmp_path):
-    family, options = MECHANISMS[mechanism]
-    tokenizer = build_tokenizer(FAMILIES[family], SENTENCES)
-    model = trained(build_model(FAMILIES[family], tokenizer), **options)
+    architecture, options = MECHANISMS[mechanism]
+    tokenizer = build_tokenizer(ARCHITECTURES[architecture], SENTENCES)
+    model = trained(build_model(ARCHITECTURES[architecture], tokenizer), **options)
     model.save_pretrained(tmp_path / "one")
     found = Adapter.read(tmp_path / "one")
     assert found.mechanism == mechanism
@@ -199,16 +199,18 @@ def test_every_mechanism_survives_reading_and_writing_without_a_model(mechanism,
     found.save(tmp_path / "two", found.read_trained_state())
     files = {f.name: f.read_bytes() for f in (tmp_path / "one").iterdir()}
     assert {f.name: f.read_bytes() for f in (tmp_path / "two").iterdir()} == files
-    loaded = PromptModel.from_pretrained(build_model(FAMILIES[family], tokenizer), tmp_path / "two")
+    loaded = PromptModel.from_pretrained(
+        build_model(ARCHITECTURES[architecture], tokenizer), tmp_path / "two"
+    )
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("mechanism", list(MECHANISMS))
 @torch.no_grad()
 def test_an_adapter_without_a_recorded_mechanism_gets_the_same_one(mechanism, tmp_path):
-    family, options = MECHANISMS[mechanism]
-    tokenizer = build_tokenizer(FAMILIES[family], SENTENCES)
-    model = trained(build_model(FAMILIES[family], tokenizer), **options)
+    architecture, options = MECHANISMS[mechanism]
+    tokenizer = build_tokenizer(ARCHITECTURES[architecture], SENTENCES)
+    model = trained(build_model(ARCHITECTURES[architecture], tokenizer), **options)
     model.save_pretrained(tmp_path)
     file = tmp_path / "ptune.json"
     first_version = json.loads(file.read_text())
@@ -217,7 +219,9 @@ def test_an_adapter_without_a_recorded_mechanism_gets_the_same_one(mechanism, tm
     file.write_text(json.dumps(first_version))
     # With two layers, the width of "layers" is also that of "prefix" with one head of two.
     assert Adapter.read(tmp_path).mechanism == (None if mechanism == "layers" else mechanism)
-    loaded = PromptModel.from_pretrained(build_model(FAMILIES[family], tokenizer), tmp_path)
+    loaded = PromptModel.from_pretrained(
+        build_model(ARCHITECTURES[architecture], tokenizer), tmp_path
+    )
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert loaded.to_adapter().mechanism == mechanism
 
