@@ -336,9 +336,9 @@ def test_evaluate_prints_and_writes_the_scores(run_ptune, trained, mail, tmp_pat
 
 
 def test_info_names_backbone_size_labels_and_scores(run_ptune, trained, bert_folder):
-    said = " ".join(run_ptune("info", trained).out.split())
+    printed = " ".join(run_ptune("info", trained).out.split())
     for part in ("tiny-bert", "4 virtual tokens x 128, in every layer", "a, b", "accuracy"):
-        assert part in said
+        assert part in printed
 
 
 def test_train_has_an_option_for_every_setting_and_shows_its_default(run_ptune, monkeypatch):
@@ -373,10 +373,10 @@ def test_several_seeds_give_several_runs_with_mean_and_deviation(run_ptune, flag
     assert done.code == 0, done
     runs = [json.loads((tmp_path / f"runs/seed-{s}/metrics.json").read_text()) for s in (5, 6, 7)]
     accuracies = [run["eval"]["accuracy"] for run in runs]
-    said = json.loads((tmp_path / "runs/seeds.json").read_text())["accuracy"]
-    assert said["mean"] == pytest.approx(statistics.mean(accuracies))
-    assert said["std"] == pytest.approx(statistics.stdev(accuracies))
-    for part in ("3 seeds", "mean", "standard deviation", f"{said['mean']:.4f}"):
+    spread = json.loads((tmp_path / "runs/seeds.json").read_text())["accuracy"]
+    assert spread["mean"] == pytest.approx(statistics.mean(accuracies))
+    assert spread["std"] == pytest.approx(statistics.stdev(accuracies))
+    for part in ("3 seeds", "mean", "standard deviation", f"{spread['mean']:.4f}"):
         assert part in done.out
     # A finished run is kept. A missing one is trained.
     before = contents(tmp_path / "runs/seed-5")
@@ -558,7 +558,7 @@ def other_length(folder):
     save_file(tensors, file)
 
 
-def without_rows(folder):
+def without_embeddings(folder):
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     del tensors["prompt_embeddings"]
@@ -576,7 +576,7 @@ def with_config(name="adapter_config.json", **changed):
 DAMAGE = {
     "cut short": (cut_short, ["adapter_model.safetensors", "damaged or cut short"]),
     "of another length": (other_length, ["prompt_embeddings", "[3, 128]", "expected [4"]),
-    "without a prompt": (without_rows, ["'prompt_embeddings'", "not a p-tuning adapter"]),
+    "without a prompt": (without_embeddings, ["'prompt_embeddings'", "not a p-tuning adapter"]),
     "without weights": (
         lambda f: (f / "adapter_model.safetensors").unlink(),
         ["no adapter_model.safetensors", "incomplete"],
