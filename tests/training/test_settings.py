@@ -10,11 +10,12 @@ import pytest
 from sklearn.base import clone
 
 import ptune
-from ptune import PtuneError, TrainSettings
+from ptune import PromptEncoderConfig, PtuneError, TrainSettings
 from ptune.backbones import loading
 from ptune.labels import PROBLEM_TYPES
 from ptune.training import settings as declared
 from ptune.training.declaration import settings_of
+from ptune.training.run import prompt_config
 from ptune.training.settings import SECTIONS, ClassifierSettings
 
 SETTINGS = settings_of(TrainSettings)
@@ -75,6 +76,15 @@ def test_every_setting_has_a_help_text_and_a_section_or_is_no_option():
     for setting in SETTINGS.values():
         assert setting.help.endswith(".")
         assert setting.section in SECTIONS or setting.name in ("processes", "training_arguments")
+
+
+def test_prompts_have_the_same_defaults_everywhere():
+    """Of `TrainSettings` and `PromptClassifier`, and of `PromptEncoderConfig`."""
+    for kind in ("deep", "input"):
+        own = prompt_config(TrainSettings(prompt=kind, model="/nowhere"))
+        assert own == PromptEncoderConfig(depth=kind).resolved()
+        init, scale = (SETTINGS[f"prompt_init{end}"].by_prompt[kind] for end in ("", "_scale"))
+        assert (own.prompt_init, own.prompt_init_scale) == (init, scale)
 
 
 def test_the_default_for_each_kind_of_prompt_is_shown():

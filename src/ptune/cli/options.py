@@ -47,13 +47,16 @@ def option(help: str, section: str, *names: str, default: str = "", **more: Any)
     return typer.Option(*names, help=text, rich_help_panel=section, **how)
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
 def option_of(setting: Setting) -> Any:
     """The option for a setting."""
     return option(
         setting.help,
         setting.section,
         default=setting.shown_default,
-        metavar=setting.metavar,
+        metavar=setting.metavar or _METAVARS.get(setting.kind),
         envvar=setting.envvar,
         show_default=False,
     )

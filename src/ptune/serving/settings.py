@@ -37,7 +37,7 @@ class ServeSettings:
         metavar="ADDRESS",
     )  # fmt: skip
     port: int = setting(
-        8080, "Port to listen on. 0: any free one.", SERVER, at_least=0, at_most=65_535, metavar="N"
+        8080, "Port to listen on. 0: any free one.", SERVER, at_least=0, at_most=65_535
     )
     token: str | None = setting(
         None, "Bearer token that clients must send.", SERVER, envvar="PTUNE_TOKEN"
@@ -55,20 +55,16 @@ class ServeSettings:
         metavar="LABEL",
         unset="every label flags",
     )
-    batch_size: int = setting(64, "Texts per forward pass.", LIMITS, at_least=1, metavar="N")
-    queue: int = setting(
-        1024, "Texts that may wait. More get status 429.", LIMITS, at_least=1, metavar="N"
-    )
+    batch_size: int = setting(64, "Texts per forward pass.", LIMITS, at_least=1)
+    queue: int = setting(1024, "Texts that may wait. More get status 429.", LIMITS, at_least=1)
     timeout: float = setting(
         30.0, "Seconds that a request may take.", LIMITS, above=0, metavar="SECONDS"
     )
-    max_body: int = setting(1_000_000, "Bytes per request.", LIMITS, at_least=1, metavar="N")
-    max_texts: int = setting(64, "Texts or pairs per request.", LIMITS, at_least=1, metavar="N")
-    max_chars: int = setting(
-        20_000, "Characters per text or pair.", LIMITS, at_least=1, metavar="N"
-    )
+    max_body: int = setting(1_000_000, "Bytes per request.", LIMITS, at_least=1)
+    max_texts: int = setting(64, "Texts or pairs per request.", LIMITS, at_least=1)
+    max_chars: int = setting(20_000, "Characters per text or pair.", LIMITS, at_least=1)
     max_connections: int = setting(
-        1024, "Clients connected at a time. More get status 503.", LIMITS, at_least=1, metavar="N"
+        1024, "Clients connected at a time. More get status 503.", LIMITS, at_least=1
     )
     memory: int | None = setting(
         None,

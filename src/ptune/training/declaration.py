@@ -28,13 +28,13 @@ class Setting:
         help: What the setting does, in sentences.
         section: Where `--help` and the docs list it; empty: it is not an option.
         at_least: The smallest value.
-        at_most: The largest value.
+        at_most: The largest value, together with `at_least`.
         above: The value must be larger.
-        metavar: What `--help` calls the value.
+        metavar: What `--help` calls the value. ``None``: its choices, or N, X or TEXT by its type.
         envvar: The environment variable that gives the value if the command line does not.
         unset: What ``None`` means, shown as the default.
         by_prompt: The default for each kind of prompt.
-        name, type, default: Of the field, filled in by `settings_of`.
+        name, type, default: Those of the field, filled in by `settings_of`.
     """
 
     help: str
@@ -68,10 +68,10 @@ class Setting:
         if self.choices:
             return ", ".join(map(str, self.choices))
         expected = _KINDS[self.kind][0]
-        if self.at_least is not None:
-            expected += f" of at least {self.at_least:g}"
         if self.at_most is not None:
-            expected += f" and at most {self.at_most:g}"
+            return f"{expected} from {self.at_least:g} to {self.at_most:g}"
+        if self.at_least is not None:
+            return f"{expected} of at least {self.at_least:g}"
         return expected if self.above is None else f"{expected} above {self.above:g}"
 
     @property

@@ -63,7 +63,6 @@ class ClassifierSettings:
         "Length of the prompt in tokens.",
         PROMPT,
         at_least=1,
-        metavar="N",
     )
     encoder: Reparameterization = setting(
         PromptEncoderConfig.encoder_reparameterization_type,
@@ -71,7 +70,7 @@ class ClassifierSettings:
         PROMPT,
     )
     encoder_hidden_size: int = setting(
-        128, "Width of the prompt encoder.", PROMPT, at_least=1, metavar="N"
+        PromptEncoderConfig.encoder_hidden_size, "Width of the prompt encoder.", PROMPT, at_least=1
     )
     placement: Placement = setting(
         PromptEncoderConfig.placement,
@@ -98,7 +97,6 @@ class ClassifierSettings:
         "Words that the prompt starts as, such as a question about the text.",
         PROMPT,
         unset="the question of a GLUE task for an input prompt",
-        metavar="TEXT",
     )
     prompt_init_scale: float | None = setting(
         None,
@@ -106,7 +104,6 @@ class ClassifierSettings:
         PROMPT,
         above=0,
         by_prompt=PROMPT_INIT_SCALE,
-        metavar="X",
     )
     learning_rate: float = setting(
         5e-3, "Learning rate of the head.", TRAINING, at_least=0, metavar="RATE"
@@ -120,19 +117,13 @@ class ClassifierSettings:
         metavar="RATE",
     )
     epochs: float | None = setting(
-        None,
-        "Passes over the data.",
-        TRAINING,
-        above=0,
-        unset="8, and at least 200 steps",
-        metavar="N",
+        None, "Passes over the data.", TRAINING, above=0, unset="8, and at least 200 steps"
     )
     batch_size: int = setting(
         32,
         "Examples per step, in each process. Prediction takes 128 times as many tokens at a time.",
         TRAINING,
         at_least=1,
-        metavar="N",
     )
     max_length: int | None = setting(
         None,
@@ -140,7 +131,6 @@ class ClassifierSettings:
         TRAINING,
         at_least=1,
         unset="the backbone's limit",
-        metavar="N",
     )
     dtype: Dtype = setting(
         "auto",
@@ -148,7 +138,7 @@ class ClassifierSettings:
         "else float32.",
         BACKBONE,
     )
-    seed: int = setting(0, "Random seed.", TRAINING, at_least=0, metavar="N")
+    seed: int = setting(0, "Random seed.", TRAINING, at_least=0)
 
 
 @documented
@@ -214,19 +204,18 @@ class TrainSettings(ClassifierSettings):
         unset="inferred from the labels",
         metavar="TYPE",
     )
-    label_separator: str = setting(
-        "|", "Separates the labels of a text that has several.", DATA, metavar="TEXT"
-    )
+    label_separator: str = setting("|", "Separates the labels of a text that has several.", DATA)
     examples_per_label: int | None = setting(
         None,
         "Train on N examples of each label, drawn with the seed.",
         DATA,
         at_least=1,
         unset="all",
-        metavar="N",
     )
     backbone_dropout: bool = setting(
-        False, "Train with the frozen backbone's dropout, as PEFT does.", BACKBONE
+        PromptEncoderConfig.backbone_dropout,
+        "Train with the frozen backbone's dropout, as PEFT does.",
+        BACKBONE,
     )
     processes: int = setting(
         processes, "Number of processes that train together.", at_least=1, unset="those started"
