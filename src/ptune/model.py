@@ -307,7 +307,8 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
     ) -> None:
         """Add an adapter. Missing values are initialised, or are those of the backbone."""
         config = self.host.fitted(config)
-        own = self.host.mechanism_for(config, mechanism)
+        width = None if embeddings is None else embeddings.shape[1]
+        own = self.host.mechanism_for(config, mechanism, width)
         if embeddings is None:
             encoder = self._new_encoder(config, own)
         else:
@@ -581,7 +582,8 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         Raises:
             PtuneError: The adapter belongs to another backbone. The backbone is unchanged then.
         """
-        check_backbone(adapter, Architecture.of(backbone), backbone)
+        own, width = Architecture.of(backbone), adapter.prompt_embeddings.shape[1]
+        check_backbone(adapter, own, backbone)
         config = replace(config or adapter.config, inference_mode=not is_trainable)
         state = adapter.read_trained_state() if is_trainable else None
         if is_trainable and state is None:
@@ -589,9 +591,8 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         # A prompt that is loaded does not start as words, which would need a tokenizer.
         start = replace(config, prompt_init="random", prompt_init_text=None)
         embeddings = adapter.prompt_embeddings if state is None else None
-        model = cls(
-            backbone, config if state is None else start, embeddings, mechanism=adapter.mechanism
-        )
+        mechanism = adapter.mechanism or own.mechanism_of(config.depth, width)
+        model = cls(backbone, config if state is None else start, embeddings, mechanism=mechanism)
         try:
             model.state.config = replace(
                 model.prompt_config,

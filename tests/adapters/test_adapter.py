@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from ptune import PromptModel, PtuneError, __version__
-from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter, infer_mechanism
+from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter
 from ptune.backbones.loading import load_backbone
 from ptune.peft import PromptEncoderConfig
 
@@ -179,6 +179,15 @@ def test_files_can_be_read_by_everyone_and_describe_themselves(saved):
         assert file.stat().st_mode & 0o044, f"only its owner can read {file.name}"
 
 
+def forget_mechanism(folder):
+    """Make `ptune.json` what the first version wrote."""
+    file = folder / "ptune.json"
+    content = json.loads(file.read_text())
+    for name in ("format", "requires", "mechanism"):
+        del content[name]
+    file.write_text(json.dumps(content))
+
+
 MECHANISMS = {
     "input": ("BERT", {"depth": "input"}),
     "prefix": ("BERT", {"depth": "deep"}),
@@ -212,13 +221,8 @@ def test_an_adapter_without_a_recorded_mechanism_gets_the_same_one(mechanism, tm
     tokenizer = build_tokenizer(ARCHITECTURES[architecture], SENTENCES)
     model = trained(build_model(ARCHITECTURES[architecture], tokenizer), **options)
     model.save_pretrained(tmp_path)
-    file = tmp_path / "ptune.json"
-    first_version = json.loads(file.read_text())
-    for name in ("format", "requires", "mechanism"):
-        del first_version[name]
-    file.write_text(json.dumps(first_version))
-    # With two layers, the width of "layers" is also that of "prefix" with one head of two.
-    assert Adapter.read(tmp_path).mechanism == (None if mechanism == "layers" else mechanism)
+    forget_mechanism(tmp_path)
+    assert Adapter.read(tmp_path).mechanism is None
     loaded = PromptModel.from_pretrained(
         build_model(ARCHITECTURES[architecture], tokenizer), tmp_path
     )
@@ -226,23 +230,18 @@ def test_an_adapter_without_a_recorded_mechanism_gets_the_same_one(mechanism, tm
     assert loaded.to_adapter().mechanism == mechanism
 
 
-@pytest.mark.parametrize(
-    ("width", "token_dim", "layers", "hidden", "expected"),
-    [
-        (6 * 2 * 384, 384, 6, 384, "prefix"),
-        (6 * 2 * 128, 384, 6, 384, "prefix"),  # two heads of six share keys
-        (128 + 11 * 768, 128, 12, 768, "layers"),  # ALBERT: a narrow embedding
-        (5 * 385, 385, 5, 385, "layers"),
-        (6 * 384, 384, 6, 384, None),  # embeddings, or three heads of six
-        (1001, 384, 6, 384, None),
-        (6 * 2 * 384, None, 6, None, "prefix"),  # PEFT's prefix tuning
-        (6 * 2 * 384, None, None, None, None),
-    ],
-)
-def test_the_mechanism_follows_from_the_width(width, token_dim, layers, hidden, expected):
-    config = PromptEncoderConfig(depth="deep", token_dim=token_dim, num_layers=layers)
-    sizes = {} if hidden is None else {"hidden_size": hidden}
-    assert infer_mechanism(config, width, sizes) == expected
+@torch.no_grad()
+def test_the_width_tells_the_mechanism_where_the_backbone_has_both(tmp_path):
+    """As when an architecture's attention has come within reach since the adapter was saved."""
+    torch.manual_seed(3)
+    config = PromptEncoderConfig(num_virtual_tokens=5, depth="deep")
+    model = PromptModel(build("bert"), config, mechanism="layers").eval()
+    model.save_pretrained(tmp_path)
+    forget_mechanism(tmp_path)
+    for is_trainable in (False, True):
+        loaded = PromptModel.from_pretrained(build("bert"), tmp_path, is_trainable=is_trainable)
+        assert loaded.to_adapter().mechanism == "layers"
+        assert torch.equal(loaded.eval()(IDS).logits, model(IDS).logits)
 
 
 def damage_by_cutting(folder):

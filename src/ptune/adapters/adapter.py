@@ -42,7 +42,7 @@ HEAD_PREFIX = "base_model."
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A trained prompt and head: everything that an adapter's files hold. Knows no model.
+    """A trained prompt and head: a value with everything that an adapter's files contain.
 
     Attributes:
         config: The prompt's configuration.
@@ -51,10 +51,11 @@ class Adapter:
         head: The head's parameters, float32, under their names in the backbone.
         labels: The labels and the problem type. If PEFT wrote the adapter: numbered labels.
         mechanism: How the prompt enters the backbone: ``"input"`` (as tokens), ``"prefix"``
-            (key-values in every layer) or ``"layers"`` (embeddings in every layer). ``None``: the
-            files do not tell; the mechanism whose width fits on the backbone is the right one.
+            (key-values in every layer) or ``"layers"`` (embeddings in every layer). ``None``: not
+            recorded (by PEFT or the first version of ptune); the width of the prompt tells it,
+            together with the backbone.
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
-        pairs: Whether it was trained on pairs of texts; ``None``: the files do not tell.
+        pairs: True if it was trained on pairs of texts; ``None``: not recorded.
         backbone: Sizes by which the backbone is recognised; empty if PEFT wrote the adapter.
         source: The folder or Hub id that the adapter came from, for messages.
         ptune_version: The version of ptune that wrote it; ``None``: written by PEFT.
@@ -99,9 +100,7 @@ class Adapter:
         outputs = len(list(head.values())[-1]) if head else 2
         info = schema.parse_info(read_json(file) if file else {}, file or INFO_NAME, outputs)
         mechanism = info["mechanism"]
-        if mechanism is None:
-            info["mechanism"] = infer_mechanism(config, embeddings.shape[1], info["backbone"])
-        elif (mechanism == "input") != (config.depth == "input"):
+        if mechanism and (mechanism == "input") != (config.depth == "input"):
             raise PtuneError(
                 f"{file}: mechanism is {mechanism!r}, but {CONFIG_NAME} has the depth "
                 f"{config.depth!r}. One of the two files belongs to another adapter."
@@ -163,36 +162,6 @@ class Adapter:
             PtuneError: The file is damaged.
         """
         return None if self.trained_state is None else _tensors(self.trained_state, load_file)
-
-
-def infer_mechanism(
-    config: PromptEncoderConfig, width: int, backbone: Mapping[str, Any]
-) -> Mechanism | None:
-    """The mechanism of an adapter that does not record it, from the width of its prompt.
-
-    Embeddings in every layer are ``token_dim + (num_layers - 1) * hidden_size`` wide. Key-values
-    are ``num_layers * 2 * kv_heads * head_dim`` wide, and no file states `kv_heads`, so that both
-    can fit.
-
-    Args:
-        config: The prompt's configuration.
-        width: Width of the prompt embeddings.
-        backbone: Sizes of the backbone, as `Adapter.backbone`.
-
-    Returns:
-        ``None`` if both deep mechanisms fit, or neither.
-    """
-    if config.depth == "input":
-        return "input"
-    layers = config.num_layers or backbone.get("num_layers")
-    hidden = backbone.get("hidden_size") or config.token_dim
-    if not layers:
-        return None
-    fits_prefix = width % (2 * layers) == 0
-    fits_layers = hidden and width == (config.token_dim or hidden) + (layers - 1) * hidden
-    if fits_prefix == fits_layers:
-        return None
-    return "prefix" if fits_prefix else "layers"
 
 
 def read_config(

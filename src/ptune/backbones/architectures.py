@@ -140,6 +140,22 @@ class Architecture:
             last_layer_end=end,
         )
 
+    def mechanism_of(self, depth: str, width: int | None = None) -> str:
+        """The name of the mechanism of a prompt, by its width if an adapter does not record it.
+
+        Args:
+            depth: As in `PromptEncoderConfig`.
+            width: Numbers per virtual token of a trained prompt; ``None``: the prompt is new.
+        """
+        if depth == "input":
+            return "input"
+        widths = {}
+        if self.attentions:
+            widths["prefix"] = sum(2 * a.heads * a.head_dim for a in self.attentions)
+        if self.layers or not widths:
+            widths["layers"] = self.token_dim + (len(self.layers) - 1) * self.hidden_size
+        return next((name for name, w in widths.items() if w == width), next(iter(widths)))
+
     @property
     def sizes(self) -> dict[str, Any]:
         """The sizes by which an adapter recognises its backbone."""

@@ -370,7 +370,8 @@ class PromptBank:
         host = self._host
         check_fits(found, host)
         config = host.fitted(found.config)
-        mechanism = host.mechanism_for(config, found.mechanism)
+        width = found.prompt_embeddings.shape[1]
+        mechanism = host.mechanism_for(config, found.mechanism, width)
         host.check_shape(found.prompt_embeddings, config, mechanism)
         # Copies: the tensors as read are the file itself, mapped into memory.
         weight = host.tokens.weight

@@ -167,19 +167,21 @@ class Host:
             )
         return config
 
-    def mechanism_for(self, config: PromptEncoderConfig, recorded: str | None = None) -> Mechanism:
+    def mechanism_for(
+        self, config: PromptEncoderConfig, recorded: str | None = None, width: int | None = None
+    ) -> Mechanism:
         """How a prompt acts inside this backbone.
 
         Args:
             config: The prompt.
-            recorded: The mechanism that an adapter names; `None`: the best one.
+            recorded: The mechanism that an adapter names; `None`: the one that has this width.
+            width: Numbers per virtual token; `None`: the prompt is new.
 
         Raises:
             PtuneError: The backbone does not have it.
         """
         own = self.architecture
-        deep = "prefix" if own.attentions else "layers"
-        name = recorded or ("input" if config.depth == "input" else deep)
+        name = recorded or own.mechanism_of(config.depth, width)
         if name == "prefix" and not own.attentions:
             raise PtuneError(
                 f"The prompt consists of key-values in every attention, and {own.name} does not "
