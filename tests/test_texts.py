@@ -20,7 +20,7 @@ from ptune import PtuneError, texts
 def test_a_string_and_a_tuple_of_two_strings_are_one(one, several):
     assert texts.is_one(one)
     assert not texts.is_one(several)
-    assert texts.as_columns(one) == texts.as_columns(several)
+    assert texts.as_columns(texts.rows(one)) == texts.as_columns(texts.rows(several))
 
 
 def test_a_list_of_two_strings_is_two_texts():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PtuneError(ValueError):
@@ -27,6 +27,23 @@ def near(name: str, known: Iterable[str]) -> str:
     guess = next((k for k in known if close and k.lower() == close[0]), None)
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     return f"did you mean {guess!r}? There are: {listed}" if guess else f"there are: {listed}"
+
+
+def positions(found: Sequence[int], first: int, limit: int = 5) -> str:
+    """Where in a collection (counted from 0) or in a file (counted from 1), for a message.
+
+    Args:
+        found: Positions, counted from 0.
+        first: The number of the first one: 0 for a collection, 1 for a file.
+        limit: How many to list.
+
+    Example:
+        >>> positions([2, 20], 0)
+        'position 2, 20 (counting from 0)'
+    """
+    listed = ", ".join(str(i + first) for i in found[:limit])
+    more = ", …" if len(found) > limit else ""
+    return f"{'row' if first else 'position'} {listed}{more} (counting from {first})"
 
 
 def missing_package(package: str | None, extra: str) -> PtuneError:

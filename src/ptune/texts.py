@@ -6,14 +6,16 @@ A string is one text. A tuple of two strings is one pair. Anything else iterable
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, positions
+from ptune.labels import is_missing
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
@@ -36,61 +38,150 @@ def is_one(X: Any) -> bool:
     )
 
 
-def as_columns(X: Text | Iterable[Text], before: int = 0) -> list[list[str]]:
+def rows(X: Any, names: Sequence[str] = ()) -> Iterable[Any]:
+    """The texts of a collection, one after another; pairs as tuples or lists.
+
+    Args:
+        X: A text, a pair, or a collection of them: a list, iterator, array, Series or Arrow column;
+            or a DataFrame, Arrow table or 🤗 data set with a column of texts, or two for pairs.
+        names: The columns to take if it has them.
+
+    Raises:
+        PtuneError: It is not such a collection.
+    """
+    if is_one(X):
+        return [X]
+    columns = getattr(X, "column_names", getattr(X, "columns", None))
+    if isinstance(X, Mapping | bytes) or not hasattr(X, "__iter__"):
+        raise PtuneError(
+            f"Expected a text, a pair of texts or a collection of them; found {_described(X)}."
+        )
+    if columns is not None:
+        columns = list(columns)
+        if not (names and set(names) <= set(columns)):
+            names = columns
+        if len(names) not in (1, 2):
+            listed = ", ".join(map(repr, columns[:10])) + (", …" if len(columns) > 10 else "")
+            raise PtuneError(
+                "Expected a table with one column of texts, or two for pairs; found the columns "
+                f'{listed}. Select them, for example X[["text"]].'
+            )
+        chosen = [_values(X[name]) for name in names]
+        return chosen[0] if len(chosen) == 1 else zip(*chosen, strict=True)
+    if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
+        return X[:, 0]
+    return _values(X)
+
+
+def _values(X: Any) -> Iterable[Any]:
+    return X.to_pylist() if hasattr(X, "to_pylist") else X  # Arrow's scalars are not strings
+
+
+def columns_of(X: Any) -> list[str]:
+    """The names of the columns of a table, or nothing for another collection."""
+    columns = getattr(X, "column_names", getattr(X, "columns", None))
+    return [] if columns is None or isinstance(X, Mapping) else list(map(str, columns))
+
+
+def as_columns(X: Iterable[Any], before: int = 0, where: str = "the texts") -> list[list[str]]:
     """One column of texts; or two for pairs, the first texts and the second texts.
 
     Args:
-        X: A text, a pair or a collection.
+        X: Texts or pairs, as `rows` returns them.
         before: Number of texts that came before these, for messages.
+        where: What they are, for messages.
 
     Raises:
         PtuneError: There are none, they mix texts and pairs, or one of them is not a text.
     """
-    rows: list[Any] = [X] if is_one(X) else list(X)
-    if not rows:
+    found = list(X)
+    if not found:
         raise PtuneError("There are no texts.")
-    pairs = not isinstance(rows[0], str)
-    for i, row in enumerate(rows, start=before + 1):
-        is_pair = isinstance(row, list | tuple) and len(row) == 2
-        if not (is_pair if pairs else isinstance(row, str)):
-            raise PtuneError(
-                f"Text {i} is {row!r}. Expected strings or pairs of strings, not a mixture."
-            )
-    if not pairs:
-        return [check(rows, "list of texts", before)]
-    first, second = zip(*rows, strict=True)
+    if isinstance(found[0], str) or not _is_pair(found[0]):
+        return [check(found, where, before)]
+    if wrong := [i for i, row in enumerate(found) if not _is_pair(row)]:
+        _refuse(found, wrong, where, before, 0)
+    first, second = zip(*found, strict=True)
     return [
-        check(first, "list of first texts", before),
-        check(second, "list of second texts", before),
+        check(first, f"the first texts of {where}", before),
+        check(second, f"the second texts of {where}", before),
     ]
 
 
-def check(values: Iterable[Any], where: str, before: int = 0) -> list[str]:
+def as_rows(columns: Sequence[Sequence[str]]) -> list[Any]:
+    """The inverse of `as_columns`: texts, or pairs as tuples."""
+    return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, list | tuple | np.ndarray) and len(row) == 2
+
+
+def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) -> list[str]:
     """Return the values as a list of texts, none of which is missing, empty or a number.
 
     Args:
         values: The texts.
         where: What they are, for messages.
         before: Number of texts that came before these, for messages.
+        first: The number of the very first one, for messages: 0 in Python, 1 in files.
 
     Raises:
         PtuneError: One of them is not a text; the message gives its position.
     """
     values = list(values)
-    numbers = [v for v in values if isinstance(v, int | float)]
-    if numbers and len(numbers) == sum(v is not None for v in values):
+    numbers = [v for v in values if isinstance(v, int | float) and v == v]
+    if len(numbers) > 1 and len(numbers) == len(values):
         raise PtuneError(
-            f"The {where} holds numbers such as {numbers[0]}, not texts. Is it the right "
+            f"Found numbers such as {numbers[0]!r} in {where}; expected texts. Is it the right "
             "column? Name another with --text-column."
         )
-    if wrong := [i for i, v in enumerate(values) if not isinstance(v, str) or not v.strip()]:
-        shown = ", ".join(str(before + i + 1) for i in wrong[:SHOWN])
-        shown += ", …" if len(wrong) > SHOWN else ""
-        raise PtuneError(
-            f"The {where} has {len(wrong)} empty, missing or non-text value(s), in example {shown} "
-            f"of {before + len(values)}. Fill them in or leave those examples out."
-        )
-    return values
+    if wrong := [i for i, value in enumerate(values) if not _is_text(value)]:
+        _refuse(values, wrong, where, before, first)
+    return [value if type(value) is str else str(value) for value in values]
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or not value or value.isspace():
+        return False
+    return value.isascii() or _is_unicode(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse(
+    values: Sequence[Any], wrong: list[int], where: str, before: int, first: int
+) -> NoReturn:
+    places = positions([before + i for i in wrong], first, SHOWN)
+    more = f" {len(wrong)} of {before + len(values)} are wrong." if len(wrong) > 1 else ""
+    raise PtuneError(
+        f"Found {_described(values[wrong[0]])} in {where}, at {places}. Expected strings or pairs "
+        f"of strings, not a mixture.{more} Correct them or leave them out."
+    )
+
+
+def _described(value: Any) -> str:
+    """What a value is that is not a text, and what to do about it."""
+    if isinstance(value, str):
+        if not value.strip():
+            return "an empty text"
+        return f"{value[:50]!r}, which is not valid Unicode (it has a lone surrogate),"
+    if is_missing(value):
+        return f"a missing value ({value})"
+    if isinstance(value, bytes):
+        return f"bytes ({value[:20]!r}; call .decode() on them)"
+    if isinstance(value, Mapping):
+        return 'a dictionary (take the text out of it, for example row["text"])'
+    if isinstance(value, list | tuple | set | np.ndarray):
+        kind = type(value).__name__
+        return f"a {kind} of {len(value)} ({str(value)[:50]})"
+    return f"{str(value)[:50]!r} of type {type(value).__name__}"
 
 
 # Tokens.
@@ -103,8 +194,13 @@ _registry = ForkLock(level=4)
 
 def lock_of(tokenizer: PreTrainedTokenizerBase) -> ForkLock:
     """The lock to hold while a tokenizer works."""
-    with _registry:
-        return _locks.setdefault(tokenizer, ForkLock(level=3))
+    lock = _locks.get(tokenizer)
+    if lock is None:
+        # Created outside the registry's lock: a fork holds back new locks, and waits for that one.
+        new = ForkLock(level=3)
+        with _registry:
+            lock = _locks.setdefault(tokenizer, new)
+    return lock
 
 
 def encode(

@@ -292,7 +292,7 @@ def test_a_label_that_glue_does_not_have_is_named(glue):
 
 def test_a_score_that_is_no_number_is_named(glue):
     lines = [line.replace("2.500", "high") for line in FILES["stsb"]["dev"]]
-    with refused("stsb validation", "example 1", "'high'", "needs numbers"):
+    with refused("stsb validation", "row 1 ", "'high'", "needs numbers"):
         load_glue("stsb", glue("stsb", dev=lines))
 
 
@@ -317,14 +317,16 @@ def measured(task, root, labels, file=None):
 
 
 def test_a_tasks_labels_are_renumbered_to_the_classifiers_order(glue):
-    sets, names = measured("qnli", glue("qnli"), ["not_entailment", "entailment"])
-    assert list(sets[""]["label"]) == [1]
+    labels = Labels(("not_entailment", "entailment"))
+    sets, names = measured("qnli", glue("qnli"), labels.names)
+    assert labels.encode(sets[""][1]) == [1]
     assert names == ("accuracy",)
 
 
 def test_a_classifier_with_numbered_labels_is_measured_in_the_tasks_order(glue):
-    sets, _ = measured("qnli", glue("qnli"), ["LABEL_0", "LABEL_1"])
-    assert list(sets[""]["label"]) == [0]
+    labels = Labels.numbered(2)
+    sets, _ = measured("qnli", glue("qnli"), labels.names)
+    assert labels.encode(sets[""][1]) == [0]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +449,9 @@ def test_naming_the_text_alone_leaves_a_pair_column_out(file):
     ("values", "labels"),
     [
         (["10", "9", "-1"], ["-1", "9", "10"]),
-        (["1.0", "2.0"], ["1", "2"]),
+        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (["1.1", "1.10", "1.2"], ["1.1", "1.10", "1.2"]),
+        (["100", "1e2", "0100"], ["0100", "100", "1e2"]),
         (["007", "7"], ["007", "7"]),
         (["true", "false"], ["false", "true"]),
         (["null", "NA", "nan"], ["NA", "nan", "null"]),
@@ -503,14 +507,15 @@ def test_a_text_can_have_several_labels(file, ending):
 
 
 @pytest.mark.parametrize(
-    ("values", "problem_type"), [(["0.5", "2"], None), (["1", "2"], "regression")]
+    ("values", "problem_type"),
+    [([f"{i / 4}" for i in range(10)], None), (["1", "2"], "regression"), (["0.5"], "regression")],
 )
 def test_numbers_to_be_predicted_make_a_regression(file, values, problem_type):
-    rows = [(f"text {i}", values[i % 2]) for i in range(10)]
+    rows = [(f"text {i}", values[i % len(values)]) for i in range(10)]
     data = load_files(file("a.csv", as_csv(rows)), problem_type=problem_type)
     assert data.labels.problem_type == "regression"
     assert data.metrics == ("pearson", "spearman")
-    assert set(data.train["label"]) == {float(v) for v in values}
+    assert {*data.train["label"], *data.evaluation[""]["label"]} == {float(v) for v in values}
 
 
 @pytest.mark.parametrize("text", ["null", "NA", "nan", "None", "1,5", "2024-01-31", "#N/A", "'"])
@@ -734,7 +739,7 @@ def test_a_label_that_training_never_saw_suggests_the_near_one(file):
 )
 def test_an_empty_or_missing_text_is_counted_and_numbered(file, name, content):
     path = file(name, content)
-    with refused("'text'", path, "1 empty, missing or non-text", "example 2 of 2", "Fill them in"):
+    with refused("'text'", path, "row 2 (counting from 1)", "Expected strings", "leave them out"):
         load_files(path)
 
 
@@ -745,7 +750,7 @@ def test_a_missing_label_is_numbered(file, ending):
         "jsonl": '{"text": "x", "label": "a"}\n{"text": "y", "label": null}\n',
     }[ending]
     path = file(f"a.{ending}", content)
-    with refused("'label'", path, "1 example(s)", "number 2", "Fill them in"):
+    with refused("'label'", path, "1 of 2 labels", "row 2 (counting from 1)", "Fill them in"):
         load_files(path)
 
 
@@ -753,20 +758,20 @@ def test_a_missing_label_is_numbered(file, ending):
 def test_numbers_where_text_belongs_are_refused(file, ending):
     rows = [(5 + i, "ab"[i % 2]) for i in range(4)]
     content = as_json_lines(rows) if ending == "jsonl" else as_csv([(str(t), v) for t, v in rows])
-    with refused("'text'", "numbers such as 5", "not texts", "--text-column"):
+    with refused("'text'", "numbers such as 5", "expected texts", "--text-column"):
         load_files(file(f"a.{ending}", content))
 
 
 @pytest.mark.parametrize("label", ["high", "nan", "inf"])
 def test_a_regression_label_that_is_no_number_is_named(file, label):
     path = file("a.csv", as_csv([("x", "1"), ("y", label)]))
-    with refused("needs numbers", path, "example 2", repr(label)):
+    with refused("needs numbers", path, "row 2 ", repr(label)):
         load_files(path, problem_type="regression")
 
 
 def test_json_infinity_is_no_label(file):
     content = '{"text": "x", "label": 0.5}\n{"text": "y", "label": Infinity}\n'
-    with refused("needs numbers", "example 2", "inf"):
+    with refused("The label inf is not a finite number", "row 2 "):
         load_files(file("a.jsonl", content))
 
 
@@ -843,8 +848,8 @@ def test_as_many_labels_as_texts_are_wanted():
 
 def test_an_evaluation_file_for_a_trained_classifier_gets_its_numbers(file):
     path = file("b.csv", as_csv(ROWS[:2]))
-    dataset = labelled_texts(path, Labels(("refund", "delivery")))
-    assert list(dataset["label"]) == [1, 0]
+    _, column = labelled_texts(path)
+    assert Labels(("refund", "delivery")).encode(column) == [1, 0]
 
 
 # The real thing.

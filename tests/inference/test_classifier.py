@@ -123,15 +123,16 @@ def test_a_generator_and_a_list_give_the_same_arrays(classifier, texts):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["fine", ""], "empty.*example 2 of 2"),
-        (["fine", None], "Text 2 is None"),
-        (["fine", 3], "Text 2 is 3"),
-        (["fine", ("a", "b")], "not a mixture"),
-        ([("a", "b", "c")], "Expected strings or pairs"),
-        ([1, 2], "Text 1 is 1. Expected strings"),
+        (["fine", ""], r"Found an empty text in the texts, at position 1 \(counting from 0\)"),
+        (["fine", None], r"missing value \(None\).* position 1"),
+        (["fine", 3], "'3' of type int.* position 1 .*Expected strings or pairs"),
+        (["fine", ("a", "b")], "tuple of 2.* position 1 .*not a mixture"),
+        ([("a", "b"), "fine"], "'fine'.* position 1 .*not a mixture"),
+        ([("a", "b", "c")], "a tuple of 3"),
+        ([1, 2], "Found numbers such as 1 in the texts; expected texts"),
     ],
 )
-def test_what_is_no_text_is_named(classifier, wrong, message):
+def test_a_wrong_text_is_named_with_its_position(classifier, wrong, message):
     with pytest.raises(PtuneError, match=message):
         classifier.predict(wrong)
 

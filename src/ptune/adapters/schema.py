@@ -138,6 +138,7 @@ INFO_FIELDS = {
     "ptune_version": Field(STRING),
     "labels": Field(LABELS),
     "problem_type": Field(LABELS),
+    "label_type": Field(LABELS),
     "max_length": Field(POSITIVE),
     "text_pairs": Field(FLAG),
     "mechanism": Field(one_of(*get_args(Mechanism))),

@@ -219,6 +219,7 @@ def evaluate(
     from ptune.data.tables import Columns
     from ptune.files import staged
     from ptune.inference.engines import open_classifier
+    from ptune.texts import as_rows
 
     classifier = open_classifier(adapter, runtime, model=model, revision=revision, dtype=dtype)
     sets, metrics = evaluation_sets(
@@ -230,8 +231,8 @@ def evaluate(
     )
     scores = {
         (f"{name}_" if name else "") + key: value
-        for name, dataset in sets.items()
-        for key, value in classifier.evaluate(dataset, metrics).items()
+        for name, (columns, labels) in sets.items()
+        for key, value in classifier.evaluate(as_rows(columns), labels, metrics).items()
     }
     console.print_json(json.dumps(scores))
     if output:

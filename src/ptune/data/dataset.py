@@ -6,10 +6,12 @@ Whatever the source, the result is a `TaskData` whose 🤗 data sets have the co
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from ptune import texts
-from ptune.data.tables import BY_NAME, Columns, Table, find_columns, read_table
+from ptune.data.cells import are_numbers, label_column
+from ptune.data.tables import BY_NAME, Columns, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
-from ptune.labels import Labels
+from ptune.labels import LabelColumn, Labels, read
+from ptune.texts import check
+
+logger = logging.getLogger(__name__)
 
 TEXT, PAIR, LABEL = "text", "text_pair", "label"
 
@@ -53,28 +58,23 @@ class TaskData:
     def from_lists(
         cls,
         columns: Sequence[Sequence[str]],
-        values: Sequence[Any],
-        *,
-        where: str = "labels",
+        y: Any,
         problem_type: str | None = None,
-        label_separator: str = "|",
     ) -> TaskData:
-        """Texts and label values, without an evaluation set.
+        """Texts and their labels, without an evaluation set.
 
         Args:
             columns: A column of texts; or two, the first texts and the second texts.
-            values: The label of each example.
-            where: Where the labels come from, for messages.
-            problem_type, label_separator: As for `load_files`.
+            y: Their labels, in any form that `ptune.labels.read` accepts.
+            problem_type: As for `Labels.learn`.
 
         Raises:
-            PtuneError: The numbers of texts and labels differ, or there is only one label.
+            PtuneError: The numbers of texts and labels differ, or `Labels` refuses the labels.
         """
-        if len(values) != len(columns[0]):
-            raise PtuneError(f"There are {len(columns[0])} texts and {len(values)} labels.")
-        how: dict[str, Any] = {"separator": label_separator, "where": where}
-        labels = Labels.learn(values, problem_type=problem_type, **how)
-        train = _dataset(columns, labels.encode(values, **how))
+        column = read(y)
+        check_lengths(columns, column)
+        labels = Labels.learn(column, problem_type)
+        train = dataset_of(columns, labels.encode(column))
         return cls(name="texts", labels=labels, metrics=labels.metrics, train=train)
 
     @property
@@ -102,7 +102,21 @@ class TaskData:
         return replace(self, train=self.train.select(rows))
 
 
-def _dataset(columns: Sequence[Sequence[str]], targets: list[Any]) -> Dataset:
+def check_lengths(columns: Sequence[Sequence[str]], column: LabelColumn) -> None:
+    """Refuse labels that do not belong to the texts.
+
+    Raises:
+        PtuneError: There are more of one than of the other.
+    """
+    if len(column) != len(columns[0]):
+        raise PtuneError(
+            f"There are {len(columns[0])} texts and {len(column)} labels. Every text needs one "
+            "label (or one list of labels)."
+        )
+
+
+def dataset_of(columns: Sequence[Sequence[str]], targets: list[Any]) -> Dataset:
+    """Texts and targets as a data set with the columns of this module."""
     named = dict(zip((TEXT, PAIR), columns, strict=False))
     return Dataset.from_dict({**named, LABEL: targets})
 
@@ -113,7 +127,8 @@ def load_files(
     *,
     columns: Columns = BY_NAME,
     problem_type: str | None = None,
-    label_separator: str = "|",
+    label_separator: str | None = None,
+    skip_unlabelled: bool = False,
     seed: int = 0,
 ) -> TaskData:
     """The user's own CSV, TSV, JSON lines or Parquet files.
@@ -123,76 +138,76 @@ def load_files(
         eval_file: Examples to evaluate on; ``None``: a fifth of `train_file`, with the same share
             of every label.
         columns: Which columns to read.
-        problem_type: As in Transformers' configurations; ``None``: lists of labels are several
-            labels per text, numbers with a fraction are a regression, all else is one label per
-            text.
-        label_separator: Between several labels in one string.
+        problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
+        label_separator: Between several labels in one cell; ``None``: `|`, if parts of the cells
+            also occur alone.
+        skip_unlabelled: Leave out examples without a label.
         seed: Random seed of the split.
 
     Raises:
         PtuneError: A file or column is missing or is not as expected; or a label of the
             evaluation file does not occur in training.
     """
-    table = read_table(train_file)
-    found = find_columns(table, columns, train_file)
-    data = TaskData.from_lists(
-        _texts(table, found, train_file),
-        _label_values(table, found, train_file),
-        where=f"column {found.label!r} of {train_file}",
-        problem_type=problem_type,
-        label_separator=label_separator,
+    read_examples = partial(
+        labelled_texts, label_separator=label_separator, skip_unlabelled=skip_unlabelled
     )
+    texts, column = read_examples(train_file, columns=columns, problem_type=problem_type)
+    data = TaskData.from_lists(texts, column, problem_type)
     data.name = Path(train_file).stem
     if eval_file is None:
         data.train, data.evaluation[""] = _hold_out(data, seed)
     else:
-        data.evaluation[""] = labelled_texts(
-            eval_file, data.labels, columns=found, label_separator=label_separator
-        )
+        texts, column = read_examples(eval_file, columns=columns, problem_type=data.labels.kind)
+        data.evaluation[""] = dataset_of(texts, data.labels.encode(column))
     return data
 
 
 def labelled_texts(
     file: str | Path,
-    labels: Labels,
     *,
     columns: Columns = BY_NAME,
-    label_separator: str = "|",
-) -> Dataset:
-    """A labelled file, with the label numbers of an existing classifier.
+    problem_type: str | None = None,
+    label_separator: str | None = None,
+    skip_unlabelled: bool = False,
+) -> tuple[list[list[str]], LabelColumn]:
+    """The texts of a labelled file, in one column or two, and their labels.
 
     Raises:
         PtuneError: As for `load_files`.
     """
     table = read_table(file)
     found = find_columns(table, columns, file)
-    targets = labels.encode(
-        _label_values(table, found, file),
+    names = [name for name in (found.text, found.text_pair) if name is not None]
+    column = label_column(
+        table[str(found.label)],
+        f"column {found.label!r} of {file}",
+        problem_type=problem_type,
         separator=label_separator,
-        where=f"column {found.label!r} of {file}",
+        typed=is_typed(file),
     )
-    return _dataset(_texts(table, found, file), targets)
+    texts = [table[name] for name in names]
+    missing = column.missing()
+    if missing and skip_unlabelled:
+        logger.warning("Left out %d of %d examples without a label.", len(missing), len(column))
+        gone = set(missing)
+        texts = [[t for i, t in enumerate(text) if i not in gone] for text in texts]
+        column = column.without(missing)
+    return [
+        _checked(text, f"column {name!r} of {file}", typed=is_typed(file))
+        for text, name in zip(texts, names, strict=True)
+    ], column
 
 
-def _texts(table: Table, columns: Columns, file: str | Path) -> list[list[str]]:
-    names = [name for name in (columns.text, columns.text_pair) if name is not None]
-    return [texts.check(table[name], f"column {name!r} of {file}") for name in names]
+def _checked(cells: list[Any], where: str, *, typed: bool) -> list[str]:
+    """Texts of a file; a column of numbers is more likely the wrong column.
 
-
-def _label_values(table: Table, columns: Columns, file: str | Path) -> list[Any]:
-    assert columns.label is not None
-    values = table[columns.label]
-    missing = [
-        i + 1
-        for i, v in enumerate(values)
-        if v is None or (isinstance(v, str) and not v.strip()) or v != v
-    ]
-    if missing:
-        raise PtuneError(
-            f"The column {columns.label!r} of {file} has no label in {len(missing)} example(s), "
-            f"the first of them number {missing[0]}. Fill them in or leave those examples out."
-        )
-    return values
+    Raises:
+        PtuneError: They are numbers, or one of them is not a text.
+    """
+    checked = check(cells, where, first=1)
+    if not typed and are_numbers(checked):
+        check(list(map(float, checked)), where, first=1)
+    return checked
 
 
 def _hold_out(data: TaskData, seed: int) -> tuple[Dataset, Dataset]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, load_dataset
 
 from ptune import compat
 from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, labelled_texts
-from ptune.data.tables import BY_NAME, Columns, near_path, read_text
+from ptune.data.tables import near_path, read_text
 from ptune.errors import PtuneError, first_line, near
-from ptune.labels import REGRESSION, Labels, finite
+from ptune.labels import REGRESSION, LabelColumn, Labels, finite, read
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +258,7 @@ def _examples(
     if label in raw.column_names:
         values = list(raw[label])
         if not spec.labels:
-            result[LABEL] = finite(values, where)
+            result[LABEL] = finite(values, where, 1)
         elif all(isinstance(v, int) for v in values):  # from the Hub
             result[LABEL] = values
         else:
@@ -273,23 +274,28 @@ def _examples(
     return Dataset.from_dict(result)
 
 
+# Texts in one column or two, and their labels.
+Examples = tuple[list[list[str]], LabelColumn]
+
+
 def evaluation_sets(
     labels: Labels,
     *,
     task: str | None = None,
     data_dir: str | Path | None = None,
     file: str | Path | None = None,
-    columns: Columns = BY_NAME,
-) -> tuple[dict[str, Dataset], tuple[str, ...]]:
+    **how: Any,
+) -> tuple[dict[str, Examples], tuple[str, ...]]:
     """What to evaluate a classifier on: a GLUE task's evaluation sets or a labelled file.
 
     Args:
         labels: The classifier's.
         task, data_dir: As for `load_glue`.
-        file, columns: As for `labelled_texts`.
+        file: As for `labelled_texts`.
+        **how: Other arguments of `labelled_texts`.
 
     Returns:
-        Data sets by name (``""`` if there is only one), and the names of the metrics.
+        Examples by name (``""`` if there is only one set), and the names of the metrics.
 
     Raises:
         PtuneError: Neither or both are named, or the labels are not the classifier's.
@@ -297,7 +303,7 @@ def evaluation_sets(
     if (task is None) == (file is None):
         raise PtuneError("Name what to evaluate on: either --task or --file.")
     if file is not None:
-        return {"": labelled_texts(file, labels, columns=columns)}, labels.metrics
+        return {"": labelled_texts(file, problem_type=labels.kind, **how)}, labels.metrics
     assert task is not None
     data = load_glue(task, data_dir)
     if not data.evaluation:
@@ -308,8 +314,11 @@ def evaluation_sets(
             f"The classifier has the labels {', '.join(labels.names)}, and {task} has "
             f"{', '.join(data.labels.names)}: it was trained on another task."
         )
-    if order != list(range(len(order))):
-        for name, dataset in data.evaluation.items():
-            numbers = [order[i] for i in dataset[LABEL]]
-            data.evaluation[name] = dataset.remove_columns(LABEL).add_column(LABEL, numbers)
-    return data.evaluation, data.metrics
+    sets = {}
+    for name, dataset in data.evaluation.items():
+        targets = list(dataset[LABEL])
+        if not labels.is_regression:
+            targets = [labels.values[order[i]] for i in targets]
+        columns = [list(dataset[c]) for c in (TEXT, PAIR) if c in dataset.column_names]
+        sets[name] = columns, read(targets, f"the labels of {task}")
+    return sets, data.metrics

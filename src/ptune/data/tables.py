@@ -6,7 +6,6 @@ import csv
 import difflib
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,9 +46,6 @@ FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 # Columns of a file, by name. Not a 🤗 data set: Arrow would turn texts that look like dates into
 # dates, and refuse a column of both names and numbers.
 Table = dict[str, list[Any]]
-
-# A cell that is a number. Not "007", "nan" or "1_000": those are names.
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -147,10 +143,15 @@ def read_table(file: str | Path) -> Table:
     elif kind in (".json", ".jsonl"):
         table = _table(_records(file))
     else:
-        table = {name: _typed(cells) for name, cells in _table(_named_rows(file)).items()}
+        table = _table(_named_rows(file))
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table
+
+
+def is_typed(file: str | Path) -> bool:
+    """True if a file's format has types; CSV and TSV have only text."""
+    return Path(file).suffix.lower() not in (".csv", ".tsv")
 
 
 def _kind(file: Path) -> str:
@@ -203,13 +204,6 @@ def _named_rows(file: Path) -> Iterator[dict[str, str]]:
             f"{file} could not be read as {file.suffix[1:]}: the quoting in line {started} is "
             f"broken ({error}). {care}"
         ) from error
-
-
-def _typed(cells: list[str]) -> list[Any]:
-    """Numbers, where every cell is one; else the cells as they are."""
-    if not all(_NUMBER.fullmatch(cell.strip()) for cell in cells):
-        return list(cells)
-    return [json.loads(cell) for cell in cells]
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +15,14 @@ import numpy as np
 import torch
 from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from ptune import texts
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
-from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData
+from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
-from ptune.labels import Labels, Prediction, compute
+from ptune.labels import LabelColumn, Labels, Prediction, read
 from ptune.model import PromptModel
 from ptune.texts import Encoded, Text
 from ptune.training.declaration import documented
@@ -29,7 +30,6 @@ from ptune.training.settings import ClassifierSettings, TrainSettings
 
 if TYPE_CHECKING:
     import transformers
-    from datasets import Dataset
 
 # Positions of a batch's texts in their window, and the texts' `input_ids` and so on.
 Batch = tuple[list[int], Encoded]
@@ -93,7 +93,7 @@ class TextClassifier:
 
     def _windows(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
         """Logits ``[n, num_labels]`` of each window of texts."""
-        rows: Iterator[Any] = iter([X] if texts.is_one(X) else X)
+        rows = iter(texts.rows(X))
         started = 0
         while window := list(itertools.islice(rows, WINDOW)):
             yield self._window(window, started)
@@ -135,19 +135,48 @@ class TextClassifier:
         logits = self._all_logits(X)
         return self.labels_.decode(logits)
 
-    def score(self, X: Iterable[Text], y: Sequence[Any], sample_weight: Any = None) -> float:
-        """Accuracy; for a regression Pearson's correlation."""
-        predicted = self.predict(X)
-        if self.labels_.is_regression:
-            return compute(["pearson"], np.asarray(y, dtype=float), predicted)["pearson"]
-        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+    def score(self, X: Iterable[Text], y: Any, sample_weight: Any = None) -> float:
+        """Accuracy; for a regression R², as scikit-learn defines them.
 
-    def evaluate(self, dataset: Dataset, names: Iterable[str]) -> dict[str, float]:
-        """The named metrics on a data set with the columns of `ptune.data.dataset`."""
-        pairs = PAIR in dataset.column_names
-        rows = [(r[TEXT], r[PAIR]) if pairs else r[TEXT] for r in dataset]
-        decided = self.labels_.decide(self._all_logits(rows))
-        return compute(names, np.asarray(dataset[LABEL]), decided)
+        With several labels per text, all of a text's labels must be right.
+        """
+        logits = self._all_logits(X)
+        return self.labels_.score(self._column(y, logits), logits, sample_weight)
+
+    def evaluate(
+        self, X: Iterable[Text], y: Any, metrics: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Scores of the classifier.
+
+        Labels that training never saw count as errors, and a warning lists them. Unknown cells of
+        an indicator matrix (NaN) do not count.
+
+        Args:
+            X: Texts or pairs.
+            y: Their labels, in any form that `fit` accepts.
+            metrics: Names of metrics; ``None``: accuracy and F1, or Pearson's and Spearman's
+                correlation.
+
+        Raises:
+            PtuneError: A text or a label is missing, or their numbers differ.
+        """
+        logits = self._all_logits(X)
+        targets, unseen = self.labels_.targets(self._column(y, logits))
+        if unseen:
+            listed = ", ".join(f"{name!r} ({n})" for name, n in unseen.most_common(5))
+            warnings.warn(
+                f"{unseen.total()} of {len(targets)} labels were not in the training data: "
+                f"{listed}{', …' if len(unseen) > 5 else ''}. They count as errors.",
+                stacklevel=2,
+            )
+        names = self.labels_.metrics if metrics is None else metrics
+        return self.labels_.scores(names, targets, self.labels_.decide(logits))
+
+    def _column(self, y: Any, logits: np.ndarray) -> LabelColumn:
+        column = read(y)
+        if len(column) != len(logits):
+            raise PtuneError(f"There are {len(logits)} texts and {len(column)} labels.")
+        return column
 
     def _with_bar(self, windows: Iterator[np.ndarray], X: Any) -> Iterable[np.ndarray]:
         total = len(X) if hasattr(X, "__len__") and not texts.is_one(X) else 0
@@ -179,16 +208,18 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
     def fit(self, X: Iterable[Text], y: Sequence[Any]) -> PromptClassifier:
         """Train on texts or pairs `X` and their labels `y`.
 
-        `y` holds label names or numbers; numbers with a fraction make a regression, lists of
-        names several labels a text.
+        `y` holds one label per text: strings, integers, booleans or enum members. Numbers with a
+        fraction make a regression. A matrix of zeros and ones, or a list of labels per text, makes
+        a classifier with several labels per text.
+
+        Leave out texts without a label: ``known = pandas.notna(y)``, then ``X[known], y[known]``.
 
         Raises:
-            PtuneError: A text is empty, or there is only one label.
+            PtuneError: A text or a label is missing, or there is only one label.
         """
         from ptune.training.run import train_run
 
-        values = [v.item() if isinstance(v, np.generic) else v for v in y]
-        data = TaskData.from_lists(texts.as_columns(X), values)
+        data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y)
         settings = TrainSettings(**self.get_params())
         with tempfile.TemporaryDirectory(prefix="ptune-") as folder:
             settings.training_arguments = {"save_strategy": "no", "eval_strategy": "no"}
@@ -224,7 +255,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             PtuneError: The folder cannot be written; what was there is whole.
         """
         check_is_fitted(self)
-        self.prompt_model_.to_adapter().save(folder)
+        replace(self.prompt_model_.to_adapter(), labels=self.labels_).save(folder)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Publish the adapter with a model card; see `ptune.adapters.push.push`.

@@ -23,7 +23,7 @@ from ptune.data.tables import Batch, Columns
 from ptune.errors import PtuneError
 from ptune.inference.classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
-from ptune.texts import Text, check
+from ptune.texts import Text, as_rows, check
 
 # Rows of a file in memory at a time, and rows per row group of a Parquet file.
 ROWS, PARQUET_ROWS = WINDOW, 8 * WINDOW
@@ -94,8 +94,8 @@ class Source:
         names = [c for c in (self.columns.text, self.columns.text_pair) if c is not None]
         before = 0
         for batch in self.batches:
-            columns = [check(_column(batch, name), self.where(name), before) for name in names]
-            texts: list[Any] = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+            columns = [check(_column(batch, name), self.where(name), before, 1) for name in names]
+            texts = as_rows(columns)
             yield batch, texts
             before += len(texts)
 

@@ -455,7 +455,7 @@ def _results(
 def _write_results(run: Run, dataset: TaskData, answers: Answers) -> None:
     """Write the adapter, the scores and the pictures."""
     folder, results, epochs = run.folder, run.metrics, run.metrics["epochs"]
-    run.model.to_adapter().save(folder)
+    replace(run.model.to_adapter(), labels=dataset.labels).save(folder)
     with staged(folder) as stage:
         write_json(stage / METRICS_NAME, results)
         if any("loss" in e for e in epochs):

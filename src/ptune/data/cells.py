@@ -1,0 +1,132 @@
+"""Labels in the cells of a file: what the characters of a cell mean.
+
+Files without types (CSV, TSV) hold text only. There, whole numbers such as `7` become integers, and
+all else stays text: `007`, `1.10` and `NA` are names. A column is a regression only if its values
+look continuous, see `looks_continuous`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from ptune.labels import MULTI, REGRESSION, LabelColumn, is_missing, read
+
+SEPARATOR = "|"
+# From this number of different values on, numbers with a fraction look continuous.
+MANY_VALUES = 20
+
+_WHOLE = re.compile(r"0|-?[1-9]\d*")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+
+
+def label_column(
+    cells: Sequence[Any],
+    where: str,
+    *,
+    problem_type: str | None = None,
+    separator: str | None = None,
+    typed: bool = False,
+) -> LabelColumn:
+    """The labels in the cells of one column.
+
+    Args:
+        cells: The cells, of any type if the file has types, else strings.
+        where: The column and its file, for messages.
+        problem_type: As in Transformers' configurations, if it is known.
+        separator: Between several labels in one cell; ``None``: `|`, if cells hold it and parts of
+            them also occur alone.
+        typed: True if the file has types: its strings are names, and its numbers are numbers.
+    """
+    cells = [_stripped(cell) for cell in cells] if _strip_is_safe(cells) else list(cells)
+    texts = [cell for cell in cells if isinstance(cell, str) and cell]
+    several = problem_type == MULTI or (separator is not None and problem_type is None)
+    if problem_type is None and not several:
+        several = _parts_stand_alone(texts, SEPARATOR)
+        if not several and (joined := next((t for t in texts if SEPARATOR in t), None)):
+            warnings.warn(
+                f"The label {joined!r} contains {SEPARATOR!r} ({where}). If it stands for several "
+                f"labels, use --label-separator {SEPARATOR!r}.",
+                stacklevel=2,
+            )
+    values: list[Any] = cells
+    if several:
+        values = [_parts(cell, separator or SEPARATOR) for cell in cells]
+    if not typed:
+        values = _numbers(values, problem_type)
+    return read(values, where, first=1)
+
+
+def are_numbers(texts: Sequence[str]) -> bool:
+    """True if all cells are plain numbers."""
+    return all(_NUMBER.fullmatch(text.strip()) for text in texts)
+
+
+def looks_continuous(texts: Sequence[str]) -> bool:
+    """True if cells of text are numbers to predict rather than names such as versions.
+
+    All of them are plain numbers and some have a fraction; no number is written in two ways (`1.1`
+    and `1.10` are versions); and there are at least 20 different ones, or they are at least half of
+    all cells.
+    """
+    different = set(texts)
+    if not are_numbers(list(different)):
+        return False
+    numbers = {float(text) for text in different}
+    return (
+        not all(number.is_integer() for number in numbers)
+        and len(numbers) == len(different)
+        and len(numbers) >= min(MANY_VALUES, (len(texts) + 1) // 2)
+    )
+
+
+def _stripped(cell: Any) -> Any:
+    return cell.strip() if isinstance(cell, str) else cell
+
+
+def _strip_is_safe(cells: Sequence[Any]) -> bool:
+    """True if no two different cells become equal without the white space around them."""
+    different = {cell for cell in cells if isinstance(cell, str) and cell.strip()}
+    return len({cell.strip() for cell in different}) == len(different)
+
+
+def _parts_stand_alone(texts: Sequence[str], separator: str) -> bool:
+    """True if cells with a separator are several labels, judged by the other cells.
+
+    The parts of one of them all occur alone, or at least one part of each does.
+    """
+    different = set(texts)
+    alone = {text for text in different if separator not in text}
+    joined = [[p.strip() for p in text.split(separator)] for text in different - alone]
+    return any(all(p in alone for p in parts) for parts in joined) or (
+        bool(joined) and all(any(p in alone for p in parts) for parts in joined)
+    )
+
+
+def _parts(cell: Any, separator: str) -> Any:
+    """The labels in a cell; none in an empty one, while ``None`` stays missing."""
+    if isinstance(cell, str):
+        return [part.strip() for part in cell.split(separator) if part.strip()]
+    return cell
+
+
+def _numbers(values: list[Any], problem_type: str | None) -> list[Any]:
+    """Whole numbers as integers, and numbers that look continuous as floats."""
+    flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
+    texts = [text for text in flat if not is_missing(text)]
+    convert: Any = None
+    if texts and all(_WHOLE.fullmatch(text) for text in texts):
+        convert = int
+    elif problem_type == REGRESSION or (problem_type is None and looks_continuous(texts)):
+        convert = float
+    if convert is None or (convert is float and not are_numbers(texts)):
+        return values
+
+    def converted(value: Any) -> Any:
+        if isinstance(value, list):
+            return [convert(v) for v in value]
+        return value if is_missing(value) else convert(value)
+
+    return [converted(value) for value in values]

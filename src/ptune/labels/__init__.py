@@ -1,0 +1,34 @@
+"""Labels: what a classifier can answer, and everything that depends on the kind of answer.
+
+`Labels` is the only place that knows the three problem types. `read` accepts every form in which
+people hold labels.
+"""
+
+from ptune.labels.columns import (
+    MULTI,
+    PROBLEM_TYPES,
+    REGRESSION,
+    SINGLE,
+    LabelColumn,
+    finite,
+    is_missing,
+    read,
+)
+from ptune.labels.labels import Labels, Prediction
+from ptune.labels.metrics import METRICS, compute, mean_and_std
+
+__all__ = [
+    "METRICS",
+    "MULTI",
+    "PROBLEM_TYPES",
+    "REGRESSION",
+    "SINGLE",
+    "LabelColumn",
+    "Labels",
+    "Prediction",
+    "compute",
+    "finite",
+    "is_missing",
+    "mean_and_std",
+    "read",
+]

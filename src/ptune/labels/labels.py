@@ -1,0 +1,397 @@
+"""The labels of a classifier, as a value."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+from sklearn import metrics as sk
+from torch import Tensor
+from torch.nn import functional
+
+from ptune.errors import PtuneError, near
+from ptune.labels.columns import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, LabelColumn, read
+from ptune.labels.metrics import Array, compute
+from ptune.labels.values import (
+    ValueType,
+    as_array,
+    check_names,
+    distinct,
+    keys,
+    types_of_each,
+    value_of,
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier answers for one text.
+
+    Labels are the values that training was given: strings, numbers, booleans or enum members.
+
+    Attributes:
+        label: The most probable label. With several labels per text: a list of the labels with a
+            probability above one half. For regression: the number.
+        score: The probability of that label; the largest probability; the number.
+        probabilities: The probability of every label.
+    """
+
+    label: Any
+    score: float
+    probabilities: dict[Any, float]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a classifier.
+
+    Attributes:
+        names: Label names in the order of the logits. A regression has one: what its number is
+            called.
+        problem_type: As in Transformers' configurations; ``None``: not recorded, see `kind`.
+        value_type: The type of the user's label values, see `ptune.labels.values`.
+    """
+
+    names: tuple[str, ...]
+    problem_type: str | None = SINGLE
+    value_type: ValueType = "str"
+
+    @classmethod
+    def numbered(cls, count: int, problem_type: str | None = None) -> Labels:
+        """Labels without names: LABEL_0, LABEL_1 and so on."""
+        return cls(tuple(f"LABEL_{i}" for i in range(count)), problem_type)
+
+    @classmethod
+    def learn(cls, y: Any, problem_type: str | None = None) -> Labels:
+        """The labels that occur in the training data.
+
+        Args:
+            y: The labels of the examples, in any form that `read` accepts.
+            problem_type: ``None``: as scikit-learn's `type_of_target` decides. Numbers with a
+                fraction are a regression; matrices of zeros and ones and lists of labels are
+                several labels per text; all else is one label per text.
+
+        Raises:
+            PtuneError: Labels are missing, or there is only one, or nearly one per example.
+        """
+        column = read(y).check()
+        if problem_type not in (None, *PROBLEM_TYPES):
+            raise PtuneError(
+                f"problem_type is {problem_type!r}; {near(str(problem_type), PROBLEM_TYPES)}."
+            )
+        column = column.for_problem(problem_type or column.problem_type)
+        if (kind := problem_type or column.problem_type) == REGRESSION:
+            column.numbers()
+            return cls(("score",), REGRESSION)
+        names, value_type = distinct(column)
+        check_names(names, len(column), column.where)
+        return cls(names, kind, value_type)
+
+    # In files and in Transformers' configurations.
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str, count: int = 2) -> Labels:
+        """Read what `to_json` wrote.
+
+        Args:
+            content: A JSON object; its other fields are ignored.
+            where: The file, for messages.
+            count: How many labels there are if the file does not name them.
+
+        Raises:
+            PtuneError: The labels, their type or the problem type are not valid.
+        """
+        names, problem_type = content.get("labels"), content.get("problem_type")
+        value_type = content.get("label_type", "str")
+        again = "Save or download it again."
+        if problem_type not in (None, *PROBLEM_TYPES):
+            raise PtuneError(
+                f"{where} is damaged: problem_type is {str(problem_type)[:80]!r}. Expected one of "
+                f"{', '.join(PROBLEM_TYPES)}. {again}"
+            )
+        if names is None:
+            return cls.numbered(count, problem_type)
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            raise PtuneError(
+                f"{where} is damaged: labels is {str(names)[:80]}. Expected a list of strings. "
+                f"{again}"
+            )
+        each = tuple(value_type) if isinstance(value_type, list) else value_type
+        labels = cls(tuple(names), problem_type, each)
+        try:
+            labels.classes  # noqa: B018
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PtuneError(
+                f"{where} is damaged: label_type is {str(value_type)[:80]!r}, which does not fit "
+                f"the labels {', '.join(names)[:80]}. {again}"
+            ) from error
+        return labels
+
+    def to_json(self) -> dict[str, Any]:
+        """The labels as fields of a JSON object."""
+        content = {"labels": list(self.names), "problem_type": self.problem_type}
+        if self.value_type == "str":
+            return content
+        each = self.value_type
+        return {**content, "label_type": each if isinstance(each, str) else list(each)}
+
+    @classmethod
+    def from_config(cls, config: Any) -> Labels:
+        """The labels of a Transformers configuration."""
+        names = tuple(config.id2label[i] for i in range(config.num_labels))
+        return cls(names, config.problem_type)
+
+    def to_config(self) -> dict[str, Any]:
+        """The labels as fields of a Transformers configuration."""
+        return {
+            "num_labels": len(self),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: i for i, name in enumerate(self.names)},
+            "problem_type": self.problem_type,
+        }
+
+    # What kind of answer.
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def kind(self) -> str:
+        """The problem type. If it is not recorded, a single output is a regression's number."""
+        return self.problem_type or (REGRESSION if len(self) == 1 else SINGLE)
+
+    @property
+    def is_single(self) -> bool:
+        """True if a text has exactly one label."""
+        return self.kind == SINGLE
+
+    @property
+    def is_multi(self) -> bool:
+        """True if a text can have several labels, or none."""
+        return self.kind == MULTI
+
+    @property
+    def is_regression(self) -> bool:
+        """True if the answer is a number."""
+        return self.kind == REGRESSION
+
+    @property
+    def values(self) -> list[Any]:
+        """The user's own label values, in the order of the logits."""
+        types = types_of_each(self.value_type, len(self))
+        return [value_of(name, each) for name, each in zip(self.names, types, strict=True)]
+
+    @property
+    def classes(self) -> Array:
+        """The user's own label values ``[num_labels]``, as an array of their type."""
+        return as_array(self.values, self.value_type)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics for a user's own data."""
+        return {
+            SINGLE: ("accuracy", "f1_macro"),
+            MULTI: ("accuracy", "f1_micro", "f1_macro"),
+            REGRESSION: ("pearson", "spearman"),
+        }[self.kind]
+
+    def order_in(self, other: Labels) -> list[int] | None:
+        """The position of each label in another classifier's order of the same labels.
+
+        An adapter written by PEFT, or trained on label numbers, has numbered labels. They are in
+        this order if there are as many. ``None``: the labels are not the same.
+        """
+        if self.kind != other.kind or len(self) != len(other):
+            return None
+        if all(re.fullmatch(r"(LABEL_)?\d+", name) for name in other.names):
+            return list(range(len(self)))
+        if set(self.names) != set(other.names):
+            return None
+        return [other.names.index(name) for name in self.names]
+
+    # From labels to numbers.
+
+    def encode(self, y: Any) -> list[Any]:
+        """The training targets of labels.
+
+        Returns:
+            Per example a label number; a 0.0 or 1.0 for every label if a text can have several,
+            NaN if it is unknown; or the number to predict.
+
+        Raises:
+            PtuneError: A label is missing or unknown, or not a number for a regression.
+        """
+        targets, unseen = self.targets(y)
+        if unseen:
+            name, count = unseen.most_common(1)[0]
+            raise PtuneError(
+                f"The label {name!r} occurs {count} time(s) ({read(y).where}), and training never "
+                f"saw it; {near(name, self.names)}."
+            )
+        return targets.tolist()
+
+    def targets(self, y: Any) -> tuple[Array, Counter[str]]:
+        """As `encode`, with further numbers or columns for labels that training never saw.
+
+        Returns:
+            The targets, and how often each unseen label occurs, by name.
+        """
+        column = read(y).check().for_problem(self.kind)
+        if self.is_regression:
+            return np.asarray(column.numbers()), Counter()
+        if column.kind == "indicators":
+            return self._rearranged(column), Counter()
+        unseen: Counter[str] = Counter()
+        numbers: dict[str, int] = {}
+
+        def number(value: Any) -> int:
+            known = self._number(value)
+            if known is not None:
+                return known
+            name = value.name if isinstance(value, enum.Enum) else str(value)
+            unseen[name] += 1
+            return len(self) + numbers.setdefault(name, len(numbers))
+
+        if column.kind == "one":
+            return np.array([number(v) for v in column.values], dtype=np.int64), unseen
+        sets = [[number(v) for v in row] for row in column.values]
+        rows: NDArray[np.float64] = np.zeros((len(sets), len(self) + len(numbers)))
+        for i, chosen in enumerate(sets):
+            rows[i, chosen] = 1.0
+        return rows, unseen
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, Any], int]:
+        """Label numbers by the labels' own keys; an enum member is also known by its value."""
+        numbers = {next(keys(value)): i for i, value in enumerate(self.values)}
+        for i, value in enumerate(self.values):
+            if isinstance(value, enum.Enum):
+                numbers.setdefault(next(keys(value.value)), i)
+        return numbers
+
+    def _number(self, value: Any) -> int | None:
+        return next((self._numbers[key] for key in keys(value) if key in self._numbers), None)
+
+    def _rearranged(self, column: LabelColumn) -> Array:
+        """Indicators with the columns in the order of the labels."""
+        if column.names is None:
+            order = list(range(column.values.shape[1]))
+        else:
+            order = [
+                -1 if (known := self._number(name)) is None else known for name in column.names
+            ]
+        if sorted(order) != list(range(len(self))):
+            found = ", ".join(map(str, column.names or [f"{len(order)} columns without names"]))
+            raise PtuneError(
+                f"Expected a column for each of the labels {', '.join(self.names)}; {column.where} "
+                f"have {found}."
+            )
+        return column.values[:, np.argsort(order)]
+
+    # From logits to answers.
+
+    def decide(self, logits: Array) -> Array:
+        """Predictions from logits ``[n, num_labels]``, comparable with targets.
+
+        Returns:
+            Label numbers ``[n]``; zeros and ones ``[n, num_labels]``, if a text can have several
+            labels; or numbers ``[n]`` for a regression.
+        """
+        values = np.asarray(logits, dtype=float)
+        if self.is_regression:
+            return values.reshape(len(values), -1)[:, 0]
+        if self.is_multi:
+            return (values > 0).astype(int)
+        return values.argmax(axis=-1)
+
+    def decode(self, logits: Array) -> Array:
+        """As `decide`, with the user's own label values in place of label numbers."""
+        decided = self.decide(logits)
+        return self.classes[decided] if self.is_single else decided
+
+    def probabilities(self, logits: Array) -> Array:
+        """Probabilities ``[n, num_labels]`` from logits, in float64.
+
+        Raises:
+            PtuneError: A regression has none.
+        """
+        if self.is_regression:
+            raise PtuneError("A regression has no probabilities; use predict.")
+        values = np.asarray(logits, dtype=np.float64)
+        return special.expit(values) if self.is_multi else special.softmax(values, axis=-1)
+
+    def predictions(self, logits: Array) -> list[Prediction]:
+        """The answer for each text, from logits ``[n, num_labels]``."""
+        if self.is_regression:
+            return [Prediction(v, v, {self.names[0]: v}) for v in self.decide(logits).tolist()]
+        found, values = [], self.values
+        for row in self.probabilities(logits).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            label = values[best]
+            if self.is_multi:
+                label = [value for value, p in zip(values, row, strict=True) if p > 0.5]
+            found.append(Prediction(label, row[best], dict(zip(values, row, strict=True))))
+        return found
+
+    # Loss and scores.
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss that the heads of Transformers compute, ``[n]`` or ``[n, num_labels]``.
+
+        It is zero for unknown targets (NaN).
+        """
+        if self.is_regression:
+            return functional.mse_loss(logits[:, 0], targets, reduction="none")
+        if self.is_single:
+            return functional.cross_entropy(logits, targets, reduction="none")
+        each = functional.binary_cross_entropy_with_logits(
+            logits, targets.nan_to_num(), reduction="none"
+        )
+        return each.where(~targets.isnan(), 0.0)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss over all known targets."""
+        losses = self.losses(logits, targets)
+        return losses.sum() / (losses.numel() - targets.isnan().sum())
+
+    def scores(self, names: Sequence[str], targets: Array, predictions: Array) -> dict[str, float]:
+        """The named metrics; unknown targets (NaN) count neither as right nor as wrong."""
+        targets, predictions, _ = self._comparable(targets, predictions)
+        return compute(names, targets, predictions)
+
+    def score(self, y: Any, logits: Array, sample_weight: Any = None) -> float:
+        """scikit-learn's score: accuracy, or R² for a regression."""
+        targets, predictions, known = self._comparable(self.targets(y)[0], self.decide(logits))
+        weights = None if sample_weight is None else np.asarray(sample_weight)[known]
+        function = sk.r2_score if self.is_regression else sk.accuracy_score
+        return float(function(targets, predictions, sample_weight=weights))
+
+    def _comparable(self, targets: Array, predictions: Array) -> tuple[Array, Array, Array]:
+        """Targets and predictions without what is unknown, and which examples are kept.
+
+        Where a label is unknown, both say no: that changes neither F1 nor accuracy.
+        """
+        if not self.is_multi:
+            return targets, predictions, np.full(len(targets), True)
+        unseen = targets.shape[1] - predictions.shape[1]
+        predictions = np.pad(predictions, ((0, 0), (0, unseen)))
+        unknown = np.isnan(targets)
+        known = np.asarray(~unknown.all(axis=1))
+        predictions = np.where(unknown, 0, predictions)[known]
+        return np.nan_to_num(targets)[known].astype(int), predictions, known
+
+    def majority(self, targets: Sequence[int]) -> int:
+        """The most frequent label number; of equally frequent ones the first."""
+        return int(np.bincount(targets).argmax())
+
+    def confusion(self, targets: Array, predictions: Array) -> NDArray[np.int64]:
+        """Counts ``[num_labels, num_labels]`` of one label per text: true labels in rows."""
+        return sk.confusion_matrix(targets, predictions, labels=range(len(self)))

@@ -1,0 +1,57 @@
+"""GLUE's metrics by name, from scikit-learn and SciPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn import metrics as sk
+
+Array = NDArray[Any]
+
+
+def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[Array, Array], float]:
+    def correlation(labels: Array, predictions: Array) -> float:
+        # A constant has no correlation; SciPy returns NaN and warns.
+        if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+            return math.nan
+        return float(function(labels, predictions)[0])
+
+    return correlation
+
+
+METRICS: dict[str, Callable[[Array, Array], float]] = {
+    "accuracy": sk.accuracy_score,
+    # Of the label with the number 1, also if the data has labels that training never saw.
+    "f1": lambda y, p: sk.f1_score(y, p, labels=[1], average="macro", zero_division=0.0),
+    "f1_macro": lambda y, p: sk.f1_score(y, p, average="macro", zero_division=0.0),
+    "f1_micro": lambda y, p: sk.f1_score(y, p, average="micro", zero_division=0.0),
+    "matthews_correlation": sk.matthews_corrcoef,
+    "pearson": _correlation(stats.pearsonr),
+    "spearman": _correlation(stats.spearmanr),
+}
+
+
+def compute(names: Iterable[str], labels: Array, predictions: Array) -> dict[str, float]:
+    """Each of the named metrics, as a plain float.
+
+    Example:
+        >>> compute(["accuracy"], np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
+        {'accuracy': 0.75}
+    """
+    return {name: float(METRICS[name](labels, predictions)) for name in names}
+
+
+def mean_and_std(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation of a score over several runs (of a sample; 0 for one run).
+
+    Example:
+        >>> mean_and_std([0.5, 0.75, 1.0])
+        {'mean': 0.75, 'std': 0.25}
+    """
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": spread}

@@ -1,0 +1,441 @@
+"""Every form in which people hold labels, and what becomes of it."""
+
+import enum
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils.multiclass import type_of_target
+
+from ptune import PtuneError
+from ptune.labels import MULTI, REGRESSION, SINGLE, Labels, read
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = 2
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 10
+
+
+def learned(y, problem_type=None):
+    return Labels.learn(y, problem_type)
+
+
+def reloaded(labels):
+    return Labels.from_json(labels.to_json(), "ptune.json")
+
+
+# Several labels per text.
+
+MATRIX = [[1, 0, 1], [0, 0, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        list,
+        np.array,
+        lambda m: np.array(m, dtype=bool),
+        lambda m: np.array(m, dtype=float),
+        lambda m: [tuple(row) for row in m],
+        lambda m: [np.array(row) for row in m],
+        lambda m: scipy.sparse.csr_matrix(np.array(m)),
+        lambda m: scipy.sparse.coo_array(np.array(m)),
+        lambda m: pyarrow.array(m),
+    ],
+)
+def test_a_matrix_of_zeros_and_ones_has_a_label_for_each_column(hold):
+    labels = learned(hold(MATRIX))
+    assert labels.is_multi
+    assert labels.classes.tolist() == [0, 1, 2]
+    assert labels.encode(hold(MATRIX)) == MATRIX
+
+
+def test_columns_of_a_data_frame_name_the_labels_in_any_order():
+    frame = pd.DataFrame(MATRIX, columns=["late", "broken", "rude"])
+    labels = learned(frame)
+    assert labels.names == ("late", "broken", "rude")
+    assert labels.encode(frame[["rude", "late", "broken"]]) == MATRIX
+    with pytest.raises(PtuneError, match="a column for each of the labels late, broken, rude"):
+        labels.encode(frame[["rude", "late"]])
+
+
+@pytest.mark.parametrize("container", [list, tuple, set, frozenset, np.array])
+def test_containers_of_names_are_several_labels(container):
+    y = [container(v) for v in (["late", "rude"], ["late"], ["broken"])]
+    labels = learned(y)
+    assert labels.is_multi
+    assert labels.names == ("broken", "late", "rude")
+    assert labels.encode(y) == [[0, 1, 1], [0, 1, 0], [1, 0, 0]]
+
+
+def test_an_empty_list_is_no_label_and_lists_may_hold_numbers():
+    labels = learned([[3, 5], [], [5]])
+    assert labels.classes.tolist() == [3, 5]
+    assert labels.encode([[3, 5], [], [5]]) == [[1, 1], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("unknown", [np.nan, None, pd.NA])
+def test_a_cell_without_a_value_is_unknown_and_counts_neither_way(unknown):
+    y = [[1, 0], [unknown, 1], [0, 1]]
+    labels = learned(y)
+    targets, _ = labels.targets(y)
+    assert np.isnan(targets).tolist() == [[False] * 2, [True, False], [False] * 2]
+    right = np.array([[1, 0], [0, 1], [0, 1]])
+    wrong = np.array([[1, 0], [1, 1], [0, 1]])
+    for predictions in (right, wrong):
+        scores = labels.scores(labels.metrics, targets, predictions)
+        assert scores == {"accuracy": 1.0, "f1_micro": 1.0, "f1_macro": 1.0}
+
+
+def test_an_unknown_cell_has_no_loss():
+    torch = pytest.importorskip("torch")
+    labels = learned([[1, 0], [0, 1]])
+    logits = torch.tensor([[2.0, -1.0], [0.5, 0.25]])
+    targets = torch.tensor([[1.0, 0.0], [math.nan, 1.0]])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor([2.0, -1.0, 0.25]), torch.tensor([1.0, 0.0, 1.0])
+    )
+    torch.testing.assert_close(labels.loss(logits, targets), expected)
+
+
+@pytest.mark.parametrize("wrong", [2, -1, 0.5, "x"])
+def test_a_matrix_of_other_numbers_is_refused_with_row_and_column(wrong):
+    frame = pd.DataFrame({"late": [1, 0, wrong], "rude": [0, 1, 1]})
+    with pytest.raises(PtuneError, match=r"only 0 and 1.*'late'.*position 2 \(counting from 0\)"):
+        learned(frame)
+
+
+# One label per text.
+
+
+def test_a_column_vector_is_flattened_with_scikit_learns_warning():
+    for y in (np.array([["a"], ["b"]]), pd.DataFrame({"label": ["a", "b"]}), [["a"], ["b"]]):
+        with pytest.warns(DataConversionWarning) if not isinstance(y, list) else warnings_off():
+            labels = learned(y, SINGLE)
+        assert labels.names == ("a", "b")
+
+
+def warnings_off():
+    return warnings.catch_warnings()
+
+
+VALUES = {
+    "text": ["b", "a", "c"],
+    "numbers as text": ["1.1", "1.10", "1.2", "007", "7"],
+    "integers": [3, 7, -1, 10],
+    "large integers": [2**70, 1],
+    "booleans": [True, False],
+    "whole floats": [1.0, 2.0],
+    "enum": [Colour.BLUE, Colour.RED],
+    "integer enum": [Level.HIGH, Level.LOW],
+    "mixed": [3, "b", True],
+    "int8": list(np.array([3, 7], dtype=np.int8)),
+    "uint64": list(np.array([3, 2**63], dtype=np.uint64)),
+    "float32": list(np.array([3, 7], dtype=np.float32)),
+    "numpy text": list(np.array(["x", "y"])),
+    "numpy booleans": list(np.array([True, False])),
+    "objects": list(np.array(["x", "y"], dtype=object)),
+}
+
+
+@pytest.mark.parametrize("y", VALUES.values(), ids=VALUES)
+def test_values_and_their_type_come_back_after_saving(y):
+    labels = learned(y)
+    again = reloaded(labels)
+    assert again == labels
+    assert again.classes.dtype == labels.classes.dtype
+    assert {(type(v), v) for v in again.values} == {
+        (type(v), v) for v in (v.item() if isinstance(v, np.generic) else v for v in y)
+    }
+    assert again.encode(y) == [again.values.index(v) for v in y]
+    logits = np.eye(len(again))[again.encode(y)]
+    decoded = again.decode(logits)
+    assert decoded.tolist() == list(y)
+    assert [p.label for p in again.predictions(logits)] == list(y)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint16", "float32", "bool", "int64"])
+@pytest.mark.parametrize("container", [np.array, pd.Series])
+def test_an_arrays_type_is_kept(container, dtype):
+    y = container([1, 0, 1], dtype=dtype)
+    assert reloaded(learned(y)).classes.dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        pd.Series(["b", "a"], dtype="category"),
+        pd.Categorical(["b", "a"], categories=["a", "b", "never"]),
+        pd.Series(["b", "a"], dtype="string"),
+        pyarrow.array(["b", "a"]),
+        pyarrow.chunked_array([["b"], ["a"]]),
+        (v for v in ("b", "a")),
+        pd.Index(["b", "a"]),
+        pyarrow.array(["b", "a"]).dictionary_encode(),
+    ],
+    ids=lambda y: type(y).__name__,
+)
+def test_columns_of_every_library_hold_names(y):
+    assert learned(y).names == ("a", "b")
+
+
+def test_nullable_integers_are_integers():
+    labels = learned(pd.Series([3, 7, 3], dtype="Int64"))
+    assert labels.classes.tolist() == [3, 7]
+    assert labels.classes.dtype == np.int64
+
+
+scalars = st.one_of(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)),
+    st.lists(st.integers(-(2**62), 2**62)),
+    st.lists(st.booleans()),
+    st.lists(st.floats(-1e9, 1e9).map(round).map(float)),
+    st.lists(st.sampled_from(Level)),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(scalars.filter(lambda y: len(set(y)) > 1))
+@pytest.mark.filterwarnings("ignore:Some labels differ only")
+def test_any_labels_come_back_equal_and_of_their_type(y):
+    labels = reloaded(learned(y))
+    decoded = labels.decode(np.eye(len(labels))[labels.encode(y)])
+    assert decoded.tolist() == y
+    assert [type(v) for v in decoded.tolist()] == [type(v) for v in y]
+    if isinstance(y[0], bool | int | float | str) and not isinstance(y[0], enum.Enum):
+        assert labels.classes.tolist() == np.unique(np.array(y)).tolist()
+
+
+def test_an_enum_class_that_is_not_imported_gives_names_and_imports_nothing():
+    stored = {
+        "labels": ["RED", "BLUE"],
+        "problem_type": SINGLE,
+        "label_type": "enum:antigravity:Colour",
+    }
+    labels = Labels.from_json(stored, "ptune.json")
+    assert labels.values == ["RED", "BLUE"]
+    assert labels.to_json() == stored
+    assert "antigravity" not in __import__("sys").modules
+
+
+@pytest.mark.parametrize(
+    ("labels", "label_type"),
+    [
+        (["a", "b"], "int64"),
+        (["1", "300"], "int8"),
+        (["1", "2"], "object"),
+        (["1", "2"], 5),
+        (["1", "2"], ["int64"]),
+        (["1", "nan"], "float64"),
+        (["1", "2"], {"a": 1}),
+        (["1", "2"], "enum:os:system; import os"),
+        (["yes", "no"], "bool"),
+    ],
+)
+def test_a_damaged_type_is_refused_by_name(labels, label_type):
+    with pytest.raises(PtuneError, match=r"ptune\.json is damaged: label_type is"):
+        Labels.from_json({"labels": labels, "label_type": label_type}, "ptune.json")
+
+
+@pytest.mark.parametrize("labels", [[], "ab", ["a", 3], {"a": 1}, [None]])
+def test_damaged_labels_are_refused_by_name(labels):
+    with pytest.raises(PtuneError, match=r"ptune\.json is damaged: labels is .*list of strings"):
+        Labels.from_json({"labels": labels}, "ptune.json")
+
+
+# What is not a label.
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, np.nan, pd.NA, pd.NaT, "", "  \t"])
+def test_missing_labels_are_counted_with_their_positions(missing):
+    y = ["red", "blue"] * 4 + [missing, "red", missing]
+    with pytest.raises(PtuneError) as caught:
+        learned(y)
+    assert str(caught.value) == (
+        "2 of 11 labels are missing (the labels), at position 8, 10 (counting from 0). Fill them "
+        "in or leave those examples out."
+    )
+
+
+def test_a_missing_label_inside_a_list_is_missing():
+    with pytest.raises(PtuneError, match=r"1 of 3 labels .* position 2"):
+        learned([["a"], ["b"], ["a", None]])
+    with pytest.raises(PtuneError, match=r"1 of 3 labels .* position 1"):
+        learned([["a"], None, ["b"]])
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ("abc", "one label per example, and the labels are of type str"),
+        ({"a": 1}, "of type dict"),
+        (3, "of type int"),
+        (None, "of type NoneType"),
+        ([b"a", b"b"], "'b'a'' is of type bytes|of type bytes"),
+        ([{"a": 1}, {"b": 2}], "of type dict"),
+        ([1.0, math.inf], "The label inf is not a finite number"),
+        (["a", "\ud800"], "not valid Unicode"),
+        ([3, "3"], "Two labels of different types are both written '3'"),
+        (["a", "a"], "Every example has the label 'a'"),
+        ([], "Every example has the label"),
+        (list(range(300)), "300 different labels in 300 examples"),
+    ],
+)
+def test_what_cannot_be_labels_is_refused(y, message):
+    with pytest.raises(PtuneError, match=message):
+        learned(y)
+
+
+# Problem types.
+
+
+@pytest.mark.parametrize(
+    ("y", "problem_type"),
+    [
+        ([0.5, 1.5, 2.0], REGRESSION),
+        ([1.0, 2.0, 3.0], SINGLE),
+        ([1, 2, 3], SINGLE),
+        (["1.5", "2.5"], SINGLE),
+        ([True, False], SINGLE),
+        ([["a"], ["b", "c"]], MULTI),
+        (np.array([[1, 0], [0, 1]]), MULTI),
+    ],
+)
+def test_the_problem_type_is_what_scikit_learn_would_choose(y, problem_type):
+    assert learned(y).problem_type == problem_type
+    if not isinstance(y[0], list):
+        known = {"continuous": REGRESSION, "multilabel-indicator": MULTI}
+        assert known.get(type_of_target(y), SINGLE) == problem_type
+
+
+@pytest.mark.parametrize(
+    ("y", "problem_type", "targets"),
+    [
+        ([1, 2, 1], REGRESSION, [1.0, 2.0, 1.0]),
+        (["1.5", "2"], REGRESSION, [1.5, 2.0]),
+        ([0.5, 1.5, 0.5], SINGLE, [0, 1, 0]),
+        (["a", "b"], MULTI, [[1, 0], [0, 1]]),
+        ([["a"], ["b"]], SINGLE, [0, 1]),
+        ([[1, 0], [0, 1]], SINGLE, [0, 1]),
+    ],
+)
+def test_a_problem_type_that_is_given_decides(y, problem_type, targets):
+    labels = learned(y, problem_type)
+    assert labels.problem_type == problem_type
+    assert labels.encode(y) == targets
+
+
+@pytest.mark.parametrize(
+    ("y", "problem_type", "message"),
+    [
+        ([["a"], ["a", "b"]], SINGLE, "needs one label per text.*position 1"),
+        ([[1, 0], [1, 1]], SINGLE, "needs one label per text.*position 1"),
+        ([["a"], ["b"]], REGRESSION, "needs one label per text"),
+        (["a", "b"], REGRESSION, "A regression needs numbers.*'a' at position 0"),
+        (["a", "b"], "classification", "problem_type is 'classification'"),
+    ],
+)
+def test_a_problem_type_that_does_not_fit_is_refused(y, problem_type, message):
+    with pytest.raises(PtuneError, match=message):
+        learned(y, problem_type)
+
+
+# Names that look alike.
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [("True", "true"), (" a", "a"), ("caf\u00e9", "cafe\u0301"), ("New York", "new  york")],
+)
+def test_labels_that_look_alike_stay_apart_and_are_reported(alike):
+    y = [*alike, "other"]
+    with pytest.warns(UserWarning, match="differ only in case, white space or Unicode form") as w:
+        labels = learned(y)
+    assert len(labels) == 3
+    assert all(repr(name) in str(w[0].message) for name in alike)
+
+
+@pytest.mark.parametrize("y", [["1.1", "1.10", "1.2"], ["100", "1e2", "0100"], ["1", "01", "1.0"]])
+def test_names_that_look_like_numbers_never_merge(y):
+    assert learned(y).names == tuple(sorted(y))
+
+
+# Labels of another form than in training.
+
+
+@pytest.mark.parametrize(
+    ("trained", "other"),
+    [
+        ([0, 1], ["0", "1"]),
+        ([0, 1], [0.0, 1.0]),
+        ([0, 1], [False, True]),
+        (["0", "1"], [0, 1]),
+        ([True, False], ["True", "false"]),
+        ([True, False], [1, 0]),
+        ([1.0, 2.0], ["1", "2.0"]),
+        (["1.0", "2.0"], [1.0, 2.0]),
+        ([Colour.RED, Colour.BLUE], ["RED", "BLUE"]),
+        (["RED", "BLUE"], [Colour.RED, Colour.BLUE]),
+        ([Level.LOW, Level.HIGH], [1, 10]),
+    ],
+)
+def test_labels_are_recognised_in_another_type(trained, other):
+    labels = learned(trained)
+    assert labels.encode(other) == labels.encode(trained)
+
+
+def test_text_labels_are_not_compared_as_numbers():
+    labels = learned(["1.1", "1.2"])
+    with pytest.raises(PtuneError, match="'1.10' occurs 1 time"):
+        labels.encode(["1.10"])
+
+
+def test_unseen_labels_count_as_errors():
+    labels = learned(["a", "b"])
+    targets, unseen = labels.targets(["a", "b", "green", "green"])
+    assert unseen == {"green": 2}
+    scores = labels.scores(labels.metrics, targets, np.array([0, 1, 0, 1]))
+    assert scores["accuracy"] == 0.5
+    assert scores["f1_macro"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+
+
+def test_an_unseen_label_among_several_is_never_right():
+    labels = learned([["a"], ["b"]])
+    targets, unseen = labels.targets([["a", "green"], ["b"]])
+    assert unseen == {"green": 1}
+    assert labels.scores(["accuracy"], targets, np.array([[1, 0], [0, 1]])) == {"accuracy": 0.5}
+
+
+def test_the_score_of_a_regression_is_r_squared():
+    labels = learned([0.5, 1.5, 4.0])
+    score = labels.score([0.5, 1.5, 4.0], np.array([[1.0], [1.0], [3.0]]))
+    assert score == pytest.approx(1 - (0.25 + 0.25 + 1.0) / (2.25 + 0.25 + 4.0))
+
+
+def test_sample_weights_count_in_the_score():
+    labels = learned(["a", "b"])
+    logits = np.array([[1.0, 0.0], [1.0, 0.0]])
+    assert labels.score(["a", "b"], logits, sample_weight=[3, 1]) == 0.75
+
+
+def test_the_majority_of_equally_frequent_labels_is_the_first():
+    labels = learned(["a", "b"])
+    assert labels.majority([1, 0, 0, 1]) == 0
+    assert labels.majority([1, 0, 1]) == 1
+
+
+def test_reading_twice_is_reading_once():
+    column = read(["a", "b"])
+    assert read(column) is column
