@@ -1,8 +1,8 @@
-"""A small Hub on this machine: the endpoints that `huggingface_hub` speaks, and faults on demand.
+"""A small Hub on this machine: the endpoints that `huggingface_hub` uses, and faults on demand.
 
-What it answers, and with which headers, follows the client's source (huggingface_hub 2.4) and what
-the real Hub is documented to answer. Large files live on another host name (`localhost` instead of
-`127.0.0.1`), as they do on the real one, so that a token which leaks there would be seen.
+Answers and headers follow the client's source (huggingface_hub 2.4) and the documentation of the
+real Hub. Large files are on another host name (`localhost` instead of `127.0.0.1`), as on the real
+Hub, so that tests notice a token that leaks there.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from urllib.parse import parse_qs, unquote
 
 import yaml
 
-# What the Hub's .gitattributes sends to large-file storage.
+# Files that the Hub's .gitattributes sends to large-file storage.
 LARGE = (".safetensors", ".bin", ".png")
 
 
-# What can follow a model's id, and the method that answers it.
+# The word after a model's id, and the method that answers.
 ENDPOINTS = {
     "preupload": "preupload",
     "commit": "commit",
@@ -69,9 +69,9 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong for requests of `method` whose path holds `where`, so many `times`.
+    """A fault of requests of `method` with `where` in their path, a number of `times`.
 
-    `status`: the answer; or `cut`: so many bytes of the body are sent, and the line goes dead.
+    Either the answer is `status`, or the connection breaks after `cut` bytes of the body.
     """
 
     method: str
@@ -82,7 +82,7 @@ class Fault:
 
 
 class HubServer:
-    """The server and all it knows; `with HubServer() as hub: … hub.url`."""
+    """The server and its repositories; `with HubServer() as hub: … hub.url`."""
 
     def __init__(self):
         self.users = {"hf_alice": "alice", "hf_bob": "bob"}
@@ -113,7 +113,7 @@ class HubServer:
         return repo
 
     def add_folder(self, name, folder, *, under="", ref="main", private=False):
-        """Put the files of a folder into a repository, as if somebody had pushed them."""
+        """Add the files of a folder to a repository, as a push does."""
         repo = self.repos.get(name) or self.add_repo(name, private)
         files = {
             under + file.name: self._file(file.name, file.read_bytes())
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_GET
 
-    # One request.
+    # One request
 
     def answer(self):
         path, _, query = self.path.partition("?")
@@ -222,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def send_bytes(self, content, **headers):
-        """All of it, or the part that `Range` asks for."""
+        """Send the content, or the part that `Range` asks for."""
         wanted = self.headers.get("Range", "")
         if wanted.startswith("bytes=") and wanted.endswith("-"):
             start = int(wanted[6:-1])
@@ -231,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send(200, content, **headers)
 
-    # Who asks.
+    # Permissions
 
     @property
     def user(self):
@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.user
 
     def readable(self, name):
-        """The repository. One that may not be seen is answered like one that is not there."""
+        """The repository. One that the user may not see is reported as missing."""
         repo, user = self.hub.repos.get(name), self.user
         if repo is None or (repo.private and name.split("/")[0] != user):
             raise _Refused(404 if user else 401, "Repository Not Found", "RepoNotFound")
@@ -267,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, f"Invalid rev id: {ref}", "RevisionNotFound")
         return found
 
-    # Endpoints.
+    # Endpoints
 
     def route(self, path):
         if path.startswith("/storage/"):
@@ -285,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
             ref, _, file = rest.partition("/")
             return self.resolve(name, unquote(ref), unquote(file))
         if path.startswith("/api/models/"):
-            # An id of one part or of two, then what is wanted of it.
+            # An id of one or two parts, then the endpoint.
             parts = path.removeprefix("/api/models/").split("/")
             for at, verb in enumerate(parts[1:3], start=1):
                 if verb in ENDPOINTS:

@@ -1,15 +1,15 @@
-"""Code written for the reference runs with its import line changed."""
+"""Code written for PEFT runs with its import line changed."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+import peft
 import torch
-from conftest import build
+import transformers
+from conftest import build, refused
 
-from ptune import PtuneError
 from ptune import peft as ours
 
 GUIDE = Path(__file__).parents[1] / "examples" / "p_tuning_guide.py"
@@ -31,7 +31,7 @@ def check_guide_output(output):
     assert 99 <= int(first) + int(second) <= 101
 
 
-def test_the_guide_runs_to_its_percentages(bert_folder, texts, tmp_path):
+def test_the_guide_runs_to_its_last_line(bert_folder, texts, tmp_path):
     (tmp_path / "MRPC").mkdir()
     rows = [f"{i % 2}\t1\t2\t{texts[i % 8]}\t{texts[(i + i % 2) % 8]}" for i in range(40)]
     for split in ("train", "dev"):
@@ -39,7 +39,31 @@ def test_the_guide_runs_to_its_percentages(bert_folder, texts, tmp_path):
     check_guide_output(run_guide(bert_folder, tmp_path, 2))
 
 
-def test_the_state_dictionary_goes_out_and_in(kind):
+def test_roberta_large_has_the_guide_s_parameters(capsys):
+    with torch.device("meta"):
+        config = transformers.RobertaConfig(
+            vocab_size=50265,
+            hidden_size=1024,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+        )
+        backbone = transformers.AutoModelForSequenceClassification.from_config(config)
+        model = ours.get_peft_model(
+            backbone,
+            ours.PromptEncoderConfig(
+                task_type="SEQ_CLS", num_virtual_tokens=20, encoder_hidden_size=128
+            ),
+        )
+    model.print_trainable_parameters()
+    assert capsys.readouterr().out == (
+        "trainable params: 1,351,938 || all params: 355,662,082 || trainable%: 0.3801\n"
+    )
+
+
+def test_a_state_dictionary_can_be_read_and_set(kind):
     config = ours.get_peft_config(
         {
             "peft_type": "P_TUNING",
@@ -59,24 +83,40 @@ def test_the_state_dictionary_goes_out_and_in(kind):
     assert torch.equal(one(ids).logits, two(ids).logits)
 
 
-def test_a_state_of_another_length_is_refused(kind):
+def test_a_state_dictionary_of_another_length_is_refused(kind):
     config = ours.PromptEncoderConfig(num_virtual_tokens=5)
     model = ours.get_peft_model(build(kind), config)
     state = ours.get_peft_model_state_dict(model)
     state["prompt_embeddings"] = state["prompt_embeddings"][:3]
-    with pytest.raises(PtuneError, match=r"\[3, 32\].*\[5, 32\]"):
+    with refused("The prompt has the shape [3, 32], and …[5, 32]…"):
+        ours.set_peft_model_state_dict(model, state)
+    del state["prompt_embeddings"]
+    with refused(
+        "the state dictionary has no 'prompt_embeddings', so it is not a p-tuning adapter."
+    ):
         ours.set_peft_model_state_dict(model, state)
 
 
-def test_configurations_are_read_from_a_folder(kind, tmp_path):
+def test_a_configuration_survives_a_dictionary():
+    config = ours.PromptEncoderConfig(num_virtual_tokens=5, encoder_dropout=0.5)
+    assert ours.get_peft_config(config.to_dict()) == config
+    theirs = peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=5)
+    assert ours.get_peft_config(theirs.to_dict()) == ours.PromptEncoderConfig(num_virtual_tokens=5)
+
+
+def test_a_configuration_is_read_from_a_folder(kind, tmp_path):
     config = ours.PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16)
     ours.get_peft_model(build(kind), config).save_pretrained(tmp_path)
     read = ours.PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(read, ours.PromptEncoderConfig)
     assert read.peft_type == ours.PeftType.P_TUNING
     assert read.task_type == ours.TaskType.SEQ_CLS
     assert (read.num_virtual_tokens, read.encoder_hidden_size) == (5, 16)
 
 
 def test_another_method_is_refused_by_name():
-    with pytest.raises(PtuneError, match="'LORA'"):
+    with refused(
+        "The dictionary: peft_type is 'LORA'; ptune reads 'P_TUNING' and 'PREFIX_TUNING' (prefix "
+        "tuning, a deep prompt)."
+    ):
         ours.get_peft_config({"peft_type": "LORA"})

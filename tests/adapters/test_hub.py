@@ -1,4 +1,4 @@
-"""Publishing and loading by id: the real client against a Hub on this machine."""
+"""Publish adapters and load them by id: the real client, and a Hub on this machine."""
 
 import importlib
 import json
@@ -54,9 +54,9 @@ SETTINGS = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PR
 
 
 def read_settings_again():
-    """The client reads its environment once, when it is imported."""
+    """The client reads its environment only once, on import."""
     importlib.reload(constants)
-    # Two libraries keep a client each.
+    # Each of two libraries has its own client.
     hf_api.api.endpoint = constants.ENDPOINT
     transformers_hub._hf_api = None
     huggingface_hub.close_session()
@@ -70,7 +70,7 @@ def use(monkeypatch, **environment):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A Hub of one's own, through `HF_ENDPOINT`, and an empty cache; Alice is logged in."""
+    """A Hub of our own at `HF_ENDPOINT`, with an empty cache. Alice is logged in."""
     with HubServer() as running, monkeypatch.context() as patch:
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"):
             patch.delenv(name, raising=False)
@@ -83,7 +83,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def log_in(monkeypatch):
-    """Become somebody else; `None`: nobody."""
+    """Log in as somebody else; `None`: log out."""
 
     def become(token):
         if token is None:
@@ -96,13 +96,13 @@ def log_in(monkeypatch):
 
 @pytest.fixture
 def patience(monkeypatch):
-    """The client waits between two tries; here it need not."""
+    """The client retries without waiting."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, bert_folder):
-    """What `ptune train` leaves, checkpoints included, without the training."""
+    """A run folder with checkpoints, as `ptune train` leaves it, without the training."""
     folder = tmp_path_factory.mktemp("secret-client") / "mail"
     torch.manual_seed(3)
     backbone = load_backbone(str(bert_folder), labels=["where|is it?", "refund"], dtype="float32")
@@ -140,14 +140,14 @@ def run_folder(tmp_path_factory, bert_folder):
 
 @pytest.fixture
 def on_the_hub(server, bert_folder):
-    """The backbone, where everybody finds it by its id."""
+    """The backbone's id on the Hub."""
     server.add_folder("lab/tiny-bert", bert_folder)
     return "lab/tiny-bert"
 
 
 @pytest.fixture
 def model(on_the_hub):
-    """A trained-looking model whose backbone came from the Hub."""
+    """A model whose backbone is from the Hub."""
     torch.manual_seed(5)
     backbone = load_backbone(on_the_hub, labels=["no", "yes"], dtype="float32")
     config = PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16)
@@ -161,7 +161,7 @@ def logits(model):
 
 def push(folder, repo_id="alice/mail", **options):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the backbone is a folder; see below
+        warnings.simplefilter("ignore", UserWarning)  # the backbone is a folder
         return hub.push(folder, repo_id, **options)
 
 
@@ -169,10 +169,10 @@ def cached_files():
     return [f for f in Path(constants.HF_HUB_CACHE).rglob("*") if f.is_file() or f.is_symlink()]
 
 
-# Publishing.
+# Publishing
 
 
-def test_a_pushed_model_is_loaded_by_its_id_and_predicts_the_same(server, model):
+def test_a_pushed_model_loads_by_its_id_and_predicts_the_same(server, model):
     url = model.push_to_hub("alice/yes-no")
     assert url == f"{server.url}/alice/yes-no"
     loaded = ptune.load("alice/yes-no", dtype="float32", device="cpu")
@@ -189,7 +189,7 @@ def test_a_classifier_pushes_itself(server, run_folder, bert_folder):
     np.testing.assert_array_equal(loaded.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
 
 
-def test_a_run_folder_is_pushed_without_checkpoints_and_left_as_it_was(server, run_folder):
+def test_a_run_folder_is_pushed_without_checkpoints_and_stays_unchanged(server, run_folder):
     before = {f: f.read_bytes() for f in run_folder.rglob("*") if f.is_file()}
     push(run_folder)
     assert server.files("alice/mail") == {
@@ -204,7 +204,7 @@ def test_a_run_folder_is_pushed_without_checkpoints_and_left_as_it_was(server, r
     assert server.repos["alice/mail"].titles[1:] == ["Upload a p-tuned classifier"]
 
 
-def test_small_files_go_with_the_commit_and_large_ones_to_storage(server, run_folder):
+def test_small_files_are_part_of_the_commit_and_large_ones_go_to_storage(server, run_folder):
     push(run_folder)
     tree = server.repos["alice/mail"].at("main")[1]
     assert tree["adapter_model.safetensors"].large
@@ -224,32 +224,32 @@ def test_no_path_of_this_machine_is_pushed(server, run_folder):
     assert config["base_model_name_or_path"] == "./tiny-bert"
 
 
-def test_a_backbone_in_the_hub_s_own_cache_is_known_by_its_id(server, on_the_hub, run_folder):
+def test_a_backbone_in_the_hub_s_cache_is_published_by_its_id(server, on_the_hub, run_folder):
     cached = huggingface_hub.snapshot_download(on_the_hub)
     public = PublicBackbone.of(cached, None)
     assert (public.name, public.revision, public.is_local) == (on_the_hub, Path(cached).name, False)
 
 
-def test_pushing_the_same_again_makes_no_second_commit(server, run_folder):
+def test_pushing_the_same_files_again_creates_no_commit(server, run_folder):
     push(run_folder)
     push(run_folder)
     assert len(server.repos["alice/mail"].titles) == 2
 
 
-def test_a_name_without_an_owner_goes_to_one_s_own_account(server, run_folder):
+def test_a_name_without_an_owner_is_under_the_user_s_account(server, run_folder):
     assert push(run_folder, "mail") == f"{server.url}/alice/mail"
 
 
-def test_a_branch_is_made_and_main_stays_as_it_was(server, run_folder):
+def test_a_branch_is_created_and_main_stays_unchanged(server, run_folder):
     url = push(run_folder, revision="try-2", commit_message="Second try")
     assert url == f"{server.url}/alice/mail/tree/try-2"
     assert "adapter_config.json" in server.files("alice/mail", "try-2")
     assert server.files("alice/mail") == set()
     assert server.repos["alice/mail"].titles[-1] == "Second try"
-    push(run_folder, revision="try-2")  # a branch that is there is used
+    push(run_folder, revision="try-2")  # an existing branch is used
 
 
-def test_a_pull_request_needs_no_right_to_write(server, run_folder, log_in):
+def test_a_pull_request_needs_no_write_permission(server, run_folder, log_in):
     server.add_repo("alice/mail")
     log_in("hf_bob")
     url = push(run_folder, create_pr=True, commit_message="A better one")
@@ -265,7 +265,7 @@ def test_a_pull_request_against_a_branch_is_refused(server, run_folder):
         push(run_folder, revision="x", create_pr=True)
 
 
-def test_private_is_private(server, run_folder, bert_folder, log_in):
+def test_others_cannot_read_a_private_repository(server, run_folder, bert_folder, log_in):
     push(run_folder, private=True)
     assert server.repos["alice/mail"].private
     ptune.load("alice/mail", model=str(bert_folder))
@@ -287,7 +287,7 @@ def test_nothing_private_is_pushed_into_a_public_repository(server, run_folder):
     assert server.files("alice/mail") == set()
 
 
-def test_an_adapter_that_is_a_pickle_goes_up_as_safetensors(server, run_folder, tmp_path):
+def test_a_pickled_adapter_is_published_as_safetensors(server, run_folder, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(run_folder, folder)
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -301,7 +301,7 @@ def test_an_adapter_that_is_a_pickle_goes_up_as_safetensors(server, run_folder, 
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
-def test_a_folder_without_an_adapter_makes_no_repository(server, tmp_path):
+def test_a_folder_without_an_adapter_creates_no_repository(server, tmp_path):
     with refused(f"{tmp_path} {NOT_AN_ADAPTER}"):
         hub.push(tmp_path, "alice/nothing")
     with refused(
@@ -312,35 +312,35 @@ def test_a_folder_without_an_adapter_makes_no_repository(server, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "alice/my model", "../mail", "alice/mail.git"])
-def test_a_name_that_cannot_be_a_repository(server, run_folder, name):
+def test_a_name_that_cannot_be_a_repository_is_refused(server, run_folder, name):
     with refused(
         f"{name!r} cannot be a repository: … Expected owner/name, or a name under your own account."
     ):
         push(run_folder, name)
 
 
-# The card.
+# The card
 
 
-def test_the_card_s_metadata_is_what_the_hub_reads(server, run_folder):
+def test_the_hub_can_read_the_card_s_metadata(server, run_folder):
     push(run_folder, license="apache-2.0")
     card = ModelCard.load("alice/mail")
     card.validate()
-    said = card.data
-    assert said.library_name == "ptune"
-    assert said.pipeline_tag == "text-classification"
-    assert said.license == "apache-2.0"
-    assert said.tags == ["p-tuning"]  # in PEFT, the prompt is elsewhere
-    assert "base_model" not in said.to_dict()  # a folder is no id
-    assert "datasets" not in said.to_dict()
-    scores = {(r.metric_type, str(r.metric_args)): r.metric_value for r in said.eval_results}
+    data = card.data
+    assert data.library_name == "ptune"
+    assert data.pipeline_tag == "text-classification"
+    assert data.license == "apache-2.0"
+    assert data.tags == ["p-tuning"]  # in PEFT, the prompt is elsewhere
+    assert "base_model" not in data.to_dict()  # a folder is not an id
+    assert "datasets" not in data.to_dict()
+    scores = {(r.metric_type, str(r.metric_args)): r.metric_value for r in data.eval_results}
     assert scores == {("accuracy", "None"): 0.75, ("f1", "{'average': 'macro'}"): 0.6}
-    assert {r.dataset_name for r in said.eval_results} == {"mail"}
+    assert {r.dataset_name for r in data.eval_results} == {"mail"}
     again = ModelCard(str(card))
-    assert again.data.eval_results == said.eval_results
+    assert again.data.eval_results == data.eval_results
 
 
-def test_the_card_tells_a_human_what_it_is_and_how_to_use_it(server, run_folder):
+def test_the_card_describes_the_classifier_and_its_use(server, run_folder):
     push(run_folder)
     text = server.file("alice/mail", "README.md").decode().split("---\n", 2)[2]
     assert "This classifier assigns one of 2 labels to a text. It was trained on mail." in text
@@ -355,7 +355,7 @@ def test_the_card_tells_a_human_what_it_is_and_how_to_use_it(server, run_folder)
     assert "| training examples | `1,200` |" in text
 
 
-def test_a_glue_run_names_its_data_set_configuration_and_revision(run_folder, tmp_path):
+def test_the_card_of_a_glue_run_names_dataset_configuration_and_revision(run_folder, tmp_path):
     folder = tmp_path / "mnli"
     shutil.copytree(run_folder, folder)
     settings = {"task": "mnli", "model": "lab/tiny-bert", "data_dir": "/secret/glue"}
@@ -379,7 +379,7 @@ def test_a_glue_run_names_its_data_set_configuration_and_revision(run_folder, tm
     assert "/secret" not in str(card)
 
 
-def test_the_best_checkpoint_s_card_has_the_best_checkpoint_s_scores(run_folder, tmp_path):
+def test_the_card_of_the_best_checkpoint_has_its_scores(run_folder, tmp_path):
     folder = tmp_path / "best"
     shutil.copytree(run_folder, folder)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -387,12 +387,12 @@ def test_the_best_checkpoint_s_card_has_the_best_checkpoint_s_scores(run_folder,
     assert "| Accuracy | 0.9000 | 0.5000 |" in model_card(folder, "alice/mail").text
 
 
-def test_an_adapter_that_peft_predicts_the_same_with_says_so_and_is_read_by_it(server, model):
+def test_an_adapter_that_peft_can_load_is_tagged_and_predicts_the_same_there(server, model):
     model.push_to_hub("alice/yes-no")
-    said = ModelCard.load("alice/yes-no").data
-    assert said.tags == ["p-tuning", "peft"]
-    assert said.base_model == "lab/tiny-bert"
-    assert said.base_model_relation == "adapter"
+    data = ModelCard.load("alice/yes-no").data
+    assert data.tags == ["p-tuning", "peft"]
+    assert data.base_model == "lab/tiny-bert"
+    assert data.base_model_relation == "adapter"
     config = peft.PeftConfig.from_pretrained("alice/yes-no")
     assert config.base_model_name_or_path == "lab/tiny-bert"
     backbone = load_backbone("lab/tiny-bert", labels=["no", "yes"], dtype="float32")
@@ -400,7 +400,7 @@ def test_an_adapter_that_peft_predicts_the_same_with_says_so_and_is_read_by_it(s
     torch.testing.assert_close(logits(theirs), logits(model), atol=1e-5, rtol=0)
 
 
-def test_a_card_of_one_s_own_is_left_alone(server, run_folder, tmp_path):
+def test_a_readme_in_the_folder_replaces_the_card(server, run_folder, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(run_folder, folder)
     own = "---\nlicense: mit\n---\n# Mine\n"
@@ -409,7 +409,7 @@ def test_a_card_of_one_s_own_is_left_alone(server, run_folder, tmp_path):
     assert server.file("alice/mail", "README.md").decode() == own
 
 
-def test_metadata_that_the_hub_refuses_is_said_and_nothing_is_committed(
+def test_metadata_that_the_hub_refuses_is_reported_and_nothing_is_committed(
     server, run_folder, tmp_path
 ):
     folder = tmp_path / "own"
@@ -420,11 +420,11 @@ def test_metadata_that_the_hub_refuses_is_said_and_nothing_is_committed(
     assert server.files("alice/mail") == set()
 
 
-# What can go wrong on the way up.
+# Failed uploads
 
 
 @pytest.mark.parametrize("token", [None, "hf_made_up"])
-def test_who_is_not_logged_in_is_told_how_to(server, run_folder, log_in, token):
+def test_a_push_without_a_login_says_how_to_log_in(server, run_folder, log_in, token):
     log_in(token)
     with refused(
         "alice/mail was not pushed, because you are not logged in to the Hub (…). Log in with `hf "
@@ -434,27 +434,27 @@ def test_who_is_not_logged_in_is_told_how_to(server, run_folder, log_in, token):
     assert server.repos == {}
 
 
-def test_another_s_name_is_refused(server, run_folder):
+def test_a_push_under_another_user_s_name_is_refused(server, run_folder):
     with refused(f"bob/mail {MAY_NOT_WRITE.replace('…', '…rights…')}"):
         push(run_folder, "bob/mail")
 
 
 @pytest.mark.parametrize("where", ["preupload", "objects/batch", "/commit/", "/storage/"])
-def test_a_refusal_half_way_leaves_nothing_in_the_repository(server, run_folder, where):
+def test_a_refusal_halfway_leaves_nothing_in_the_repository(server, run_folder, where):
     server.go_wrong("PUT" if where == "/storage/" else "POST", where, status=403)
     with refused(f"alice/mail {MAY_NOT_WRITE}"):
         push(run_folder)
     assert server.files("alice/mail") == set()
 
 
-def test_an_upload_that_is_cut_once_is_taken_up_again(server, run_folder, patience):
+def test_an_interrupted_upload_is_repeated(server, run_folder, patience):
     server.go_wrong("PUT", "/storage/", cut=100, times=1)
     push(run_folder)
     weights = (run_folder / "adapter_model.safetensors").read_bytes()
     assert server.file("alice/mail", "adapter_model.safetensors") == weights
 
 
-def test_an_upload_that_is_cut_for_good_leaves_nothing(server, run_folder, patience):
+def test_an_upload_that_keeps_failing_leaves_nothing(server, run_folder, patience):
     server.go_wrong("PUT", "/storage/", cut=100)
     with refused(
         f"The connection to the Hub at {server.url} failed (…), so nothing was committed. Check "
@@ -464,7 +464,7 @@ def test_an_upload_that_is_cut_for_good_leaves_nothing(server, run_folder, patie
     assert server.files("alice/mail") == set()
 
 
-def test_no_network(server, run_folder, monkeypatch):
+def test_a_push_without_a_network_is_refused(server, run_folder, monkeypatch):
     with HubServer() as gone:
         url = gone.url
     use(monkeypatch, HF_ENDPOINT=url)
@@ -480,7 +480,7 @@ def test_no_network(server, run_folder, monkeypatch):
         push(run_folder)
 
 
-# Loading by id.
+# Loading by id
 
 
 @pytest.fixture
@@ -544,7 +544,7 @@ def test_a_pull_request_can_be_tried_before_it_is_merged(server, run_folder, ber
 
 
 @pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE", "server is gone"])
-def test_what_was_loaded_once_is_loaded_offline(server, model, monkeypatch, how):
+def test_an_adapter_that_was_loaded_once_loads_offline(server, model, monkeypatch, how):
     model.push_to_hub("alice/yes-no")
     ptune.load("alice/yes-no", dtype="float32", device="cpu")
     options = {}
@@ -563,7 +563,7 @@ def test_what_was_loaded_once_is_loaded_offline(server, model, monkeypatch, how)
     assert len(server.requests) == asked
 
 
-def test_offline_with_an_empty_cache_says_what_is_missing(server, run_folder):
+def test_offline_with_an_empty_cache_names_the_missing_file(server, run_folder):
     push(run_folder)
     with refused(
         "There is no folder 'alice/mail', and the Hub could not be asked for adapter_config.json "
@@ -573,7 +573,7 @@ def test_offline_with_an_empty_cache_says_what_is_missing(server, run_folder):
         ptune.load("alice/mail", local_files_only=True)
 
 
-def test_a_cache_of_one_s_own(server, model, tmp_path):
+def test_cache_dir_holds_adapter_and_backbone(server, model, tmp_path):
     model.push_to_hub("alice/yes-no")
     shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
     ptune.load("alice/yes-no", cache_dir=tmp_path / "mine", dtype="float32")
@@ -582,12 +582,12 @@ def test_a_cache_of_one_s_own(server, model, tmp_path):
     assert [f for f in cached_files() if f.suffix == ".safetensors"] == []
 
 
-def test_a_repository_that_is_not_there(server):
+def test_a_repository_that_does_not_exist_is_refused(server):
     with refused(f"'alice/nowhere' {CANNOT_READ}"):
         ptune.load("alice/nowhere")
 
 
-def test_a_revision_that_is_not_there(server, run_folder):
+def test_a_revision_that_does_not_exist_is_refused(server, run_folder):
     push(run_folder)
     with refused(
         "The repository 'alice/mail' has no revision 'v9'. Name one of its branches, tags or "
@@ -596,29 +596,27 @@ def test_a_revision_that_is_not_there(server, run_folder):
         ptune.load("alice/mail", revision="v9")
 
 
-def test_a_repository_without_an_adapter(server, on_the_hub):
+def test_a_repository_without_an_adapter_is_refused(server, on_the_hub):
     with refused(f"{on_the_hub} {NOT_AN_ADAPTER}"):
         ptune.load(on_the_hub)
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "message"),
     [
         (401, f"'alice/mail' {CANNOT_READ}"),
         (403, f"'alice/mail' {CANNOT_READ.replace('…', '…403 Forbidden…')}"),
         (500, "The Hub did not provide adapter_config.json of 'alice/mail' (…). Try again later."),
     ],
 )
-def test_a_refused_download_is_said(server, run_folder, patience, status, said):
+def test_a_refused_download_is_reported(server, run_folder, patience, status, message):
     push(run_folder)
     server.go_wrong("HEAD", "adapter_config.json", status=status)
-    with refused(said):
+    with refused(message):
         ptune.load("alice/mail")
 
 
-def test_a_download_that_is_cut_once_is_taken_up_where_it_was(
-    server, run_folder, bert_folder, patience
-):
+def test_an_interrupted_download_continues(server, run_folder, bert_folder, patience):
     push(run_folder)
     server.go_wrong("GET", "/storage/", cut=1000, times=1)
     ptune.load("alice/mail", model=str(bert_folder))
@@ -626,7 +624,7 @@ def test_a_download_that_is_cut_once_is_taken_up_where_it_was(
     assert weights.read_bytes() == (run_folder / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_download_that_is_cut_for_good_leaves_nothing_half_written(
+def test_a_download_that_keeps_failing_leaves_no_partial_file(
     server, run_folder, bert_folder, patience
 ):
     push(run_folder)
@@ -640,10 +638,10 @@ def test_a_download_that_is_cut_for_good_leaves_nothing_half_written(
     assert [f.name for f in cached_files() if "incomplete" in f.name] == []
     assert "adapter_model.safetensors" not in [f.name for f in cached_files()]
     server.faults.clear()
-    ptune.load("alice/mail", model=str(bert_folder))  # and the next try is clean
+    ptune.load("alice/mail", model=str(bert_folder))  # the next attempt succeeds
 
 
-# What an adapter's files must not do.
+# What an adapter's files must not do
 
 
 def tampered(run_folder, folder, **fields):
@@ -665,7 +663,7 @@ CODE = {"base_model_class": "Popen", "parent_library": "subprocess"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         (
             {"auto_mapping": CODE},
@@ -686,14 +684,14 @@ CODE = {"base_model_class": "Popen", "parent_library": "subprocess"}
 )
 @pytest.mark.parametrize("place", ["folder", "hub"])
 def test_an_adapter_that_names_code_or_reaches_outside_is_refused(
-    server, run_folder, tmp_path, fields, said, place
+    server, run_folder, tmp_path, fields, message, place
 ):
     source = tampered(run_folder, tmp_path / "evil", **fields)
     if place == "hub":
         server.add_folder("bob/evil", source)
         source = "bob/evil"
     for load in (ptune.load, ptune.peft.PeftConfig.from_pretrained):
-        with refused(said):
+        with refused(message):
             load(source)
 
 
@@ -701,7 +699,7 @@ def test_an_absolute_folder_is_followed_from_a_folder_and_not_from_the_hub(
     server, run_folder, bert_folder
 ):
     assert ptune.load(run_folder, dtype="float32").model == str(bert_folder)
-    server.add_folder("bob/mail", run_folder)  # as PEFT pushes it
+    server.add_folder("bob/mail", run_folder)  # as PEFT would push it
     with refused(NOT_FOLLOWED.format(bert_folder)):
         ptune.load("bob/mail")
     ptune.load("bob/mail", model=str(bert_folder))
@@ -710,7 +708,7 @@ def test_an_absolute_folder_is_followed_from_a_folder_and_not_from_the_hub(
     )
 
 
-def test_a_backbone_that_brings_code_is_not_run(server, run_folder, bert_folder, tmp_path):
+def test_code_of_a_backbone_is_not_run(server, run_folder, bert_folder, tmp_path):
     folder = tmp_path / "code"
     shutil.copytree(bert_folder, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -743,7 +741,7 @@ def test_a_pickle_from_the_hub_is_not_run(server, run_folder, bert_folder, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-# The command, and a new process.
+# The command, and new processes
 
 
 def call(*words):
@@ -770,7 +768,7 @@ def test_the_command_opens_a_pull_request(server, run_folder, capsys):
     assert "/bob/mail/discussions/1" in capsys.readouterr().out
 
 
-def test_the_command_says_what_was_refused_with_exit_code_2(server, run_folder, capsys, log_in):
+def test_the_command_reports_a_refusal_with_exit_code_2(server, run_folder, capsys, log_in):
     assert call("push", run_folder, "bob/mail") == 2
     assert "bob/mail was not pushed, because you may not write to it" in capsys.readouterr().err
     log_in(None)
@@ -780,7 +778,7 @@ def test_the_command_says_what_was_refused_with_exit_code_2(server, run_folder, 
     assert "Traceback" not in message
 
 
-def test_another_process_pushes_by_environment_and_a_third_loads_offline(server, run_folder):
+def test_one_process_pushes_by_environment_and_another_loads_offline(server, run_folder):
     command = str(Path(sys.executable).with_name("ptune"))
     done = subprocess.run(
         [command, "push", run_folder, "alice/mail"], capture_output=True, text=True, check=True
