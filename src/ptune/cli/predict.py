@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     from ptune.inference.jobs import Recipe
     from ptune.labels import Prediction
 
+Format = Annotated[
+    Literal["table", "jsonl", "csv"] | None,
+    option(
+        "Format of the output.", OUTPUT, default="table for typed texts on a terminal, else jsonl"
+    ),
+]
+
 
 def predict(
     adapter: Adapter,
@@ -55,14 +62,7 @@ def predict(
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
-    format: Annotated[
-        Literal["table", "jsonl", "csv"] | None,
-        option(
-            "Format of the output.",
-            OUTPUT,
-            default="table for typed texts on a terminal, else jsonl",
-        ),
-    ] = None,
+    format: Format = None,
     output: Annotated[
         Path | None,
         option(
