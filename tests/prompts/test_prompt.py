@@ -1,4 +1,4 @@
-"""The prompt encoder is the reference's, layer for layer."""
+"""The prompt encoder is PEFT's, layer for layer."""
 
 import peft
 import pytest
@@ -10,7 +10,7 @@ from ptune.prompts.encoder import build_prompt_encoder
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["MLP", "LSTM"])
-def test_rows_equal_the_reference_on_the_same_weights(kind, layers):
+def test_prompt_embeddings_equal_peft_s_with_the_same_weights(kind, layers):
     settings = {
         "num_virtual_tokens": 7,
         "token_dim": 48,
@@ -27,7 +27,7 @@ def test_rows_equal_the_reference_on_the_same_weights(kind, layers):
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-def test_the_deep_encoder_is_the_reference_s_prefix_encoder():
+def test_the_deep_encoder_is_peft_s_prefix_encoder():
     sizes = {"num_virtual_tokens": 7, "token_dim": 48, "encoder_hidden_size": 24}
     theirs = peft.PrefixEncoder(
         peft.PrefixTuningConfig(
@@ -40,7 +40,7 @@ def test_the_deep_encoder_is_the_reference_s_prefix_encoder():
     torch.testing.assert_close(ours(), theirs(torch.arange(7)), atol=1e-6, rtol=0)
 
 
-def test_dropout_of_the_lstm_is_where_the_reference_has_it():
+def test_dropout_of_the_lstm_is_where_peft_has_it():
     config = PromptEncoderConfig(
         num_virtual_tokens=4,
         token_dim=8,
@@ -54,7 +54,7 @@ def test_dropout_of_the_lstm_is_where_the_reference_has_it():
     assert torch.equal(encoder(), encoder())
 
 
-def test_no_encoder_means_plain_rows():
+def test_without_an_encoder_the_prompt_embeddings_are_the_parameters():
     encoder = build_prompt_encoder(
         PromptEncoderConfig(
             num_virtual_tokens=4, token_dim=8, encoder_reparameterization_type="NONE"
