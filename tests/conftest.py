@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import subjects
 import torch
 import transformers
 from architectures import ARCHITECTURES
@@ -146,6 +147,19 @@ def bert_folder(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("backbones") / "tiny-bert"
     build("bert").bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """The folder of a subject's files (see `subjects.py`), written when they are first needed."""
+    root = tmp_path_factory.mktemp("subjects")
+
+    def folder(subject):
+        place = root / f"{subject.mechanism}, {subject.head}"
+        subjects.write(subject, place)
+        return place
+
     return folder
 
 

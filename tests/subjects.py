@@ -1,0 +1,243 @@
+"""What the tests of threads, interrupts, copies and release run on.
+
+If you add a mechanism, an engine or a kind of head, add it here. Every test that takes a subject
+then runs on it too.
+"""
+
+import os
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
+from transformers import AutoModelForSequenceClassification
+
+import ptune
+from ptune import PromptEncoderConfig, PromptModel
+
+DEEP = {"depth": "deep", "num_virtual_tokens": 4}
+# How a prompt enters a backbone: an architecture where it does so, and the prompt.
+MECHANISMS = {
+    # A prompt among the tokens of the text.
+    "input": ("BERT", {"depth": "input", "placement": "after_first"}),
+    # An input prompt before the texts of a causal backbone, read once for the whole batch.
+    "shared": ("GPT-2", {"depth": "input", "placement": "prefix"}),
+    # Keys and values in every layer.
+    "prefix": ("RoBERTa", {**DEEP, "pooling": "mean"}),
+    # The same where one module is the attention of all layers.
+    "prefix in one module": ("ALBERT", DEEP),
+    # Embeddings in every layer, where attention is out of reach.
+    "layers": ("DeBERTa-v2", DEEP),
+}
+# Labels, problem type, and what the head reads where that is not the architecture's own.
+HEADS = {
+    "plain": (["no", "maybe", "yes"], "single_label_classification", {}),
+    # A pooler that no checkpoint brought: it is trained and saved with the head.
+    "pooler": (["no", "yes"], "single_label_classification", {}),
+    "regression": (["score"], "regression", {"pooling": "prompt"}),
+    "multi-label": (["a", "b", "c", "d"], "multi_label_classification", {"pooling": "mean"}),
+}
+ENGINES = {
+    "torch": lambda folder: ptune.load(folder / "adapter", dtype="float32", device="cpu"),
+    "onnx": lambda folder: ptune.load_exported(folder / "export", "onnx"),
+    "openvino": lambda folder: ptune.load_exported(folder / "export", "openvino", dtype="float32"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier to test: a mechanism, a kind of head and an engine."""
+
+    mechanism: str = "prefix"
+    head: str = "plain"
+    engine: str = "torch"
+
+    def __str__(self):
+        return "-".join((self.mechanism, self.head, self.engine))
+
+    def load(self, folder):
+        """The classifier, from the folder that `write` wrote."""
+        return ENGINES[self.engine](folder)
+
+
+SUBJECTS = [
+    *(Subject(mechanism=name) for name in MECHANISMS),
+    *(Subject("input", head=name) for name in HEADS if name != "plain"),
+    *(Subject(engine=name) for name in ENGINES if name != "torch"),
+]
+# Those that PyTorch runs: they can be copied, trained and taken apart.
+ON_TORCH = [subject for subject in SUBJECTS if subject.engine == "torch"]
+# One for each mechanism.
+PLAIN = [subject for subject in ON_TORCH if subject.head == "plain"]
+
+SENTENCES = [
+    "the parcel never came and nobody answers the phone",
+    "please send my money back today",
+    "how do I change the address of my order",
+    "the lamp blinks red and then goes dark",
+    "where can I find an invoice for the headphones",
+    "I cannot log in any more since the update",
+    "thank you for the quick help yesterday",
+    "is the black one in stock again soon",
+]
+# One to four texts each, of a few tokens to more than the backbone reads.
+INPUTS = [
+    [" ".join(SENTENCES[(i + j) % 8].split()[: 1 + (3 * i + 5 * j) % 9]) for j in range(1 + i % 4)]
+    for i in range(32)
+] + [[" ".join(SENTENCES * 3), "the"]]
+
+
+def backbone_of(subject, folder, seed=0):
+    """The subject's backbone with a fresh head and its tokenizer, written into `folder`."""
+    architecture = ARCHITECTURES[MECHANISMS[subject.mechanism][0]]
+    tokenizer = build_tokenizer(architecture, SENTENCES)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    base = build_model(architecture, tokenizer, seed=seed).base_model
+    if subject.head == "pooler":
+        base.pooler = None
+    base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return read_backbone(subject, folder), tokenizer
+
+
+def read_backbone(subject, folder):
+    """The backbone from its folder, with a head for the subject's labels."""
+    labels, problem_type, _ = HEADS[subject.head]
+    torch.manual_seed(1)
+    backbone = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        problem_type=problem_type,
+    )
+    backbone.name_or_path = str(folder)
+    return backbone.eval()
+
+
+def config_of(subject, **options):
+    """The subject's prompt."""
+    common = {"num_virtual_tokens": 5, "encoder_reparameterization_type": "NONE"}
+    own = {**MECHANISMS[subject.mechanism][1], **HEADS[subject.head][2]}
+    return PromptEncoderConfig(**{**common, **own, **options})
+
+
+def shake(model, seed):
+    """Give prompt and head random numbers, none of which is small."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.5)
+    return model.eval()
+
+
+def write(subject, folder, seed=2):
+    """Write the subject's backbone and adapter, and an export for other engines than PyTorch."""
+    if not folder.is_dir():
+        backbone, _ = backbone_of(subject, folder / "backbone")
+        shake(PromptModel(backbone, config_of(subject)), seed).save_pretrained(folder / "adapter")
+    if subject.engine != "torch" and not (folder / "export").is_dir():
+        ptune.export_onnx(folder / "adapter", folder / "export")
+
+
+def answers(classifier, texts):
+    """Logits ``[texts, labels]``."""
+    return np.stack(list(classifier.logits(texts)))
+
+
+def is_right(found, wanted):
+    """Whether logits are within 1e-5 of those of one thread."""
+    return found.shape == wanted.shape and bool(np.abs(found - wanted).max() <= 1e-5)
+
+
+def in_threads(*functions, seconds=60.0):
+    """Call functions in a thread each, all at once.
+
+    Returns:
+        Their results, in order.
+
+    Raises:
+        ExceptionGroup: What they raised.
+        AssertionError: One of them still runs after `seconds`.
+    """
+    barrier = threading.Barrier(len(functions))
+    results, errors = [None] * len(functions), []
+
+    def call(i):
+        barrier.wait()
+        try:
+            results[i] = functions[i]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=[i], daemon=True) for i in range(len(functions))]
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    running = sum(thread.is_alive() for thread in threads)
+    assert not running, f"{running} of {len(threads)} threads still run after {seconds:.0f} s"
+    if errors:
+        raise BaseExceptionGroup(f"{len(errors)} of {len(functions)} threads raised", errors)
+    return results
+
+
+def in_a_thread(function, seconds=60.0):
+    """Call a function in a new thread; its result."""
+    return in_threads(function, seconds=seconds)[0]
+
+
+@contextmanager
+def meanwhile(*functions):
+    """Call functions again and again, in a thread each, while the block runs.
+
+    Raises:
+        ExceptionGroup: What they raised; each stops at its first exception.
+    """
+    stop, errors, calls = threading.Event(), [], [0] * len(functions)
+
+    def repeat(i):
+        try:
+            while not stop.is_set():
+                functions[i]()
+                calls[i] += 1
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=repeat, args=[i], daemon=True) for i in range(len(functions))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a thread does not come to an end"
+    if errors:
+        raise BaseExceptionGroup(f"{len(errors)} of {len(functions)} threads raised", errors)
+    assert all(calls), "a thread did not finish one call"
+
+
+@contextmanager
+def frequent_switches():
+    """Let Python change threads after a few microseconds, so that races are met in short tests."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+# What a test that starts processes of its own gives them.
+ENVIRONMENT = {**os.environ, "PYTHONFAULTHANDLER": "1"}
