@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all lint structure docs architectures nightly clean
+.PHONY: help demo test test-all attack lint structure docs architectures nightly clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -29,6 +29,9 @@ test: $(VENV)/installed-dev ## Run the tests, without the slow ones
 
 test-all: $(VENV)/installed-dev lint ## Run every test and check
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
+
+attack: $(VENV)/installed-dev ## Attack a server on this machine (five minutes)
+	$(BIN)/python -m pytest -m attack tests/attack
 
 lint: $(VENV)/installed-dev ## Check style, types and imports
 	$(BIN)/ruff check .

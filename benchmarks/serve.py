@@ -1,20 +1,18 @@
-"""Does the server answer rightly under load, stop without a loss, and bear malformed requests?
+"""Are the server's answers right under load, and does it stop without losing a request?
 
     python benchmarks/serve.py --seconds 60 --clients 64 --output-dir runs/serve
 
-starts `ptune serve` on a free port of this machine, over tasks made for it (untrained prompts and
-random heads on MiniLM), and writes `serve.json` and a table. Three parts (`--parts`):
+Starts `ptune serve` on a free port of this machine, with tasks made for it (untrained prompts and
+random heads on MiniLM), and writes `serve.json` and a table. Two parts (`--parts`):
 
-load     So many clients ask for single texts, pairs and batches of any task, while tasks are
-         removed, added and replaced by one with other labels. Every answer is compared with what
-         `ptune.load` says of the same text: all scores within 1e-5 (float32).
-hostile  Malformed requests, handwritten and from schemathesis on the server's own OpenAPI: each
-         must be answered with 4xx, and the server's memory stay as it is.
-stop     SIGTERM under the load of the first part. Every request that the server took must be
-         answered, and every other one refused in words, or the connection with it.
+load  Clients ask for single texts, pairs and batches of any task, while tasks are removed, added
+      and replaced by tasks with other labels. Every answer is compared with that of `ptune.load`:
+      all scores must be equal within 1e-5 (float32).
+stop  The server gets SIGTERM under that load. Every request that it accepted must be answered, and
+      every other one refused with a message, or its connection refused.
 
-The exit code is 1 if any of this does not hold. Clients run in this process, beside the server on
-the same cores; seconds say little where other work runs.
+The exit code is 1 if any of this fails. The clients run in this process, on the same cores as the
+server.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
-import contextlib
 import http.client
 import json
 import os
@@ -30,13 +27,11 @@ import random
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +48,17 @@ from ptune.peft import PromptEncoderConfig
 
 ADMIN = "admin-of-the-benchmark"
 TOLERANCE = 1e-5  # of a score
-MEMORY_BOUND = 32e6  # bytes that the server may grow by
-JSON = {"Content-Type": "application/json"}
 WORDS = ["red", "green", "blue", "grey", "pink", "black"]
 Sent = str | list[str]
-# What the numbers depend on.
-LIBRARIES = ("ptune", "torch", "transformers", "fastapi", "uvicorn", "aiohttp", "schemathesis")
+# Versions to report.
+LIBRARIES = ("ptune", "torch", "transformers", "fastapi", "uvicorn", "aiohttp")
 
 
 # Tasks.
 
 
 def make_task(folder: Path, seed: int, model: str) -> None:
-    """An untrained adapter, with a head that tells texts apart."""
+    """Save an untrained adapter whose head gives different texts different scores."""
     kinds = ["single_label_classification"] * 3 + ["multi_label_classification", "regression"]
     problem_type = kinds[seed % 5]
     labels = ["score"] if problem_type == "regression" else WORDS[: 2 + seed % 5]
@@ -84,13 +77,13 @@ def make_task(folder: Path, seed: int, model: str) -> None:
 
 
 def texts_to_send(count: int) -> list[Sent]:
-    """Support mail, every third one a pair."""
+    """Support mail; every third text is a pair."""
     rows = read_table(Path(ptune.__file__).parent / "demo" / "test.csv")[TEXT][: 2 * count]
     return [[rows[i], rows[i + count]] if i % 3 == 0 else rows[i] for i in range(count)]
 
 
 def expected(folder: Path, texts: list[Sent]) -> list[dict[str, float]]:
-    """What `ptune.load` says of every text: scores by label."""
+    """The scores by label that `ptune.load` gives for every text."""
     classifier = ptune.load(folder, dtype="float32")
     return [
         classifier(text if isinstance(text, str) else tuple(text)).probabilities for text in texts
@@ -103,7 +96,7 @@ def expected(folder: Path, texts: list[Sent]) -> list[dict[str, float]]:
 class Server:
     """`ptune serve` on a free port."""
 
-    def __init__(self, folder: Path, *flags: Any) -> None:
+    def __init__(self, folder: Path, *flags: Any, **process: Any) -> None:
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed at exit)
         words = [
             sys.executable,
@@ -115,24 +108,24 @@ class Server:
         words += ["--port", "0", "--dtype", "float32", *map(str, flags)]
         environment = os.environ | {"PTUNE_ADMIN_TOKEN": ADMIN}
         self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
+            words, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, **process
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()  # "Serving 3 tasks at http://127.0.0.1:1234 (…)"
         found = re.search(r"http://([\d.]+):(\d+)", line)
         if found is None:
             self.process.wait(60)
-            raise SystemExit(f"The server did not start:\n{self.said()}")
+            raise SystemExit(f"The server did not start:\n{self.log_text()}")
         self.url, self.host, self.port = found[0], found[1], int(found[2])
 
-    def said(self) -> str:
-        """What it wrote to standard error."""
+    def log_text(self) -> str:
+        """Everything it wrote to standard error."""
         self.log.seek(0)
         return self.log.read()
 
     def records(self) -> list[dict[str, Any]]:
-        """Its log."""
-        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        """The records of its log."""
+        return [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]
 
     def __enter__(self) -> Server:
         return self
@@ -145,7 +138,7 @@ class Server:
         self.log.close()
 
     def memory(self) -> float:
-        """Bytes it occupies, by its own `/metrics`."""
+        """Bytes of memory that it occupies, from its `/metrics`."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         connection.request("GET", "/metrics")
         shown = connection.getresponse().read().decode()
@@ -158,7 +151,7 @@ class Server:
 
 
 class Load:
-    """Clients that ask and compare, and what they met."""
+    """Clients that ask and compare, and a count of what happened to them."""
 
     def __init__(self, url: str, answers: dict[str, list[list[dict[str, float]]]], texts: Any):
         self.url, self.answers, self.texts = url, answers, texts
@@ -169,7 +162,7 @@ class Load:
         self.largest = 0.0
 
     def differs(self, task: str, number: int, answer: Any) -> str | None:
-        """How an answer differs from every one that the task may give now."""
+        """How an answer differs from all right ones; ``None`` if it is right."""
         scores = {row["label"]: row["score"] for row in answer}
         gaps = []
         for rows in self.answers[task]:
@@ -182,7 +175,7 @@ class Load:
         return f"{task}, text {number}: {scores}"
 
     async def client(self, session: aiohttp.ClientSession, seed: int, until: float) -> None:
-        """Ask until it is time, or until the server stops."""
+        """Ask until the time is over or the server stops."""
         rng = random.Random(seed)
         while time.perf_counter() < until:
             task = rng.choice(list(self.answers))
@@ -214,13 +207,13 @@ class Load:
                         self.met["wrong"] += 1
             name = {200: "answered", 429: "overloaded", 503: answer_type(answer)}.get(status)
             if status == 404 and task.startswith("moving"):
-                name = "task away"
+                name = "task removed"
             self.met[name or f"status {status}"] += 1
             if name == "stopping":
                 return
 
     async def run(self, clients: int, seconds: float, *others: Any) -> None:
-        """All clients at once."""
+        """Run all clients at once."""
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=120)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -235,14 +228,14 @@ def answer_type(answer: Any) -> str:
 
 
 class Mover:
-    """Removes, adds and replaces the moving tasks while they are asked for."""
+    """Removes, adds and replaces the moving tasks while clients use them."""
 
     def __init__(self, url: str, served: Path, variants: dict[str, list[Path]]) -> None:
         self.url, self.served, self.variants = url, served, variants
         self.moves: collections.Counter[str] = collections.Counter()
 
     async def __call__(self, session: aiohttp.ClientSession, until: float) -> None:
-        """Move until it is time."""
+        """Move tasks until the time is over."""
         headers = {"Authorization": f"Bearer {ADMIN}"}
         turn = 0
         while time.perf_counter() < until:
@@ -259,7 +252,7 @@ class Mover:
 
 
 def swap(place: Path, source: Path) -> None:
-    """Put another adapter in a task's place."""
+    """Put another adapter in the place of a task's."""
     fresh, old = place.with_name(f".{place.name}-new"), place.with_name(f".{place.name}-old")
     shutil.copytree(source, fresh)
     if place.exists():
@@ -269,7 +262,7 @@ def swap(place: Path, source: Path) -> None:
 
 
 class Stage:
-    """The folder to serve, and what is right."""
+    """The folder to serve, and the right answers."""
 
     def __init__(self, folder: Path, model: str, tasks: int, texts: int) -> None:
         self.served, self.texts = folder / "served", texts_to_send(texts)
@@ -279,7 +272,7 @@ class Stage:
             make_task(self.served / f"task{i}", i, model)
             self.answers[f"task{i}"] = [expected(self.served / f"task{i}", self.texts)]
         for i in range(2):
-            # Two adapters with different labels take turns.
+            # Two adapters with different labels alternate.
             both = [folder / f"moving{i}-{k}" for k in range(2)]
             for k, variant in enumerate(both):
                 make_task(variant, 100 + 10 * i + k, model)
@@ -289,12 +282,12 @@ class Stage:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Of sorted values; 0 where there are none."""
+    """A quantile of sorted values; 0 if there are none."""
     return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
 def measure_load(server: Server, stage: Stage, clients: int, seconds: float) -> dict[str, Any]:
-    """Part one."""
+    """Run the part load."""
     load = Load(server.url, stage.answers, stage.texts)
     mover = Mover(server.url, stage.served, stage.variants)
     before, started = server.memory(), time.perf_counter()
@@ -317,14 +310,14 @@ def measure_load(server: Server, stage: Stage, clients: int, seconds: float) -> 
         "memory_grew_mb": (after - before) / 1e6,
         "examples_of_wrong": load.wrong[:5],
         "holds": not load.wrong
-        and set(load.met) <= {"answered", "task away", "overloaded"}
+        and set(load.met) <= {"answered", "task removed", "overloaded"}
         and load.met["answered"] > 0
         and set(mover.moves) <= {"removed: 204", "added: 201", "replaced: 200"},
     }
 
 
 def measure_stop(server: Server, stage: Stage, clients: int, seconds: float) -> dict[str, Any]:
-    """Part three; the server is gone afterwards."""
+    """Run the part stop. The server has exited afterwards."""
     steady = {task: a for task, a in stage.answers.items() if task.startswith("task")}
     load = Load(server.url, steady, stage.texts)
     earlier = len(server.records())
@@ -354,227 +347,12 @@ def measure_stop(server: Server, stage: Stage, clients: int, seconds: float) -> 
     }
 
 
-# Malformed requests.
-
-
-def handwritten(rng: random.Random) -> Iterator[tuple[str, bytes]]:
-    """What each is, and its bytes, without end; each wants 4xx."""
-    target = "/tasks/task0/predict"
-    admin = f"Authorization: Bearer {ADMIN}"
-
-    def raw(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
-        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
-        if not any(h.lower().startswith(("content-length", "transfer-encoding")) for h in headers):
-            lines.append(f"Content-Length: {len(body)}")
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-
-    def post(body: bytes | str, *headers: str) -> bytes:
-        data = body if isinstance(body, bytes) else body.encode()
-        return raw("POST", target, data, *(headers or ("Content-Type: application/json",)))
-
-    def chunked(size: int, count: int) -> bytes:
-        body = (f"{size:x}\r\n".encode() + b"a" * size + b"\r\n") * count + b"0\r\n\r\n"
-        return post(body, "Transfer-Encoding: chunked", "Content-Type: application/json")
-
-    deep = 10 ** rng.randint(2, 5)
-    names = [
-        "..%2f..%2fetc%2fpasswd", "%2e%2e", "..%5c..%5cwindows", "a%00b", "%00", "-x", ".hidden",
-        "a" * 129, "a" * 5000, "%ff%fe", "task0%2f..%2ftask1", "%F0%9F%92%A9", "task0%20", "link",
-        "linked", "none", "..;", "%252e%252e%252f", "con:", "task0%0d%0aX:%20y", "~root",
-    ]  # fmt: skip
-    for name in names:
-        yield f"PUT {name[:20]}", raw("PUT", f"/tasks/{name}", b"", admin)
-        yield f"DELETE {name[:20]}", raw("DELETE", f"/tasks/{name}", b"", admin)
-        yield f"GET {name[:20]}", raw("GET", f"/tasks/{name}")
-        yield (
-            f"POST {name[:20]}",
-            raw("POST", f"/tasks/{name}/predict", b'{"inputs":"a"}', JSON_HEADER),
-        )
-    bodies: list[tuple[str, bytes | str]] = [
-        ("nothing", ""), ("no JSON", "{"), ("a word", "inputs"), ("null", "null"), ("[]", "[]"),
-        ("true", "true"), ("a text", '"a"'), ("no inputs", "{}"), ("NaN", '{"inputs":NaN}'),
-        ("Infinity", '{"inputs":-Infinity}'), ("null inputs", '{"inputs":null}'),
-        ("a number", '{"inputs":1e999}'), ("an object", '{"inputs":{"a":"b"}}'),
-        ("an empty text", '{"inputs":""}'), ("spaces", '{"inputs":" \\t\\n\\u2003"}'),
-        ("no texts", '{"inputs":[]}'), ("a batch of none", '{"inputs":[[]]}'),
-        ("two texts or a pair", '{"inputs":["a","b"]}'),
-        ("a row of three", '{"inputs":[["a","b","c"]]}'),
-        ("a null in a pair", '{"inputs":["a",null]}'), ("mixed", '{"inputs":[["a"],"b"]}'),
-        ("an empty half", '{"inputs":[["a",""]]}'), ("numbers", '{"inputs":[[1,2]]}'),
-        ("an unknown field", '{"inputs":"a","parameter":{}}'),
-        ("a wrong flag", '{"inputs":"a","raw_scores":"yes"}'),
-        ("a wrong flag", '{"inputs":"a","truncate":1}'),
-        ("a surrogate", '{"inputs":"\\ud800"}'), ("two surrogates", '{"inputs":"\\udc00\\ud800"}'),
-        ("a surrogate as bytes", b'{"inputs":"\xed\xa0\x80"}'),
-        ("no UTF-8", b'{"inputs":"\xff\xfe"}'), ("Latin-1", '{"inputs":"é"}'.encode("latin-1")),
-        ("UTF-16", '{"inputs":"a"}'.encode("utf-16")),
-        ("UTF-32", '{"inputs":"a"}'.encode("utf-32")),
-        ("a byte order mark", b'\xef\xbb\xbf{"inputs":"a"}'),
-        ("a raw control", b'{"inputs":"\x01"}'),
-        ("zeros", b"\x00" * 100), ("two values", '{"inputs":"a"}{"inputs":"b"}'),
-        ("a comma too many", '{"inputs":"a",}'), ("single quotes", "{'inputs':'a'}"),
-        ("deep lists", '{"inputs":' + "[" * deep + "]" * deep + "}"),
-        ("deep objects", '{"inputs":' + '{"a":' * deep + "1" + "}" * deep + "}"),
-        ("only brackets", "[" * deep), ("a long number", '{"inputs":' + "9" * deep + "}"),
-        ("many texts", json.dumps({"inputs": [["a"]] * rng.randint(65, 2000)})),
-        ("a long text", json.dumps({"inputs": "a" * rng.randint(20_001, 900_000)})),
-        ("a long pair", json.dumps({"inputs": [["a" * 15_000, "b" * 15_000]]})),
-        ("many fields", json.dumps({f"f{i}": i for i in range(2000)})),
-        ("a long field", json.dumps({"f" * 100_000: 1})),
-        ("a large body", b'{"inputs":"' + b"a" * rng.randint(1_000_001, 3_000_000) + b'"}'),
-        ("random bytes", rng.randbytes(rng.randint(1, 5000))),
-    ]  # fmt: skip
-    for what, body in bodies:
-        yield what, post(body)
-    good = b'{"inputs":"a"}'
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", ""):
-        yield f"Content-Type {kind}", post(good, f"Content-Type: {kind}")
-    yield "no Content-Type", raw("POST", target, good)
-    yield "chunks beyond the limit", chunked(50_000, rng.randint(25, 60))
-    yield "a gzipped body", post(b"\x1f\x8b\x08", JSON_HEADER, "Content-Encoding: gzip")
-    yield "a length too large", post(good, JSON_HEADER, "Content-Length: 99999999999")
-    for method in ("GET", "HEAD", "OPTIONS", "PATCH", "DELETE", "TRACE", "PUT", "FOO", "CONNECT"):
-        yield f"{method} predict", raw(method, target)
-    for method in ("HEAD", "OPTIONS", "POST", "PATCH"):
-        yield f"{method} a task", raw(method, "/tasks/task0")
-        yield f"{method} tasks", raw(method, "/tasks")
-        yield f"{method} the page", raw(method, "/")
-    for path in ("/../../etc/passwd", "/web/..%2f..%2fserver.py", "/web/%00", "/web/" + "a" * 3000,
-                 "/static-offline-docs/..%2fcore.py", "//tasks", "/tasks/", "/tasks//predict",
-                 "/tasks/task0/predict/", "/%",
-                 "/" + "%2e%2e%2f" * 50, "/" + "a/" * 500):  # fmt: skip
-        yield f"GET {path[:30]}", raw("GET", path)
-    yield "PUT without a token", raw("PUT", "/tasks/task0")
-    for shown in (
-        "Bearer wrong",
-        "Bearer",
-        "Basic YTpi",
-        "Bearer \xff\xfe",
-        "Bearer " + "a" * 9000,
-    ):
-        yield "a wrong token", raw("PUT", "/tasks/task0", b"", f"Authorization: {shown}")
-        yield "a wrong token", raw("DELETE", "/tasks/task0", b"", f"Authorization: {shown}")
-    # No HTTP at all.
-    yield "no HTTP", b"hello\r\n\r\n"
-    yield "no HTTP", rng.randbytes(200) + b"\r\n\r\n"
-    yield "a TLS greeting", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40)
-    yield "a bad header", b"GET / HTTP/1.1\r\nHost x\r\n\r\n"
-    yield "a header too large", raw("GET", "/tasks/x", b"", "X: " + "a" * 70_000)
-    yield (
-        "headers too many",
-        raw("GET", "/tasks/x", b"", *[f"X{i}: {'a' * 90}" for i in range(900)]),
-    )
-    yield "a bad length", post(good, JSON_HEADER, "Content-Length: -1")
-    yield "two lengths", post(good, JSON_HEADER, "Content-Length: 5", "Content-Length: 14")
-    yield "a bad chunk", post(b"zz\r\n", JSON_HEADER, "Transfer-Encoding: chunked")
-    yield "an unknown encoding", post(good, JSON_HEADER, "Transfer-Encoding: gzip")
-    yield from handwritten(rng)
-
-
-JSON_HEADER = "Content-Type: application/json"
-
-
-def ask_raw(server: Server, data: bytes) -> int:
-    """The status of the answer to these bytes; 0: none came."""
-    with socket.create_connection((server.host, server.port), timeout=30) as connection:
-        with contextlib.suppress(OSError):  # it may have answered and closed before it read all
-            connection.sendall(data)
-        answer = b""
-        with contextlib.suppress(OSError):
-            while b"\r\n" not in answer and (more := connection.recv(4096)):
-                answer += more
-    found = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
-    return int(found[1]) if found else 0
-
-
-def generated(server: Server, examples: int) -> tuple[collections.Counter[int], list[str]]:
-    """Statuses of malformed requests that schemathesis makes of the server's own OpenAPI."""
-    import hypothesis
-    import schemathesis
-
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    statuses: collections.Counter[int] = collections.Counter()
-    failures: list[str] = []
-    how = hypothesis.settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-
-    def ask_all(operation: Any, *, known_task: bool) -> None:
-        @how
-        @hypothesis.given(
-            operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
-        )
-        def ask(case: Any) -> None:
-            if known_task:
-                case.path_parameters["task"] = "task0"
-            status = case.call(headers={"Authorization": f"Bearer {ADMIN}"}).status_code
-            if known_task and status == 200:
-                return  # the name alone was malformed
-            statuses[status] += 1
-            if not 400 <= status < 500:
-                failures.append(f"{operation.label} {case.path_parameters}: {status}")
-
-        ask()
-
-    for found in schema.get_all_operations():
-        operation = found.ok()
-        if operation.path_parameters:  # else there is nothing to get wrong
-            ask_all(operation, known_task=False)
-        if operation.body:
-            ask_all(operation, known_task=True)
-    return statuses, failures
-
-
-def measure_hostile(server: Server, stage: Stage, count: int) -> dict[str, Any]:
-    """Part two."""
-    for name, aim in (("link", "/etc"), ("linked", stage.served.parent / "moving0-0")):
-        with contextlib.suppress(FileExistsError):
-            (stage.served / name).symlink_to(aim)
-    steady = Load(server.url, {"task0": stage.answers["task0"]}, stage.texts)
-    asyncio.run(steady.run(2, 0.5))
-    stream = handwritten(random.Random(0))
-    # Memory is compared with that after some of each kind: a first time takes some.
-    for _, (_, data) in zip(range(count // 2), stream, strict=False):
-        ask_raw(server, data)
-    generated(server, 5)
-    before = server.memory()
-    statuses: collections.Counter[int] = collections.Counter()
-    failures = []
-    for _, (what, data) in zip(range(count), stream, strict=False):
-        status = ask_raw(server, data)
-        statuses[status] += 1
-        if not 400 <= status < 500:
-            failures.append(f"{what}: {status}")
-    others, more = generated(server, max(5, count // 8))
-    after = server.memory()
-    asyncio.run(steady.run(2, 0.5))
-    return {
-        "handwritten": {str(k): v for k, v in sorted(statuses.items())},
-        "schemathesis": {str(k): v for k, v in sorted(others.items())},
-        "failures": [*failures, *more][:10],
-        "memory_mb": {"before": before / 1e6, "after": after / 1e6},
-        "still_right": not steady.wrong and set(steady.met) == {"answered"},
-        "holds": not failures
-        and not more
-        and after - before < MEMORY_BOUND
-        and not steady.wrong
-        and set(steady.met) == {"answered"}
-        and "Traceback" not in server.said(),
-    }
-
-
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
-    lines = ["| part | what | seen | holds |", "| --- | --- | --- | --- |"]
+    lines = ["| part | what | result | passed |", "| --- | --- | --- | --- |"]
     shown = {
         "load": ("requests_answered", "requests_per_second", "texts_per_second", "median_ms",
                  "p99_ms", "largest_ms", "largest_difference", "met", "moves"),
-        "hostile": ("handwritten", "schemathesis", "memory_mb", "still_right"),
         "stop": ("met", "answered_by_server", "answers_received", "exit_code"),
     }  # fmt: skip
     for part, keys in shown.items():
@@ -588,24 +366,23 @@ def table(results: dict[str, Any]) -> str:
 
 
 def number(value: Any) -> str:
-    """A number as people read it."""
+    """A number, formatted for reading."""
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < value < 0.01 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def main() -> None:
-    """Measure, print the table, write the file."""
+    """Measure, print the table and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ["load", "hostile", "stop"]
+    parts = ["load", "stop"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--model", default="minilm", help="the backbone (minilm)")
-    parser.add_argument("--tasks", type=int, default=20, help="that stay (20)")
-    parser.add_argument("--texts", type=int, default=30, help="different ones (30)")
+    parser.add_argument("--tasks", type=int, default=20, help="tasks that stay (20)")
+    parser.add_argument("--texts", type=int, default=30, help="different texts (30)")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="of the part load (60)")
     parser.add_argument("--stop-after", type=float, default=5.0, help="seconds of load (5)")
-    parser.add_argument("--malformed", type=int, default=1000, help="handwritten requests (1000)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/serve"))
     given = parser.parse_args()
     results: dict[str, Any] = {"versions": versions(*LIBRARIES), "cores": os.cpu_count()}
@@ -614,8 +391,6 @@ def main() -> None:
         with Server(stage.served) as server:
             if "load" in given.parts:
                 results["load"] = measure_load(server, stage, given.clients, given.seconds)
-            if "hostile" in given.parts:
-                results["hostile"] = measure_hostile(server, stage, given.malformed)
             if "stop" in given.parts:
                 results["stop"] = measure_stop(server, stage, given.clients, given.stop_after)
     given.output_dir.mkdir(parents=True, exist_ok=True)
@@ -623,7 +398,7 @@ def main() -> None:
     print(table(results))
     bad = [part for part in given.parts if not results[part]["holds"]]
     for part in bad:
-        print(f"{part} does not hold: {json.dumps(results[part])}", file=sys.stderr)
+        print(f"{part} failed: {json.dumps(results[part])}", file=sys.stderr)
     raise SystemExit(1 if bad else 0)
 
 

@@ -223,6 +223,14 @@ class ArchitectureTable:
         self.file.write_text(before + table + after, "utf-8")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Attacks run only when they are asked for (`-m attack`)."""
+    if "attack" not in (config.option.markexpr or ""):
+        attacks = [item for item in items if item.get_closest_marker("attack")]
+        config.hook.pytest_deselected(items=attacks)
+        items[:] = [item for item in items if item not in attacks]
+
+
 def pytest_configure(config):
     if file := config.getoption("--architectures"):
         config.pluginmanager.register(ArchitectureTable(file))

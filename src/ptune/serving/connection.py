@@ -1,4 +1,4 @@
-"""Limits on connections, which the HTTP server itself does not have."""
+"""Limits on connections, which uvicorn itself does not have."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ BUSY_ANSWER = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(BUSY), BUSY)
 )
-# Seconds in which a client beyond the limit can send its request, to be told to try again.
+# Seconds that a client beyond the limit has to read its answer.
 BUSY_SECONDS = 1.0
+# Seconds that a connection may be idle between two requests.
+IDLE_SECONDS = 65.0
 
 
 class Connection(H11Protocol):
     """A connection that is closed if its client is too slow, or if there are too many clients.
 
     Args:
-        max_connections: Clients served at the same time. As many again are told to try again
-            later when they send a request; any further ones are told so at once.
-        seconds: Time from the first byte of a request to the end of its answer.
+        max_connections: Clients served at the same time. Further ones are told to try again.
+        seconds: Time from the first byte of a request to the last byte of its answer.
         uvicorn: Arguments of uvicorn's protocol.
     """
 
@@ -31,64 +32,63 @@ class Connection(H11Protocol):
         super().__init__(**uvicorn)
         self.max_connections, self.seconds = max_connections, seconds
         self.is_excess = False
+        self._is_idle = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: D102
         super().connection_made(transport)
-        count = len(self.connections)
-        self.is_excess = count > self.max_connections
-        if count > 2 * self.max_connections:
-            self._answer_busy()
-        else:
-            self._start_timer()
+        self.is_excess = len(self.connections) > self.max_connections
+        self._limit(BUSY_SECONDS if self.is_excess else self.seconds)
+        if self.is_excess:
+            self.connections.discard(self)
+            transport.write(BUSY_ANSWER)
+            # Closed at once, the client's request would destroy the answer.
+            transport.write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
         if self.is_excess:
-            if not self.transport.is_closing():
-                self._answer_busy()
             return
-        if self._timer is None:
-            self._start_timer()
+        if self._is_idle:
+            self._is_idle = False
+            self._limit(self.seconds)
         discarding = self.conn.our_state is h11.DONE  # the answer did not need the whole body
         super().data_received(data)
         if discarding and self.conn.our_state is not h11.DONE:
-            self._start_timer()
+            self._next_request()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer a client that has finished sending, before the connection is closed."""
         waiting = self.cycle is not None and not self.cycle.response_complete
-        if waiting and self.conn.their_state is h11.DONE:
+        if waiting and self.conn.their_state in (h11.DONE, h11.MUST_CLOSE):
             self.cycle.keep_alive = False
             return True
         return False
 
     def on_response_complete(self) -> None:  # noqa: D102
         super().on_response_complete()
-        if self.conn.our_state is h11.IDLE:
-            self._stop_timer()  # from here on, uvicorn limits the time
-        elif self.conn.our_state is h11.SEND_RESPONSE:  # the client did not wait for the answer
-            self._start_timer()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._next_request()
 
     def send_400_response(self, msg: str) -> None:  # noqa: D102
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # the application's own answer is not sent
             super().send_400_response(msg)
         else:  # an answer is on its way already
             self.transport.close()
 
-    def _answer_busy(self) -> None:
-        self.transport.write(BUSY_ANSWER)
-        self.transport.close()
+    def _next_request(self) -> None:
+        """Start counting anew after an answer."""
+        self._is_idle = self.conn.our_state is h11.IDLE  # else the next request was there already
+        is_read = not self.transport.get_write_buffer_size()
+        self._limit(IDLE_SECONDS if self._is_idle and is_read else self.seconds)
 
-    def _start_timer(self) -> None:
-        self._stop_timer()
-        seconds = BUSY_SECONDS if self.is_excess else self.seconds
-        self._timer = self.loop.call_later(seconds, self.transport.abort)
-
-    def _stop_timer(self) -> None:
+    def _limit(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer = self.loop.call_later(seconds, self.transport.abort)

@@ -24,12 +24,14 @@ try:
     import uvicorn
 
     from ptune.serving.app import build_app
-    from ptune.serving.connection import Connection
+    from ptune.serving.connection import IDLE_SECONDS, Connection
 except ImportError as error:
     raise missing_package(error.name, "serve") from error
 
 log = logging.getLogger(__name__)
 
+# Clients beyond the limit stay connected for a moment, to be told to try again later.
+OPEN_FILES = 32_768
 # Seconds to keep answering after SIGTERM before the port closes.
 GOODBYE_SECONDS = 1.0
 
@@ -44,7 +46,7 @@ def serve(settings: ServeSettings, started: Callable[[str, int], None] | None = 
     Raises:
         PtuneError: No task in the folder can be served, or the address is in use.
     """
-    _allow_files(2 * settings.max_connections + 256)
+    _allow_open_files()
     listener = _bind(settings.host, settings.port)
     with listener, _exits_cleanly():
         bank = load_bank(settings)
@@ -63,7 +65,7 @@ def serve(settings: ServeSettings, started: Callable[[str, int], None] | None = 
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=65,
+            timeout_keep_alive=math.ceil(IDLE_SECONDS),
             timeout_graceful_shutdown=math.ceil(settings.timeout) + 5,
             h11_max_incomplete_event_size=32_768,
         )
@@ -136,13 +138,13 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _allow_files(count: int) -> None:
-    """Raise this process's limit on open files and connections, as far as it may."""
+def _allow_open_files() -> None:
+    """Raise the number of files and connections that may be open, if the system allows it."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limit = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
         if soft != resource.RLIM_INFINITY and soft < limit:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
