@@ -108,7 +108,7 @@ def test_an_export_needs_only_onnxruntime_and_tokenizers(export):
             "token_type_ids": [e.type_ids for e in encoded],
         }
         taken = {i.name: np.array(tensors[i.name]) for i in session.get_inputs()}
-        (logits,) = session.call(["logits"], taken)
+        (logits,) = session.run(["logits"], taken)
         assert_same(logits, classifier.logits(texts))
 
 
