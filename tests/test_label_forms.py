@@ -398,7 +398,7 @@ def test_labels_are_recognised_in_another_type(trained, other):
 
 def test_text_labels_are_not_compared_as_numbers():
     labels = learned(["1.1", "1.2"])
-    with pytest.raises(PtuneError, match="'1.10' occurs 1 time"):
+    with pytest.raises(PtuneError, match=r"'1\.10' occurs 1 time"):
         labels.encode(["1.10"])
 
 

@@ -6,6 +6,7 @@ import csv
 import difflib
 import itertools
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def read_table(file: str | Path) -> Table:
     elif kind in (".json", ".jsonl"):
         table = _table(_records(file))
     else:
-        table = _table(_named_rows(file))
+        table = _table(_named_rows(file, repair=True))
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table
@@ -174,8 +175,14 @@ def _table(rows: Iterable[dict[str, Any]]) -> Table:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _named_rows(file: Path) -> Iterator[dict[str, str]]:
-    """Rows of CSV (RFC 4180), or of the same with tabs."""
+def _named_rows(file: Path, *, repair: bool = False) -> Iterator[dict[str, str]]:
+    """Rows of CSV (RFC 4180), or of the same with tabs.
+
+    Args:
+        file: The file.
+        repair: In a file of texts and labels, put together a text that has separators and no
+            quotes. This needs all rows, and yields those rows last.
+    """
     csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
     separator = "," if file.suffix.lower() == ".csv" else "\t"
     reader = csv.reader(lines(file, newline=""), delimiter=separator, strict=True)
@@ -184,19 +191,28 @@ def _named_rows(file: Path) -> Iterator[dict[str, str]]:
         'inside is doubled (""). JSON lines (.jsonl) need no such care.'
     )
     names: list[str] = []
+    ragged: list[tuple[int, list[str]]] = []
+    labels: Counter[str] = Counter()
     started = 1
+
+    def wrong(line: int, row: list[str]) -> PtuneError:
+        return PtuneError(
+            f"Line {line} of {file} has {len(row)} cell(s), and the header has {len(names)}. {care}"
+        )
+
     try:
         for row in reader:
             if not names:
                 names = [name.strip() for name in row]
                 if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
                     raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
+            elif repair and len(row) > len(names) == 2:
+                ragged.append((started, row))
+                labels[row[-1]] += 1
             elif row and len(row) != len(names):
-                raise PtuneError(
-                    f"Line {started} of {file} has {len(row)} cell(s), and the header has "
-                    f"{len(names)}. {care}"
-                )
+                raise wrong(started, row)
             elif row:
+                labels[row[-1]] += repair
                 yield dict(zip(names, row, strict=True))
             started = reader.line_num + 1
     except csv.Error as error:
@@ -204,6 +220,17 @@ def _named_rows(file: Path) -> Iterator[dict[str, str]]:
             f"{file} could not be read as {file.suffix[1:]}: the quoting in line {started} is "
             f"broken ({error}). {care}"
         ) from error
+    if ragged and not (len(labels) > 1 and all(labels[row[-1]] > 1 for _, row in ragged)):
+        raise wrong(*ragged[0])
+    for _, row in ragged:
+        yield dict(zip(names, (separator.join(row[:-1]), row[-1]), strict=True))
+    if ragged:
+        warnings.warn(
+            f"{len(ragged)} rows of {file} have more cells than the header, the first in line "
+            f"{ragged[0][0]}. The separators were taken as part of the texts. Put texts in quotes "
+            'to be sure (").',
+            stacklevel=2,
+        )
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:

@@ -240,6 +240,7 @@ def load_dataset(settings: TrainSettings) -> TaskData:
             columns=Columns(settings.text_column, settings.text_pair_column, settings.label_column),
             problem_type=settings.problem_type,
             label_separator=settings.label_separator,
+            skip_unlabelled=settings.skip_unlabelled,
             seed=settings.seed,
         )
     if settings.examples_per_label is not None:

@@ -204,7 +204,13 @@ class TrainSettings(ClassifierSettings):
         unset="inferred from the labels",
         metavar="TYPE",
     )
-    label_separator: str = setting("|", "Separates the labels of a text that has several.", DATA)
+    label_separator: str | None = setting(
+        None,
+        "Separates the labels of a text that has several.",
+        DATA,
+        unset="|, if parts of the labels also occur alone",
+    )
+    skip_unlabelled: bool = setting(False, "Leave out examples that have no label.", DATA)
     examples_per_label: int | None = setting(
         None,
         "Train on N examples of each label, drawn with the seed.",

@@ -1,0 +1,75 @@
+"""Labels in the cells of files."""
+
+import pytest
+
+from ptune import PtuneError
+from ptune.data.cells import label_column, looks_continuous
+from ptune.data.dataset import labelled_texts, load_files
+from ptune.labels import MULTI, Labels
+
+
+@pytest.mark.parametrize(
+    ("cells", "continuous"),
+    [
+        ([str(i / 4) for i in range(30)], True),
+        (["0.5", "1.5", "2.25"], True),
+        (["1.1", "1.2", "2.0"] * 10, False),
+        (["1.1", "1.10", "1.25"], False),
+        (["1", "2", "3"], False),
+        (["0.5", "high"], False),
+    ],
+)
+def test_numbers_are_a_regression_only_if_they_look_continuous(cells, continuous):
+    assert looks_continuous(cells) == continuous
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["red", "blue", "red|blue"], ("blue", "red")),
+        (["red", "blue", "red | blue", ""], ("blue", "red")),
+        (["red", "red|green", "blue"], ("blue", "green", "red")),
+    ],
+)
+def test_cells_hold_several_labels_if_their_parts_stand_alone(cells, labels):
+    column = label_column(cells, "a.csv")
+    assert Labels.learn(column).names == labels
+    assert Labels.learn(column).is_multi
+
+
+def test_a_separator_without_evidence_is_part_of_the_name_and_reported():
+    with pytest.warns(UserWarning, match=r"'a\|b' contains '\|'.*--label-separator"):
+        assert Labels.learn(label_column(["a|b", "c"], "a.csv")).names == ("a|b", "c")
+
+
+def test_an_empty_cell_is_no_label_only_where_there_may_be_several():
+    several = label_column(["a", "", "b"], "a.csv", problem_type=MULTI)
+    assert Labels.learn(several).encode(several) == [[1, 0], [0, 0], [0, 1]]
+    with pytest.raises(PtuneError, match=r"1 of 3 labels are missing \(a.csv\), at row 2 "):
+        Labels.learn(label_column(["a", "", "b"], "a.csv"))
+
+
+def test_white_space_around_a_cell_is_removed_unless_labels_would_merge():
+    assert Labels.learn(label_column([" a", "b "], "a.csv")).names == ("a", "b")
+    with pytest.warns(UserWarning, match="differ only in"):
+        assert Labels.learn(label_column([" a", "a"], "a.csv")).names == (" a", "a")
+
+
+def test_examples_without_a_label_can_be_left_out(tmp_path, caplog):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\nx,a\ny,\nz,b\n")
+    texts, column = labelled_texts(file, skip_unlabelled=True)
+    assert (texts, column.values) == ([["x", "z"]], ["a", "b"])
+    assert "Left out 1 of 3 examples without a label." in caplog.text
+
+
+def test_commas_without_quotes_belong_to_the_text_if_the_last_cells_are_labels(tmp_path):
+    file = tmp_path / "a.csv"
+    rows = [f"one, two {i},{'ab'[i % 2]}" for i in range(10)]
+    file.write_text("\n".join(["text,label", *rows]))
+    with pytest.warns(UserWarning, match=r"10 rows of .* the first in line 2\."):
+        data = load_files(file)
+    assert data.labels.names == ("a", "b")
+    assert {*data.train["text"], *data.evaluation[""]["text"]} == {
+        f"one, two {i}" for i in range(10)
+    }
