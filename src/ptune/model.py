@@ -1,7 +1,7 @@
 """`PromptModel`: a prompt and a head, trained on a frozen backbone.
 
-How a prompt gets into the backbone is `ptune.prompts.host`'s business; here is what trains, what
-is saved, and the interface that `Trainer` and users of 🤗 PEFT expect.
+This module decides what is trained and saved, and has the interface that `Trainer` and users of
+🤗 PEFT expect. `ptune.prompts.host` inserts the prompt into the backbone.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from ptune.prompts.mechanisms import Mechanism, Prompt
 
 @dataclass
 class AdapterState:
-    """One adapter of a model, apart from its prompt encoder.
+    """One adapter of a model, without its prompt encoder.
 
     Attributes:
-        config: The prompt.
-        mechanism: How it acts inside the backbone.
+        config: The prompt's configuration.
+        mechanism: How the prompt acts inside the backbone.
         head: Parameters and labels.
-        max_length: The user's limit on texts, in tokens.
+        max_length: The user's limit on a text's length, in tokens.
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
-        trains: Whether it trains when it is active.
+        trains: Whether it trains while it is active.
     """
 
     config: PromptEncoderConfig
@@ -55,7 +55,7 @@ class AdapterState:
 
 
 class _ThreadChoice(threading.local):
-    """Which adapter a thread has chosen for itself, and whether it disabled them all."""
+    """The adapter that a thread has chosen, and whether it has disabled all adapters."""
 
     adapter: str | None = None
     disabled: bool = False
@@ -68,10 +68,10 @@ class _ThreadChoice(threading.local):
 
 
 class AdapterSet:
-    """Several adapters on one backbone, of which each thread uses one.
+    """Several adapters on one backbone. Each thread uses one of them.
 
-    A thread that calls `set_adapter` chooses for itself. Threads that never did use the latest
-    choice. `config` and the backbone's own head follow the latest choice, too.
+    `set_adapter` applies to the calling thread, and to threads that have never called it. `config`
+    and the backbone's installed head follow the latest call.
     """
 
     host: Host
@@ -112,10 +112,10 @@ class AdapterSet:
         return encoder
 
     def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
-        """Add a new prompt, with a head like the one the backbone came with. It is not active yet.
+        """Add a new prompt with a copy of the backbone's original head, without activating it.
 
         Raises:
-            PtuneError: There is an adapter of that name, or the prompt does not fit.
+            PtuneError: The name is in use, or the prompt does not fit.
         """
         self._check_new_name(name)
         with loading():
@@ -125,10 +125,10 @@ class AdapterSet:
     def set_adapter(self, name: str) -> None:
         """Make another adapter active: its prompt, head and labels.
 
-        For this thread, and for threads that have not chosen one themselves.
+        This applies to the calling thread, and to threads that have never called `set_adapter`.
 
         Raises:
-            PtuneError: There is none of that name.
+            PtuneError: There is no adapter with this name.
         """
         self._check_known(name)
         self._choice.adapter = name
@@ -146,7 +146,7 @@ class AdapterSet:
         """Rename an adapter.
 
         Raises:
-            PtuneError: There is none of that name, or one of the new name.
+            PtuneError: There is no adapter with this name, or the new name is in use.
         """
         self._check_known(name)
         self._check_new_name(new_name)
@@ -162,13 +162,13 @@ class AdapterSet:
         """Remove an adapter that is not active.
 
         Raises:
-            PtuneError: There is none of that name, or it is active.
+            PtuneError: There is no adapter with this name, or it is active.
         """
         self._check_known(name)
         if name in (self.active_adapter, self._default_adapter):
             raise PtuneError(
-                f"The adapter {name!r} is active. Make another one active first (set_adapter), or "
-                "take the backbone back (unload)."
+                f"The adapter {name!r} is active. Activate another one first (set_adapter), or "
+                "restore the backbone (unload)."
             )
         del self.adapters[name], self.prompt_encoders[name]
 
@@ -185,19 +185,20 @@ class AdapterSet:
     def _check_known(self, name: str) -> None:
         if name not in self.adapters:
             raise PtuneError(
-                f"There is no adapter {name!r}; there are: {', '.join(self.adapters)}."
+                f"There is no adapter {name!r}. The adapters are: {', '.join(self.adapters)}."
             )
 
     def _check_new_name(self, name: str) -> None:
         if name in self.adapters:
-            raise PtuneError(f"There is an adapter {name!r} already. Give this one another name.")
+            raise PtuneError(f"There is already an adapter {name!r}. Choose another name.")
         if not name or "." in name:
             raise PtuneError(
-                f"An adapter cannot be called {name!r}: a name is not empty and has no dots."
+                f"An adapter cannot be called {name!r}. Choose a name that is not empty and "
+                "contains no dots."
             )
 
     def _freeze_inactive(self) -> None:
-        """Only the active adapter trains, if it is one that trains."""
+        """Train only the active adapter, and only if it is trainable."""
         active = self._default_adapter
         for name, state in self.adapters.items():
             self.prompt_encoders[name].requires_grad_(name == active and state.trains)
@@ -215,15 +216,16 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
     Several adapters can share the backbone (`AdapterSet`), and several threads can call the model.
 
     Args:
-        backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen, with
-            hooks) and given back as it came by `unload`.
-        config: The prompt. `None`: the default prompt.
-        prompt_embeddings: A trained prompt, ``[num_virtual_tokens, width]``, for inference; there
-            is no encoder then.
-        mechanism: How the prompt acts inside the backbone, as an adapter recorded it.
+        backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen and
+            hooked) until `unload` restores it.
+        config: The prompt's configuration; ``None``: the defaults.
+        prompt_embeddings: A trained prompt, ``[num_virtual_tokens, width]``, for inference. It
+            needs no encoder.
+        mechanism: How the prompt acts inside the backbone, as recorded in an adapter; ``None``:
+            choose the best mechanism.
 
     Raises:
-        PtuneError: The prompt does not fit the backbone. The backbone is unchanged then.
+        PtuneError: The prompt does not fit the backbone, which is then unchanged.
     """
 
     base_model_prefix = "backbone"
@@ -243,7 +245,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         adapter_name: str = "default",
         mechanism: str | None = None,
     ) -> None:
-        # Loading another backbone meanwhile would change torch's default dtype.
+        # If another thread loaded a backbone now, it would change torch's default dtype.
         with loading():
             host = Host(backbone)
             try:
@@ -265,18 +267,18 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
     def load_adapter(
         self, source: Any, adapter_name: str, *, is_trainable: bool = False, **where: Any
     ) -> None:
-        """Add a saved adapter. It is not active yet.
+        """Add a saved adapter without activating it.
 
-        It may have its own labels, and another number of them.
+        It can have other labels than the active adapter, and another number of labels.
 
         Args:
             source: A folder, a repository on the Hub, or an `Adapter`.
             adapter_name: Its name in this model.
-            is_trainable: Let it train once it is active, without a prompt encoder.
+            is_trainable: Whether it trains while it is active. It has no prompt encoder.
             **where: As for `Adapter.read`.
 
         Raises:
-            PtuneError: There is no such adapter, or it does not fit. The model is unchanged.
+            PtuneError: There is no such adapter, or it does not fit. The model is then unchanged.
         """
         self._check_new_name(adapter_name)
         adapter = _adapter(source, **where)
@@ -305,7 +307,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         mechanism: str | None = None,
         head: Head | None = None,
     ) -> None:
-        """Add an adapter. Missing values are initialised, or are those of the backbone."""
+        """Add an adapter. A missing prompt is initialised; a missing head is the backbone's."""
         config = self.host.fitted(config)
         width = None if embeddings is None else embeddings.shape[1]
         own = self.host.mechanism_for(config, mechanism, width)
@@ -338,27 +340,29 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         return encoder
 
     def _first_words(self, config: PromptEncoderConfig) -> Tensor:
-        """The tokens ``[num_virtual_tokens]`` that a prompt starts as."""
+        """The tokens from which a prompt is initialised, ``[num_virtual_tokens]``."""
         k = config.num_virtual_tokens
         if config.prompt_init == "vocab":
             return torch.randint(self.architecture.vocab_rows, (k,))
         name, text = config.base_model_name_or_path, config.prompt_init_text
         if name is None:
             raise PtuneError(
-                "prompt_init='text' needs the backbone's tokenizer, and this backbone has no name. "
-                "Set base_model_name_or_path to the folder or Hub id where its tokenizer is."
+                "prompt_init='text' needs the backbone's tokenizer, but this backbone has no name. "
+                "Set base_model_name_or_path to the folder or Hub id that has its tokenizer."
             )
         tokenizer = load_tokenizer(name, revision=config.revision)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise PtuneError(f"prompt_init_text is {text!r}, which has no tokens to start from.")
+            raise PtuneError(
+                f"prompt_init_text is {text!r}, which has no tokens. Use a text with words."
+            )
         return torch.tensor([ids[i % len(ids)] for i in range(k)])
 
     # What trains.
 
     @property
     def max_length(self) -> int | None:
-        """The user's own limit on texts, in tokens; saved with the adapter."""
+        """The user's limit on a text's length, in tokens. It is saved with the adapter."""
         return self.state.max_length
 
     @max_length.setter
@@ -366,9 +370,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         self.state.max_length = length
 
     def max_text_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
-        """The longest text, in tokens, special ones included. ``None``: no limit.
+        """The longest text that fits with the prompt, in tokens, including special tokens.
 
-        The positions that the prompt needs are taken off.
+        ``None``: no limit.
         """
         bound = self.architecture.max_positions
         if bound is not None:
@@ -378,7 +382,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         return smallest(bound, self.max_length, own)
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names, as in the backbone, and parameters of the active adapter's head."""
+        """The active adapter's head: parameters by their names in the backbone."""
         head = self.state.head
         if head is self.host.heads.installed:
             names = self.architecture.head_names
@@ -397,7 +401,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         Args:
             learning_rate: Learning rate of the head.
             prompt_learning_rate: Learning rate of the prompt; ``None``: the head's.
-            weight_decay: Of weights; biases get none, as in `Trainer`.
+            weight_decay: Weight decay of weights; biases have none, as in `Trainer`.
 
         Example:
             ``Trainer(..., optimizers=(torch.optim.AdamW(model.parameter_groups(
@@ -419,7 +423,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         ]
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Number of trainable parameters, and of all parameters."""
+        """The number of trainable parameters, and of all parameters."""
         counts = [(p.numel(), p.requires_grad) for p in self.parameters()]
         return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
@@ -437,11 +441,11 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         self._freeze_inactive()
 
     def unload(self) -> PreTrainedModel:
-        """Give the backbone back as it came, bit for bit. This model cannot be used afterwards."""
+        """Restore the backbone bit for bit and return it. This model cannot be used afterwards."""
         return self.host.release()
 
     def train(self, mode: bool = True) -> PromptModel:
-        """Set training mode. The frozen part drops nothing out unless the configuration asks."""
+        """Set training mode. The backbone uses dropout only with `backbone_dropout`."""
         super().train(mode)
         if not self.prompt_config.backbone_dropout:
             self.backbone.base_model.eval()
@@ -450,7 +454,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         return self
 
     def on_gradient_checkpointing(self) -> None:
-        """Keep frozen layers frozen after checkpointing was switched on or off."""
+        """Keep the backbone's dropout off after checkpointing was switched on or off."""
         self.host.wrap_checkpoints(drops_out=self.prompt_config.backbone_dropout)
         self.train(self.training)
 
@@ -476,16 +480,16 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             position_ids: ``[batch, seq]``, counted for the text alone.
             inputs_embeds: ``[batch, seq, token_dim]``, instead of `input_ids`.
             labels: ``[batch]``, or ``[batch, num_labels]`` for multi-label classification.
-            num_items_in_batch: Number of labels in the step that this batch is a part of. The
-                losses of the parts then add up to the mean over the step.
+            num_items_in_batch: Number of labels in the whole training step. The losses of the
+                step's batches then add up to the mean over the step.
 
         Returns:
-            What the backbone returns: `logits` as ``[batch, num_labels]`` and, with labels,
-            `loss`. Sequence outputs include the prompt's positions and have padding on the right.
+            The backbone's output: `logits`, ``[batch, num_labels]``, and, with labels, `loss`.
+            Sequence outputs include the prompt's positions and are padded on the right.
 
         Raises:
-            PtuneError: A text is longer than fits alongside the prompt, or has a token that the
-                backbone's embedding has no row for.
+            PtuneError: A text does not fit together with the prompt, or has a token id that is
+                not in the backbone's embedding weight.
         """
         prompt, head = self._prompt_and_head(position_ids=position_ids, **kwargs)
         if labels is not None:
@@ -501,7 +505,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             **kwargs,
         )
         if labels is not None and num_items_in_batch is not None:
-            # The losses of Transformers' classifiers are means over the batch they see.
+            # Transformers' classifiers return the mean loss over the batch.
             output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)
         return output
 
@@ -520,21 +524,21 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             mechanism = self.host.mechanism(SHARED)
         return Prompt.of(state.config, mechanism, self.prompt_encoder()), state.head
 
-    # What `PreTrainedModel`, `Trainer` and PEFT's users ask for.
+    # The interface of `PreTrainedModel` and PEFT.
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embedding."""
         return self.backbone.get_input_embeddings()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the backbone has tied its weights."""
+        """Do nothing: the backbone has already tied its weights."""
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What resuming needs: prompt encoder and head, under their names in this module."""
+        """The tensors needed to resume training: prompt encoder and head, by their names here."""
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
 
     def frozen_names(self) -> set[str]:
-        """Names of the tensors that `Trainer` does not find in a checkpoint: the frozen part."""
+        """Names of the frozen tensors, which are not part of a checkpoint."""
         return self.state_dict().keys() - self.trained_state().keys()
 
     def get_base_model(self) -> PreTrainedModel:
@@ -545,7 +549,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
 
     @torch.no_grad()
     def to_adapter(self) -> Adapter:
-        """The active adapter as a value that can be saved, for inference."""
+        """The active adapter as a value that can be saved and loaded for inference."""
         config, state = self.config, self.state
         labels = state.head.labels
         if state.head is self.host.heads.installed:
@@ -573,14 +577,14 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         """Put an adapter on a backbone.
 
         Args:
-            backbone: A sequence classifier with as many labels as the adapter has.
+            backbone: A sequence classifier with the adapter's number of labels.
             adapter: The adapter.
-            is_trainable: Go on training: with the prompt encoder if it was saved, else with the
-                prompt embeddings as plain parameters.
-            config: Replaces the adapter's own.
+            is_trainable: Continue training: the prompt encoder if it was saved, else the prompt
+                embeddings as plain parameters.
+            config: Replaces the adapter's configuration.
 
         Raises:
-            PtuneError: The adapter belongs to another backbone. The backbone is unchanged then.
+            PtuneError: The adapter belongs to another backbone. `backbone` is then unchanged.
         """
         own, width = Architecture.of(backbone), adapter.prompt_embeddings.shape[1]
         check_backbone(adapter, own, backbone)
@@ -588,7 +592,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         state = adapter.read_trained_state() if is_trainable else None
         if is_trainable and state is None:
             config = replace(config, encoder_reparameterization_type="NONE")
-        # A prompt that is loaded does not start as words, which would need a tokenizer.
+        # A loaded prompt is not initialised from words, which would need a tokenizer.
         start = replace(config, prompt_init="random", prompt_init_text=None)
         embeddings = adapter.prompt_embeddings if state is None else None
         mechanism = adapter.mechanism or own.mechanism_of(config.depth, width)
@@ -620,7 +624,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         config: PromptEncoderConfig | None = None,
         **where: Any,
     ) -> PromptModel:
-        """Put a saved adapter on `model`: `from_adapter` with a folder or a Hub repository.
+        """Put a saved adapter on `model`: `from_adapter` for a folder or a Hub repository.
 
         Args:
             model: The backbone.
@@ -638,7 +642,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         """Replace the active adapter's prompt encoder and head by a saved prompt and head.
 
         Raises:
-            PtuneError: They do not fit. The model is unchanged then.
+            PtuneError: They do not fit. The model is then unchanged.
         """
         state = self.state
         encoder = self._fixed_encoder(adapter.prompt_embeddings, state.config, state.mechanism)
@@ -650,9 +654,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         check_head(adapter, {n: list(p.shape) for n, p in own.items()}, self.backbone)
         if missing := sorted(own.keys() - adapter.head.keys()):
             warnings.warn(
-                f"The adapter {adapter.source} does not hold {', '.join(missing)}. These keep the "
-                "backbone's values, which are random if its checkpoint has none. Adapters saved by "
-                "PEFT lack such layers of the head; train and save the adapter with ptune.",
+                f"The adapter {adapter.source} does not contain {', '.join(missing)}. They keep "
+                "the backbone's values, which are random if its checkpoint has none. Adapters "
+                "saved by PEFT lack such parameters: train and save the adapter with ptune.",
                 stacklevel=4,
             )
         with torch.no_grad():
@@ -662,12 +666,12 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
     def save_pretrained(
         self, save_directory: Any, selected_adapters: list[str] | None = None, **kwargs: Any
     ) -> None:
-        """Save the active adapter, with what resuming needs. `Trainer` does so at checkpoints.
+        """Save the active adapter and the state needed to resume. `Trainer` does so at checkpoints.
 
         Args:
             save_directory: The folder.
-            selected_adapters: Save these instead: `default` there, others in folders of their
-                names, as PEFT does.
+            selected_adapters: Save these adapters instead: `default` in the folder itself, others
+                in subfolders of their names, as PEFT does.
             **kwargs: `is_main_process` and others that `Trainer` passes.
         """
         if not kwargs.get("is_main_process", True):
@@ -703,11 +707,11 @@ def _adapter(source: Any, **where: Any) -> Adapter:
     return Adapter.read(source, own_backbone=True, **where)
 
 
-# Does an adapter belong to a backbone?
+# Whether an adapter belongs to a backbone.
 
 
 def check_backbone(adapter: Adapter, own: Architecture, backbone: PreTrainedModel) -> None:
-    """Refuse an adapter of another backbone; warn if only its name is another.
+    """Check that an adapter belongs to a backbone. Warn if only the backbone's name differs.
 
     Raises:
         PtuneError: The sizes differ.
@@ -739,11 +743,11 @@ def check_backbone(adapter: Adapter, own: Architecture, backbone: PreTrainedMode
 
 
 def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrainedModel) -> None:
-    """Refuse a head that does not fit.
+    """Check that an adapter's head fits a backbone.
 
     Args:
         adapter: The adapter.
-        shapes: Of the head's parameters, by their names in the backbone.
+        shapes: Shapes of the head's parameters, by their names in the backbone.
         backbone: For messages.
 
     Raises:
@@ -765,7 +769,7 @@ def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrai
 
 
 def check_fits(adapter: Adapter, host: Host) -> None:
-    """Refuse an adapter that cannot be added to a backbone that has one.
+    """Check that another adapter can be added to a hosted backbone.
 
     Raises:
         PtuneError: It belongs to another backbone, or its head is incomplete.
@@ -773,17 +777,22 @@ def check_fits(adapter: Adapter, host: Host) -> None:
     check_backbone(adapter, host.architecture, host.backbone)
     head, labels = host.heads.original.parameters, len(host.heads.original.labels["id2label"])
     if missing := sorted(head.keys() - adapter.head.keys()):
-        raise PtuneError(f"The adapter {adapter.source} does not hold {', '.join(missing)}.")
+        raise PtuneError(
+            f"The adapter {adapter.source} does not contain {', '.join(missing)}, which "
+            f"{host.architecture.name} needs. Train and save the adapter with ptune."
+        )
     for name, tensor in adapter.head.items():
         if name not in head:
             raise PtuneError(
-                f"{name} of the adapter {adapter.source} is not a parameter of the backbone's head."
+                f"{name} of the adapter {adapter.source} is not in the head of "
+                f"{host.architecture.name}: it belongs to another backbone."
             )
         expected = list(head[name].shape)
         if expected[0] == labels:  # the layer with one row for each label
             expected[0] = len(adapter.labels)
         if list(tensor.shape) != expected:
             raise PtuneError(
-                f"{name} of the adapter {adapter.source} has the shape {list(tensor.shape)}; "
-                f"expected is {expected} for this backbone and {len(adapter.labels)} labels."
+                f"{name} of the adapter {adapter.source} has the shape {list(tensor.shape)}, but "
+                f"this backbone with {len(adapter.labels)} labels requires {expected}: the adapter "
+                "belongs to another backbone."
             )

@@ -387,7 +387,7 @@ def test_a_missing_part_of_the_head_is_warned_about(saved, kind):
     dropped = next(name for name in tensors if name.startswith("base_model."))
     del tensors[dropped]
     save_file(tensors, file)
-    with pytest.warns(UserWarning, match="does not hold " + dropped.removeprefix("base_model.")):
+    with pytest.warns(UserWarning, match="does not contain " + dropped.removeprefix("base_model.")):
         PromptModel.from_pretrained(build(kind), folder)
 
 

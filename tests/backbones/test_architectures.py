@@ -313,7 +313,7 @@ def test_the_end_of_the_last_layer_works_only_where_it_is_read(
     results, tokens = [], []
     for left_out in (True, False):
         made = build_model(architecture, tokenizer)
-        if pooling == "prompt" and Architecture.of(made).looks_back:
+        if pooling == "prompt" and Architecture.of(made).is_causal:
             pooling = "mean"  # the prompt has not read the text
         model = prompt(made, pooling=pooling, **KINDS[kind])
         end = model.architecture.last_layer_end

@@ -188,7 +188,7 @@ def test_predictions_do_not_depend_on_the_kernels(
     found = []
     for pay in (True, False):
         if not pay:
-            monkeypatch.setattr(CpuKernels, "pay", staticmethod(lambda backbone: False))
+            monkeypatch.setattr(CpuKernels, "are_faster", staticmethod(lambda backbone: False))
         torch.manual_seed(0)
         config = PromptEncoderConfig(depth=depth, num_virtual_tokens=4)  # type: ignore[arg-type]
         model = PromptModel(load_backbone("minilm", dtype=BF16), config)

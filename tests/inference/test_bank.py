@@ -86,8 +86,8 @@ def test_a_mixed_batch_on_every_architecture_is_each_task_s_own_answer(architect
         tokenizer.pad_token = tokenizer.eos_token
     base = build_model(kind, tokenizer)
     own = {}
-    looks_back = Architecture.of(base).looks_back
-    tasks = [t for t in TASKS if not (looks_back and TASKS[t][2].get("pooling") == "prompt")]
+    is_causal = Architecture.of(base).is_causal
+    tasks = [t for t in TASKS if not (is_causal and TASKS[t][2].get("pooling") == "prompt")]
     for i, task in enumerate(tasks):
         labels, problem_type, options = TASKS[task]
         backbone = build_model(kind, tokenizer, num_labels=len(labels))
@@ -233,7 +233,7 @@ def test_more_requests_than_fit_into_a_window(own, shared_bank, monkeypatch):
 
 
 def test_large_heads_are_put_side_by_side_in_parts(own, shared_bank, monkeypatch):
-    monkeypatch.setattr(ptune.prompts.heads, "_NUMBERS_AT_A_TIME", 500)  # three heads of 5 x 32
+    monkeypatch.setattr(ptune.prompts.heads, "_STACKED_NUMBERS", 500)  # three heads of 5 x 32
     requests = [(task, text) for task in TASKS for text in TEXTS]
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
@@ -430,7 +430,7 @@ DAMAGES = {
     wrong_bound: "leaves 2 tokens for a text",
     another_backbone: "model_type bert instead of roberta",
     not_finite: "not finite",
-    half_a_head: "does not hold classifier.bias",
+    half_a_head: "does not contain classifier.bias",
 }
 
 

@@ -26,13 +26,13 @@ def test_an_architecture_is_a_value(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "reads", "looks_back"),
+    ("kind", "reads", "is_causal"),
     [("bert", "first", False), ("roberta", "first", False), ("gpt2", "last", True)],
 )
-def test_an_architecture_knows_what_the_head_reads(kind, reads, looks_back):
+def test_an_architecture_knows_what_the_head_reads(kind, reads, is_causal):
     own = Architecture.of(build(kind))
     assert own.last_layer_end.reads == reads
-    assert own.looks_back is looks_back
+    assert own.is_causal is is_causal
     assert len(own.attentions) == len(own.layers) == own.num_layers == 2
     assert own.first_position == (2 if kind == "roberta" else 0)
     assert own.max_positions == 64

@@ -1,6 +1,6 @@
-"""What there is to know about a backbone, found out once and kept as a value.
+"""What ptune knows about a backbone, found by inspecting it once.
 
-Nothing here goes by an architecture's name. ptune lets the backbone read two short texts and
+Nothing here depends on an architecture's name. ptune runs the backbone on two short texts and
 watches its attentions, its last layer and its logits.
 """
 
@@ -22,7 +22,7 @@ from ptune.errors import PtuneError, first_line
 Side = Literal["left", "right"]
 Reads = Literal["first", "last"]
 
-# Architectures whose predictions depend on the padding around a text, with or without a prompt.
+# Architectures in which predictions depend on a text's padding, with or without a prompt.
 PADDING_MATTERS = {
     "fnet": "it mixes all positions, padding included",
     "nystromformer": "it averages over segments of the padded length",
@@ -37,7 +37,7 @@ class Attention:
     Attributes:
         path: The module's name in the backbone. ALBERT has one module for all layers.
         heads: Number of key-value heads.
-        head_dim: Width of a key, and of a value.
+        head_dim: Width of a key or value.
     """
 
     path: str
@@ -47,10 +47,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class LastLayerEnd:
-    """The end of the last layer, which treats every position by itself.
+    """The end of the last layer, in which positions do not depend on each other.
 
     Attributes:
-        start, end: Names of the modules between which it does.
+        start, end: Names of its first and last module.
         reads: Which position of a text the head reads.
     """
 
@@ -66,22 +66,22 @@ class Architecture:
     Attributes:
         name: Class of the backbone, for messages.
         model_type: As in its configuration.
-        vocab_rows: Rows V of the embedding weight.
+        vocab_rows: Number of rows V of the embedding weight.
         token_dim: Width of the embedding weight.
         hidden_size: Width of a hidden state.
-        num_layers, num_heads: As in its configuration; `None` if it does not say.
-        max_positions: Longest sequence, virtual tokens included; `None`: no bound.
-        first_position: Position of a text's first token; RoBERTa counts from 2.
-        padding_side: Padding goes before the text where the head reads the last position.
-        takes_position_ids, takes_use_cache: Arguments of its forward method.
+        num_layers, num_heads: As in its configuration; ``None`` if missing there.
+        max_positions: Longest sequence including virtual tokens; ``None``: no limit.
+        first_position: Position of a text's first token; 2 in RoBERTa.
+        padding_side: Left if the head reads the last position of the sequence.
+        takes_position_ids, takes_use_cache: Whether its forward method has these arguments.
         is_encoder_decoder: As in its configuration.
         head_names: Names of the head's parameters.
-        layers: Names of its layers, in order; the encoder's in an encoder-decoder.
-        attentions: Its attentions in the order of the forward pass; empty where they do not go
-            through Transformers' `AttentionInterface`.
-        looks_back: Whether every attention is causal and unlimited, so that what comes before a
+        layers: Names of its layers, in order; in an encoder-decoder, those of the encoder.
+        attentions: Its attentions in the order of the forward pass; empty if they do not use
+            Transformers' `AttentionInterface`.
+        is_causal: Whether every attention is causal and unlimited, so that what comes before a
             text cannot depend on the text.
-        last_layer_end: `None` where every position must be computed.
+        last_layer_end: ``None`` if every position must be computed.
     """
 
     name: str
@@ -100,15 +100,15 @@ class Architecture:
     head_names: tuple[str, ...]
     layers: tuple[str, ...]
     attentions: tuple[Attention, ...]
-    looks_back: bool
+    is_causal: bool
     last_layer_end: LastLayerEnd | None
 
     @classmethod
     def of(cls, backbone: PreTrainedModel) -> Architecture:
-        """Inspect a backbone. It is unchanged afterwards.
+        """Inspect a backbone and leave it unchanged.
 
         Raises:
-            PtuneError: It cannot be p-tuned, or cannot read two short texts.
+            PtuneError: It cannot be p-tuned, or fails on two short texts.
         """
         check_supported(backbone)
         config = backbone.config.get_text_config()
@@ -136,7 +136,7 @@ class Architecture:
             head_names=tuple(names_of_head(backbone)),
             layers=tuple(layers),
             attentions=attentions,
-            looks_back=_looks_back(backbone) and bool(attentions),
+            is_causal=_is_causal(backbone) and bool(attentions),
             last_layer_end=end,
         )
 
@@ -168,16 +168,16 @@ class Architecture:
 
 
 def check_supported(backbone: PreTrainedModel) -> None:
-    """Refuse a backbone that cannot be p-tuned.
+    """Check that a backbone can be p-tuned.
 
     Raises:
-        PtuneError: It has no head or no embedding weight, takes no attention mask, or cannot keep
-            the texts of a batch apart.
+        PtuneError: It has no head or no embedding weight, takes no attention mask, or its
+            predictions depend on padding.
     """
     name = type(backbone).__name__
     if backbone.base_model is backbone:
         raise PtuneError(
-            f"{name} has no classification head; load the backbone with "
+            f"{name} has no classification head. Load the backbone with "
             "AutoModelForSequenceClassification."
         )
     if reason := PADDING_MATTERS.get(backbone.config.model_type):
@@ -191,8 +191,8 @@ def check_supported(backbone: PreTrainedModel) -> None:
         embedding = None
     if getattr(embedding, "weight", None) is None or embedding.weight.ndim != 2:
         raise PtuneError(
-            f"{name} cannot be p-tuned: it has no embedding weight that virtual tokens could be "
-            "rows of. Choose another backbone."
+            f"{name} cannot be p-tuned: it has no embedding weight to which virtual tokens could "
+            "be added. Choose another backbone."
         )
     if "attention_mask" not in inspect.signature(backbone.forward).parameters:
         raise PtuneError(
@@ -209,10 +209,10 @@ def embedding_weight(backbone: PreTrainedModel) -> Tensor:
 
 
 def names_of_head(backbone: PreTrainedModel) -> list[str]:
-    """Names of the parameters outside the base model, and of those no checkpoint provided.
+    """Names of the parameters outside the base model, and of those missing in its checkpoint.
 
     Transformers marks every parameter that it loaded from a checkpoint. An unmarked one inside a
-    loaded base model (a pooler, say) is random, so it is trained and saved like the head.
+    loaded base model (for example a pooler) is random, so it is trained and saved with the head.
     """
     inside = {id(p) for p in backbone.base_model.parameters()}
     loaded = any(compat.was_loaded(p) for p in backbone.base_model.parameters())
@@ -224,12 +224,12 @@ def names_of_head(backbone: PreTrainedModel) -> list[str]:
 
 
 def _positions(backbone: PreTrainedModel) -> tuple[int | None, int]:
-    """Longest sequence, and the position of a text's first token."""
+    """The longest sequence and the position of a text's first token."""
     positions = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return None, 0
     for name, module in backbone.named_modules():
-        # RoBERTa and similar architectures count positions from padding_idx + 1.
+        # In RoBERTa and similar architectures, positions start at padding_idx + 1.
         padding_idx = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding_idx is not None:
             return positions - padding_idx - 1, padding_idx + 1
@@ -237,7 +237,7 @@ def _positions(backbone: PreTrainedModel) -> tuple[int | None, int]:
 
 
 def _layers(backbone: PreTrainedModel) -> list[str]:
-    """Names of the layers: of the first list that has as many entries as there are layers."""
+    """Names of the layers: the first module list whose length is the number of layers."""
     count = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
     prefix = f"{backbone.base_model_prefix}." if backbone.base_model is not backbone else ""
     for name, module in backbone.base_model.named_modules(prefix=prefix.rstrip(".")):
@@ -246,7 +246,7 @@ def _layers(backbone: PreTrainedModel) -> list[str]:
     return []
 
 
-def _looks_back(backbone: PreTrainedModel) -> bool:
+def _is_causal(backbone: PreTrainedModel) -> bool:
     config = backbone.config.get_text_config()
     if config.is_encoder_decoder:
         return False
@@ -260,13 +260,13 @@ def _looks_back(backbone: PreTrainedModel) -> bool:
 
 
 def use_valid_special_ids(config: PreTrainedConfig, vocab_rows: int) -> None:
-    """Give a configuration special tokens that the embedding has, where it has none.
+    """Replace special token ids that are unset or outside the embedding weight.
 
-    Decoders look for the pad token to find the end of a text. Any id will do where there is none,
-    because tokens of a text never show that id (see `ptune.prompts.host`).
+    Decoders find the end of a text by its pad tokens. If there is no pad token, any id will do,
+    because a text's own tokens with that id are replaced by aliases (see `Pass.aliases`).
 
     Raises:
-        PtuneError: An encoder-decoder has no end token to read a text at.
+        PtuneError: An encoder-decoder has no end token, at which its head reads a text.
     """
     text = config.get_text_config()
     pad = _valid(text.pad_token_id, vocab_rows)
@@ -281,16 +281,16 @@ def use_valid_special_ids(config: PreTrainedConfig, vocab_rows: int) -> None:
         found = _valid(own, vocab_rows)
         if found is None:
             raise PtuneError(
-                f"The backbone reads a text with its {name}, which is {own!r} in its "
-                f"configuration; expected is a token id from 0 to {vocab_rows - 1}. Set "
-                f"config.{name} before p-tuning."
+                f"The backbone needs its {name} to read a text, but its configuration has {own!r} "
+                f"instead of a token id from 0 to {vocab_rows - 1}. Set config.{name} before "
+                "p-tuning."
             )
         if found != own:
             setattr(config, name, found)
 
 
 def _valid(value: Any, vocab_rows: int) -> int | None:
-    """A token id, or the first one of a list, that the embedding has."""
+    """A token id, or the first one in a list, that is a row of the embedding weight."""
     values = value if isinstance(value, list | tuple) else [value]
     fits = [v for v in values if isinstance(v, int) and 0 <= v < vocab_rows]
     return fits[0] if fits else None
@@ -316,7 +316,7 @@ def _valid_special_ids(backbone: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
-    """What a backbone returns for tokens ``[batch, seq]``, without dropout."""
+    """A backbone's output for tokens ``[batch, seq]``, without dropout."""
     training = {m: m.training for m in model.modules()}
     try:
         return model.eval()(input_ids=ids, attention_mask=attention_mask)
@@ -326,13 +326,13 @@ def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
 
 
 def end_token(backbone: PreTrainedModel) -> int:
-    """The token that ends a text, which encoder-decoders need; 0 where there is none."""
+    """The token that ends a text, which encoder-decoders need; 0 if there is none."""
     end = backbone.config.get_text_config().eos_token_id
     return _valid(end, len(embedding_weight(backbone))) or 0
 
 
 def _two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Token ids ``[2, 4]``, the second text's last one padding; and their mask."""
+    """Token ids ``[2, 4]`` and their mask. The second text has one position of padding."""
     config = backbone.config
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     pad, rows = config.get_text_config().pad_token_id, len(embedding_weight(backbone))
@@ -349,7 +349,7 @@ def _two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
 def _watch(
     backbone: PreTrainedModel, layers: Sequence[str]
 ) -> tuple[tuple[Attention, ...], LastLayerEnd | None]:
-    """The attentions, and the end of the last layer."""
+    """The attentions and the end of the last layer."""
     with ExitStack() as stack:
         stack.enter_context(_valid_special_ids(backbone))
         ids, mask = _two_texts(backbone)
@@ -363,7 +363,7 @@ def _watch(
             if backbone.device.type == "meta":
                 return tuple(seen), None
             raise PtuneError(
-                f"{type(backbone).__name__} could not read two short texts "
+                f"{type(backbone).__name__} failed on two short texts "
                 f"({first_line(error).rstrip('.')}). Check that its configuration is complete and "
                 "that it classifies texts without ptune."
             ) from error
@@ -373,7 +373,7 @@ def _watch(
 
 @contextmanager
 def _watched_attentions(backbone: PreTrainedModel) -> Iterator[list[Attention]]:
-    """Note every attention that goes through `AttentionInterface`, in order."""
+    """Collect every attention that uses `AttentionInterface`, in order."""
     seen: list[Attention] = []
     if not compat.has_attention_interface(backbone):
         yield seen
@@ -409,7 +409,7 @@ compat.register_attention(WATCHED, _watched_attention, "eager")
 
 
 def _candidate_ends(backbone: PreTrainedModel, layers: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Modules between which the last layer may treat every position by itself."""
+    """Modules that may be the start and end of a `LastLayerEnd`."""
     if backbone.config.is_encoder_decoder or not layers:
         return
     path = layers[-1]
@@ -422,10 +422,10 @@ def _candidate_ends(backbone: PreTrainedModel, layers: Sequence[str]) -> Iterato
 
 
 class _WatchedEnd:
-    """Finds out whether all positions but one can be left out between two modules.
+    """Tests whether all positions but one can be left out between two modules.
 
-    What is left out is replaced by NaN. If NaN reaches the logits, or the kept position changes,
-    nothing may be left out.
+    The others are replaced by NaN. If NaN reaches the logits or changes the kept position, no
+    position can be left out.
     """
 
     def __init__(self, backbone: PreTrainedModel, start: str, end: str) -> None:
@@ -452,7 +452,7 @@ class _WatchedEnd:
                 if same and logits.isfinite().all():
                     return LastLayerEnd(self.start, self.end, reads)
         except (RuntimeError, TypeError, ValueError, IndexError):
-            pass  # single positions cannot be taken out here
+            pass  # positions cannot be left out here
         finally:
             self.positions = None
         return None
@@ -475,17 +475,17 @@ class _WatchedEnd:
 
 
 def _are_close(one: Tensor, other: Tensor) -> bool:
-    """Whether they are equal up to rounding in half precision; NaN is never close."""
+    """True if two tensors are equal up to rounding in half precision. NaN is never close."""
     return bool((one - other).abs().max() <= 0.02 * other.abs().max())
 
 
 def keep_positions(args: tuple[Any, ...], positions: Tensor) -> tuple[tuple[Any, ...], torch.Size]:
-    """The arguments of a module at some positions only, and their shape before that.
+    """Reduce a module's arguments to some positions; also return their shape before that.
 
     Args:
-        args: Hidden states ``[batch, seq, width]`` first (OPT: ``[batch * seq, width]``); every
-            argument of that shape is cut.
-        positions: ``[kept]``, of batch * seq.
+        args: The first is hidden states ``[batch, seq, width]`` (in OPT ``[batch * seq, width]``).
+            Every argument of that shape is reduced.
+        positions: ``[kept]``, indices of batch * seq.
     """
     shape = args[0].shape[:-1]
 
@@ -498,7 +498,7 @@ def keep_positions(args: tuple[Any, ...], positions: Tensor) -> tuple[tuple[Any,
 
 
 def put_back(output: Any, positions: Tensor, shape: torch.Size, elsewhere: float) -> Any:
-    """Undo `keep_positions` on a module's output, with `elsewhere` at the other positions."""
+    """Undo `keep_positions` for a module's output; fill the other positions with `elsewhere`."""
     states, *rest = output if isinstance(output, tuple) else (output,)
     width = states.shape[-1]
     everywhere = states.new_full((shape.numel(), width), elsewhere)
@@ -513,7 +513,7 @@ def first_of_each(mask: Tensor) -> Tensor:
 
 
 def last_of_each(mask: Tensor) -> Tensor:
-    """The last position of each row of a mask ``[batch, seq]`` where it is set, as a mask."""
+    """The last position of each row of a mask ``[batch, seq]`` at which it is set, as a mask."""
     columns = torch.arange(mask.shape[1], device=mask.device)
     return columns == (columns * (mask != 0)).max(dim=1, keepdim=True).values
 

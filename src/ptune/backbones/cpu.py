@@ -1,13 +1,15 @@
 """Faster kernels for a frozen backbone on a CPU that multiplies bfloat16 fast.
 
-PyTorch and Transformers lose time there in three places. A linear layer reorders its weight for
-the processor's matrix unit in every call; frozen weights are reordered once. Eager attention
-passes over its scores more often than necessary; here it takes fewer passes. The memory of
-activations is returned to the system after every step and comes back page by page; the process
-keeps it.
+PyTorch and Transformers lose time there in three places:
 
-Results equal those of the original layers: bit for bit for linear layers, up to bfloat16 rounding
-for attention. Other layers, devices and number formats are computed as before.
+- A linear layer reorders its weight for the processor's matrix unit in every call. Here, frozen
+  weights are reordered once.
+- Eager attention passes over its scores more often than necessary. Here, it takes fewer passes.
+- The memory of activations is returned to the system after every step and comes back page by
+  page. Here, the process keeps it.
+
+Linear layers give bit-identical results; attention is equal up to bfloat16 rounding. Other layers,
+devices and number formats are not affected.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of `mallopt`; see malloc.h of glibc
 def keep_memory() -> None:
     """Keep up to 2 GB of freed memory in the process, and put large tensors in large pages.
 
-    Call it before the first tensor is created. Without effect where the C library has no such
-    setting.
+    Call this before the first tensor is created. It does nothing if the C library does not support
+    it.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it
     try:
@@ -41,27 +43,28 @@ def keep_memory() -> None:
 
 
 def forget_shapes() -> None:
-    """Let oneDNN cache the code and buffers of a few dozen shapes instead of a thousand.
+    """Make oneDNN cache code and buffers for a few dozen shapes instead of a thousand.
 
-    In training every batch length has its own, megabytes each, and few repeat soon. For single
-    texts it is better to keep them. Call it before the first tensor is created.
+    In training, every batch length has its own code and buffers of several megabytes, and few
+    lengths repeat soon. For single texts, the default is better. Call this before the first tensor
+    is created.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")  # of ideep, PyTorch's interface to oneDNN
 
 
 def cpu_has(*features: str) -> bool:
-    """Whether the processor has one of these features, under PyTorch's names."""
+    """True if the processor has one of these features, which are named as in PyTorch."""
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(has.get(feature) for feature in features)
 
 
 def is_traced() -> bool:
-    """Whether operations are being traced, so that values cannot be inspected."""
+    """True if operations are being traced, so that values cannot be inspected."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-# Packed weights are kept in addition to the plain ones, one copy for each direction.
+# Packed weights are kept in addition to the plain ones, one copy per direction.
 MOST_PACKED = 10**9  # parameters
 FEW_PASSES = "few_passes"
 
@@ -72,7 +75,7 @@ class CpuKernels:
     def __init__(self, backbone: PreTrainedModel) -> None:
         self.backbone = backbone
         self.attention = compat.attention_of(backbone)
-        # Where PyTorch's own attention serves, the architecture adds nothing to the scores.
+        # Architectures that support PyTorch's own attention add nothing to the scores.
         plain = compat.supports_sdpa(backbone) and compat.has_attention_interface(backbone)
         if self.attention == "eager" and plain:
             backbone.set_attn_implementation(FEW_PASSES)
@@ -83,13 +86,13 @@ class CpuKernels:
         if sum(layer.weight.numel() for layer in self.layers) > MOST_PACKED:
             self.layers = []
         for layer in self.layers:
-            # As `torch.nn.utils.parametrize` does it; the parameters stay what they are.
+            # `torch.nn.utils.parametrize` does the same. The parameters are not changed.
             layer.__class__ = PackedLinear
             layer.packed = Packed()  # type: ignore[assignment]
 
     @staticmethod
-    def pay(backbone: PreTrainedModel) -> bool:
-        """Whether they help: bfloat16 on a CPU, and PyTorch was built with oneDNN."""
+    def are_faster(backbone: PreTrainedModel) -> bool:
+        """True for bfloat16 on a CPU, if PyTorch was built with oneDNN."""
         return (
             backbone.device.type == "cpu"
             and backbone.dtype == torch.bfloat16
@@ -97,7 +100,7 @@ class CpuKernels:
         )
 
     def remove(self) -> None:
-        """Give the layers their own kernels back."""
+        """Restore the layers' own kernels."""
         for layer in self.layers:
             del layer.packed
             layer.__class__ = nn.Linear
@@ -106,9 +109,9 @@ class CpuKernels:
 
 
 class Packed:
-    """A weight in oneDNN's own order, packed on first use and again after it has changed.
+    """A weight in oneDNN's own layout, packed on first use and again after it has changed.
 
-    Several threads may ask at once: each kind is one attribute that is replaced as a whole.
+    Several threads can use it at once, because each attribute is replaced as a whole.
     """
 
     def __init__(self) -> None:
@@ -123,7 +126,7 @@ class Packed:
         return known[1]
 
     def transposed_of(self, weight: Tensor) -> Tensor:
-        """``[in, out]``, packed: for the gradient of the input."""
+        """The transposed weight ``[in, out]``, packed, for the gradient of the input."""
         known, now = self.transposed, _version(weight)
         if known is None or known[0] != now:
             self.transposed = known = (now, _packed(weight.detach().T.contiguous()))
@@ -138,7 +141,7 @@ def _version(weight: Tensor) -> tuple[Any, ...]:
 
 
 def _packed(weight: Tensor) -> Tensor:
-    return compat.pack_linear(weight, rows=1024)  # a hint; other numbers are as fast
+    return compat.pack_linear(weight, rows=1024)  # a hint; other numbers are equally fast
 
 
 class PackedLinear(nn.Linear):
@@ -177,9 +180,9 @@ class _PackedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        # Flat: gradients of transposed heads would be multiplied text by text.
+        # Flatten, because gradients of transposed heads would be multiplied text by text.
         flat = grad.reshape(-1, grad.shape[-1])
-        if cpu_has("amx_bf16"):  # gains nothing from packed weights here
+        if cpu_has("amx_bf16"):  # packed weights are no faster here
             flat = flat @ weight
         else:
             flat = compat.packed_linear(flat, ctx.packed.transposed_of(weight), None)
@@ -187,11 +190,11 @@ class _PackedProduct(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Softmax attention in bfloat16, with few passes over its scores, forwards and backwards.
+    """Softmax attention in bfloat16 with few passes over its scores, forward and backward.
 
-    Scores are scaled while they are computed, and so are the gradients of queries and keys.
-    Softmax uses float32: PyTorch's own for bfloat16 takes up to three times as long where a row
-    is not a multiple of 32 numbers. Attention weights are kept in bfloat16, scores not at all.
+    Scores are scaled while they are computed, and so are the gradients of queries and keys. Softmax
+    uses float32, because PyTorch's bfloat16 softmax takes up to three times as long if the row
+    length is not a multiple of 32. Attention weights are kept in bfloat16; scores are not kept.
     """
 
     @staticmethod
@@ -233,7 +236,7 @@ def _scaled(one: Tensor, other: Tensor, scaling: float) -> Tensor:
     return torch.baddbmm(one.new_empty(()), one, other, beta=0, alpha=scaling)
 
 
-# Arguments with which some architectures change the scores in other ways than scale and mask.
+# Arguments by which some architectures change the scores beyond scale and mask.
 _UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
@@ -247,7 +250,7 @@ def few_passes(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention with fewer passes. Transformers looks it up by name.
+    """Eager attention with fewer passes, which Transformers looks up by name.
 
     Args:
         module: The attention layer.

@@ -20,11 +20,11 @@ from ptune.errors import PtuneError, first_line
 
 compat.warn_if_untested()
 
-# A model that a wheel brings, by its id on the Hub: no network is needed where it is installed.
+# The Hub id of a model that is also available as a wheel, which needs no network.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"minilm": MINILM}
 
-# Without this, Transformers asks at the terminal whether to run code from a repository.
+# Otherwise Transformers asks at the terminal whether to run code from a repository.
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -35,10 +35,10 @@ _loading = compat.ForkLock(level=0)
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Hold back other threads while a backbone or a prompt is built.
+    """Block other threads from building a backbone or a prompt within the context.
 
-    Transformers changes torch's default dtype and its own classes while it builds a model, for
-    all threads at once.
+    While Transformers builds a model, it changes torch's default dtype and its own classes for all
+    threads.
     """
     with _loading:
         yield
@@ -46,9 +46,9 @@ def loading() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence Transformers' report that the head is new: here it always is.
+    """Silence Transformers' report that the head is new, because here it always is.
 
-    Also holds back other threads that load, because the setting is global.
+    Also blocks other threads from loading, because the setting is global.
     """
     with _loading, _quiet():
         yield
@@ -89,23 +89,22 @@ def _revision_of(name: str, revision: str | None) -> str | None:
 
 
 def fast_dtype(device: str | torch.device | None = None) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast; float32 elsewhere."""
+    """bfloat16 if the hardware multiplies it fast, float32 otherwise."""
     if torch.device(device or default_device()).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if cpu_has("amx_bf16", "avx512_bf16") else torch.float32
 
 
 def default_device() -> str:
-    """A GPU if there is one."""
+    """A GPU if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cpu_options(dtype: torch.dtype) -> dict[str, Any]:
-    """How to load a backbone in bfloat16 without a GPU. The process keeps its memory from then on.
+    """Options for loading a backbone in bfloat16 without a GPU. Also calls `keep_memory`.
 
-    The backward pass of PyTorch's fused attention is slow in bfloat16 on a CPU. Training and
-    inference use the same kernels, so a reloaded classifier predicts bit for bit what the trained
-    one did.
+    The backward pass of PyTorch's fused attention is slow in bfloat16 on a CPU. Inference uses the
+    same kernels as training, so a reloaded classifier gives bit-identical predictions.
     """
     if dtype != torch.bfloat16 or torch.cuda.is_available():
         return {}
@@ -129,12 +128,12 @@ def load_backbone(
         name: A folder, a Hub id, or a short name (`minilm`).
         labels: Label names, in the order of the logits.
         problem_type: As in Transformers' configurations.
-        dtype: Number format of the frozen part; ``"auto"``: `fast_dtype`.
+        dtype: Number format of the backbone; ``"auto"``: `fast_dtype`.
         revision, token: Revision and access token on the Hub.
         **kwargs: Passed to `from_pretrained`.
 
     Raises:
-        PtuneError: It does not exist, cannot be reached, or cannot classify.
+        PtuneError: It does not exist, cannot be reached, or is not a classifier.
     """
     if isinstance(dtype, str):
         dtype = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
@@ -150,7 +149,7 @@ def load_backbone(
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
             problem_type=problem_type,
-            # A checkpoint that was fine-tuned for other labels gets a new last layer.
+            # A checkpoint fine-tuned for other labels gets a new last layer.
             ignore_mismatched_sizes=True,
             revision=_revision_of(name, revision),
             token=token,
@@ -168,7 +167,7 @@ def load_tokenizer(
     token: str | bool | None = None,
     **kwargs: Any,
 ) -> transformers.PreTrainedTokenizerBase:
-    """Load a backbone's tokenizer. One without a pad token pads with its end token.
+    """Load a backbone's tokenizer. If it has no pad token, it pads with its end token.
 
     Args:
         name, revision, token: As for `load_backbone`.
@@ -192,16 +191,16 @@ def load_tokenizer(
 
 
 def smallest(*bounds: int | None) -> int | None:
-    """The smallest of several limits on texts, in tokens. ``None``: no limit."""
-    # A tokenizer without a limit has 1e30.
+    """The smallest of several limits on a text's length, in tokens. ``None``: no limit."""
+    # Tokenizers without a limit report 1e30.
     known = [bound for bound in bounds if bound is not None and bound < 10**9]
     return min(known) if known else None
 
 
 def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None) -> bool:
-    """Whether a backbone is a sentence encoder, trained to be read as the mean over its tokens.
+    """True if a backbone is a sentence encoder trained with mean pooling.
 
-    The file `1_Pooling/config.json` of sentence-transformers in its checkpoint tells.
+    Checkpoints of sentence-transformers record this in `1_Pooling/config.json`.
     """
     file = compat.optional_file(
         location(name),
@@ -216,7 +215,7 @@ def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None)
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn errors of Transformers about a backbone into a message with a next step."""
+    """Turn errors from Transformers about a backbone into messages that say how to fix them."""
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:

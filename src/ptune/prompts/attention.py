@@ -1,7 +1,7 @@
-"""Keys and values of a prompt, in front of those of the text, in every attention.
+"""Keys and values of a prompt, before those of the text, in every attention.
 
-Transformers looks attention functions up by name (`AttentionInterface`). ptune's functions put
-the keys and values of the current `Pass` first and call the kernel that the backbone would use.
+Transformers looks attention functions up by name (`AttentionInterface`). ptune's functions prepend
+the keys and values of the current `Pass` and call the kernel that the backbone would use.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ptune.backbones.cpu import FEW_PASSES
 from ptune.prompts.passes import KeyValue, Pass, Passes
 
 _PREFIX = "ptune_"
-_KERNELS = {"eager": "eager", FEW_PASSES: "eager", "sdpa": "sdpa"}  # kernel: whose masks
+_KERNELS = {"eager": "eager", FEW_PASSES: "eager", "sdpa": "sdpa"}  # kernel: format of its masks
 
 
 @dataclass(frozen=True)
 class _Site:
-    """Which attentions of the forward pass a module computes, in order."""
+    """The attentions of the forward pass that a module computes, in order."""
 
     passes: Passes
     numbers: tuple[int, ...]
@@ -63,14 +63,14 @@ class Attentions:
             module.ptune_site = _Site(passes, tuple(own))
 
     def remove(self) -> None:
-        """Give the backbone its own attention function back."""
+        """Restore the backbone's own attention function."""
         for module in self.modules:
             del module.ptune_site
         self.backbone.set_attn_implementation(self.before)
 
 
 def use_eager_attention(backbone: PreTrainedModel) -> None:
-    """Write attention out instead of fusing it, for exporters that recognise it then."""
+    """Use unfused attention, which exporters recognise."""
     before = compat.attention_of(backbone)
     if before.removeprefix(_PREFIX) == "sdpa":
         backbone.set_attn_implementation(before.replace("sdpa", "eager"))
@@ -88,8 +88,8 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
         site: _Site | None = getattr(module, "ptune_site", None)
         current = None if site is None else site.passes.current
         if site is not None and current is not None:
-            if current.heard is not None:
-                current.heard.append((key, value))
+            if current.captured_key_values is not None:
+                current.captured_key_values.append((key, value))
             if (pair := site.key_values(current, module)) is not None:
                 batch, k = key.shape[0], pair[0].shape[2]
                 keys, values = (t.to(key).expand(batch, -1, -1, -1) for t in pair)
@@ -107,18 +107,18 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
     return attend
 
 
-def _with_keys(mask: Tensor, k: int, seen: Tensor | None) -> Tensor:
-    """A mask ``[batch, 1, queries, seq]`` with k keys before the text's.
+def _with_keys(mask: Tensor, k: int, key_mask: Tensor | None) -> Tensor:
+    """Extend a mask ``[batch, 1, queries, seq]`` by k keys before those of the text.
 
-    Every token sees those that are `seen`, ``[batch, k]``; ``None``: all of them.
+    Every token attends to the keys in `key_mask`, ``[batch, k]``; ``None``: to all of them.
     """
-    if seen is None:
+    if key_mask is None:
         return nn.functional.pad(mask, (k, 0), value=mask.dtype == torch.bool)
-    seen = seen[:, None, None]  # [batch, 1, 1, k]
+    visible = key_mask[:, None, None]  # [batch, 1, 1, k]
     if mask.dtype != torch.bool:
-        seen = torch.where(seen, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
-    shape = torch.broadcast_shapes(mask.shape[:-1], seen.shape[:-1])
-    return torch.cat([seen.expand(*shape, -1), mask.expand(*shape, -1)], dim=-1)
+        visible = torch.where(visible, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
+    shape = torch.broadcast_shapes(mask.shape[:-1], visible.shape[:-1])
+    return torch.cat([visible.expand(*shape, -1), mask.expand(*shape, -1)], dim=-1)
 
 
 for _kernel, _masks in _KERNELS.items():

@@ -1,8 +1,8 @@
-"""The prompt encoder: parameters in, the prompt out.
+"""The prompt encoder: turns trained parameters into a prompt.
 
-Module and parameter names, layers and initial values are the reference's (🤗 PEFT's
-`PromptEncoder` and `PrefixEncoder`; the methods are "GPT Understands, Too", arXiv 2103.10385, and
-P-tuning v2, arXiv 2110.07602), so that a state dictionary of one loads into the other.
+Module names, parameter names, layers and initial values are those of `PromptEncoder` and
+`PrefixEncoder` in 🤗 PEFT, so a state dict of one loads into the other. The methods are from
+"GPT Understands, Too" (arXiv 2103.10385) and P-tuning v2 (arXiv 2110.07602).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ptune.prompts.config import PromptEncoderConfig
 
 
 class PromptEncoder(nn.Module):
-    """k learned vectors: the prompt itself, and what the other encoders are fed with.
+    """k learned vectors that are the prompt. Subclasses transform them into the prompt.
+
+    A prompt does not depend on the text, so `forward()` takes no arguments and is called once
+    per step. It returns the prompt, ``[num_virtual_tokens, width]``.
 
     Args:
         config: With `token_dim` filled in.
-        width: Numbers a virtual token has; see `ptune.prompts.mechanisms`. An input
-            prompt is `token_dim` wide, and its vectors are called rows.
-
-    `forward()` takes nothing, because a prompt does not depend on the text, and returns the
-    prompt as ``[num_virtual_tokens, width]``. It is called once a step, not once an example.
+        width: Numbers per virtual token; see `ptune.prompts.mechanisms`. For an input prompt this
+            is `token_dim`.
     """
 
     def __init__(self, config: PromptEncoderConfig, width: int) -> None:
@@ -33,14 +33,14 @@ class PromptEncoder(nn.Module):
         """The prompt, ``[num_virtual_tokens, width]``."""
         return self.embedding.weight
 
-    def start_from(self, rows: Tensor) -> None:
-        """Make `rows`, as wide as the encoder's input vectors, those vectors."""
+    def start_from(self, vectors: Tensor) -> None:
+        """Set the learned vectors, ``[num_virtual_tokens, embedding_dim]``."""
         with torch.no_grad():
-            self.embedding.weight.copy_(rows)
+            self.embedding.weight.copy_(vectors)
 
 
 class MLPPromptEncoder(PromptEncoder):
-    """Rows through a perceptron with two hidden layers."""
+    """An input prompt from a perceptron with two hidden layers."""
 
     def __init__(self, config: PromptEncoderConfig, width: int) -> None:
         super().__init__(config, width)
@@ -55,12 +55,12 @@ class MLPPromptEncoder(PromptEncoder):
         )
 
     def forward(self) -> Tensor:
-        """The prompt's rows, ``[num_virtual_tokens, token_dim]``."""
+        """The prompt, ``[num_virtual_tokens, token_dim]``."""
         return self.mlp_head(self.embedding.weight)
 
 
 class LSTMPromptEncoder(PromptEncoder):
-    """Rows through a bidirectional LSTM, then a perceptron: the paper's own encoder."""
+    """An input prompt from a bidirectional LSTM and a perceptron: the encoder of p-tuning v1."""
 
     def __init__(self, config: PromptEncoderConfig, width: int) -> None:
         super().__init__(config, width)
@@ -79,13 +79,13 @@ class LSTMPromptEncoder(PromptEncoder):
         )
 
     def forward(self) -> Tensor:
-        """The prompt's rows, ``[num_virtual_tokens, token_dim]``."""
+        """The prompt, ``[num_virtual_tokens, token_dim]``."""
         hidden, _ = self.lstm_head(self.embedding.weight[None])  # [1, k, 2 * hidden]
         return self.mlp_head(hidden)[0]  # [k, token_dim]
 
 
 class MLPPrefixEncoder(PromptEncoder):
-    """Vectors of `token_dim` numbers through one hidden layer: P-tuning v2's reparameterisation."""
+    """A deep prompt from one hidden layer: the reparameterisation of P-tuning v2."""
 
     def __init__(self, config: PromptEncoderConfig, width: int) -> None:
         assert config.token_dim is not None, "fill in the backbone's sizes with config.for_backbone"
@@ -110,5 +110,5 @@ ENCODERS: dict[tuple[str, str], type[PromptEncoder]] = {
 
 
 def build_prompt_encoder(config: PromptEncoderConfig, width: int) -> PromptEncoder:
-    """The encoder that the configuration names, for a prompt of `width` numbers a token."""
+    """Build the configured encoder, for a prompt with `width` numbers per virtual token."""
     return ENCODERS[config.depth, config.encoder_reparameterization_type](config, width)

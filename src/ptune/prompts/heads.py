@@ -1,4 +1,4 @@
-"""Heads: every parameter of a backbone outside its base model, one set for each adapter."""
+"""Heads: the parameters of a backbone outside its base model. Each adapter has its own set."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ptune.prompts.passes import Passes
 
 @dataclass
 class Head:
-    """A head of its own for a backbone, with its labels.
+    """One head for a backbone, with its labels.
 
     Attributes:
-        parameters: By their names in the backbone.
+        parameters: The head's parameters, by their names in the backbone.
         labels: `id2label` and `problem_type`, as in the backbone's configuration.
     """
 
@@ -31,10 +31,10 @@ class Head:
 
 
 class Heads:
-    """Puts a head into a backbone, in place of the one that it came with.
+    """Exchanges the head of a backbone.
 
     Args:
-        backbone: Its own head is `original`, and stays untouched.
+        backbone: Its own head becomes `original` and is never changed.
         names: Names of the head's parameters.
     """
 
@@ -54,7 +54,7 @@ class Heads:
         self._hooks = [m.register_forward_pre_hook(in_own_dtype) for m in modules]
 
     def new(self) -> Head:
-        """A copy of the original head in float32, to be trained."""
+        """A trainable float32 copy of the original head."""
         copies = {
             name: nn.Parameter(p.detach().clone().float())
             for name, p in self.original.parameters.items()
@@ -62,25 +62,25 @@ class Heads:
         return Head(copies, dict(self.original.labels))
 
     def install(self, head: Head) -> None:
-        """Put a head into the backbone, and note what has become of the one that was there."""
+        """Put a head into the backbone. The previous head keeps its current values and labels."""
         if head is self.installed:
             return
         former, self.installed = self.installed, head
         former.labels = labels_of(self.backbone)
         for name, places in self._places.items():
             module, leaf = places[0]
-            there = getattr(module, leaf)
-            former.parameters[name] = there  # `to` may have replaced it
+            current = getattr(module, leaf)
+            former.parameters[name] = current  # `to` may have replaced it
             parameter = head.parameters[name]
-            if parameter.device != there.device:
-                parameter.data = parameter.data.to(there.device)
+            if parameter.device != current.device:
+                parameter.data = parameter.data.to(current.device)
             for module, leaf in places:
                 setattr(module, leaf, parameter)
         set_labels(self.backbone, head.labels)
 
     @contextmanager
     def using(self, head: Head | None) -> Iterator[None]:
-        """Install a head for the duration of a forward pass; ``None``: leave it as it is."""
+        """Install a head within the context. ``None``: keep the installed one."""
         if head is None or head is self.installed:
             yield
             return
@@ -92,7 +92,7 @@ class Heads:
             self.install(before)
 
     def remove(self) -> None:
-        """Give the backbone its own head back."""
+        """Put the original head back."""
         self.install(self.original)
         for hook in self._hooks:
             hook.remove()
@@ -105,24 +105,24 @@ def labels_of(backbone: PreTrainedModel) -> dict[str, Any]:
 
 
 def set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
-    """Give a backbone the labels that its logits stand for."""
+    """Set the labels that a backbone's logits stand for."""
     config = backbone.config
     config.id2label = dict(labels["id2label"])
     config.label2id = {label: i for i, label in config.id2label.items()}
     config.problem_type = labels["problem_type"]
-    # The losses of Transformers' classifiers read it from the module.
+    # Losses in Transformers read it from the module.
     if hasattr(backbone, "num_labels"):
         backbone.num_labels = config.num_labels
 
 
 class HeadPerText:
-    """Gives every text of a batch its own head, in place of the backbone's; see `Pass.heads`.
+    """Gives every text of a batch its own head instead of the backbone's; see `Pass.heads`.
 
-    Heads may have different numbers of labels: the logits of all are as wide as those of the
-    largest, and zero after a text's own.
+    Heads may have different numbers of labels. The logits then have the width of the largest head,
+    with zeros after a text's own logits.
 
     Raises:
-        PtuneError: The head has other layers than Linear and LayerNorm.
+        PtuneError: The head contains layers other than Linear and LayerNorm.
     """
 
     def __init__(self, backbone: PreTrainedModel, names: Iterable[str], passes: Passes) -> None:
@@ -135,15 +135,15 @@ class HeadPerText:
             whole = own.keys() == dict(layer.named_parameters()).keys()
             if not isinstance(layer, nn.Linear | nn.LayerNorm) or not whole:
                 raise PtuneError(
-                    f"The head of {type(backbone).__name__} has parameters of a "
-                    f"{type(layer).__name__} ({', '.join(own.values())}). Texts of one batch can "
-                    "have their own heads only where heads consist of Linear and LayerNorm. Load "
-                    "the classifiers one by one instead (ptune.load)."
+                    f"The head of {type(backbone).__name__} contains a {type(layer).__name__} "
+                    f"({', '.join(own.values())}). Texts in one batch can have different heads "
+                    "only if the heads consist of Linear and LayerNorm layers. Load the "
+                    "classifiers one by one instead (ptune.load)."
                 )
         self._hooks = [layer.register_forward_hook(self._after) for layer in self._names]
 
     def remove(self) -> None:
-        """Detach it."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -156,37 +156,37 @@ class HeadPerText:
         weights = [head[names["weight"]] for head in heads]
         width = max(weight.shape[0] for weight in weights)
         result = flat.new_zeros(*flat.shape[:2], width)  # [batch, positions, out]
-        # Stack the weights of as many heads at a time as take a few megabytes.
-        size = max(1, _NUMBERS_AT_A_TIME // max(weight.numel() for weight in weights))
+        # Stack the weights of a few heads at a time, to limit memory.
+        size = max(1, _STACKED_NUMBERS // max(weight.numel() for weight in weights))
         for start in range(0, len(weights), size):
             some = slice(start, start + size)
             own = {
                 parameter: stacked([head[name] for head in heads[some]])
                 for parameter, name in names.items()
             }
-            rows = some if len(weights) > 1 else slice(None)
-            part = _layer_per_row(layer, flat[rows], **own)
-            result[rows, :, : part.shape[2]] = part
+            texts = some if len(weights) > 1 else slice(None)
+            part = _layer_per_text(layer, flat[texts], **own)
+            result[texts, :, : part.shape[2]] = part
         return result.reshape(*inputs.shape[:-1], width)
 
 
-_NUMBERS_AT_A_TIME = 2**23
+_STACKED_NUMBERS = 2**23
 
 
-def _layer_per_row(
-    layer: nn.Module, rows: Tensor, weight: Tensor, bias: Tensor | None = None
+def _layer_per_text(
+    layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """A layer's output for ``[rows, positions, in]`` with parameters ``[rows or 1, …]``."""
+    """A layer's output for ``[texts, positions, in]`` with parameters ``[texts or 1, …]``."""
     if isinstance(layer, nn.LayerNorm):
-        normal = F.layer_norm(rows, layer.normalized_shape, eps=layer.eps)
+        normal = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
         result = normal * weight[:, None]
     else:
-        result = rows @ weight.mT  # [rows, positions, out]
+        result = inputs @ weight.mT  # [texts, positions, out]
     return result if bias is None else result + bias[:, None]
 
 
 def stacked(tensors: list[Tensor]) -> Tensor:
-    """Tensors ``[n, …]`` as one, ``[tensors, longest n, …]``, with zeros after the shorter."""
+    """Stack tensors ``[n, …]`` into ``[tensors, longest n, …]``, padding with zeros."""
     if len({t.shape for t in tensors}) == 1:
         return torch.stack(tensors)
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)

@@ -1,7 +1,7 @@
-"""What is attached to a frozen backbone, and detached again.
+"""Forward hooks that are attached to a frozen backbone.
 
-Forward hooks only: no method of the backbone is replaced. A hook keeps no state of its own; what
-it needs is in the current `Pass`, and without one it does nothing.
+No method of the backbone is replaced. Hooks keep no state: they read the current `Pass`, and do
+nothing if there is none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ptune.prompts.passes import Pass, Passes
 
 
 class VirtualTokens:
-    """Extends an embedding weight of V rows: token id V + i reads prompt embedding i.
+    """Extends an embedding weight of V rows: the embedding of token id V + i is prompt embedding i.
 
     See `Pass.prompt_embeddings` and `Pass.aliases`.
     """
@@ -37,54 +37,55 @@ class VirtualTokens:
         self.weight = weight = embedding_weight(backbone)  # [V, token_dim]
         self.vocab_rows = weight.shape[0]
         # Encoder and decoder may each have a module for the same weight.
-        tables = [m for m in backbone.modules() if getattr(m, "weight", None) is weight]
+        modules = [m for m in backbone.modules() if getattr(m, "weight", None) is weight]
         self._hooks = [
-            *(table.register_forward_pre_hook(self._before) for table in tables),
-            *(table.register_forward_hook(self._after) for table in tables),
+            *(module.register_forward_pre_hook(self._before) for module in modules),
+            *(module.register_forward_hook(self._after) for module in modules),
         ]
 
     def remove(self) -> None:
-        """Detach it."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
-    def _before(self, table: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         current = self.passes.current
         if current is None or current.prompt_embeddings is None:
             return None
         ids, *rest = args
         current.token_ids = ids
-        shown = torch.where(ids < self.vocab_rows, ids, 0)
+        known = torch.where(ids < self.vocab_rows, ids, 0)
         first = self.vocab_rows + current.prompt_embeddings.shape[0]
-        for id_, token in enumerate(current.aliases, start=first):
-            shown = torch.where(ids == id_, token, shown)
-        return shown, *rest
+        for alias, token in enumerate(current.aliases, start=first):
+            known = torch.where(ids == alias, token, known)
+        return known, *rest
 
-    def _after(self, table: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    def _after(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         current = self.passes.current
         if current is None or current.prompt_embeddings is None or current.token_ids is None:
             return None
         if not isinstance(output, Tensor):
             raise PtuneError(
-                f"The token embedding {type(table).__name__} returns a {type(output).__name__} "
+                f"The token embedding {type(module).__name__} returns a {type(output).__name__} "
                 "instead of a tensor, so this backbone cannot be p-tuned. Choose another one."
             )
-        rows = current.prompt_embeddings
+        prompt = current.prompt_embeddings  # [n, token_dim]
         current.virtual = virtual = current.token_ids - self.vocab_rows
         current.token_ids = None
-        if not len(rows):
+        if not len(prompt):
             return None
-        is_virtual = (virtual >= 0) & (virtual < rows.shape[0])
-        embeddings = F.embedding(virtual.clamp(0, rows.shape[0] - 1), rows)
+        is_virtual = (virtual >= 0) & (virtual < len(prompt))
+        embeddings = F.embedding(virtual.clamp(0, len(prompt) - 1), prompt)
         # [batch, seq, token_dim]
         return torch.where(is_virtual[..., None], embeddings.to(output.dtype), output)
 
 
 class MeanPooling:
-    """Lets the head read the mean of some of the last hidden states, whichever one it reads.
+    """Makes the head read the mean over some of the last hidden states.
 
-    Sentence encoders were trained for the mean over the text. The mean stands at every position,
-    and in place of the base model's own pooled vector. See `Pass.mean_mask`.
+    Sentence encoders were trained to be read this way. The mean replaces the hidden state at every
+    position and the base model's pooled vector, so it does not matter which one the head reads.
+    See `Pass.mean_mask`.
     """
 
     def __init__(self, backbone: PreTrainedModel, passes: Passes) -> None:
@@ -92,32 +93,32 @@ class MeanPooling:
         self._hook = backbone.base_model.register_forward_hook(self._after)
 
     def remove(self) -> None:
-        """Detach it."""
+        """Remove the hooks."""
         self._hook.remove()
 
     def _after(self, base_model: nn.Module, args: Any, output: ModelOutput) -> ModelOutput | None:
         current = self.passes.current
         if current is None or current.mean_mask is None:
             return None
-        states, rows = output.last_hidden_state, current.mean_rows  # [batch, seq, hidden]
+        states, texts = output.last_hidden_state, current.mean_texts  # [batch, seq, hidden]
         weights = current.mean_mask[..., None].to(states.dtype)
         mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)  # [batch, hidden]
-        if rows is None:
+        if texts is None:
             output.last_hidden_state = mean[:, None].expand_as(states)
         else:
-            output.last_hidden_state = torch.where(rows[..., None], mean[:, None], states)
+            output.last_hidden_state = torch.where(texts[..., None], mean[:, None], states)
         if "pooler_output" in output:
-            if rows is not None:
-                mean = torch.where(rows, mean, output.pooler_output)
+            if texts is not None:
+                mean = torch.where(texts, mean, output.pooler_output)
             output.pooler_output = mean
         return output
 
 
 class OnlyPositionsRead:
-    """Computes the end of the last layer only at the positions that are read after it.
+    """Computes the end of the last layer only at the positions that the head reads.
 
-    The head reads the first position, or the last one of each text, or the mean over some. The
-    other positions are left out and come out as zeros. See `Pass.positions`.
+    These are the first position, the last one of each text, or those whose mean is read. The
+    output is zero at all other positions. See `Pass.positions`.
     """
 
     def __init__(self, backbone: PreTrainedModel, end: LastLayerEnd, passes: Passes) -> None:
@@ -128,7 +129,7 @@ class OnlyPositionsRead:
         ]
 
     def remove(self) -> None:
-        """Detach it."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -149,7 +150,7 @@ class OnlyPositionsRead:
 class LayerInputs:
     """Replaces the input of every layer but the first at the positions of virtual tokens.
 
-    See `Pass.layer_embeddings`; `Pass.heard_states` receives the inputs as they came.
+    See `Pass.layer_embeddings`. `Pass.captured_states` collects the inputs before replacement.
     """
 
     def __init__(self, backbone: PreTrainedModel, layers: Sequence[str], passes: Passes) -> None:
@@ -163,7 +164,7 @@ class LayerInputs:
         ]
 
     def remove(self) -> None:
-        """Detach it."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -171,11 +172,11 @@ class LayerInputs:
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         current = self.passes.current
-        if current is None or not (current.layer_embeddings or current.heard_states is not None):
+        if current is None or not (current.layer_embeddings or current.captured_states is not None):
             return None
         states, *rest = args if args else (kwargs.pop("hidden_states"),)
-        if current.heard_states is not None:
-            current.heard_states.append(states)
+        if current.captured_states is not None:
+            current.captured_states.append(states)
         if current.layer_embeddings and current.virtual is not None:
             states = self._replaced(states, current, layer)
         return (states, *rest), kwargs
@@ -183,19 +184,19 @@ class LayerInputs:
     @staticmethod
     def _replaced(states: Tensor, current: Pass, layer: int) -> Tensor:
         assert current.virtual is not None
-        rows = current.layer_embeddings[layer]
+        prompt = current.layer_embeddings[layer]  # [n, hidden]
         index = current.virtual - current.layer_start  # [batch, seq]
-        is_virtual = (index >= 0) & (index < len(rows))
-        own = F.embedding(index.clamp(0, len(rows) - 1), rows)
-        return torch.where(is_virtual[..., None], own.to(states.dtype), states)
+        is_virtual = (index >= 0) & (index < len(prompt))
+        embeddings = F.embedding(index.clamp(0, len(prompt) - 1), prompt)  # [batch, seq, hidden]
+        return torch.where(is_virtual[..., None], embeddings.to(states.dtype), states)
 
 
 class FrozenCheckpoint:
-    """Gradient checkpointing for a frozen layer: called in training mode, without its dropout.
+    """Gradient checkpointing for a frozen layer, without its dropout.
 
-    Transformers checkpoints a layer only where `layer.training` is set, and that flag would turn
-    the layer's own dropout on. The layer is computed again in the backward pass, perhaps in
-    another thread, with the state of the pass that it belongs to.
+    Transformers checkpoints a layer only if `layer.training` is set, which also turns on the
+    layer's dropout. The layer is recomputed in the backward pass, possibly in another thread, with
+    the state of its own forward pass.
     """
 
     def __init__(self, checkpoint: Callable[..., Any], passes: Passes, *, drops_out: bool) -> None:
@@ -217,7 +218,10 @@ class FrozenCheckpoint:
 
 
 def in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Forward pre-hook: a float32 layer of the head after a backbone in half precision."""
+    """Forward pre-hook that casts inputs to the layer's dtype.
+
+    A head is float32, also after a backbone in half precision.
+    """
     dtype = next(module.parameters(recurse=False)).dtype
     return tuple(
         a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args

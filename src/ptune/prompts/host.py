@@ -1,8 +1,8 @@
-"""`Host`: a frozen backbone, and everything that is attached to it.
+"""`Host`: a frozen backbone and everything that is attached to it.
 
-The one idea: **a prompt is k extra rows of the embedding weight.** Virtual token i has the id
+The main idea: **a prompt is k extra rows of the embedding weight.** Virtual token i has the id
 V + i, where V is the number of rows of the frozen weight, and the backbone is called with ids. It
-handles its own positions, padding and pooling, and nothing here knows how.
+handles its own positions, padding and pooling, so this module does not need to know how.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHARED = "shared"
 
 @dataclass(frozen=True)
 class _Before:
-    """What ptune changes about a backbone, as it was."""
+    """Snapshot of the settings of a backbone that ptune changes, restored by `Host.release`."""
 
     requires_grad: dict[str, bool]
     training: dict[Any, bool]
@@ -72,29 +72,29 @@ class _Before:
 
 
 class Host:
-    """A frozen backbone with hooks that let prompts in, until `release` detaches them.
+    """A frozen backbone with hooks that insert prompts, until `release` detaches them.
 
-    Any number of threads may call `run`: each forward pass has its own `Pass`, and they take
-    turns.
+    Any number of threads can call `run`. Each forward pass has its own `Pass`, and they run one
+    at a time.
 
     Args:
-        backbone: A sequence classifier of 🤗 Transformers, changed in place.
+        backbone: A sequence classifier of 🤗 Transformers. It is changed in place.
 
     Attributes:
-        architecture: What is known about it.
-        heads: Which head it has now.
-        passes: The forward pass that runs now.
-        released: Whether the backbone was given back.
+        architecture: What is known about the backbone.
+        heads: Exchanges the backbone's head.
+        passes: Holds the forward pass that is running.
+        released: True after `release`.
 
     Raises:
-        PtuneError: It cannot be p-tuned, or has a host already. It is unchanged then.
+        PtuneError: The backbone cannot be p-tuned, or already has a host. It is then unchanged.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         if getattr(backbone, "ptune_hosted", False):
             raise PtuneError(
                 f"This {type(backbone).__name__} already carries a prompt. Add another one to its "
-                "PromptModel (add_adapter, load_adapter), or take the backbone back first (unload)."
+                "PromptModel (add_adapter, load_adapter), or restore the backbone first (unload)."
             )
         self.backbone = backbone
         self.architecture = Architecture.of(backbone)
@@ -109,7 +109,7 @@ class Host:
             use_valid_special_ids(backbone.config, self.architecture.vocab_rows)
             backbone.requires_grad_(False)
             self.heads = self._attach(Heads(backbone, self.architecture.head_names))
-            if CpuKernels.pay(backbone):
+            if CpuKernels.are_faster(backbone):
                 self._attach(CpuKernels(backbone))
             self.tokens = self._attach(VirtualTokens(backbone, self.passes))
             self._attach(MeanPooling(backbone, self.passes))
@@ -125,7 +125,7 @@ class Host:
         return attached
 
     def release(self) -> PreTrainedModel:
-        """Detach everything, and give the backbone back as it came, bit for bit."""
+        """Detach everything and return the backbone, bit for bit as it was before."""
         with self.passes.lock:
             for attached in reversed(self._attached):
                 attached.remove()
@@ -160,25 +160,25 @@ class Host:
                 f"{k} virtual tokens do not fit: the backbone has {own.max_positions} positions "
                 "and a text needs some of them. Use a smaller num_virtual_tokens."
             )
-        if config.pooling == "prompt" and own.looks_back:
+        if config.pooling == "prompt" and own.is_causal:
             raise PtuneError(
-                "pooling is 'prompt', but attention in this backbone only looks back: a prompt "
-                "before the text has not read it. Use 'architecture' or 'mean'."
+                "pooling is 'prompt', but this backbone is causal: a prompt before the text cannot "
+                "attend to it. Use 'architecture' or 'mean'."
             )
         return config
 
     def mechanism_for(
         self, config: PromptEncoderConfig, recorded: str | None = None, width: int | None = None
     ) -> Mechanism:
-        """How a prompt acts inside this backbone.
+        """The mechanism for a prompt on this backbone.
 
         Args:
             config: The prompt.
-            recorded: The mechanism that an adapter names; `None`: the one that has this width.
-            width: Numbers per virtual token; `None`: the prompt is new.
+            recorded: The mechanism that an adapter recorded; ``None``: the one with this width.
+            width: Numbers per virtual token; ``None``: the prompt is new.
 
         Raises:
-            PtuneError: The backbone does not have it.
+            PtuneError: The backbone does not support it.
         """
         own = self.architecture
         name = recorded or own.mechanism_of(config.depth, width)
@@ -196,7 +196,7 @@ class Host:
         return self.mechanism(name)
 
     def mechanism(self, name: str) -> Mechanism:
-        """A mechanism by name, attached to the backbone on first use."""
+        """The mechanism called `name`, attached to the backbone on first use."""
         if name not in self._mechanisms:
             with self.passes.lock:
                 if name not in self._mechanisms:
@@ -221,15 +221,15 @@ class Host:
         if name == "input":
             return InputEmbeddings(tokens)
         raise PtuneError(
-            f"The prompt's mechanism is {name!r}; ptune has 'input', 'prefix' and 'layers'. The "
-            "adapter was written by a newer version: upgrade ptune."
+            f"The prompt's mechanism is {name!r}; this version of ptune knows 'input', 'prefix' "
+            "and 'layers'. The adapter was written by a newer version: upgrade ptune."
         )
 
     def can_share(self, config: PromptEncoderConfig, **inputs: Any) -> bool:
-        """Whether a prompt can be computed once for a whole batch with the same results."""
+        """True if a prompt can be computed once for a whole batch with the same results."""
         own = self.architecture
         return (
-            own.looks_back
+            own.is_causal
             and own.takes_position_ids
             and config.depth == "input"
             and config.placement == "prefix"
@@ -238,28 +238,28 @@ class Host:
         )
 
     def check_shape(self, embeddings: Tensor, config: PromptEncoderConfig, own: Mechanism) -> None:
-        """Refuse a prompt whose shape is not that of its mechanism in this backbone.
+        """Check that a prompt has the shape that its mechanism needs on this backbone.
 
         Raises:
-            PtuneError: It is not.
+            PtuneError: It has another shape.
         """
         expected = (config.num_virtual_tokens, own.width)
         if embeddings.shape != expected:
             raise PtuneError(
-                f"The prompt has the shape {list(embeddings.shape)}, and {self.architecture.name} "
-                f"takes a prompt of this kind as {list(expected)}: it belongs to another backbone, "
-                "or was made in another way."
+                f"The prompt has the shape {list(embeddings.shape)}, but "
+                f"{self.architecture.name} requires {list(expected)} for a prompt of this kind: "
+                "it belongs to another backbone, or has another depth."
             )
 
     # Gradient checkpointing.
 
     def checkpointed_layers(self) -> list[Any]:
-        """The layers that gradient checkpointing is switched on for."""
+        """The layers with gradient checkpointing enabled."""
         layers = getattr(self, "_checkpointable", ())
         return [layer for layer in layers if layer.gradient_checkpointing]
 
     def wrap_checkpoints(self, *, drops_out: bool) -> None:
-        """Keep frozen layers frozen while they are checkpointed."""
+        """Keep dropout of checkpointed layers off, unless `drops_out`."""
         for layer in self.checkpointed_layers():
             function = compat.checkpointing_function(layer)
             if isinstance(function, FrozenCheckpoint):
@@ -283,16 +283,16 @@ class Host:
         inputs_embeds: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        """Let the backbone read a batch, each text with its own prompt, in one forward pass.
+        """Run the backbone on a batch in one forward pass, each text with its own prompt.
 
         Args:
-            prompts: Of this host's mechanisms.
-            which: The prompt of each text. ``None``: there is one, and all texts have it.
-            head: In place of the one that is installed.
-            heads: A head for each text, or one for all (`ptune.prompts.heads.HeadPerText`).
+            prompts: Prompts with mechanisms of this host.
+            which: The index of each text's prompt. ``None``: all texts share the only prompt.
+            head: Use this head instead of the installed one.
+            heads: One head per text, or one for all (`ptune.prompts.heads.HeadPerText`).
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: As for
                 `PromptModel.forward`.
-            **inputs: For the backbone.
+            **inputs: Passed to the backbone.
 
         Raises:
             PtuneError: As for `PromptModel.forward`.
@@ -328,22 +328,22 @@ class Host:
             raise PtuneError("Give input_ids or inputs_embeds; both are missing.")
         if self.architecture.is_encoder_decoder:
             raise PtuneError(
-                f"{self.architecture.name} looks for the id of the end token; give input_ids "
+                f"{self.architecture.name} looks for the id of the end token. Give input_ids "
                 "instead of inputs_embeds."
             )
         return inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.long)
 
     def _check_ids(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Refuse tokens, ``[batch, seq]``, that would be taken for virtual ones."""
+        """Check that no token, ``[batch, seq]``, has the id of a virtual token."""
         if is_traced() or not input_ids.numel():
             return
         rows = self.architecture.vocab_rows
         if (largest := int((input_ids * (attention_mask != 0)).max())) >= rows:
             raise PtuneError(
-                f"A text has the token id {largest}, and the backbone's embedding has the rows 0 "
-                f"to {rows - 1}: the tokenizer belongs to another backbone, or was given more "
-                "tokens. Use the backbone's own tokenizer, or make the embedding larger before "
-                "p-tuning (backbone.resize_token_embeddings(len(tokenizer)))."
+                f"A text has the token id {largest}, but the backbone's embedding weight has only "
+                f"the rows 0 to {rows - 1}: the tokenizer belongs to another backbone, or tokens "
+                "were added to it. Use the backbone's own tokenizer, or enlarge the embedding "
+                "weight before p-tuning (backbone.resize_token_embeddings(len(tokenizer)))."
             )
 
     def _needs_everything(self, inputs: dict[str, Any]) -> bool:
@@ -360,7 +360,7 @@ class Host:
 
 
 class _Batch:
-    """The prompts of a batch, entered into a pass, and the batch's inputs with them."""
+    """Enters the prompts of a batch into a pass and arranges the batch's inputs with them."""
 
     def __init__(
         self,
@@ -386,21 +386,21 @@ class _Batch:
         self.mean = self._of_texts([p.pooling != "architecture" for p in prompts])
 
     def _of_texts(self, values: Sequence[int]) -> int | Tensor:
-        """A number for each prompt as one for each text: one for all, or ``[batch, 1]``."""
+        """Turn one number per prompt into one per text: ``[batch, 1]``, or a single number."""
         if self.which is None or len(set(values)) == 1:
             return values[0]
         return torch.tensor([[values[i]] for i in self.which], device=self.device)
 
     def add_embeddings(self, inputs_embeds: Tensor) -> Tensor:
-        """Vectors ``[batch, seq, token_dim]`` as further prompt embeddings; their token ids."""
+        """Add vectors ``[batch, seq, token_dim]`` to the prompt embeddings; return their ids."""
         batch, seq, dim = inputs_embeds.shape
-        rows = self.current.prompt_embeddings
-        assert rows is not None
-        ids = torch.arange(batch * seq, device=rows.device).view(batch, seq)
+        prompt = self.current.prompt_embeddings
+        assert prompt is not None
+        ids = torch.arange(batch * seq, device=prompt.device).view(batch, seq)
         self.current.prompt_embeddings = torch.cat(
-            [rows.to(inputs_embeds.dtype), inputs_embeds.reshape(-1, dim)]
+            [prompt.to(inputs_embeds.dtype), inputs_embeds.reshape(-1, dim)]
         )
-        return ids + self.own.vocab_rows + len(rows)
+        return ids + self.own.vocab_rows + len(prompt)
 
     def arrange(
         self,
@@ -409,7 +409,7 @@ class _Batch:
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
     ) -> dict[str, Tensor]:
-        """The backbone's inputs, ``[batch, k + seq]`` each, prompt and text in their places."""
+        """The backbone's inputs with prompt and text in place, ``[batch, k + seq]`` each."""
         k = self._of_texts(self.lengths)
         before = self._of_texts([p.before for p in self.prompts])
         virtual = torch.arange(max(self.lengths), device=input_ids.device)  # [longest k]
@@ -439,7 +439,7 @@ class _Batch:
                 position_ids, attention_mask, virtual_mask, before, order
             )
         elif self.own.takes_position_ids and (isinstance(shift, Tensor) or shift > 0):
-            # The prompt takes positions, but does not stand among the tokens.
+            # The prompt takes positions, but is not among the tokens.
             counted = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
             inputs["position_ids"] = counted + self.own.first_position + shift
         if isinstance(self.mean, Tensor) or self.mean:
@@ -447,16 +447,18 @@ class _Batch:
         return inputs
 
     def _disguised(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, int]:
-        """Token ids in which only padding looks like padding; and the padding's id."""
+        """Token ids in which only padding has the pad token's id, and that id.
+
+        Elsewhere, an alias replaces the pad token (see `Pass.aliases`).
+        """
         assert self.current.prompt_embeddings is not None
-        # Asked for each time: `Trainer` sets it to the tokenizer's.
+        # Read in every pass, because `Trainer` sets it to the tokenizer's.
         pad = self.config.get_text_config().pad_token_id
         alias = self.own.vocab_rows + len(self.current.prompt_embeddings)
         aliases = [pad]
-        # A pad token that is part of a text must not look like padding, and padding must.
         text_ids = torch.where(input_ids == pad, alias, input_ids)
         if self.own.is_encoder_decoder:
-            # The head reads the last end token, and every text must have as many of them.
+            # The head reads the last end token, and all texts must have the same number of them.
             aliases.append(end := self.config.eos_token_id)
             ends = (input_ids == end) & (attention_mask != 0)
             inner = ends & (ends.flip(1).cumsum(1).flip(1) > 1)
@@ -469,12 +471,12 @@ class _Batch:
         of_text = of_text.to(attention_mask.device)
         is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
         self.current.mean_mask = layout.place(is_text, is_prompt, order)
-        self.current.mean_rows = self.mean if isinstance(self.mean, Tensor) else None
+        self.current.mean_texts = self.mean if isinstance(self.mean, Tensor) else None
 
     def _width(self, attention_mask: Tensor, width: int, k: int | Tensor) -> int:
         """How many of `width` columns to keep.
 
-        All of them, unless only padding makes the batch too wide or the prompts differ.
+        These are all of them, unless the prompts differ or the batch fits only without padding.
         """
         bound, seq = self.own.max_positions, attention_mask.shape[1]
         positions = self._of_texts([p.positions for p in self.prompts])
@@ -497,7 +499,7 @@ class _Batch:
         return max(1, int((lengths + k).max()))
 
     def compute_only_what_is_read(self, attention_mask: Tensor) -> None:
-        """Leave out the positions that nothing reads after the last layer."""
+        """Skip the positions that the head does not read, at the end of the last layer."""
         if self.own.last_layer_end is None:
             return
         read_at: Callable[[Tensor], Tensor] = POSITION_READ[self.own.last_layer_end.reads]

@@ -1,10 +1,11 @@
-"""Where virtual tokens stand in a batch.
+"""Where virtual tokens are placed in a batch.
 
-Rows of a batch arrive padded on either side, with holes perhaps, and each may have a prompt of its
-own length. Every row's tokens are put in order, the prompt among them, and the padding behind (or
-before) them: then the backbone counts its own positions, finds its own padding and pools as it
-always does, and what stands around a text cannot change its prediction. Pure tensor functions that
-exporters can trace for any batch; nothing here knows a model.
+The texts of a batch may be padded on either side, even in the middle, and each may have a prompt of
+its own length. `prompt_order` moves each text's tokens together, with the prompt among them, and
+all padding to one end. The backbone can then count its positions, find its padding and pool as it
+always does, and a text's prediction does not depend on its padding.
+
+These are pure tensor functions that can be traced for any batch. They know nothing about models.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from torch import Tensor
 from ptune.backbones.architectures import Side
 from ptune.prompts.config import Placement
 
-# How many of a row's own tokens stand before the prompt.
+# How many of the text's tokens come before the prompt.
 TOKENS_BEFORE: dict[Placement, int] = {"prefix": 0, "after_first": 1}
 
 
 def prompt_order(
     attention_mask: Tensor, virtual_mask: Tensor, before: int | Tensor, padding: Side = "right"
 ) -> Tensor:
-    """The order that puts prompt and text where they belong.
+    """The order in which virtual tokens, text and padding are arranged.
 
     Args:
         attention_mask: ``[batch, seq]``, nonzero where there is a token.
-        virtual_mask: ``[k]`` or ``[batch, k]``, the same for the virtual tokens: those of a row
-            are its first ones, and the others go where the padding goes.
-        before: How many tokens of the text stand before the prompt; ``[batch, 1]`` if each row
-            has its own number.
-        padding: Where the padding goes.
+        virtual_mask: ``[k]`` or ``[batch, k]``, nonzero where there is a virtual token. A text
+            with a shorter prompt uses the first ones; the others are treated as padding.
+        before: How many tokens of the text come before the prompt; ``[batch, 1]`` if this differs
+            between texts.
+        padding: The side where the padding goes.
 
     Returns:
-        ``[batch, k + seq]``: indices into "k virtual tokens, then the row as it came".
+        ``[batch, k + seq]``: indices into the k virtual tokens followed by the text as given.
 
     Example:
         >>> prompt_order(torch.tensor([[0, 1, 1]]), torch.tensor([1, 1]), before=1).tolist()
@@ -46,21 +47,21 @@ def prompt_order(
     prompt = (virtual_mask != 0).expand(batch, -1)  # [batch, k]
     k = prompt.shape[1]
     tokens = text.sum(dim=1, keepdim=True)  # [batch, 1]
-    own = prompt.sum(dim=1, keepdim=True)  # [batch, 1], virtual ones
-    # Where each column goes; no two go to the same place.
-    rank = text.long().cumsum(dim=1) - 1  # [batch, seq], of a token among its row's tokens
-    behind = rank + own * (rank >= before)
-    virtual = tokens.clamp_max(before) + torch.arange(k, device=tokens.device)  # [batch, k]
-    real = torch.cat([prompt, text], dim=1)  # [batch, k + seq]
-    pad = (~real).long().cumsum(dim=1) - 1  # likewise of padding
-    there = torch.cat([virtual, behind], dim=1)
+    virtual_tokens = prompt.sum(dim=1, keepdim=True)  # [batch, 1]
+    # The destination of each column; no two columns have the same one.
+    rank = text.long().cumsum(dim=1) - 1  # [batch, seq], of a token within its text
+    of_text = rank + virtual_tokens * (rank >= before)
+    of_prompt = tokens.clamp_max(before) + torch.arange(k, device=tokens.device)  # [batch, k]
+    of_tokens = torch.cat([of_prompt, of_text], dim=1)  # [batch, k + seq]
+    is_token = torch.cat([prompt, text], dim=1)
+    of_padding = (~is_token).long().cumsum(dim=1) - 1
     if padding == "left":
-        there = there + k + seq - own - tokens
+        of_tokens = of_tokens + k + seq - virtual_tokens - tokens
     else:
-        pad = pad + own + tokens
-    places = torch.where(real, there, pad)
-    columns = torch.arange(k + seq, device=places.device).expand(batch, -1)
-    return torch.empty_like(places).scatter(1, places, columns)  # [batch, k + seq]
+        of_padding = of_padding + virtual_tokens + tokens
+    destinations = torch.where(is_token, of_tokens, of_padding)
+    columns = torch.arange(k + seq, device=destinations.device).expand(batch, -1)
+    return torch.empty_like(destinations).scatter(1, destinations, columns)  # [batch, k + seq]
 
 
 def trim(order: Tensor, width: int, padding: Side = "right") -> Tensor:
@@ -69,15 +70,15 @@ def trim(order: Tensor, width: int, padding: Side = "right") -> Tensor:
 
 
 def place(text: Tensor, virtual: Tensor, order: Tensor) -> Tensor:
-    """Put `virtual` and `text` into `order`.
+    """Arrange `virtual` and `text` in `order`.
 
     Args:
-        text: ``[batch, seq]``, one number a token of the row as it came.
-        virtual: ``[k]`` or ``[batch, k]``, the same for the virtual tokens.
-        order: From `prompt_order`; cut short, it leaves out the padding at the end.
+        text: ``[batch, seq]``: one number per token of the text as given.
+        virtual: ``[k]`` or ``[batch, k]``: one number per virtual token.
+        order: From `prompt_order`; may be shortened by `trim`.
 
     Returns:
-        As wide as `order`.
+        The shape of `order`.
 
     Example:
         >>> order = prompt_order(torch.tensor([[0, 1, 1]]), torch.ones(2), before=0)
@@ -95,7 +96,7 @@ def place_positions(
     before: int | Tensor,
     order: Tensor,
 ) -> Tensor:
-    """A caller's own position ids, moved up to make room for the prompt.
+    """The caller's position ids, shifted to leave positions for the prompt.
 
     Args:
         position_ids: ``[batch, seq]``, counted for the text alone.
@@ -103,7 +104,7 @@ def place_positions(
         order: From `prompt_order`.
 
     Returns:
-        ``[batch, k + seq]``: the prompt takes the k positions at its place, and the text behind
+        ``[batch, k + seq]``: the prompt takes k positions where it is placed, and the text after
         it moves up by k.
 
     Example:
@@ -113,9 +114,10 @@ def place_positions(
         >>> place_positions(torch.tensor([[0, 0, 1]]), mask, prompt, 1, order).tolist()
         [[0, 1, 2, 3, 0]]
     """
-    real = attention_mask != 0  # [batch, seq]
-    first = position_ids.gather(1, real.int().argmax(dim=1, keepdim=True))  # [batch, 1]
-    own = (virtual_mask != 0).expand(len(real), -1)  # [batch, k]
-    prompt = first + before + own.long().cumsum(dim=1) - 1  # [batch, k]
-    behind = real & (real.cumsum(dim=1) > before)  # [batch, seq]
-    return place(position_ids + own.sum(dim=1, keepdim=True) * behind, prompt, order)
+    is_token = attention_mask != 0  # [batch, seq]
+    first = position_ids.gather(1, is_token.int().argmax(dim=1, keepdim=True))  # [batch, 1]
+    is_virtual = (virtual_mask != 0).expand(len(is_token), -1)  # [batch, k]
+    prompt = first + before + is_virtual.long().cumsum(dim=1) - 1  # [batch, k]
+    is_after = is_token & (is_token.cumsum(dim=1) > before)  # [batch, seq], after the prompt
+    k = is_virtual.sum(dim=1, keepdim=True)  # [batch, 1]
+    return place(position_ids + k * is_after, prompt, order)

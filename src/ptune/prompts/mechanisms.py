@@ -1,14 +1,14 @@
 """How a prompt of k virtual tokens acts inside a frozen backbone.
 
-| mechanism | a virtual token is | works where |
+| mechanism | a virtual token is | requires |
 | --- | --- | --- |
-| `input` | a row of the embedding weight | everywhere |
-| `prefix` | a key and a value in every attention, in front of the text's | attention goes through `AttentionInterface` |
-| `layers` | a row of the embedding weight, and another in the input of every layer | there is a list of layers |
+| `input` | an input embedding | nothing |
+| `prefix` | a key and a value in every attention, before those of the text | attention that uses `AttentionInterface` |
+| `layers` | an input embedding, and one more embedding for every later layer | a list of layers |
 
-The last two are deep prompts (P-tuning v2, arXiv 2110.07602). A mechanism knows how many numbers
-a virtual token has, whether it takes positions from the text, how to enter a forward pass, and
-what the prompt would be if words stood in its place.
+`prefix` and `layers` are deep prompts (P-tuning v2, arXiv 2110.07602). A mechanism knows how many
+numbers a virtual token has, whether the prompt takes positions from the text, how to enter a
+forward pass, and which prompt is equivalent to a sequence of words.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Mechanism:
     """How a prompt acts inside a backbone.
 
     Attributes:
-        name: As adapters record it.
-        width: Numbers that a virtual token has.
+        name: The name that adapters record.
+        width: Numbers per virtual token.
         takes_positions: Whether the prompt takes k of the backbone's positions.
     """
 
@@ -52,31 +52,31 @@ class Mechanism:
         Args:
             current: The pass.
             prompts: ``[k, width]`` each; ``[0, width]`` for prompts of other mechanisms.
-            which: The prompt of each text. ``None``: there is one, and all texts have it.
-            start: Number of prompt embeddings that come before the returned ones.
+            which: The index of each text's prompt. ``None``: all texts share the only prompt.
+            start: Index in the pass of the first prompt embedding that this call returns.
 
         Returns:
-            ``[n, token_dim]`` each: the embeddings, k or none, that stand among the tokens.
+            For each prompt, the embeddings to place among the tokens, ``[k or 0, token_dim]``.
         """
         raise NotImplementedError
 
     def from_words(self, ids: Tensor) -> Tensor:
-        """The prompt ``[k, width]`` that the tokens `ids`, ``[k]``, would be; float32."""
+        """The prompt ``[k, width]`` equivalent to the tokens `ids`, ``[k]``; float32."""
         raise NotImplementedError
 
     def remove(self) -> None:
-        """Detach it from the backbone."""
+        """Detach the mechanism from the backbone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt in a forward pass, and how the text is read with it.
+    """A prompt in a forward pass, and how texts are read with it.
 
     Attributes:
-        mechanism: How it acts inside the backbone.
+        mechanism: How the prompt acts inside the backbone.
         embeddings: ``[k, width]``.
-        before: How many tokens of the text come before it.
-        shifts: Whether the text's positions count from k, though the prompt takes none.
+        before: How many tokens of the text come before the prompt.
+        shifts: True if the text's positions start at k although the prompt takes none.
         pooling: What the head reads; as in `PromptEncoderConfig`.
     """
 
@@ -99,12 +99,12 @@ class Prompt:
 
     @property
     def positions(self) -> int:
-        """How many of the backbone's positions it takes from the text."""
+        """How many of the backbone's positions are not available to the text."""
         return len(self.embeddings) if self.mechanism.takes_positions or self.shifts else 0
 
 
 class InputEmbeddings(Mechanism):
-    """k rows of the embedding weight, and nothing else."""
+    """k input embeddings and nothing else."""
 
     name = "input"
     takes_positions = True
@@ -122,18 +122,18 @@ class InputEmbeddings(Mechanism):
 
 
 class SharedInputEmbeddings(InputEmbeddings):
-    """An input prompt before the texts of a causal backbone, computed once for a whole batch.
+    """An input prompt on a causal backbone, computed once for a whole batch.
 
-    What comes before a text cannot depend on it there. So the backbone reads the prompt alone,
-    every text sees its keys and values, and positions count on from the prompt. Numbers and
-    gradients are those of `InputEmbeddings`.
+    In a causal backbone, what comes before a text cannot depend on it. So the backbone reads the
+    prompt alone, every text attends to its keys and values, and positions continue after the
+    prompt. Logits and gradients are those of `InputEmbeddings`.
     """
 
     def __init__(self, backbone: PreTrainedModel, tokens: VirtualTokens, passes: Passes) -> None:
         super().__init__(tokens)
         self.backbone, self.passes = backbone, passes
-        # Where nothing trains, the prompt is read once and for all.
-        self._known: tuple[Tensor, object, list[KeyValue]] | None = None
+        # For inference, the prompt is read only once.
+        self._cached: tuple[Tensor, object, list[KeyValue]] | None = None
 
     def enter(  # noqa: D102
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
@@ -146,24 +146,24 @@ class SharedInputEmbeddings(InputEmbeddings):
         weight = self.tokens.weight
         keep = isinstance(prompt, nn.Parameter) and not torch.is_grad_enabled()
         version = (compat.version_of(prompt), weight.dtype, weight.device) if keep else None
-        if keep and self._known and self._known[0] is prompt and self._known[1] == version:
-            return self._known[2]
+        if keep and self._cached and self._cached[0] is prompt and self._cached[1] == version:
+            return self._cached[2]
         ids = torch.arange(len(prompt), device=prompt.device) + self.tokens.vocab_rows
-        heard: list[KeyValue] = []
-        with self.passes.running(Pass(prompt_embeddings=prompt, heard=heard)):
+        captured: list[KeyValue] = []
+        with self.passes.running(Pass(prompt_embeddings=prompt, captured_key_values=captured)):
             self.backbone.base_model(
                 input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], use_cache=False
             )
-        self._known = (prompt, version, heard) if keep else None
-        return heard
+        self._cached = (prompt, version, captured) if keep else None
+        return captured
 
 
 class PrefixKeyValues(Mechanism):
-    """k keys and k values in every attention of the backbone, in front of the text's.
+    """k keys and k values in every attention, before those of the text.
 
-    They take no position of the text's, and cost almost nothing. A virtual token is, for each
-    attention in the order of the forward pass, its key and its value: ``[attentions, 2, heads *
-    head_dim]``, laid out flat as in 🤗 PEFT's prefix tuning.
+    They take no positions from the text and cost almost nothing. A virtual token consists of a
+    key and a value for each attention, in the order of the forward pass: ``[attentions, 2,
+    heads * head_dim]``, flattened as in 🤗 PEFT's prefix tuning.
     """
 
     name = "prefix"
@@ -184,16 +184,16 @@ class PrefixKeyValues(Mechanism):
     def enter(  # noqa: D102
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
     ) -> list[Tensor]:
-        rows = prompts[0][None]  # [1, k, width]: one for the whole batch
+        prefix = prompts[0][None]  # [1, k, width]: one for the whole batch
         if which is not None:
-            rows = stacked([prompts[i] for i in which])  # [batch, longest k, width]
+            prefix = stacked([prompts[i] for i in which])  # [batch, longest k, width]
             lengths = [[len(prompts[i])] for i in which]  # [batch, 1]
             if min(lengths) != max(lengths):
-                columns = torch.arange(rows.shape[1], device=rows.device)
-                current.key_mask = columns < torch.tensor(lengths, device=rows.device)
-        if rows.shape[1]:
+                columns = torch.arange(prefix.shape[1], device=prefix.device)
+                current.key_mask = columns < torch.tensor(lengths, device=prefix.device)
+        if prefix.shape[1]:
             pairs = []
-            parts = rows.split(self.sizes, dim=2)
+            parts = prefix.split(self.sizes, dim=2)
             for part, (heads, dim) in zip(parts, self.shapes, strict=True):
                 # [2, 1 or batch, heads, k, head_dim]
                 both = part.unflatten(2, (2, heads, dim)).permute(2, 0, 3, 1, 4)
@@ -202,20 +202,20 @@ class PrefixKeyValues(Mechanism):
         return [p.new_empty(0, self.tokens.weight.shape[1]) for p in prompts]
 
     def from_words(self, ids: Tensor) -> Tensor:  # noqa: D102
-        heard: list[KeyValue] = []
-        with self.passes.running(Pass(heard=heard)):
+        captured: list[KeyValue] = []
+        with self.passes.running(Pass(captured_key_values=captured)):
             _read_words(self.backbone, ids)
         parts = []
-        for key, value in heard:
+        for key, value in captured:
             both = torch.stack([key[0], value[0]])[:, :, : len(ids)]  # [2, heads, k, head_dim]
             parts.append(both.permute(2, 0, 1, 3).flatten(1))  # [k, 2 * heads * head_dim]
         return torch.cat(parts, dim=1).float()
 
 
 class LayerEmbeddings(Mechanism):
-    """k rows of the embedding weight, and k other rows in the input of every further layer.
+    """k input embeddings, and k more embeddings in the input of every later layer.
 
-    A virtual token is its row of the embedding weight and then one for each layer but the first:
+    A virtual token consists of its input embedding and one embedding for each layer but the first:
     ``[token_dim + (layers - 1) * hidden]``.
     """
 
@@ -230,25 +230,26 @@ class LayerEmbeddings(Mechanism):
         passes: Passes,
     ) -> None:
         self.backbone, self.passes = backbone, passes
-        further = len(architecture.layers) - 1
-        self.sizes = [tokens.weight.shape[1]] + [architecture.hidden_size] * further
+        later_layers = len(architecture.layers) - 1
+        self.sizes = [tokens.weight.shape[1]] + [architecture.hidden_size] * later_layers
         super().__init__(tokens, width=sum(self.sizes))
         self._hook = LayerInputs(backbone, architecture.layers, passes)
 
     def enter(  # noqa: D102
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
     ) -> list[Tensor]:
-        rows = torch.cat(prompts)
-        if len(rows):
-            current.layer_embeddings, current.layer_start = rows.split(self.sizes, dim=1), start
+        together = torch.cat(prompts)
+        if len(together):
+            current.layer_embeddings = together.split(self.sizes, dim=1)
+            current.layer_start = start
         return [p[:, : self.sizes[0]] for p in prompts]
 
     def from_words(self, ids: Tensor) -> Tensor:  # noqa: D102
-        heard: list[Tensor] = []
-        with self.passes.running(Pass(heard_states=heard)):
+        captured: list[Tensor] = []
+        with self.passes.running(Pass(captured_states=captured)):
             _read_words(self.backbone, ids)
         # One text: [1, seq, hidden], or [seq, 1, hidden] in XLNet.
-        states = [s.flatten(0, 1)[: len(ids)] for s in heard]
+        states = [s.flatten(0, 1)[: len(ids)] for s in captured]
         return torch.cat([self.tokens.weight[ids].detach(), *states], dim=1).float()
 
     def remove(self) -> None:  # noqa: D102
@@ -256,7 +257,7 @@ class LayerEmbeddings(Mechanism):
 
 
 def _read_words(backbone: PreTrainedModel, ids: Tensor) -> None:
-    """Let the backbone read the tokens `ids`, ``[k]``, and an end token."""
+    """Run the backbone on the tokens `ids`, ``[k]``, and an end token."""
     text = torch.cat([ids, ids.new_tensor([end_token(backbone)])])[None]
     text = text.to(backbone.device)
     read(backbone, text, torch.ones_like(text))

@@ -1,7 +1,7 @@
-"""One forward pass: all of its state in one object, which no other thread can see.
+"""One forward pass: all of its state in one object that no other thread can see.
 
-Hooks on a backbone read `Passes.current`. It is set only while a thread holds the lock, so two
-threads that call one backbone take turns, one forward pass at a time.
+Hooks on a backbone read `Passes.current`. It is set only while a thread holds the lock, so threads
+that call the same backbone take turns, one forward pass at a time.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class Pass:
     """The complete state of one forward pass over a backbone.
 
     Attributes:
-        prompt_embeddings: ``[n, token_dim]``: token id V + i reads row i of these.
-        aliases: Token id V + n + j reads the embedding of token `aliases[j]`. They stand for
-            tokens of a text that the backbone would mistake for padding or for its end.
+        prompt_embeddings: ``[n, token_dim]``: the embedding of token id V + i is row i.
+        aliases: The embedding of token id V + n + j is that of token `aliases[j]`. Aliases replace
+            tokens of a text that the backbone would mistake for padding or for the text's end.
         token_ids: The ids that the embedding layer was called with.
-        virtual: ``[batch, seq]``: which prompt embedding is where; negative where none is.
+        virtual: ``[batch, seq]``: the index of the prompt embedding at each position; negative
+            where there is none.
         key_values: For each attention, keys and values ``[1 or batch, heads, k, head_dim]`` that
-            come before the text's own.
-        key_mask: ``[batch, k]``, true where a text sees a key; ``None``: everywhere.
+            come before those of the text.
+        key_mask: ``[batch, k]``, true where a text attends to a key; ``None``: everywhere.
         calls: How often each attention module was called, where one serves several layers.
-        layer_embeddings: For each layer, ``[n, hidden]``, in place of its input at virtual tokens.
-        layer_start: Which prompt embedding is the first of these.
+        layer_embeddings: For each layer, ``[n, hidden]``: replaces its input at virtual tokens.
+        layer_start: Index of the prompt embedding that the first of these belongs to.
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
-        mean_rows: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
-        positions: ``[kept]``, of batch * seq: what the end of the last layer computes.
-        kept_shape: The shape that `positions` were taken out of.
-        heads: Head parameters by name, one set for each text or one for all. Empty: the
-            backbone's own.
-        heard: Receives the keys and values of every attention, in order.
-        heard_states: Receives the input of every layer but the first.
+        mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
+        positions: ``[kept]``, indices of batch * seq that the end of the last layer computes.
+        kept_shape: The shape from which `positions` were selected.
+        heads: Head parameters by name, one set per text or one for all. Empty: the backbone's own.
+        captured_key_values: Collects the keys and values of every attention, in order.
+        captured_states: Collects the input of every layer but the first.
     """
 
     prompt_embeddings: Tensor | None = None
@@ -56,18 +56,18 @@ class Pass:
     layer_embeddings: Sequence[Tensor] = ()
     layer_start: int = 0
     mean_mask: Tensor | None = None
-    mean_rows: Tensor | None = None
+    mean_texts: Tensor | None = None
     positions: Tensor | None = None
     kept_shape: torch.Size | None = None
     heads: Sequence[dict[str, Tensor]] = ()
-    heard: list[KeyValue] | None = None
-    heard_states: list[Tensor] | None = None
+    captured_key_values: list[KeyValue] | None = None
+    captured_states: list[Tensor] | None = None
 
 
 class Passes:
-    """The forward pass that runs on a backbone now, if one does.
+    """The forward pass that is running on a backbone, if there is one.
 
-    Copies and pickles start without one.
+    Copies and pickles have none.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Passes:
 
     @contextmanager
     def running(self, current: Pass | None) -> Iterator[None]:
-        """Make a pass the current one. Passes of one thread may be nested."""
+        """Make a pass the current one within the context. A thread can nest passes."""
         with nullcontext() if is_traced() else self.lock:
             before = self.current
             try:
