@@ -75,14 +75,28 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, limit: int | None = None) -> dict[str, Any]:
     """A JSON object from a file.
 
+    Args:
+        file: The file.
+        limit: How many bytes it may have; ``None``: any number.
+
     Raises:
-        PtuneError: It is not one; the message names the file.
+        PtuneError: It is not one, or it is larger; the message names the file.
     """
     try:
+        size = file.stat().st_size
+        if limit is not None and size > limit:
+            raise PtuneError(f"{file} has {size:,} bytes; expected at most {limit:,}.")
         content = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise PtuneError(
+            f"{file} is damaged: its lists and objects are nested too deeply. Save or fetch it "
+            "again."
+        ) from None
+    except PtuneError:
+        raise
     except (ValueError, OSError) as error:
         raise PtuneError(f"{file} is damaged: {error}. Save or fetch it again.") from error
     if not isinstance(content, dict):

@@ -269,6 +269,20 @@ def damage_by_dropping_the_prompt(folder):
     return "….safetensors has no 'prompt_embeddings', so it is not a p-tuning adapter."
 
 
+def damage_by_deep_json(folder):
+    (folder / "adapter_config.json").write_text("[" * 100_000 + "]" * 100_000)
+    return (
+        "…/adapter_config.json is damaged: its lists and objects are nested too deeply. Save or "
+        "fetch it again."
+    )
+
+
+def damage_by_long_json(folder):
+    with (folder / "ptune.json").open("r+b") as file:
+        file.truncate(50_000_000)
+    return "…/ptune.json has 50,000,000 bytes; expected at most 16,000,000."
+
+
 def damage_by_broken_json(folder):
     (folder / "adapter_config.json").write_text('{"peft_type":')
     return "…/adapter_config.json is damaged: …"
@@ -336,6 +350,26 @@ def test_a_damaged_adapter_is_refused_by_name(saved, kind, damage):
     message = damage(folder)
     with refused(message):
         PromptModel.from_pretrained(build(kind), folder)
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_a_folder_with_the_name_of_the_backbone_on_the_hub_is_never_read(
+    saved, kind, tmp_path, monkeypatch
+):
+    file = saved[1] / "adapter_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "base_model_name_or_path": "bert/tiny"}))
+    (tmp_path / "bert" / "tiny").mkdir(parents=True)
+    assert Adapter.read(saved[1]).config.base_model_name_or_path == "bert/tiny"
+    monkeypatch.chdir(tmp_path)
+    with refused(
+        f"{saved[1]}: adapter_config.json: base_model_name_or_path is 'bert/tiny', an id on the "
+        "Hub, but there is a file or folder of that name here, which would be read instead. Work "
+        "in another folder. If you have that backbone, name it yourself (`--model`, or model= in "
+        "Python)."
+    ):
+        Adapter.read(saved[1])
+    assert Adapter.read(saved[1], own_backbone=True).labels.names == ("LABEL_0", "LABEL_1")
 
 
 def test_a_folder_that_does_not_exist_is_refused(kind, tmp_path):

@@ -656,8 +656,8 @@ NOT_A_REVISION = (
     "backbone."
 )
 NOT_FOLLOWED = (
-    "…: adapter_config.json names the backbone '{}', a path that ptune does not follow. Expected "
-    f"…an id on the Hub. {NAME_YOUR_OWN}"
+    "…: adapter_config.json: base_model_name_or_path is '{}'; expected …an id on the Hub. "
+    f"{NAME_YOUR_OWN}"
 )
 CODE = {"base_model_class": "Popen", "parent_library": "subprocess"}
 
@@ -675,6 +675,11 @@ CODE = {"base_model_class": "Popen", "parent_library": "subprocess"}
         ({"revision": 3}, "…/adapter_config.json: revision is 3; expected a string."),
         ({"base_model_name_or_path": "../../victim"}, NOT_FOLLOWED.format("../../victim")),
         ({"base_model_name_or_path": r"a\..\..\victim"}, NOT_FOLLOWED.format(r"a\\..\\..\\victim")),
+        ({"base_model_name_or_path": "."}, NOT_FOLLOWED.format(".")),
+        ({"base_model_name_or_path": ""}, NOT_FOLLOWED.format("")),
+        ({"base_model_name_or_path": "a/b/c"}, NOT_FOLLOWED.format("a/b/c")),
+        ({"base_model_name_or_path": "/a/../b"}, NOT_FOLLOWED.format("/a/../b")),
+        ({"base_model_name_or_path": "a" * 100_000}, NOT_FOLLOWED.format("a…a")),
         ({"base_model_name_or_path": "~/victim"}, NOT_FOLLOWED.format("~/victim")),
         (
             {"base_model_name_or_path": ["a"]},

@@ -113,11 +113,17 @@ def test_other_unknown_fields_are_warned_about_by_name():
         ("depth", 3, "'input' or 'deep'"),
         ("pooling", ["mean"], "'family', 'architecture', 'mean' or 'prompt'"),
         ("prompt_init_scale", "big", "a number"),
+        ("prompt_init_scale", 1e300, "a number"),
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused_by_name(field, value, expected):
     message = refusal(parse_config, {**CONFIG, field: value}, "f")
     assert message == f"f: {field} is {value!r}; expected {expected}."
+
+
+def test_a_long_value_is_shortened_in_the_message():
+    message = refusal(parse_config, {**CONFIG, "task_type": "a" * 10**6}, "f")
+    assert message == f"f: task_type is '{'a' * 37}...{'a' * 38}'; expected 'SEQ_CLS'."
 
 
 def test_a_value_out_of_range_is_refused_with_the_file():

@@ -98,7 +98,9 @@ class Adapter:
         file = files.find(INFO_NAME)
         # The last layer of every head in Transformers has one output per label.
         outputs = len(list(head.values())[-1]) if head else 2
-        info = schema.parse_info(read_json(file) if file else {}, file or INFO_NAME, outputs)
+        info = schema.parse_info(
+            read_json(file, schema.MAX_JSON) if file else {}, file or INFO_NAME, outputs
+        )
         mechanism = info["mechanism"]
         if mechanism and (mechanism == "input") != (config.depth == "input"):
             raise PtuneError(
@@ -180,7 +182,7 @@ def read_config(
             or a path outside its own folder.
     """
     files = source if isinstance(source, AdapterFiles) else AdapterFiles(source, **where)
-    config = schema.parse_config(read_json(files.config_file), files.config_file)
+    config = schema.parse_config(read_json(files.config_file, schema.MAX_JSON), files.config_file)
     _check_names(config, files, own_backbone=own_backbone)
     return config
 
@@ -195,28 +197,35 @@ def _check_names(config: PromptEncoderConfig, files: AdapterFiles, *, own_backbo
         )
     if config.revision is not None and not _is_inside(config.revision):
         raise PtuneError(
-            f"{file} has the revision {config.revision!r}. Expected a branch, a tag or a commit of "
-            "the backbone."
+            f"{file} has the revision {schema.shown(config.revision)}. Expected a branch, a tag or "
+            "a commit of the backbone."
         )
     name = config.base_model_name_or_path
     if name is None or own_backbone:
         return
+    yours = "If you have that backbone, name it yourself (`--model`, or model= in Python)."
     # A folder of this machine is only for adapters that are on it too.
-    if not (_is_inside(name, absolute=True) if files.is_local else is_hub_id(name)):
+    path = Path(name)
+    is_folder = files.is_local and path.is_absolute() and ".." not in path.parts
+    if not is_folder and not is_hub_id(name):
         expected = (
             "an absolute folder or an id on the Hub" if files.is_local else "an id on the Hub"
         )
         raise PtuneError(
-            f"{file} names the backbone {name!r}, a path that ptune does not follow. Expected "
-            f"{expected}. If you have that backbone, name it yourself (`--model`, or model= in "
-            "Python)."
+            f"{file}: base_model_name_or_path is {schema.shown(name)}; expected {expected}. {yours}"
+        )
+    if not is_folder and path.exists():
+        raise PtuneError(
+            f"{file}: base_model_name_or_path is {name!r}, an id on the Hub, but there is a file "
+            "or folder of that name here, which would be read instead. Work in another folder. "
+            f"{yours}"
         )
 
 
-def _is_inside(name: str, *, absolute: bool = False) -> bool:
-    """True if a path stays below where it starts, or is absolute where that is allowed."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return ".." not in path.parts and not name.startswith("~") and (absolute or name[:1] != "/")
+def _is_inside(path: str) -> bool:
+    """True if a path stays below where it starts."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return ".." not in parts and path[:1] not in ("/", "~")
 
 
 def _read_weights(

@@ -8,7 +8,7 @@ default the field has in Python.
 from __future__ import annotations
 
 import json
-import math
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,7 +39,17 @@ FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
 FEATURES: frozenset[str] = frozenset()
 
+# Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
+MAX_JSON = 16_000_000
+# The largest number in an adapter. Trained prompts and heads stay below 1,000.
+MAX_VALUE = 1e6
+
 Mechanism = Literal["input", "prefix", "layers"]
+
+# Values in messages, shortened.
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 80
+shown = _brief.repr
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    return (_is_int(value) or isinstance(value, float)) and abs(value) <= MAX_VALUE
 
 
 def _is_strings(value: Any) -> bool:
@@ -165,7 +175,7 @@ def parse_config(content: Mapping[str, Any], file: Path | str) -> PromptEncoderC
     method = content.get("peft_type")
     if method not in (P_TUNING, PREFIX_TUNING):
         raise PtuneError(
-            f"{file}: peft_type is {method!r}; ptune reads {P_TUNING!r} and {PREFIX_TUNING!r} "
+            f"{file}: peft_type is {shown(method)}; ptune reads {P_TUNING!r} and {PREFIX_TUNING!r} "
             "(prefix tuning, a deep prompt)."
         )
     if content.get("first_layer"):
@@ -256,15 +266,15 @@ def _parse(
                 raise PtuneError(f"{file} has no {name}; expected {field.kind.name}.")
             value = field.default
         elif not field.kind.accepts(value):
-            raise PtuneError(f"{file}: {name} is {value!r}; expected {field.kind.name}.")
+            raise PtuneError(f"{file}: {name} is {shown(value)}; expected {field.kind.name}.")
         values[name] = value
     defaults = {name: field.default for name, field in PREFIX_FIELDS.items()}
     unknown = [n for n in content if n not in fields and content[n] not in (None, defaults.get(n))]
     if unknown:
         warnings.warn(
             f"{file} has fields that ptune {__version__} does not know and ignores: "
-            f"{', '.join(sorted(unknown))}. If predictions differ from those of the version that "
-            "wrote it, upgrade ptune (`pip install -U ptune`).",
+            f"{', '.join(sorted(unknown)[:20])[:400]}. If predictions differ from those of "
+            "the version that wrote it, upgrade ptune (`pip install -U ptune`).",
             stacklevel=2,
         )
     return values

@@ -318,8 +318,8 @@ def load(
     name = model or found.config.base_model_name_or_path
     if not name:
         raise PtuneError(
-            f"The adapter {source} does not say which backbone it was trained on. Name it "
-            "(`--model`, or model= in Python)."
+            f"The adapter {source} does not say which backbone it was trained on "
+            "(base_model_name_or_path). Name it (`--model`, or model= in Python)."
         )
     local = {"cache_dir": cache_dir, "local_files_only": local_files_only}
     # The adapter's revision is the backbone's.
