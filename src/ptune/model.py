@@ -374,12 +374,17 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
 
         ``None``: no limit.
         """
-        bound = self.architecture.max_positions
-        if bound is not None:
-            prompt = Prompt.of(self.prompt_config, self.state.mechanism, self.prompt_embeddings())
-            bound -= prompt.positions
         own = None if tokenizer is None else tokenizer.model_max_length
-        return smallest(bound, self.max_length, own)
+        return smallest(self.max_text_positions, self.max_length, own)
+
+    @property
+    def max_text_positions(self) -> int | None:
+        """How many of the backbone's positions the prompt leaves for a text. ``None``: no limit."""
+        bound = self.architecture.max_positions
+        if bound is None:
+            return None
+        prompt = Prompt.of(self.prompt_config, self.state.mechanism, self.prompt_embeddings())
+        return bound - prompt.positions
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The active adapter's head: parameters by their names in the backbone."""

@@ -163,7 +163,7 @@ def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
             0: torch.export.Dim("batch"),
             # The graph also accepts shorter texts. But the exporter treats a length of 1 as a
             # constant, and the decoder of an encoder-decoder reads one token less.
-            1: torch.export.Dim("sequence", min=3, max=model.max_text_tokens()),
+            1: torch.export.Dim("sequence", min=3, max=model.max_text_positions),
         }
         program = torch.export.export(
             _Logits(model, names),
