@@ -42,7 +42,7 @@ def model(backbone, request):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_a_text_alone_and_in_a_padded_batch_has_the_same_logits(model, side):
+def test_logits_do_not_depend_on_the_batch_or_its_padding(model, side):
     rows = ids(3, 9, 6)
     pad = model.config.pad_token_id or 0
     batch, mask = padded(rows, side, pad)
@@ -52,7 +52,7 @@ def test_a_text_alone_and_in_a_padded_batch_has_the_same_logits(model, side):
 
 
 @torch.no_grad()
-def test_tokens_under_a_hole_in_the_mask_are_not_there(model):
+def test_masked_tokens_inside_a_text_are_ignored(model):
     whole = ids(6)[0]
     mask = torch.tensor([[1, 1, 0, 1, 1, 0]])
     holed = model(whole[None], attention_mask=mask).logits
@@ -60,7 +60,7 @@ def test_tokens_under_a_hole_in_the_mask_are_not_there(model):
 
 
 @torch.no_grad()
-def test_a_pad_token_that_belongs_to_the_text_counts(model):
+def test_a_pad_token_inside_a_text_is_not_padding(model):
     pad = model.config.pad_token_id or 0
     row = torch.tensor([[10, 11, pad]])
     with_pad = model(row, attention_mask=torch.ones_like(row)).logits
@@ -69,7 +69,7 @@ def test_a_pad_token_that_belongs_to_the_text_counts(model):
 
 
 @torch.no_grad()
-def test_given_embeddings_are_as_good_as_ids(model):
+def test_inputs_embeds_give_the_same_logits_as_input_ids(model):
     rows, mask = padded(ids(4, 7), "left", model.config.pad_token_id or 0)
     embeds = model.get_input_embeddings()(rows)
     torch.testing.assert_close(
@@ -79,7 +79,7 @@ def test_given_embeddings_are_as_good_as_ids(model):
 
 
 @torch.no_grad()
-def test_a_user_s_position_ids_count_the_text_alone(model):
+def test_position_ids_are_counted_for_the_text_alone(model):
     rows = torch.stack(ids(6, 6))
     start = 2 if model.config.model_type == "roberta" else 0
     positions = torch.arange(start, start + 6)[None]
@@ -89,7 +89,7 @@ def test_a_user_s_position_ids_count_the_text_alone(model):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("pooling", ["mean", "prompt"])
 @torch.no_grad()
-def test_the_head_can_read_a_mean(kind, side, pooling):
+def test_mean_and_prompt_pooling(kind, side, pooling):
     """Over the text's own tokens or over the prompt's, wherever these and the padding stand."""
     if pooling == "prompt" and kind == "gpt2":
         with pytest.raises(PtuneError, match="this backbone is causal"):
@@ -115,7 +115,7 @@ def test_the_head_can_read_a_mean(kind, side, pooling):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"], indirect=True)
 @torch.no_grad()
-def test_logits_are_the_reference_s_on_the_same_weights(backbone):
+def test_logits_equal_peft_s_with_the_same_weights(backbone):
     reference = peft.get_peft_model(
         copy.deepcopy(backbone),
         peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=5, encoder_hidden_size=16),
@@ -138,7 +138,7 @@ def test_the_longest_text_runs_and_one_token_more_is_an_error(model):
 
 
 @torch.no_grad()
-def test_a_token_without_a_row_is_refused_and_not_taken_for_a_virtual_one(model):
+def test_a_token_id_outside_the_embedding_weight_is_refused(model):
     size = model.get_input_embeddings().weight.shape[0]
     rows, mask = padded(ids(4, 7), "right", size)  # a pad token that the backbone does not know
     usual = model(rows, attention_mask=mask).logits
@@ -175,7 +175,7 @@ def test_only_prompt_and_head_get_gradients(model):
     )
 
 
-def test_the_frozen_backbone_drops_out_only_when_asked_to(kind):
+def test_the_backbone_uses_dropout_only_with_backbone_dropout(kind):
     drop = {"gpt2": "resid_pdrop"}.get(kind, "hidden_dropout_prob")
     head = {} if kind == "gpt2" else {"classifier_dropout": 0.0}
     rows = torch.stack(ids(6, 6))
@@ -193,7 +193,7 @@ def test_the_frozen_backbone_drops_out_only_when_asked_to(kind):
         ("regression", 1, torch.tensor([0.5, 3.0])),
     ],
 )
-def test_the_three_problem_types_have_their_losses(kind, problem_type, num_labels, labels):
+def test_the_loss_of_each_problem_type(kind, problem_type, num_labels, labels):
     model = prompt(build(kind, num_labels=num_labels, problem_type=problem_type))
     output = model(torch.stack(ids(5, 5)), labels=labels)
     functions = {
@@ -205,7 +205,7 @@ def test_the_three_problem_types_have_their_losses(kind, problem_type, num_label
 
 
 @torch.no_grad()
-def test_the_backbone_comes_back_untouched(backbone):
+def test_unload_restores_the_backbone(backbone):
     backbone.train()
     before = copy.deepcopy(backbone)
     rows = torch.stack(ids(6, 6))
@@ -223,7 +223,7 @@ def test_the_backbone_comes_back_untouched(backbone):
     assert torch.equal(after.eval()(rows[:1]).logits, before.eval()(rows[:1]).logits)
 
 
-def test_a_copy_is_a_model_of_its_own(model):
+def test_a_deep_copy_is_independent(model):
     twin = copy.deepcopy(model)
     rows = torch.stack(ids(6, 6))
     before = model(rows).logits
@@ -245,7 +245,7 @@ def test_a_half_precision_backbone_keeps_trained_parts_in_float32(kind):
     assert all(p.grad.isfinite().all() for p in trained)
 
 
-def test_prompt_and_head_may_have_their_own_learning_rates(model):
+def test_prompt_and_head_can_have_different_learning_rates(model):
     groups = model.parameter_groups(1e-3, prompt_learning_rate=3e-2, weight_decay=0.1)
     rates = {id(p): g["lr"] for g in groups for p in g["params"]}
     assert {rates[id(p)] for p in model.prompt_encoder.parameters()} == {3e-2}
@@ -255,7 +255,7 @@ def test_prompt_and_head_may_have_their_own_learning_rates(model):
     assert all(decay[id(p)] == (0.1 if p.ndim > 1 else 0.0) for _, p in model.head_parameters())
 
 
-def test_rows_can_start_as_words_of_the_vocabulary(backbone):
+def test_a_prompt_can_start_as_words_of_the_vocabulary(backbone):
     model = prompt(backbone, prompt_init="vocab", encoder_reparameterization_type="NONE")
     table = model.get_input_embeddings().weight
     for row in model.prompt_embeddings():
@@ -274,7 +274,7 @@ def test_a_prompt_can_start_as_a_text(bert_folder, tokenizer, depth):
     torch.testing.assert_close(model.prompt_embeddings(), model.state.mechanism.from_words(wanted))
 
 
-def test_words_that_cannot_be_read_are_an_error(backbone):
+def test_an_initial_text_without_tokenizer_or_tokens_is_refused(backbone):
     with pytest.raises(PtuneError, match="has no name"):
         prompt(backbone, prompt_init="text", prompt_init_text="the lamp")
     with pytest.raises(PtuneError, match="has no tokens"):
@@ -295,14 +295,14 @@ def test_a_model_without_a_head_is_refused():
         (transformers.YosoConfig, "hashes all positions, padding included"),
     ],
 )
-def test_what_cannot_be_p_tuned_is_refused_with_the_reason(config, reason):
+def test_unsupported_backbones_are_refused_with_the_reason(config, reason):
     with torch.device("meta"):
         backbone = transformers.AutoModelForSequenceClassification.from_config(config())
     with pytest.raises(PtuneError, match=reason):
         PromptModel(backbone, PromptEncoderConfig())
 
 
-def test_an_embedding_that_gives_no_vectors_is_refused():
+def test_an_embedding_that_does_not_return_a_tensor_is_refused():
     torch.manual_seed(0)
     config = transformers.IBertConfig(
         vocab_size=60,

@@ -36,7 +36,7 @@ def model(kind):
 
 @pytest.mark.parametrize("placement", ["prefix", "after_first"])
 @pytest.mark.parametrize("pooling", ["architecture", "mean", "prompt"])
-def test_it_compiles_without_a_break(kind, placement, pooling):
+def test_it_compiles_as_one_graph(kind, placement, pooling):
     if pooling == "prompt" and kind == "gpt2":
         pytest.skip("a prompt before the text has not read it there")
     torch._dynamo.reset()
@@ -63,7 +63,7 @@ def test_a_configuration_survives_pickling():
 
 
 @torch.no_grad()
-def test_adapters_are_switched_without_touching_each_other(kind, model):
+def test_switching_adapters_does_not_change_them(kind, model):
     first = model(IDS, attention_mask=MASK).logits
     model.add_adapter("second", config(num_virtual_tokens=3, placement="after_first"))
     assert torch.equal(model(IDS, attention_mask=MASK).logits, first)
@@ -78,7 +78,7 @@ def test_adapters_are_switched_without_touching_each_other(kind, model):
 
 
 @torch.no_grad()
-def test_an_adapter_is_loaded_beside_another_with_labels_of_its_own(kind, model, tmp_path):
+def test_a_second_adapter_can_have_other_labels(kind, model, tmp_path):
     other = build(kind, num_labels=3)
     other.config.id2label = {0: "low", 1: "middle", 2: "high"}
     saved = shaken(PromptModel(other, config()), 5)
@@ -106,7 +106,7 @@ def test_only_the_active_adapter_trains(model):
 
 
 @torch.no_grad()
-def test_adapters_are_renamed_and_removed(model):
+def test_adapters_can_be_renamed_and_deleted(model):
     before = model(IDS).logits
     model.rename_adapter("default", "mail")
     assert model.active_adapter == "mail"
@@ -118,7 +118,7 @@ def test_adapters_are_renamed_and_removed(model):
 
 
 @torch.no_grad()
-def test_selected_adapters_are_saved_where_the_reference_saves_them(kind, model, tmp_path):
+def test_selected_adapters_are_saved_in_the_folders_that_peft_uses(kind, model, tmp_path):
     model.add_adapter("other", config(num_virtual_tokens=3))
     model.save_pretrained(tmp_path, selected_adapters=["default", "other"])
     assert model.active_adapter == "default"
@@ -132,7 +132,7 @@ def test_selected_adapters_are_saved_where_the_reference_saves_them(kind, model,
 
 
 @torch.no_grad()
-def test_without_the_adapter_it_is_the_backbone(kind, model):
+def test_disable_adapter_gives_the_backbone_s_own_logits(kind, model):
     expected = torch.cat([build(kind)(row[None]).logits for row in IDS])
     before = model(IDS).logits
     with model.disable_adapter():
@@ -140,7 +140,7 @@ def test_without_the_adapter_it_is_the_backbone(kind, model):
     assert torch.equal(model(IDS).logits, before)
 
 
-def test_mistakes_with_adapters_are_named(model):
+def test_mistakes_with_adapter_names_are_explained(model):
     with pytest.raises(PtuneError, match=r"no adapter 'nobody'\. The adapters are: default"):
         model.set_adapter("nobody")
     with pytest.raises(PtuneError, match="already an adapter 'default'"):
@@ -152,7 +152,7 @@ def test_mistakes_with_adapters_are_named(model):
 
 
 @torch.no_grad()
-def test_the_backbone_comes_back_untouched_after_two_adapters(kind, tmp_path):
+def test_unload_restores_the_backbone_after_two_adapters(kind, tmp_path):
     backbone = build(kind)
     before = copy.deepcopy(backbone)
     three = shaken(PromptModel(build(kind, num_labels=3), config()), 5)

@@ -49,7 +49,7 @@ def logits_one_by_one(model, tokenizer):
 
 
 @pytest.mark.parametrize("encoder", ["MLP", "LSTM"])
-def test_from_the_reference_to_ptune_and_back(architecture, tokenizer, encoder, tmp_path):
+def test_an_adapter_goes_from_peft_to_ptune_and_back(architecture, tokenizer, encoder, tmp_path):
     torch.manual_seed(1)
     config = peft.PromptEncoderConfig(**SETTINGS, encoder_reparameterization_type=encoder)
     theirs = peft.get_peft_model(fresh(architecture, tokenizer), config).eval()
@@ -77,7 +77,7 @@ def test_the_head_trains_on_every_architecture(architecture, tokenizer):
 # What the reference's own tests ask for.
 
 
-def test_the_methods_users_call_are_there(kind):
+def test_peft_s_methods_exist(kind):
     model = ours.get_peft_model(build(kind), ours.PromptEncoderConfig(**SETTINGS))
     for method in (
         "save_pretrained",
@@ -96,7 +96,7 @@ def test_the_methods_users_call_are_there(kind):
         assert callable(getattr(model, method)), method
 
 
-def test_an_adapter_may_have_a_name(kind, tmp_path):
+def test_an_adapter_can_have_a_name(kind, tmp_path):
     model = ours.get_peft_model(build(kind), ours.PromptEncoderConfig(**SETTINGS), "test-adapter")
     assert model.active_adapter == "test-adapter"
     ids = torch.arange(10, 16)[None]
@@ -105,7 +105,7 @@ def test_an_adapter_may_have_a_name(kind, tmp_path):
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
-def test_a_configuration_given_at_loading_is_used_and_not_changed(kind, tmp_path):
+def test_a_config_passed_to_from_pretrained_is_used_and_not_changed(kind, tmp_path):
     model = ours.get_peft_model(build(kind), ours.PromptEncoderConfig(**SETTINGS)).eval()
     model.save_pretrained(tmp_path)
     given = ours.PeftConfig.from_pretrained(tmp_path)
@@ -143,7 +143,7 @@ def both(kind, **options):
 
 
 @pytest.mark.parametrize("row", [1, 2])
-def test_the_reference_takes_the_encoder_s_output_for_its_input(tokenizer_bert, row, tmp_path):
+def test_peft_reloads_a_checkpoint_with_other_weights(tokenizer_bert, row, tmp_path):
     """Rows 1 and 2: the best checkpoint at the end, and going on from a checkpoint."""
     rows = [f"{t} {i}" for i in range(4) for t in SENTENCES]
     examples = Dataset.from_dict({"text": rows, "labels": [i % 2 for i in range(len(rows))]})
@@ -191,7 +191,7 @@ def tokenizer_bert():
 
 
 @torch.no_grad()
-def test_the_reference_crashes_on_a_text_as_long_as_the_model_allows(kind):
+def test_peft_crashes_on_a_text_of_the_model_s_full_length(kind):
     """Row 3. ptune says what fits, and what fits runs."""
     theirs, mine = both(kind)
     ids = torch.randint(10, 300, (1, 64))
@@ -203,7 +203,7 @@ def test_the_reference_crashes_on_a_text_as_long_as_the_model_allows(kind):
 
 
 @torch.no_grad()
-def test_the_reference_s_decoders_depend_on_the_padding():
+def test_logits_of_peft_s_decoders_depend_on_the_padding():
     """Row 4."""
     theirs, mine = both("gpt2")
     ids, mask = pad_left(TEXTS, 0)
@@ -215,7 +215,7 @@ def test_the_reference_s_decoders_depend_on_the_padding():
 
 
 @torch.no_grad()
-def test_the_reference_forgets_part_of_the_head(tmp_path):
+def test_peft_does_not_save_the_whole_head(tmp_path):
     """Row 5: DeBERTa-v2's pooler is outside the base model and is not called `classifier`."""
     architecture = ARCHITECTURES["DeBERTa-v2"]
     tokenizer = build_tokenizer(architecture, SENTENCES)
@@ -243,7 +243,7 @@ def test_the_reference_forgets_part_of_the_head(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["DistilBERT", "ALBERT", "OPT (projected)"])
-def test_the_reference_does_not_start_on_some_architectures(name):
+def test_peft_fails_on_some_architectures(name):
     """Row 6."""
     architecture = ARCHITECTURES[name]
     tokenizer = build_tokenizer(architecture, SENTENCES)
@@ -263,7 +263,7 @@ DROPOUT_OFF = {
 }
 
 
-def test_the_loss_curve_is_the_reference_s(kind):
+def test_the_loss_curve_equals_peft_s(kind):
     """What ptune leaves out to be fast changes no loss: twenty steps of float32 beside PEFT's.
 
     The texts of a batch are equally long, because the reference's decoders read padding.

@@ -83,7 +83,7 @@ def of_length(tokenizer, length):
 
 
 @torch.no_grad()
-def test_alone_and_in_any_batch(model, tokenizer):
+def test_logits_do_not_depend_on_the_batch(model, tokenizer):
     texts = [*SENTENCES[:4], "the"]
     alone = torch.cat([model(**batch(tokenizer, t)).logits for t in texts])
     for side in ("left", "right"):
@@ -94,7 +94,7 @@ def test_alone_and_in_any_batch(model, tokenizer):
 
 
 @torch.no_grad()
-def test_pairs_with_their_token_types(model, tokenizer):
+def test_logits_of_pairs_do_not_depend_on_the_batch(model, tokenizer):
     pairs = [(SENTENCES[0], SENTENCES[1]), ("the", SENTENCES[2])]
     alone = torch.cat([model(**batch(tokenizer, *[[t] for t in p])).logits for p in pairs])
     first, second = map(list, zip(*pairs, strict=True))
@@ -114,7 +114,7 @@ def test_the_longest_text_runs_and_one_token_more_is_an_error(model, tokenizer):
 
 
 @torch.no_grad()
-def test_a_text_that_ends_in_the_padding_token(model, tokenizer):
+def test_a_text_can_end_with_the_padding_token(model, tokenizer):
     """Where the end token is the padding, a text may well end in it."""
     text = batch(tokenizer, SENTENCES[0])["input_ids"][0]
     pad = tokenizer.pad_token_id
@@ -130,7 +130,7 @@ def test_a_text_that_ends_in_the_padding_token(model, tokenizer):
 
 
 @torch.no_grad()
-def test_a_mask_with_a_hole(model, tokenizer):
+def test_masked_tokens_inside_a_text_are_left_out(model, tokenizer):
     text = batch(tokenizer, SENTENCES[0])["input_ids"]
     mask = torch.ones_like(text)
     mask[0, 2:4] = 0
@@ -150,7 +150,7 @@ def test_embeddings_instead_of_ids(model, tokenizer):
 
 
 @torch.no_grad()
-def test_a_caller_s_position_ids(model, tokenizer):
+def test_position_ids_of_the_caller(model, tokenizer):
     inputs = batch(tokenizer, SENTENCES[0])
     seq = inputs["input_ids"].shape[1]
     start = model.config.pad_token_id + 1 if counts_from_the_padding(model) else 0
@@ -201,7 +201,7 @@ def frozen(model):
 
 
 @torch.no_grad()
-def test_hidden_states_have_the_prompt_s_positions(model, tokenizer):
+def test_hidden_states_include_the_prompt_s_positions(model, tokenizer):
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     output = model(**inputs, output_hidden_states=True)
     states = output.get("encoder_hidden_states") or output.hidden_states
@@ -263,7 +263,7 @@ def use_plain_linear_layers(module):
             use_plain_linear_layers(child)
 
 
-def test_a_backbone_of_int8_weights_trains_and_reloads(architecture, tokenizer, tmp_path):
+def test_an_int8_backbone_trains_and_reloads(architecture, tokenizer, tmp_path):
     torchao = pytest.importorskip("torchao.quantization")
 
     def quantised():
@@ -305,7 +305,7 @@ ALL_POSITIONS = {"ALBERT", "MPNet", "EuroBERT", "XLNet", "BART", "T5"}
         ("deep", "mean"),
     ],
 )
-def test_the_end_of_the_last_layer_works_only_where_it_is_read(
+def test_the_end_of_the_last_layer_computes_only_positions_that_are_read(
     name, architecture, tokenizer, kind, pooling
 ):
     """Same logits and gradients as with all of it, and work on so many tokens only."""
@@ -371,7 +371,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(
 
 
 @torch.no_grad()
-def test_it_compiles_without_a_break_in_ptune(backbone, tokenizer, options):
+def test_it_compiles_without_a_graph_break_in_ptune(backbone, tokenizer, options):
     model = prompt(backbone, **options)
     inputs = dict(batch(tokenizer, SENTENCES[:2], padding=True))
     whole = {"backend": "eager", "fullgraph": True}
@@ -410,7 +410,7 @@ def test_two_adapters_share_the_backbone(architecture, tokenizer, backbone, tmp_
 
 
 @torch.no_grad()
-def test_a_deep_copy_is_a_model_of_its_own(model, tokenizer):
+def test_a_deep_copy_of_the_model_is_independent(model, tokenizer):
     inputs = batch(tokenizer, SENTENCES[:2], padding=True)
     twin = copy.deepcopy(model)
     before = model(**inputs).logits
@@ -421,7 +421,7 @@ def test_a_deep_copy_is_a_model_of_its_own(model, tokenizer):
 
 
 @torch.no_grad()
-def test_the_backbone_comes_back_bit_for_bit(backbone, tokenizer, options):
+def test_unload_restores_the_backbone_bit_for_bit(backbone, tokenizer, options):
     before = copy.deepcopy(backbone)
     model = prompt(backbone, **options)
     for p in model.parameters():

@@ -50,7 +50,7 @@ def frozen(*sizes: int, bias: bool = True) -> nn.Linear:
 @here
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 48), (7, 48), (3, 5, 48)])
-def test_a_packed_layer_computes_what_the_layer_does(shape: tuple[int, ...], bias: bool) -> None:
+def test_a_packed_layer_equals_the_original_layer(shape: tuple[int, ...], bias: bool) -> None:
     """Forwards and for the gradient of what goes in, whatever its shape."""
     layer = frozen(48, 80, bias=bias)
     ours = packed(layer)
@@ -68,7 +68,7 @@ def test_a_packed_layer_computes_what_the_layer_does(shape: tuple[int, ...], bia
 
 @here
 @pytest.mark.parametrize("amx", [True, False])
-def test_gradients_that_come_from_transposed_heads(monkeypatch: Any, amx: bool) -> None:
+def test_gradients_from_transposed_heads(monkeypatch: Any, amx: bool) -> None:
     """They are not contiguous; with weights that are packed for them, and without."""
     monkeypatch.setattr(kernels, "cpu_has", lambda *features: amx)
     layer = frozen(32, 32)
@@ -83,7 +83,7 @@ def test_gradients_that_come_from_transposed_heads(monkeypatch: Any, amx: bool) 
 
 
 @here
-def test_a_weight_that_changes_is_packed_again() -> None:
+def test_a_changed_weight_is_packed_again() -> None:
     """In place or by another tensor."""
     layer = packed(frozen(16, 16))
     x = torch.randn(2, 16, dtype=BF16)
@@ -97,7 +97,7 @@ def test_a_weight_that_changes_is_packed_again() -> None:
 
 
 @here
-def test_what_is_not_frozen_or_not_bfloat16_is_computed_as_it_was() -> None:
+def test_layers_that_train_or_are_not_bfloat16_are_not_packed() -> None:
     """Nothing is packed then."""
     trained = packed(frozen(16, 16)).requires_grad_(True)
     trained(torch.randn(2, 16, dtype=BF16)).sum().backward()
@@ -109,7 +109,7 @@ def test_what_is_not_frozen_or_not_bfloat16_is_computed_as_it_was() -> None:
 
 
 @here
-def test_a_copy_of_a_packed_layer_packs_for_itself() -> None:
+def test_a_copy_of_a_packed_layer_packs_its_own_weight() -> None:
     """Packed weights cannot be copied."""
     layer = packed(frozen(16, 16))
     x = torch.randn(2, 16, dtype=BF16)
@@ -153,7 +153,7 @@ def test_attention_with_fewer_passes(mask: Tensor | None, used: str) -> None:
 
 
 @pytest.mark.parametrize("trains", ["q", "k", "v", "mask"])
-def test_attention_where_one_thing_trains(trains: str) -> None:
+def test_attention_with_one_trainable_input(trains: str) -> None:
     """It gets the gradient that it has in the eager one, and nothing else gets any."""
     found = []
     for attend in (eager_attention_forward, few_passes):
@@ -168,7 +168,7 @@ def test_attention_where_one_thing_trains(trains: str) -> None:
     torch.testing.assert_close(*found, rtol=0.03, atol=0.03)
 
 
-def test_fewer_keys_than_queries_have_heads() -> None:
+def test_attention_with_grouped_keys() -> None:
     """Each key serves a group of queries that lie side by side."""
     torch.manual_seed(0)
     q = torch.randn(2, 4, 5, 8, dtype=BF16)
@@ -205,7 +205,7 @@ def test_predictions_do_not_depend_on_the_kernels(
 
 
 @here
-def test_unload_leaves_the_backbone_without_them() -> None:
+def test_unload_removes_the_kernels() -> None:
     """Types of layers and the attention are those it came with."""
     backbone = load_backbone("minilm", dtype=BF16)
     before = [type(m) for m in backbone.modules()], backbone.config._attn_implementation
@@ -216,7 +216,7 @@ def test_unload_leaves_the_backbone_without_them() -> None:
 
 
 @here
-def test_a_large_backbone_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_backbone_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed weights are copies."""
     monkeypatch.setattr(kernels, "MOST_PACKED", 1000)
     model = PromptModel(
@@ -225,7 +225,7 @@ def test_a_large_backbone_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(isinstance(m, PackedLinear) for m in model.modules())
 
 
-def test_nothing_changes_in_float32() -> None:
+def test_float32_backbones_are_not_packed() -> None:
     """There the backbone computes as Transformers left it."""
     model = PromptModel(
         load_backbone("minilm", dtype="float32"), PromptEncoderConfig(num_virtual_tokens=4)
@@ -234,7 +234,7 @@ def test_nothing_changes_in_float32() -> None:
 
 
 @here
-def test_a_causal_backbone_with_grouped_keys() -> None:
+def test_a_causal_backbone_with_grouped_keys_trains() -> None:
     """It trains, and a text alone has the logits that it has in a batch."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -257,7 +257,9 @@ def test_a_causal_backbone_with_grouped_keys() -> None:
         backbone = model.unload()  # type: ignore[assignment]
 
 
-def test_memory_is_kept_only_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_settings_respect_the_user_and_the_c_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Elsewhere nothing happens; a setting of the user's stays."""
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     keep_memory()

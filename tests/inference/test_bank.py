@@ -79,7 +79,7 @@ def assert_same(found, wanted):
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_a_mixed_batch_on_every_architecture_is_each_task_s_own_answer(architecture, tmp_path):
+def test_a_mixed_batch_gives_each_task_s_own_logits_on_every_architecture(architecture, tmp_path):
     kind = ARCHITECTURES[architecture]
     tokenizer = build_tokenizer(kind, SENTENCES)
     if tokenizer.pad_token is None:
@@ -158,7 +158,7 @@ REQUESTS = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests=REQUESTS, batch_size=st.sampled_from([1, 32]), data=st.data())
-def test_any_mix_in_any_order_is_each_task_s_own_answer(
+def test_any_mix_in_any_order_gives_each_task_s_own_logits(
     own, shared_bank, requests, batch_size, data
 ):
     found = shared_bank.logits(requests, batch_size=batch_size)
@@ -168,12 +168,12 @@ def test_any_mix_in_any_order_is_each_task_s_own_answer(
     assert_same(shuffled, [found[i] for i in order])
 
 
-def test_deep_prompts_of_one_length_alone(own, shared_bank):
+def test_a_batch_of_deep_prompts_of_equal_length(own, shared_bank):
     requests = [(task, text) for text in TEXTS for task in ("deep", "as deep")]
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
 
-def test_predictions_are_those_of_the_classifiers(own, shared_bank):
+def test_predictions_equal_those_of_the_classifiers(own, shared_bank):
     requests = [(task, text) for text in TEXTS for task in TASKS]
     for (task, text), found in zip(requests, shared_bank.predict(requests), strict=True):
         wanted = own[task](text)
@@ -184,12 +184,12 @@ def test_predictions_are_those_of_the_classifiers(own, shared_bank):
         assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
 
 
-def test_nothing_asked_is_nothing_answered(shared_bank):
+def test_no_requests_give_no_results(shared_bank):
     assert shared_bank.logits([]) == []
     assert shared_bank.predict([]) == []
 
 
-def test_a_task_says_what_it_is(shared_bank, folder):
+def test_task_describes_a_task(shared_bank, folder):
     info = shared_bank.task("mean")
     assert (info.name, info.labels, info.depth) == ("mean", ["a", "b", "c"], "input")
     assert info.problem_type == "multi_label_classification"
@@ -200,7 +200,7 @@ def test_a_task_says_what_it_is(shared_bank, folder):
     assert "other" not in shared_bank
 
 
-def test_a_run_says_whether_it_was_trained_on_pairs(bank, folder, tmp_path):
+def test_a_run_records_whether_it_was_trained_on_pairs(bank, folder, tmp_path):
     shutil.copytree(folder / "mean", tmp_path / "run")
     (tmp_path / "run" / "metrics.json").write_text('{"text_pairs": true}')
     bank.add("run", tmp_path / "run")
@@ -208,13 +208,13 @@ def test_a_run_says_whether_it_was_trained_on_pairs(bank, folder, tmp_path):
 
 
 @pytest.mark.parametrize("tasks", [list(TASKS), ["prefix", "mean", "deep"]])
-def test_a_text_is_cut_to_what_its_own_task_has_room_for(own, shared_bank, tasks):
+def test_a_text_is_truncated_to_the_max_text_tokens_of_its_task(own, shared_bank, tasks):
     """64 positions: 5 are taken by one task's prompt, none by another's."""
     requests = [(task, "the parcel never came " * 40) for task in tasks]
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
 
-def test_a_text_is_cut_to_its_task_s_own_bound(bank, folder, bert_folder, tmp_path):
+def test_a_text_is_truncated_to_the_max_length_of_its_task(bank, folder, bert_folder, tmp_path):
     labels, problem_type, options = TASKS["prefix"]
     backbone = load_backbone(str(bert_folder), labels=labels, dtype="float32")
     save_adapter(backbone, tmp_path / "a", labels, problem_type, options, max_length=6)
@@ -232,13 +232,13 @@ def test_more_requests_than_fit_into_a_window(own, shared_bank, monkeypatch):
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
 
-def test_large_heads_are_put_side_by_side_in_parts(own, shared_bank, monkeypatch):
+def test_large_heads_are_stacked_in_parts(own, shared_bank, monkeypatch):
     monkeypatch.setattr(ptune.prompts.heads, "_STACKED_NUMBERS", 500)  # three heads of 5 x 32
     requests = [(task, text) for task in TASKS for text in TEXTS]
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
 
-def test_a_half_precision_backbone_answers_as_its_classifiers(folder):
+def test_a_half_precision_bank_agrees_with_its_classifiers(folder):
     bank = PromptBank.from_folder(folder, dtype="bfloat16")
     requests = [(task, text) for task in TASKS for text in TEXTS]
     own = {task: ptune.load(folder / task, dtype="bfloat16") for task in TASKS}
@@ -246,7 +246,7 @@ def test_a_half_precision_backbone_answers_as_its_classifiers(folder):
         np.testing.assert_allclose(one, other, atol=0.05 * max(1.0, np.abs(other).max()))
 
 
-def test_adapters_that_peft_wrote(folder, bert_folder, own, tmp_path):
+def test_adapters_written_by_peft(folder, bert_folder, own, tmp_path):
     import peft
 
     for kind in (peft.PromptEncoderConfig, peft.PrefixTuningConfig):
@@ -266,7 +266,7 @@ def test_adapters_that_peft_wrote(folder, bert_folder, own, tmp_path):
 # Tasks come and go.
 
 
-def test_tasks_are_added_replaced_and_removed(bank, folder, own):
+def test_tasks_can_be_added_replaced_and_removed(bank, folder, own):
     text = SENTENCES[0]
     bank.add("twin", folder / "mean")
     both = [("mean", text), ("deep", text)]
@@ -283,14 +283,14 @@ def test_tasks_are_added_replaced_and_removed(bank, folder, own):
     assert_same(bank.logits([("deep", text)]), alone(own, [("deep", text)]))
 
 
-def test_a_backbone_of_one_s_own(bert_folder, folder, own):
+def test_a_bank_on_a_backbone_of_the_user(bert_folder, folder, own):
     bank = PromptBank(load_backbone(str(bert_folder), dtype="float32"))
     assert len(bank) == 0
     bank.add("only", folder / "mean")
     assert_same(bank.logits([("only", "the")]), alone(own, [("mean", "the")]))
 
 
-def test_tasks_change_while_others_are_asked(bank, folder, own):
+def test_tasks_can_change_while_others_answer(bank, folder, own):
     """Every answer is that of one of the two adapters that a task has had."""
     text, stop, failures = SENTENCES[0], threading.Event(), []
     choices = [alone(own, [(t, text)])[0] for t in ("deep", "mean")]
@@ -325,7 +325,7 @@ def test_tasks_change_while_others_are_asked(bank, folder, own):
 # Memory.
 
 
-def test_adapters_beyond_the_budget_come_from_disk_and_answer_the_same(folder, own):
+def test_adapters_beyond_the_memory_budget_are_read_from_disk_with_the_same_logits(folder, own):
     whole = PromptBank.from_folder(folder, dtype="float32").memory_used
     sizes = {
         task: sum(t.nbytes for t in load_file(folder / task / "adapter_model.safetensors").values())
@@ -340,7 +340,7 @@ def test_adapters_beyond_the_budget_come_from_disk_and_answer_the_same(folder, o
         assert bank.memory_used <= budget
 
 
-def test_those_asked_for_longest_ago_go_first(folder):
+def test_the_least_recently_used_adapters_are_dropped_first(folder):
     bank = PromptBank.from_folder(folder, dtype="float32")
     bank.logits([("prefix", "the")])
     bank._budget = bank.memory_used - 1
@@ -349,15 +349,13 @@ def test_those_asked_for_longest_ago_go_first(folder):
     assert min(TASKS) not in bank._recent  # the first that was added
 
 
-def test_a_budget_below_nothing_is_refused(folder):
+def test_a_negative_memory_budget_is_refused(folder):
     with pytest.raises(PtuneError, match="memory_budget is -1"):
         PromptBank.from_folder(folder, memory_budget=-1)
 
 
 @pytest.mark.parametrize("change", ["gone", "another"])
-def test_files_that_are_not_what_they_were_disturb_only_their_own_task(
-    change, folder, own, tmp_path
-):
+def test_changed_or_missing_files_affect_only_their_own_task(change, folder, own, tmp_path):
     shutil.copytree(folder, tmp_path / "bank")
     bank = PromptBank.from_folder(tmp_path / "bank", dtype="float32", memory_budget=0)
     if change == "gone":
@@ -435,7 +433,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
-def test_a_damaged_adapter_is_refused_by_name_and_disturbs_nobody(
+def test_a_damaged_adapter_is_refused_by_name_and_affects_no_other_task(
     damage, bank, folder, own, tmp_path
 ):
     shutil.copytree(folder / "mean", tmp_path / "broken")
@@ -451,7 +449,7 @@ def test_a_damaged_adapter_is_refused_by_name_and_disturbs_nobody(
     assert_same(bank.logits(requests), alone(own, requests))
 
 
-def test_a_folder_s_damaged_adapters_are_left_out_with_the_reason(folder, own, tmp_path):
+def test_damaged_adapters_in_a_folder_are_skipped_with_the_reason(folder, own, tmp_path):
     shutil.copytree(folder, tmp_path / "bank")
     for damage in DAMAGES:
         shutil.copytree(folder / "mean", tmp_path / "bank" / damage.__name__)
@@ -495,7 +493,7 @@ def test_a_folder_without_adapters(tmp_path, bert_folder):
         (([], "the"), "expected a task and a text"),
     ],
 )
-def test_a_request_that_is_none_is_refused(request_, reason, shared_bank):
+def test_an_invalid_request_is_refused(request_, reason, shared_bank):
     with pytest.raises(PtuneError, match=reason):
         shared_bank.logits([("deep", "the"), request_])
 
@@ -506,7 +504,7 @@ def test_a_task_needs_a_name(name, bank, folder):
         bank.add(name, folder / "mean")
 
 
-def test_a_head_that_cannot_be_chosen_row_by_row_is_refused(bert_folder):
+def test_a_head_that_cannot_be_chosen_per_text_is_refused(bert_folder):
     backbone = load_backbone(str(bert_folder), dtype="float32")
     backbone.classifier = torch.nn.Sequential(torch.nn.Linear(32, 2), torch.nn.PReLU())
     with pytest.raises(PtuneError, match=r"PReLU.*ptune\.load"):

@@ -40,7 +40,7 @@ def test_the_mechanism_depends_on_the_architecture(name, mechanism):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "OPT", "BLOOM", "GPT-Neo", "Falcon"])
-def test_a_prompt_made_of_words_is_those_words_before_the_text(name):
+def test_a_prompt_from_words_equals_those_words_before_the_text(name):
     """What stands before a causal model's text cannot depend on it, so the two must agree."""
     backbone, tokenizer = made(name)
     model = PromptModel(backbone(), deep(shift_positions=True)).eval()
@@ -62,7 +62,7 @@ def test_a_prompt_made_of_words_is_those_words_before_the_text(name):
 
 @pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("name", ["BERT", "RoBERTa", "XLM-R", "GPT-2", "OPT", "Llama", "Qwen 2"])
-def test_the_reference_s_prefix_tuning_loads_and_agrees(name, projection, tmp_path):
+def test_peft_s_prefix_tuning_loads_with_the_same_logits(name, projection, tmp_path):
     backbone, tokenizer = made(name)
     config = peft.PrefixTuningConfig(
         task_type="SEQ_CLS",
@@ -84,7 +84,7 @@ def test_the_reference_s_prefix_tuning_loads_and_agrees(name, projection, tmp_pa
             torch.testing.assert_close(ours(**inputs).logits, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_a_deep_prompt_leaves_the_text_its_positions(kind):
+def test_a_deep_prompt_takes_no_positions(kind):
     model = PromptModel(build(kind), deep())
     assert model.max_text_tokens() == model.architecture.max_positions
     assert PromptModel(build(kind), deep(shift_positions=True)).max_text_tokens() == (
@@ -93,7 +93,7 @@ def test_a_deep_prompt_leaves_the_text_its_positions(kind):
 
 
 @pytest.mark.parametrize("encoder", ["NONE", "MLP"])
-def test_every_layer_s_part_gets_a_gradient(kind, encoder, tokenizer, texts):
+def test_the_prompt_of_every_layer_gets_a_gradient(kind, encoder, tokenizer, texts):
     model = PromptModel(
         build(kind), deep(encoder_reparameterization_type=encoder, encoder_hidden_size=16)
     ).train()
@@ -119,12 +119,12 @@ def test_a_prompt_of_vocabulary_words_starts_at_their_keys_and_values(kind):
     assert not torch.equal(drawn, random)
 
 
-def test_an_lstm_makes_no_deep_prompt():
+def test_a_deep_prompt_cannot_have_an_lstm():
     with pytest.raises(PtuneError, match="'MLP' or 'NONE'"):
         deep(encoder_reparameterization_type="LSTM")
 
 
-def test_a_deep_prompt_of_another_backbone_is_refused_by_its_shape(tmp_path):
+def test_a_deep_prompt_of_another_shape_is_refused(tmp_path):
     architecture = ARCHITECTURES["BERT"]
     backbone, tokenizer = made("BERT")
     PromptModel(backbone(), deep()).save_pretrained(tmp_path)
@@ -135,7 +135,7 @@ def test_a_deep_prompt_of_another_backbone_is_refused_by_its_shape(tmp_path):
         )
 
 
-def test_the_attention_of_the_backbone_comes_back(kind):
+def test_unload_restores_the_attention_function(kind):
     backbone = build(kind)
     before = backbone.config._attn_implementation
     model = PromptModel(backbone, deep())
@@ -144,7 +144,7 @@ def test_the_attention_of_the_backbone_comes_back(kind):
 
 
 @torch.no_grad()
-def test_an_input_prompt_and_a_deep_one_share_a_backbone(kind, tokenizer, texts):
+def test_an_input_prompt_and_a_deep_prompt_can_share_a_backbone(kind, tokenizer, texts):
     inputs = tokenizer(texts[:3], padding=True, return_tensors="pt")
     alone = {}
     shallow = PromptEncoderConfig(num_virtual_tokens=K)
@@ -183,7 +183,7 @@ CAUSAL = [
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_shared_prompt_gives_the_same_numbers_and_gradients(name):
+def test_a_shared_prompt_gives_the_same_logits_and_gradients(name):
     backbone, tokenizer = made(name)
     inputs = tokenizer(SENTENCES[:4], padding=True, return_tensors="pt")
     results = []
@@ -210,7 +210,7 @@ def test_a_shared_prompt_gives_the_same_numbers_and_gradients(name):
 
 
 @pytest.mark.parametrize("name", ["BERT", "EuroBERT", "Mistral", "Gemma 3", "BART", "T5", "BLOOM"])
-def test_a_prompt_that_not_every_token_sees_as_it_is_is_not_shared(name):
+def test_a_prompt_is_not_shared_unless_attention_is_causal_and_unlimited(name):
     backbone, _ = made(name)
     before = backbone().config._attn_implementation
     model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K))
@@ -219,7 +219,7 @@ def test_a_prompt_that_not_every_token_sees_as_it_is_is_not_shared(name):
 
 
 @torch.no_grad()
-def test_a_shared_prompt_is_read_once_where_nothing_trains():
+def test_a_shared_prompt_is_computed_once_for_inference():
     backbone, tokenizer = made("Llama")
     torch.manual_seed(2)
     model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K)).eval()

@@ -11,7 +11,7 @@ from ptune.prompts.host import Host
 IDS = torch.arange(10, 24).view(2, 7)
 
 
-def test_an_architecture_is_a_value(kind):
+def test_architectures_are_equal_for_equal_configurations(kind):
     """Two backbones of one configuration have equal architectures, and inspecting changes none."""
     backbone = build(kind)
     before = {name: p.clone() for name, p in backbone.named_parameters()}
@@ -47,7 +47,7 @@ def test_a_backbone_has_one_host(kind):
     assert Host(model.unload()).backbone is backbone
 
 
-def test_a_model_whose_backbone_was_given_back_does_not_answer(kind):
+def test_a_model_cannot_be_used_after_unload(kind):
     model = PromptModel(build(kind))
     model.unload()
     with pytest.raises(PtuneError, match=r"was given back \(unload\)"):
@@ -55,7 +55,7 @@ def test_a_model_whose_backbone_was_given_back_does_not_answer(kind):
 
 
 @torch.no_grad()
-def test_a_bank_gives_its_backbone_back(kind, tokenizer):
+def test_unload_of_a_bank_restores_the_backbone(kind, tokenizer):
     backbone = build(kind)
     backbone.config.pad_token_id = tokenizer.pad_token_id
     inputs = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")

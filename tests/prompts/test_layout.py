@@ -21,7 +21,7 @@ def batches(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(mask=batches(), padding=st.sampled_from(["left", "right"]), data=st.data())
-def test_every_token_is_there_once_and_in_order(mask, padding, data):
+def test_every_token_occurs_once_and_in_order(mask, padding, data):
     """Each row with a prompt of its own length, at its own place."""
     batch, seq = mask.shape
     k = data.draw(st.integers(0, 5))
@@ -46,7 +46,7 @@ def test_every_token_is_there_once_and_in_order(mask, padding, data):
 
 @settings(max_examples=100, deadline=None)
 @given(mask=batches(), k=st.integers(1, 5), before=st.integers(0, 2))
-def test_positions_counted_from_anywhere_make_room_for_the_prompt(mask, k, before):
+def test_position_ids_leave_positions_for_the_prompt(mask, k, before):
     start = 10
     ids = (mask.cumsum(dim=1) - 1).clamp_min(0) + start
     prompt = torch.ones(k)
