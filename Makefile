@@ -30,7 +30,7 @@ test: $(VENV)/installed-dev ## Run the tests, without the slow ones
 test-all: $(VENV)/installed-dev lint ## Run every test and check
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
 
-attack: $(VENV)/installed-dev ## Attack a server on this machine (five minutes)
+attack: $(VENV)/installed-dev ## Attack a server on this machine (about 6 minutes)
 	$(BIN)/python -m pytest -m attack tests/attack
 
 lint: $(VENV)/installed-dev ## Check style, types and imports

@@ -204,12 +204,12 @@ def _tokenizer(classifier: PromptClassifier) -> tuple[PreTrainedTokenizerFast, _
     ids = _Ids(size, pad, text_pad)
     backend.post_processor = _post_processor(backend, model, ids.first)
     named = {n: t for n, t in own.special_tokens_map.items() if isinstance(t, str)}
-    room = model.max_text_tokens(own)
+    longest = model.max_text_tokens(own)
     k = model.prompt_config.num_virtual_tokens
     made = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **{**named, "pad_token": name},
-        model_max_length=None if room is None else room + k,
+        model_max_length=None if longest is None else longest + k,
         padding_side=model.architecture.padding_side,
         truncation_side=own.truncation_side,
         model_input_names=own.model_input_names,

@@ -19,7 +19,7 @@ NAME_RULE = (
     "The name of a task has 1 to 128 letters (A to Z), digits, '_', '-' and '.', and does not "
     "start with '.' or '-'."
 )
-# Files that the server reads; the last one says whether the task was trained on pairs.
+# Files of an adapter that the server reads.
 FILES = (CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, TRAINED_STATE_NAME, METRICS_NAME)
 
 
