@@ -645,17 +645,17 @@ def test_a_file_instead_of_an_adapter_is_refused(refused, mail):
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_text_is_refused(refused, trained, text):
-    refused(["predict", trained, "hello", text], "1 empty", "example 2 of 2")
+    refused(["predict", trained, "hello", text], "empty text", "row 2")
 
 
 def test_an_empty_second_text_is_refused(refused, trained):
-    refused(["predict", trained, "hello", "--pair", ""], "second texts", "1 empty")
+    refused(["predict", trained, "hello", "--pair", ""], "second texts", "empty text")
 
 
 def test_an_empty_line_of_standard_input_is_refused(run_ptune, trained):
     done = run_ptune("predict", trained, stdin="one\n\nthree\n")
     assert done.code == 2
-    assert "example 2 of 3" in done.err
+    assert "empty text in list of texts, at row 2" in done.err
 
 
 @pytest.mark.parametrize(
@@ -674,7 +674,7 @@ def test_wrong_options_of_predict_are_refused(refused, trained, words, parts):
 def test_failed_predictions_keep_the_former_output(refused, trained, tmp_path):
     output = tmp_path / "labels.csv"
     output.write_text("former")
-    refused(["predict", trained, "one", "", "--output", output], "1 empty")
+    refused(["predict", trained, "one", "", "--output", output], "empty text")
     assert contents(tmp_path) == {Path("labels.csv"): b"former"}
 
 
@@ -690,9 +690,13 @@ def test_wrong_options_of_evaluate_are_refused(refused, trained, words, parts):
     refused(["evaluate", trained, *words], *parts)
 
 
-def test_a_label_that_training_never_saw_is_refused(refused, trained, tmp_path):
+def test_a_label_that_training_never_saw_counts_as_an_error_and_is_reported(
+    run_ptune, trained, tmp_path
+):
     (tmp_path / "b.csv").write_text("text,label\nhello,c\n")
-    refused(["evaluate", trained, "--file", tmp_path / "b.csv"], "'c'", "never saw", "a, b")
+    done = run_ptune("evaluate", trained, "--file", tmp_path / "b.csv")
+    assert (done.code, json.loads(done.out)["accuracy"]) == (0, 0.0)
+    assert "not in the training data: 'c'" in done.err
 
 
 # The real command.

@@ -138,6 +138,7 @@ def test_a_finished_run_resumes_with_the_settings_of_the_first_version(
     own = settings(bert_folder, table)
     ptune.train_run(own, tmp_path / "run")
     old = {**vars(own), "first_layer": 0, "keep_layers": True, "learning_rate": None}
+    old |= {"label_separator": "|", "problem_type": None}
     (tmp_path / "run" / "settings.json").write_text(json.dumps(old))
     ptune.train_run(own, tmp_path / "run", resume=True)
 
@@ -195,7 +196,9 @@ def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table,
     assert written["best"]["accuracy"] == max(e["accuracy"] for e in written["epochs"])
     classifier = ptune.load(tmp_path / "run", dtype="float32")
     dataset = training.load_dataset(settings(bert_folder, table))
-    scores = classifier.evaluate(dataset.evaluation[""], ["accuracy", "f1_macro"])
+    examples = dataset.evaluation[""]
+    labels = [dataset.labels.names[i] for i in examples["label"]]
+    scores = classifier.evaluate(list(examples["text"]), labels)
     assert scores["accuracy"] == written["eval"]["accuracy"]
 
 

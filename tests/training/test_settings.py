@@ -144,7 +144,7 @@ def test_settings_are_read_as_they_were_written(tmp_path):
 
 def test_settings_of_the_first_version_are_read(tmp_path):
     old = {**vars(TrainSettings(task="mrpc")), "first_layer": 0, "keep_layers": True}
-    old |= {"learning_rate": None, "pooling": "family"}
+    old |= {"learning_rate": None, "pooling": "family", "label_separator": "|"}
     (tmp_path / "settings.json").write_text(json.dumps(old))
     assert TrainSettings.read(tmp_path) == TrainSettings(task="mrpc", pooling="architecture")
 

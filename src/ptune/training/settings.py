@@ -257,8 +257,12 @@ class TrainSettings(ClassifierSettings):
         file = file / SETTINGS_NAME if file.is_dir() else file
         if not file.is_file():
             raise PtuneError(f"There is no file {file}. Expected the {SETTINGS_NAME} of a run.")
-        # Versions before 0.2 wrote null for what was left open, and had two more settings.
-        content = {k: v for k, v in read_json(file).items() if v is not None}
+        # The first version wrote null for what was left open, but "|" for the separator, which is
+        # now a request for several labels per text. It also had two more settings.
+        written = read_json(file)
+        content = {k: v for k, v in written.items() if v is not None}
+        if "problem_type" in written.keys() - content.keys():
+            content.pop("label_separator", None)
         if content.pop("first_layer", 0):
             raise PtuneError(
                 f"{file} has first_layer; prompts that start at a higher layer were removed from "
