@@ -7,16 +7,26 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
 import structure
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ptune"
 
 MOST_LINES, MOST_METHODS, MOST_MODULES = 60, 20, 9
-# Larger than the rules allow, each with the reason.
-LARGE_FUNCTIONS = {}
-LARGE_CLASSES = {}
+# Larger than the rules allow: the size, and the reason.
+LARGE_FUNCTIONS = {
+    "inference/classifier.py:load": (64, "a list of arguments, passed on once each"),
+    "inference/bank.py:PromptBank.from_folder": (61, "one story: find, choose, load, add"),
+}
+LARGE_CLASSES = {
+    "labels/labels.py:Labels": (26, "every question about labels, so that nobody else asks"),
+    "model.py:PromptModel": (24, "the interface that users of Trainer and PEFT expect"),
+}
+
+
+def too_large(sizes, most, exceptions):
+    allowed = {where: size for where, (size, _) in exceptions.items()}
+    return {s.where: s.size for s in sizes if s.size > allowed.get(s.where, most)}
 
 
 def files_in_the_tree():
@@ -46,16 +56,12 @@ def test_every_file_is_in_the_tree_and_the_tree_has_no_other():
     assert sorted(files_in_the_tree()) == sorted(found)
 
 
-@pytest.mark.xfail(reason="modules are being split")
 def test_functions_are_short():
-    large = {s.where: s.size for s in structure.function_lengths() if s.size > MOST_LINES}
-    assert large.keys() == LARGE_FUNCTIONS.keys(), large
+    assert too_large(structure.function_lengths(), MOST_LINES, LARGE_FUNCTIONS) == {}
 
 
-@pytest.mark.xfail(reason="modules are being split")
 def test_classes_have_few_public_methods():
-    large = {s.where: s.size for s in structure.class_sizes() if s.size > MOST_METHODS}
-    assert large.keys() == LARGE_CLASSES.keys(), large
+    assert too_large(structure.class_sizes(), MOST_METHODS, LARGE_CLASSES) == {}
 
 
 def test_few_modules_are_at_the_top_level():
