@@ -4,15 +4,19 @@ import contextlib
 import copy
 import gc
 import itertools
+import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
 from subjects import (
+    ENVIRONMENT,
     ON_TORCH,
     PLAIN,
     SENTENCES,
@@ -334,3 +338,104 @@ def test_a_copy_that_is_made_after_an_exception(classifier):
         classifier.predict(SENTENCES)
     for kind in ("deepcopy", "pickle"):
         check(copied(classifier, kind), wanted)
+
+
+# Forks, in a process of their own. A child that hangs is killed.
+
+FORK = """
+import os, pickle, sys, threading, time, traceback
+import numpy as np, torch
+import ptune
+
+threads, folder, pickled = sys.argv[1:]
+torch.set_num_threads(int(threads))
+TEXTS = ["where is my parcel?", "it rains", "please send my money back today", "ok"]
+RIGHT, REFUSED = 0, 3
+
+
+def answers(what):
+    if isinstance(what, ptune.PromptBank):
+        return np.stack(what.logits([(task, text) for text in TEXTS for task in what]))
+    return np.stack(list(what.logits(TEXTS)))
+
+
+def child(what, wanted):
+    try:
+        return RIGHT if np.abs(answers(what) - wanted).max() <= 1e-5 else "wrong"
+    except ptune.PtuneError as error:
+        print(error, flush=True)
+        return REFUSED
+    except BaseException:
+        traceback.print_exc()
+        return "raises"
+
+
+def fork(what, wanted, seconds=20):
+    pid = os.fork()
+    if not pid:
+        code = child(what, wanted)
+        os._exit(code if isinstance(code, int) else 1)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    sys.exit(f"a child hangs, {type(what).__name__}, {threading.active_count()} threads")
+
+
+def check(what):
+    wanted, stop, errors = answers(what), threading.Event(), []
+
+    def loop():
+        while not stop.is_set():
+            if np.abs(answers(what) - wanted).max() > 1e-5:
+                errors.append("wrong")
+
+    idle, busy = fork(what, wanted), []
+    running = [threading.Thread(target=loop, daemon=True) for _ in range(2)]
+    for thread in running:
+        thread.start()
+    for i in range(6):
+        time.sleep(0.01 + 0.007 * i)
+        busy.append(fork(what, wanted))
+    stop.set()
+    for thread in running:
+        thread.join()
+    print(type(what).__name__, "idle:", idle, "busy:", busy, "errors:", errors, flush=True)
+    assert idle == RIGHT or (idle == REFUSED and int(threads) > 1)
+    assert set(busy) <= {RIGHT, REFUSED}
+    assert not errors
+    assert np.abs(answers(what) - wanted).max() <= 1e-5
+
+
+with open(pickled, "rb") as file:
+    check(pickle.load(file))
+check(ptune.PromptBank.from_folder(folder, dtype="float32", device="cpu"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_forked_process_predicts_or_says_that_it_cannot(threads, folder_of, tmp_path):
+    """Classifier and bank, idle and while two threads predict; never does it hang.
+
+    The classifier came into the process as a pickle.
+    """
+    subject = Subject("shared") if threads == 1 else Subject()
+    folder = folder_of(subject)
+    (tmp_path / "tasks").mkdir()
+    for task in ("one", "two"):
+        (tmp_path / "tasks" / task).symlink_to(folder / "adapter")
+    (tmp_path / "classifier").write_bytes(pickle.dumps(subject.load(folder)))
+    words = [str(threads), str(tmp_path / "tasks"), str(tmp_path / "classifier")]
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
