@@ -15,13 +15,18 @@ from ptune.cli.options import (
     OUTPUT,
     Adapter,
     DataDir,
+    Delimiter,
     DtypeOption,
+    Encoding,
     LabelColumn,
     LabelledFile,
     Model,
+    NoHeader,
     PairColumn,
     Revision,
     Runtime,
+    Separator,
+    SkipUnlabelled,
     TextColumn,
     console,
     errors,
@@ -203,6 +208,11 @@ def evaluate(
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    label_separator: Separator = None,
+    skip_unlabelled: SkipUnlabelled = False,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
     model: Model = None,
     revision: Revision = None,
     dtype: DtypeOption = "auto",
@@ -216,6 +226,7 @@ def evaluate(
     Example: ptune evaluate runs/mine --file b.csv
     """
     from ptune.data.glue import evaluation_sets
+    from ptune.data.opening import Dialect
     from ptune.data.tables import Columns
     from ptune.files import staged
     from ptune.inference.engines import open_classifier
@@ -228,6 +239,9 @@ def evaluate(
         data_dir=data_dir,
         file=file,
         columns=Columns(text_column, text_pair_column, label_column),
+        dialect=Dialect(delimiter, encoding, not no_header),
+        label_separator=label_separator,
+        skip_unlabelled=skip_unlabelled,
     )
     scores = {
         (f"{name}_" if name else "") + key: value

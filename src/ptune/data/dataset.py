@@ -20,6 +20,7 @@ import numpy as np
 from datasets import Dataset
 
 from ptune.data.cells import are_numbers, label_column
+from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import BY_NAME, Columns, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
 from ptune.labels import LabelColumn, Labels, read
@@ -126,6 +127,7 @@ def load_files(
     eval_file: str | Path | None = None,
     *,
     columns: Columns = BY_NAME,
+    dialect: Dialect = FOUND,
     problem_type: str | None = None,
     label_separator: str | None = None,
     skip_unlabelled: bool = False,
@@ -138,6 +140,7 @@ def load_files(
         eval_file: Examples to evaluate on; ``None``: a fifth of `train_file`, with the same share
             of every label.
         columns: Which columns to read.
+        dialect: How the files are written.
         problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
         label_separator: Between several labels in one cell; ``None``: `|`, if parts of the cells
             also occur alone.
@@ -149,7 +152,10 @@ def load_files(
             evaluation file does not occur in training.
     """
     read_examples = partial(
-        labelled_texts, label_separator=label_separator, skip_unlabelled=skip_unlabelled
+        labelled_texts,
+        dialect=dialect,
+        label_separator=label_separator,
+        skip_unlabelled=skip_unlabelled,
     )
     texts, column = read_examples(train_file, columns=columns, problem_type=problem_type)
     data = TaskData.from_lists(texts, column, problem_type)
@@ -166,6 +172,7 @@ def labelled_texts(
     file: str | Path,
     *,
     columns: Columns = BY_NAME,
+    dialect: Dialect = FOUND,
     problem_type: str | None = None,
     label_separator: str | None = None,
     skip_unlabelled: bool = False,
@@ -175,7 +182,7 @@ def labelled_texts(
     Raises:
         PtuneError: As for `load_files`.
     """
-    table = read_table(file)
+    table = read_table(file, dialect)
     found = find_columns(table, columns, file)
     names = [name for name in (found.text, found.text_pair) if name is not None]
     column = label_column(

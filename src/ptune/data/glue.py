@@ -11,7 +11,8 @@ from datasets import Dataset, load_dataset
 
 from ptune import compat
 from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, labelled_texts
-from ptune.data.tables import near_path, read_text
+from ptune.data.opening import near_path
+from ptune.data.tables import read_text
 from ptune.errors import PtuneError, first_line, near
 from ptune.labels import REGRESSION, LabelColumn, Labels, finite, read
 

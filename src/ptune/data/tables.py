@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
-import difflib
+import io
 import itertools
 import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow
-from pyarrow import parquet
+from pyarrow import feather, parquet
 
+from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
 from ptune.errors import PtuneError, first_line, near
 
 # Column names that are taken without being asked for, most telling first.
@@ -42,7 +44,7 @@ LABEL_NAMES = (
     "y",
 )
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather")
 
 # Columns of a file, by name. Not a 🤗 data set: Arrow would turn texts that look like dates into
 # dates, and refuse a column of both names and numbers.
@@ -61,39 +63,6 @@ class Columns:
 BY_NAME = Columns()
 
 
-def lines(file: Path, newline: str = "\n") -> Iterator[str]:
-    """The lines of a UTF-8 file, with or without a byte-order mark, as they are read.
-
-    Raises:
-        PtuneError: It is not there, or is not UTF-8.
-    """
-    _check_there(file)
-    try:
-        with file.open(encoding="utf-8-sig", newline=newline) as f:
-            yield from f
-    except UnicodeDecodeError as error:
-        raise PtuneError(_not_utf8(file)) from error
-
-
-def _check_there(file: Path) -> None:
-    if not file.is_file():
-        raise PtuneError(f"There is no file {file}. {near_path(file)}".rstrip())
-
-
-def _not_utf8(file: Path) -> str:
-    with file.open("rb") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return (
-                    f"{file} is not UTF-8: byte 0x{line[error.start]:02x} in line {number}. "
-                    "Convert it, for example with "
-                    f"`iconv -f latin1 -t utf-8 {file.name} > utf8-{file.name}`."
-                )
-    return f"{file} was changed while it was read. Try again."
-
-
 def read_text(file: Path) -> str:
     """A UTF-8 file, with or without a byte-order mark.
 
@@ -110,8 +79,10 @@ def read_text(file: Path) -> str:
 Batch: TypeAlias = list[dict[str, Any]] | pyarrow.RecordBatch
 
 
-def read_batches(file: str | Path, size: int) -> Iterator[Batch]:
-    """A CSV, TSV, JSON lines or Parquet file as it is, `size` rows at a time, in flat memory.
+def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Iterator[Batch]:
+    """A CSV, TSV, JSON lines, Parquet or Arrow file as it is, `size` rows at a time.
+
+    Memory stays flat.
 
     Only a JSON file that is one list is read as a whole. Cells of CSV and TSV files are strings.
 
@@ -120,31 +91,31 @@ def read_batches(file: str | Path, size: int) -> Iterator[Batch]:
     """
     file = Path(file)
     kind = _kind(file)
-    if kind == ".parquet":
-        yield from _parquet_batches(file, size)
+    if kind in _ARROW:
+        yield from _ARROW[kind](file, size)
         return
-    rows = _records(file) if kind in (".json", ".jsonl") else _named_rows(file)
+    rows = _records(file, dialect) if kind in (".json", ".jsonl") else _named_rows(file, dialect)
     while batch := list(itertools.islice(rows, size)):
         yield batch
 
 
-def read_table(file: str | Path) -> Table:
-    """A CSV, TSV, JSON lines or Parquet file as it is.
+def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
+    """A CSV, TSV, JSON lines, Parquet or Arrow file as it is.
 
     Raises:
         PtuneError: It is not there, empty, damaged, or of another format.
     """
     file = Path(file)
     kind = _kind(file)
-    if kind != ".parquet" and not any(line.strip() for line in lines(file)):
+    if kind not in _ARROW and not any(line.strip() for line in lines(file, dialect)):
         raise PtuneError(f"{file} is empty. Expected a header and examples.")
-    if kind == ".parquet":
-        batches = [batch.to_pylist() for batch in _parquet_batches(file, 2**16)]
+    if kind in _ARROW:
+        batches = [batch.to_pylist() for batch in _ARROW[kind](file, 2**16)]
         table = _table(row for batch in batches for row in batch)
     elif kind in (".json", ".jsonl"):
-        table = _table(_records(file))
+        table = _table(_records(file, dialect))
     else:
-        table = _table(_named_rows(file, repair=True))
+        table = _table(_named_rows(file, dialect, repair=True))
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table
@@ -152,7 +123,7 @@ def read_table(file: str | Path) -> Table:
 
 def is_typed(file: str | Path) -> bool:
     """True if a file's format has types; CSV and TSV have only text."""
-    return Path(file).suffix.lower() not in (".csv", ".tsv")
+    return format_of(file) not in (".csv", ".tsv")
 
 
 def _kind(file: Path) -> str:
@@ -161,7 +132,7 @@ def _kind(file: Path) -> str:
     Raises:
         PtuneError: It is not one that ptune reads.
     """
-    kind = file.suffix.lower()
+    kind = format_of(file)
     if kind not in FORMATS:
         met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
         raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.")
@@ -175,17 +146,18 @@ def _table(rows: Iterable[dict[str, Any]]) -> Table:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _named_rows(file: Path, *, repair: bool = False) -> Iterator[dict[str, str]]:
-    """Rows of CSV (RFC 4180), or of the same with tabs.
+def _named_rows(file: Path, dialect: Dialect, *, repair: bool = False) -> Iterator[dict[str, str]]:
+    """Rows of CSV (RFC 4180), or of the same with another delimiter.
 
     Args:
         file: The file.
+        dialect: How it is written.
         repair: In a file of texts and labels, put together a text that has separators and no
             quotes. This needs all rows, and yields those rows last.
     """
     csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
-    separator = "," if file.suffix.lower() == ".csv" else "\t"
-    reader = csv.reader(lines(file, newline=""), delimiter=separator, strict=True)
+    separator = delimiter_of(file, dialect)
+    reader = csv.reader(lines(file, dialect, newline=""), delimiter=separator, strict=True)
     care = (
         'A text with a separator, a quote or a line break belongs in quotes ("), and a quote '
         'inside is doubled (""). JSON lines (.jsonl) need no such care.'
@@ -202,22 +174,25 @@ def _named_rows(file: Path, *, repair: bool = False) -> Iterator[dict[str, str]]
 
     try:
         for row in reader:
-            if not names:
-                names = [name.strip() for name in row]
-                if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
-                    raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
+            if row and not names and not row[0].startswith("sep="):  # Excel names its delimiter
+                names = _header(row, file) if dialect.header else _numbered(row)
+                if dialect.header:
+                    started = reader.line_num + 1
+                    continue
+            if not names or not row:
+                pass
             elif repair and len(row) > len(names) == 2:
                 ragged.append((started, row))
                 labels[row[-1]] += 1
-            elif row and len(row) != len(names):
+            elif len(row) != len(names):
                 raise wrong(started, row)
-            elif row:
+            else:
                 labels[row[-1]] += repair
                 yield dict(zip(names, row, strict=True))
             started = reader.line_num + 1
     except csv.Error as error:
         raise PtuneError(
-            f"{file} could not be read as {file.suffix[1:]}: the quoting in line {started} is "
+            f"{file} could not be read as {format_of(file)[1:]}: the quoting in line {started} is "
             f"broken ({error}). {care}"
         ) from error
     if ragged and not (len(labels) > 1 and all(labels[row[-1]] > 1 for _, row in ragged)):
@@ -233,9 +208,21 @@ def _named_rows(file: Path, *, repair: bool = False) -> Iterator[dict[str, str]]
         )
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def _header(row: list[str], file: Path) -> list[str]:
+    names = [name.strip() for name in row]
+    if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
+        raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
+    # Two columns without a name must not become one.
+    return [name or f"column {i}" if names.count("") > 1 else name for i, name in enumerate(names)]
+
+
+def _numbered(row: list[str]) -> list[str]:
+    return [str(i) for i in range(1, len(row) + 1)]
+
+
+def _records(file: Path, dialect: Dialect) -> Iterator[dict[str, Any]]:
     """The objects of JSON lines, or of one JSON list."""
-    parts = lines(file)
+    parts = lines(file, dialect)
     count = 0
     for number, part in enumerate(parts, 1):
         whole = not count and part.lstrip().startswith("[")
@@ -245,10 +232,11 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             found = json.loads(part)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
+            line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
             raise PtuneError(
-                f"{file} could not be read as json: line {number + error.lineno - 1} is broken or "
-                f'cut short ({error.msg}). Wanted is an object a line, such as {{"text": "…", '
+                f"{file} could not be read as json: line {number + line - 1} is broken or "
+                f'cut short ({reason}). Wanted is an object a line, such as {{"text": "…", '
                 '"label": "…"}.'
             ) from error
         for record in found if whole else [found]:
@@ -261,23 +249,68 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _parquet_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
-    """At least one batch, which says what columns there are."""
-    _check_there(file)
-    if not file.stat().st_size:
-        raise PtuneError(f"{file} is empty. Write or fetch it again.")
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turn Arrow's errors into one that names the file."""
     try:
-        # A buffer would hold what has been read until the end.
-        with parquet.ParquetFile(file, pre_buffer=False) as f:
-            if not f.metadata.num_rows:
-                yield pyarrow.RecordBatch.from_pylist([], schema=f.schema_arrow)
-            yield from f.iter_batches(size)
+        yield
     except (pyarrow.ArrowException, OSError) as error:
         reason = first_line(error).rstrip(".")
         raise PtuneError(
-            f"{file} could not be read as parquet: {reason}. Is it complete, and is "
+            f"{file} could not be read as {format_of(file)[1:]}: {reason}. Is it complete, and is "
             "it what its name says?"
         ) from error
+
+
+@contextmanager
+def _seekable(file: Path) -> Iterator[Any]:
+    """A file for Arrow, decompressed into memory if need be."""
+    if file.is_file() and not file.stat().st_size:
+        raise PtuneError(f"{file} is empty. Write or download it again.")
+    with opened(file) as stream:
+        yield file if format_of(file) == file.suffix.lower() else io.BytesIO(stream.read())
+
+
+def _parquet_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
+    """At least one batch, which says what columns there are."""
+    # A buffer would hold what has been read until the end.
+    with (
+        _explained(file),
+        _seekable(file) as source,
+        parquet.ParquetFile(source, pre_buffer=False) as f,
+    ):
+        if not f.metadata.num_rows:
+            yield pyarrow.RecordBatch.from_pylist([], schema=f.schema_arrow)
+        yield from f.iter_batches(size)
+
+
+def _arrow_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
+    """Batches of an Arrow file, an Arrow stream or a Feather file; at least one."""
+    with _explained(file), _seekable(file) as source:
+        content = pyarrow.OSFile(str(source)) if isinstance(source, Path) else source
+        batches: Iterator[pyarrow.RecordBatch]
+        try:
+            reader: Any = pyarrow.ipc.open_file(content)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            content.seek(0)
+            try:
+                reader = pyarrow.ipc.open_stream(content)
+                batches = iter(reader)
+            except pyarrow.ArrowInvalid:
+                content.seek(0)
+                reader = feather.read_table(content)
+                batches = iter(reader.to_batches())
+        some = False
+        for batch in batches:
+            for start in range(0, max(1, batch.num_rows), size):
+                some = True
+                yield batch.slice(start, size)
+        if not some:
+            yield pyarrow.RecordBatch.from_pylist([], schema=reader.schema)
+
+
+_ARROW = {".parquet": _parquet_batches, ".arrow": _arrow_batches, ".feather": _arrow_batches}
 
 
 def find_columns(
@@ -289,6 +322,9 @@ def find_columns(
         PtuneError: One that was asked for is missing, or none can be told from its name.
     """
     names = list(names)
+    if names == _numbered(names) and asked == BY_NAME and labelled and len(names) in (2, 3):
+        # A file without a header: the label comes last.
+        return Columns(names[0], names[1] if len(names) == 3 else None, names[-1])
     for name in (asked.text, asked.text_pair, asked.label if labelled else None):
         if name is not None and name not in names:
             raise PtuneError(f"{file} has no column {name!r}; {near(name, names)}.")
@@ -312,15 +348,7 @@ def find_columns(
     if text is None:
         raise PtuneError(
             f"No column of {file} is called like a text ({', '.join(TEXT_NAMES)}); it has "
-            f"{', '.join(names)}. Name it with --text-column."
+            f"{', '.join(names)}. Name it with --text-column, or use --no-header if the first line "
+            "is an example."
         )
     return Columns(text, pair, label if labelled else None)
-
-
-def near_path(path: Path) -> str:
-    """A file of a similar name, as the end of a message."""
-    parent = path.parent
-    if not parent.is_dir():
-        return f"There is no folder {parent} either."
-    close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
-    return f"Did you mean {parent / close[0]}?" if close else "Check the path."

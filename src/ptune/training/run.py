@@ -26,6 +26,7 @@ from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, load_files
 from ptune.data.glue import load_glue
+from ptune.data.opening import Dialect
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.files import (
@@ -238,6 +239,7 @@ def load_dataset(settings: TrainSettings) -> TaskData:
             settings.train_file,
             settings.eval_file,
             columns=Columns(settings.text_column, settings.text_pair_column, settings.label_column),
+            dialect=Dialect(settings.delimiter, settings.encoding, not settings.no_header),
             problem_type=settings.problem_type,
             label_separator=settings.label_separator,
             skip_unlabelled=settings.skip_unlabelled,

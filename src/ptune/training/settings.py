@@ -196,6 +196,15 @@ class TrainSettings(ClassifierSettings):
     label_column: str | None = setting(
         None, "Column with the label.", DATA, unset="found by name", metavar="NAME"
     )
+    delimiter: str | None = setting(
+        None, "Separates the cells of a CSV file.", DATA, unset="found in the file"
+    )
+    encoding: str | None = setting(
+        None, "Encoding of text files.", DATA, unset="UTF-8, or UTF-16 with a byte-order mark"
+    )
+    no_header: bool = setting(
+        False, "The first line of a CSV file is an example. Its columns are called 1, 2, 3.", DATA
+    )
     problem_type: ProblemType | None = setting(
         None,
         "What the labels are: single_label_classification, multi_label_classification or "
