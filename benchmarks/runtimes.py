@@ -83,13 +83,15 @@ def main() -> None:
     parser.add_argument("--texts", type=int, help="number of dev texts (all)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/runtimes"))
     args = parser.parse_args()
-    examples = load_glue("mrpc", args.data_dir).evaluation[""]
+    task = load_glue("mrpc", args.data_dir)
+    examples = task.evaluation[""]
     examples = examples.select(range(min(args.texts or len(examples), len(examples))))
     texts: Pairs = [(r[data.TEXT], r[data.PAIR]) for r in examples]
+    labels = [task.labels.names[i] for i in examples[data.LABEL]]
     with tempfile.TemporaryDirectory() as folder:
         classifiers = contenders(args.adapter, Path(folder))
     accuracy = {
-        name: classifier.evaluate(examples, ["accuracy"])["accuracy"]
+        name: classifier.evaluate(texts, labels, ["accuracy"])["accuracy"]
         for name, classifier in classifiers.items()
     }
     work: dict[str, Callable[[], Any]] = {PEFT: guide(texts)}
