@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -610,6 +610,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             )
             model._fill_head(adapter)
             if state is not None:
+                check_trained_state(adapter, state, model.trained_state())
                 model.load_state_dict(state, strict=False)
         except BaseException:
             model.unload()
@@ -770,6 +771,30 @@ def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrai
                 f"{name} has the shape {list(tensor.shape)} in the adapter {adapter.source} and "
                 f"{expected} in the backbone. If only the number of labels differs, load the "
                 f"backbone with num_labels={tensor.shape[0]}; `ptune.load` does so."
+            )
+
+
+def check_trained_state(
+    adapter: Adapter, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors to resume from that are not those of the prompt encoder and the head.
+
+    Args:
+        adapter: For messages.
+        state: What its file holds.
+        own: The model's.
+
+    Raises:
+        PtuneError: A tensor is unknown or missing, or has another shape.
+    """
+    for name in sorted(state.keys() | own.keys()):
+        found, expected = (list(t[name].shape) if name in t else None for t in (state, own))
+        if found != expected:
+            has = "is missing" if found is None else f"has the shape {found}"
+            raise PtuneError(
+                f"{adapter.trained_state}: {name} {has}; expected "
+                f"{expected or 'no tensor of that name'}. The file is damaged or belongs to "
+                "another adapter."
             )
 
 

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ptune.adapters import adapter, schema
+from ptune.adapters.weights import split
 from ptune.model import PromptModel
 from ptune.prompts import config
 from ptune.prompts.encoder import PromptEncoder
@@ -134,7 +135,7 @@ def set_peft_model_state_dict(
         PtuneError: They do not fit.
     """
     source = "the state dictionary"
-    embeddings, head = adapter.split(peft_model_state_dict, source)
+    embeddings, head = split(peft_model_state_dict, source)
     model.use_adapter(
         replace(model.to_adapter(), prompt_embeddings=embeddings, head=head, source=source)
     )

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import peft
 import pytest
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from ptune import PromptModel, PtuneError, __version__
-from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter
+from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter, describe
 from ptune.backbones.loading import load_backbone
 from ptune.peft import PromptEncoderConfig
 
@@ -261,6 +262,143 @@ def damage_by_another_shape(folder):
     )
 
 
+def change(folder, name, tensor):
+    file = folder / "adapter_model.safetensors"
+    save_file({**load_file(file), name: tensor}, file)
+
+
+def damage_by_nan(folder):
+    change(folder, "prompt_embeddings", torch.full([5, 32], torch.nan))
+    return (
+        "…/adapter_model.safetensors: 'prompt_embeddings' holds nan; expected finite numbers up to "
+        "1,000,000. The file is damaged, or the training failed: download it or train again."
+    )
+
+
+def damage_by_infinity(folder):
+    change(folder, "base_model.classifier.bias", torch.tensor([0.0, -torch.inf]))
+    return "…: 'base_model.classifier.bias' holds -inf; expected finite numbers up to 1,000,000. …"
+
+
+def damage_by_a_huge_number(folder):
+    change(folder, "base_model.classifier.bias", torch.tensor([0.0, 1e30]))
+    return "…: 'base_model.classifier.bias' holds 1e+30; expected finite numbers up to 1,000,000. …"
+
+
+def damage_by_a_tensor_of_the_backbone(folder):
+    change(folder, "bert.embeddings.word_embeddings.weight", torch.zeros(400, 32))
+    return (
+        "…: 'bert.embeddings.word_embeddings.weight' is no tensor of an adapter; expected "
+        "'prompt_embeddings' and names that begin with 'base_model.'."
+    )
+
+
+def damage_by_a_prefixed_tensor_of_the_backbone(folder):
+    change(folder, "base_model.bert.embeddings.word_embeddings.weight", torch.zeros(400, 32))
+    return (
+        "The adapter … has the head parameters bert.embeddings.word_embeddings.weight, which are "
+        "not in the head of BertForSequenceClassification: it belongs to another backbone."
+    )
+
+
+def damage_by_a_scalar(folder):
+    change(folder, "base_model.classifier.bias", torch.tensor(1.0))
+    return (
+        "…: 'base_model.classifier.bias' has the shape []; expected at least one value in each of "
+        "one or more dimensions."
+    )
+
+
+def damage_by_integers(folder):
+    change(folder, "base_model.classifier.bias", torch.tensor([1, 2]))
+    return "…: 'base_model.classifier.bias' has the type I64; expected one of F64, F32, F16, BF16."
+
+
+def damage_by_another_number_of_labels(folder):
+    file = folder / "ptune.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "labels": ["a", "b", "c"]}))
+    return (
+        "…/ptune.json names 3 labels, but no layer of the head has as many outputs. One of the two "
+        "files is damaged or belongs to another adapter."
+    )
+
+
+def damage_by_many_labels(folder):
+    (folder / "ptune.json").write_text(json.dumps({"labels": ["a"] * 1_000_000}))
+    return (
+        "…/ptune.json has 1,000,000 labels; expected at most 50,000. If you trust it, set "
+        "PTUNE_MAX_LABELS=1000000 in the environment."
+    )
+
+
+def damage_by_many_rows(folder):
+    change(folder, "base_model.classifier.bias", torch.zeros(50_001))
+    return (
+        "…: 'base_model.classifier.bias' has 50,001 labels; expected at most 50,000. If you trust "
+        "it, set PTUNE_MAX_LABELS=50001 in the environment."
+    )
+
+
+def damage_by_a_long_header(folder):
+    file = folder / "adapter_model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes((2**40).to_bytes(8, "little") + content[8:])
+    return (
+        "…/adapter_model.safetensors is damaged or cut short (its header has 1,099,511,627,776 "
+        "bytes; expected at most 1,000,000). Save or download it again."
+    )
+
+
+def damage_by_declaring_more_than_there_is(folder):
+    file = folder / "adapter_model.safetensors"
+    header = (
+        b'{"prompt_embeddings":{"dtype":"F32","shape":[5,99999999],"data_offsets":[0,1999999980]}}'
+    )
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    return "…/adapter_model.safetensors is damaged or cut short (…). Save or download it again."
+
+
+def damage_by_a_compressed_pickle(folder):
+    as_pickle(folder, compression=zipfile.ZIP_DEFLATED, zeros=10_000_000)
+    return (
+        "…/adapter_model.bin is damaged or cut short (40,0… bytes compressed to …). Save or "
+        "download it again."
+    )
+
+
+def damage_by_a_pickle_of_other_things(folder):
+    as_pickle(folder, extra=bytearray(8))
+    return (
+        "…/adapter_model.bin is damaged or cut short (it holds '__builtin__ bytearray', which is "
+        "no tensor). Save or download it again."
+    )
+
+
+def damage_by_a_pickle_with_expanded_tensors(folder):
+    as_pickle(folder, extra=torch.zeros(1).expand(10**12))
+    return (
+        "…/adapter_model.bin is damaged or cut short (it declares 4,000,000,… bytes and has …). "
+        "Save or download it again."
+    )
+
+
+def as_pickle(folder, compression=zipfile.ZIP_STORED, zeros=0, **more):
+    """Turn the weights into `adapter_model.bin`."""
+    file = folder / "adapter_model.safetensors"
+    tensors = {**load_file(file), **more}
+    if zeros:
+        tensors["base_model.classifier.bias"] = torch.zeros(zeros)
+    torch.save(tensors, folder / "plain.zip")
+    file.unlink()
+    with (
+        zipfile.ZipFile(folder / "plain.zip") as plain,
+        zipfile.ZipFile(folder / "adapter_model.bin", "w", compression) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+
+
 def damage_by_dropping_the_prompt(folder):
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -372,6 +510,34 @@ def test_a_folder_with_the_name_of_the_backbone_on_the_hub_is_never_read(
     assert Adapter.read(saved[1], own_backbone=True).labels.names == ("LABEL_0", "LABEL_1")
 
 
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+@pytest.mark.parametrize("name", ["base_model.bert.embeddings.word_embeddings.weight", "other"])
+def test_resuming_never_touches_the_backbone(saved, kind, name):
+    _, folder = saved
+    file = folder / TRAINED_STATE_NAME
+    save_file({**load_file(file), name: torch.zeros(400, 32)}, file)
+    backbone = build(kind)
+    before = {n: p.clone() for n, p in backbone.named_parameters()}
+    with refused(
+        f"{file}: {name} has the shape [400, 32]; expected no tensor of that name. The file is "
+        "damaged or belongs to another adapter."
+    ):
+        PromptModel.from_pretrained(backbone, folder, is_trainable=True)
+    assert all(torch.equal(p, before[n]) for n, p in backbone.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_the_limit_on_labels_can_be_changed(saved, kind, monkeypatch):
+    monkeypatch.setenv("PTUNE_MAX_LABELS", "1")
+    with refused("… has 2 labels; expected at most 1. If you trust it, set PTUNE_MAX_LABELS=2 …"):
+        Adapter.read(saved[1])
+    monkeypatch.setenv("PTUNE_MAX_LABELS", "2")
+    Adapter.read(saved[1])
+    monkeypatch.setenv("PTUNE_MAX_LABELS", "many")
+    with refused("PTUNE_MAX_LABELS is 'many'; expected a number such as 50000."):
+        Adapter.read(saved[1])
+
+
 def test_a_folder_that_does_not_exist_is_refused(kind, tmp_path):
     with refused(f"There is no folder '{tmp_path / 'nowhere'}'. Check the path."):
         PromptModel.from_pretrained(build(kind), tmp_path / "nowhere")
@@ -451,3 +617,15 @@ def test_a_folder_that_cannot_be_created_is_named(saved, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PtuneError, match=r"Cannot write to .*file/inside"):
         model.save_pretrained(tmp_path / "file" / "inside")
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+@pytest.mark.parametrize("scores", [{}, {"task": 1, "train_examples": "many", "eval": []}])
+def test_scores_of_another_form_are_refused_in_a_summary(saved, scores):
+    file = saved[1] / "metrics.json"
+    file.write_text(json.dumps(scores))
+    with refused(
+        f"{file} is damaged: expected the fields task, train_examples and eval as `ptune train` "
+        "writes them. Remove the file, or save or download it again."
+    ):
+        describe(saved[1])

@@ -427,7 +427,7 @@ DAMAGES = {
     wrong_labels: "1 labels",
     wrong_bound: "leaves 2 tokens for a text",
     another_backbone: "model_type bert instead of roberta",
-    not_finite: "not finite",
+    not_finite: "holds nan; expected finite numbers",
     half_a_head: "does not contain classifier.bias",
 }
 

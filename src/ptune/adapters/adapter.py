@@ -15,20 +15,20 @@ name that `Trainer` looks for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.download import AdapterFiles, is_hub_id
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
-from ptune.errors import PtuneError, first_line
+from ptune.adapters.weights import EMBEDDINGS_KEY, HEAD_PREFIX, check_labels, read_tensors, split
+from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels
 from ptune.prompts.config import PromptEncoderConfig
@@ -36,8 +36,6 @@ from ptune.prompts.config import PromptEncoderConfig
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
 TRAINED_STATE_NAME = "model.safetensors"
-EMBEDDINGS_KEY = "prompt_embeddings"
-HEAD_PREFIX = "base_model."
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,18 +93,7 @@ class Adapter:
         files = source if isinstance(source, AdapterFiles) else AdapterFiles(source, **where)
         config = read_config(files, own_backbone=own_backbone)
         embeddings, head = _read_weights(files, config)
-        file = files.find(INFO_NAME)
-        # The last layer of every head in Transformers has one output per label.
-        outputs = len(list(head.values())[-1]) if head else 2
-        info = schema.parse_info(
-            read_json(file, schema.MAX_JSON) if file else {}, file or INFO_NAME, outputs
-        )
-        mechanism = info["mechanism"]
-        if mechanism and (mechanism == "input") != (config.depth == "input"):
-            raise PtuneError(
-                f"{file}: mechanism is {mechanism!r}, but {CONFIG_NAME} has the depth "
-                f"{config.depth!r}. One of the two files belongs to another adapter."
-            )
+        info = _read_info(files, config, head)
         return cls(
             config=config,
             prompt_embeddings=embeddings,
@@ -163,7 +150,9 @@ class Adapter:
         Raises:
             PtuneError: The file is damaged.
         """
-        return None if self.trained_state is None else _tensors(self.trained_state, load_file)
+        if self.trained_state is None:
+            return None
+        return read_tensors(self.trained_state, is_adapter=False)
 
 
 def read_config(
@@ -228,20 +217,41 @@ def _is_inside(path: str) -> bool:
     return ".." not in parts and path[:1] not in ("/", "~")
 
 
+def _read_info(
+    files: AdapterFiles, config: PromptEncoderConfig, head: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """What `ptune.json` says, if it agrees with the other files."""
+    found = files.find(INFO_NAME)
+    content, file = (read_json(found, schema.MAX_JSON) if found else {}), found or INFO_NAME
+    if isinstance(names := content.get("labels"), list):
+        check_labels(len(names), file)
+    # The last layer of every head in Transformers has one output per label.
+    info = schema.parse_info(content, file, len(list(head.values())[-1]) if head else 2)
+    count, mechanism = len(info["labels"]), info["mechanism"]
+    if head and count not in {len(tensor) for tensor in head.values()}:
+        raise PtuneError(
+            f"{file} names {count} labels, but no layer of the head has as many outputs. One of "
+            "the two files is damaged or belongs to another adapter."
+        )
+    if mechanism and (mechanism == "input") != (config.depth == "input"):
+        raise PtuneError(
+            f"{file}: mechanism is {mechanism!r}, but {CONFIG_NAME} has the depth "
+            f"{config.depth!r}. One of the two files belongs to another adapter."
+        )
+    return info
+
+
 def _read_weights(
     files: AdapterFiles, config: PromptEncoderConfig
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Prompt embeddings and head of an adapter."""
-    file, reader = files.find(WEIGHTS_NAME), load_file
-    if file is None:
-        file = files.find(OLD_WEIGHTS_NAME)
-        reader = partial(torch.load, map_location="cpu", weights_only=True)
+    file = files.find(WEIGHTS_NAME) or files.find(OLD_WEIGHTS_NAME)
     if file is None:
         raise PtuneError(
             f"{files.source} is incomplete: it has {CONFIG_NAME} but no {WEIGHTS_NAME}. Save or "
             "download it again."
         )
-    embeddings, head = split(_tensors(file, reader), str(file))
+    embeddings, head = split(read_tensors(file), str(file))
     # The width of a deep prompt depends on the backbone.
     width = config.token_dim if config.depth == "input" else None
     shape, length = list(embeddings.shape), config.num_virtual_tokens
@@ -252,32 +262,6 @@ def _read_weights(
             "belongs to another adapter."
         )
     return embeddings, head
-
-
-def split(
-    tensors: Mapping[str, torch.Tensor], where: str
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Prompt embeddings and head, in float32, from the tensors of an adapter file.
-
-    Raises:
-        PtuneError: There are no prompt embeddings.
-    """
-    if EMBEDDINGS_KEY not in tensors:
-        raise PtuneError(f"{where} has no {EMBEDDINGS_KEY!r}, so it is not a p-tuning adapter.")
-    head = {n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items()}
-    return head.pop(EMBEDDINGS_KEY), head
-
-
-def _tensors(
-    file: Path, reader: Callable[[Path], dict[str, torch.Tensor]]
-) -> dict[str, torch.Tensor]:
-    try:
-        return dict(reader(file))
-    except Exception as error:  # Each reader fails in its own ways on a damaged file.
-        reason = first_line(error)
-        raise PtuneError(
-            f"{file} is damaged or cut short ({reason}). Save or download it again."
-        ) from error
 
 
 def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
@@ -309,11 +293,17 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "longest text": f"{adapter.max_length} tokens" if adapter.max_length else None,
     }
     if file := files.find(METRICS_NAME):
-        scores = read_json(file)
-        found["trained on"] = f"{scores['task']}, {scores['train_examples']:,} examples"
-        found["scores"] = ", ".join(
-            f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores["eval"].items()
-        )
+        scores = read_json(file, schema.MAX_JSON)
+        try:
+            found["trained on"] = f"{scores['task']}, {scores['train_examples']:,} examples"
+            found["scores"] = ", ".join(
+                f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores["eval"].items()
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PtuneError(
+                f"{file} is damaged: expected the fields task, train_examples and eval as "
+                "`ptune train` writes them. Remove the file, or save or download it again."
+            ) from error
     version = adapter.ptune_version
     found["written by"] = f"ptune {version}" if version else f"peft {config.peft_version}"
     return {title: text for title, text in found.items() if text}
