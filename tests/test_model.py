@@ -1,4 +1,4 @@
-"""A prompt model predicts the same whatever stands around a text, and leaves the backbone alone."""
+"""A `PromptModel`'s predictions do not depend on padding, and its backbone is not changed."""
 
 import copy
 
@@ -90,7 +90,7 @@ def test_position_ids_are_counted_for_the_text_alone(model):
 @pytest.mark.parametrize("pooling", ["mean", "prompt"])
 @torch.no_grad()
 def test_mean_and_prompt_pooling(kind, side, pooling):
-    """Over the text's own tokens or over the prompt's, wherever these and the padding stand."""
+    """The head reads the mean over the text's tokens or the prompt's, on any padding side."""
     if pooling == "prompt" and kind == "gpt2":
         with pytest.raises(PtuneError, match="this backbone is causal"):
             prompt(build(kind), pooling="prompt")
@@ -98,16 +98,16 @@ def test_mean_and_prompt_pooling(kind, side, pooling):
     model = prompt(build(kind), pooling=pooling, placement="after_first")
     rows = ids(3, 9, 6)
     batch, mask = padded(rows, side, model.config.pad_token_id)
-    seen = {}
+    captured = {}
     head = next(m for n, m in model.backbone.named_modules() if n in ("classifier", "score"))
-    head.register_forward_pre_hook(lambda _, args: seen.update(read=args[0]))
+    head.register_forward_pre_hook(lambda _, args: captured.update(read=args[0]))
     output = model(batch, attention_mask=mask, output_hidden_states=True)
     states = output.hidden_states[-1]
     for i, row in enumerate(rows):
-        text = [0, *range(6, 5 + len(row))]  # the first token, then those behind the prompt
+        text = [0, *range(6, 5 + len(row))]  # the first token, then those after the prompt
         if pooling == "prompt":
             text = list(range(1, 6))
-        read = seen["read"][i] if seen["read"].ndim == 2 else seen["read"][i, -1]
+        read = captured["read"][i] if captured["read"].ndim == 2 else captured["read"][i, -1]
         torch.testing.assert_close(read, states[i, text].mean(dim=0))
     alone = torch.cat([model(row[None]).logits for row in rows])
     torch.testing.assert_close(output.logits, alone)
@@ -116,15 +116,15 @@ def test_mean_and_prompt_pooling(kind, side, pooling):
 @pytest.mark.parametrize("kind", ["bert", "roberta"], indirect=True)
 @torch.no_grad()
 def test_logits_equal_peft_s_with_the_same_weights(backbone):
-    reference = peft.get_peft_model(
+    peft_model = peft.get_peft_model(
         copy.deepcopy(backbone),
         peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=5, encoder_hidden_size=16),
     ).eval()
     model = prompt(backbone)
-    model.prompt_encoder.load_state_dict(reference.prompt_encoder["default"].state_dict())
+    model.prompt_encoder.load_state_dict(peft_model.prompt_encoder["default"].state_dict())
     rows, mask = padded(ids(4, 7), "right", backbone.config.pad_token_id)
     torch.testing.assert_close(
-        model(rows, attention_mask=mask).logits, reference(rows, attention_mask=mask).logits
+        model(rows, attention_mask=mask).logits, peft_model(rows, attention_mask=mask).logits
     )
 
 
@@ -257,21 +257,21 @@ def test_prompt_and_head_can_have_different_learning_rates(model):
 
 def test_a_prompt_can_start_as_words_of_the_vocabulary(backbone):
     model = prompt(backbone, prompt_init="vocab", encoder_reparameterization_type="NONE")
-    table = model.get_input_embeddings().weight
-    for row in model.prompt_embeddings():
-        assert (table == row).all(dim=1).any()
+    weight = model.get_input_embeddings().weight
+    for embedding in model.prompt_embeddings():
+        assert (weight == embedding).all(dim=1).any()
 
 
 @pytest.mark.parametrize("depth", ["input", "deep"])
 def test_a_prompt_can_start_as_a_text(bert_folder, tokenizer, depth):
-    """Its words, over and over; of a deep prompt their keys and values."""
+    """It repeats the text's tokens; a deep prompt starts as their keys and values."""
     words = tokenizer("the lamp", add_special_tokens=False)["input_ids"]
     assert len(words) < 5
     backbone = load_backbone(str(bert_folder), dtype="float32")
     options = {"depth": depth, "encoder_reparameterization_type": "NONE"}
     model = prompt(backbone, prompt_init="text", prompt_init_text="the lamp", **options)
-    wanted = torch.tensor((words * 5)[:5])
-    torch.testing.assert_close(model.prompt_embeddings(), model.state.mechanism.from_words(wanted))
+    expected = model.state.mechanism.from_words(torch.tensor((words * 5)[:5]))
+    torch.testing.assert_close(model.prompt_embeddings(), expected)
 
 
 def test_an_initial_text_without_tokenizer_or_tokens_is_refused(backbone):

@@ -1,4 +1,4 @@
-"""What people do to models: compile, quantise, pickle, several adapters on one backbone."""
+"""Compiling, pickling, and several adapters on one backbone."""
 
 import copy
 import pickle
@@ -18,8 +18,8 @@ def config(**options):
     return PromptEncoderConfig(**{"num_virtual_tokens": 5, "encoder_hidden_size": 16, **options})
 
 
-def shaken(model, seed):
-    """With a prompt and a head that are not those of a fresh one."""
+def randomised(model, seed):
+    """Change the prompt and head of a model randomly."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -31,16 +31,16 @@ def shaken(model, seed):
 @pytest.fixture
 def model(kind):
     torch.manual_seed(1)
-    return shaken(PromptModel(build(kind), config()), 2)
+    return randomised(PromptModel(build(kind), config()), 2)
 
 
 @pytest.mark.parametrize("placement", ["prefix", "after_first"])
 @pytest.mark.parametrize("pooling", ["architecture", "mean", "prompt"])
 def test_it_compiles_as_one_graph(kind, placement, pooling):
     if pooling == "prompt" and kind == "gpt2":
-        pytest.skip("a prompt before the text has not read it there")
+        pytest.skip("a prompt before the text cannot attend to it in a causal backbone")
     torch._dynamo.reset()
-    model = shaken(PromptModel(build(kind), config(placement=placement, pooling=pooling)), 2)
+    model = randomised(PromptModel(build(kind), config(placement=placement, pooling=pooling)), 2)
     labels = torch.tensor([0, 1])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     output = compiled(IDS, attention_mask=MASK, labels=labels)
@@ -68,7 +68,7 @@ def test_switching_adapters_does_not_change_them(kind, model):
     model.add_adapter("second", config(num_virtual_tokens=3, placement="after_first"))
     assert torch.equal(model(IDS, attention_mask=MASK).logits, first)
     model.set_adapter("second")
-    shaken(model, 9)
+    randomised(model, 9)
     second = model(IDS, attention_mask=MASK).logits
     assert not torch.allclose(second, first)
     model.set_adapter("default")
@@ -81,7 +81,7 @@ def test_switching_adapters_does_not_change_them(kind, model):
 def test_a_second_adapter_can_have_other_labels(kind, model, tmp_path):
     other = build(kind, num_labels=3)
     other.config.id2label = {0: "low", 1: "middle", 2: "high"}
-    saved = shaken(PromptModel(other, config()), 5)
+    saved = randomised(PromptModel(other, config()), 5)
     saved.save_pretrained(tmp_path)
     expected = saved(IDS, attention_mask=MASK).logits
     before = model(IDS, attention_mask=MASK).logits
@@ -155,9 +155,9 @@ def test_mistakes_with_adapter_names_are_explained(model):
 def test_unload_restores_the_backbone_after_two_adapters(kind, tmp_path):
     backbone = build(kind)
     before = copy.deepcopy(backbone)
-    three = shaken(PromptModel(build(kind, num_labels=3), config()), 5)
+    three = randomised(PromptModel(build(kind, num_labels=3), config()), 5)
     three.save_pretrained(tmp_path)
-    model = shaken(PromptModel(backbone, config()), 2)
+    model = randomised(PromptModel(backbone, config()), 2)
     model.load_adapter(tmp_path, "three")
     model.set_adapter("three")
     after = model.unload()

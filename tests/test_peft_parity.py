@@ -1,8 +1,7 @@
-"""Adapters go from PEFT to ptune and back on the architectures people use; and where PEFT is wrong.
+"""Adapters go from PEFT to ptune and back. Also: faults of PEFT that ptune does not have.
 
-The tests named `test_the_reference_…` show a fault of the reference (`shared/DESIGN.md` lists
-them) beside what ptune does in its place. When one of them fails because the reference was
-mended, it can go.
+Each test of a fault first shows that PEFT has it, and then what ptune does instead. If one of them
+fails because PEFT has fixed the fault, delete it.
 """
 
 import copy
@@ -42,7 +41,7 @@ def fresh(architecture, tokenizer, **options):
 
 
 def logits_one_by_one(model, tokenizer):
-    """A text at a time and without padding: there the reference is right on these architectures."""
+    """Logits without padding, where PEFT is correct on these architectures."""
     with torch.no_grad():
         inputs = [tokenizer(t, return_tensors="pt") for t in SENTENCES]
         return torch.cat([model(**i).logits for i in inputs])
@@ -74,7 +73,7 @@ def test_the_head_trains_on_every_architecture(architecture, tokenizer):
     assert model.prompt_config.modules_to_save == ["classifier", "score"]
 
 
-# What the reference's own tests ask for.
+# Behaviour that PEFT's own tests require.
 
 
 def test_peft_s_methods_exist(kind):
@@ -116,7 +115,7 @@ def test_a_config_passed_to_from_pretrained_is_used_and_not_changed(kind, tmp_pa
     assert given == before
 
 
-# Where the reference is wrong: rows 1 to 6 of the design's table.
+# Faults of PEFT.
 
 
 def pad_left(rows, pad):
@@ -129,7 +128,7 @@ TEXTS = [list(range(10, 13)), list(range(30, 41))]
 
 
 def both(kind, **options):
-    """The reference and ptune with the same weights."""
+    """PEFT's model and ours, with the same weights."""
     backbone = build(kind, **options)
     if backbone.config.pad_token_id is None:
         backbone.config.pad_token_id = 0
@@ -142,15 +141,15 @@ def both(kind, **options):
     return theirs, mine
 
 
-@pytest.mark.parametrize("row", [1, 2])
-def test_peft_reloads_a_checkpoint_with_other_weights(tokenizer_bert, row, tmp_path):
-    """Rows 1 and 2: the best checkpoint at the end, and going on from a checkpoint."""
-    rows = [f"{t} {i}" for i in range(4) for t in SENTENCES]
-    examples = Dataset.from_dict({"text": rows, "labels": [i % 2 for i in range(len(rows))]})
-    examples = examples.map(lambda r: tokenizer_bert(r["text"]), remove_columns="text")
+@pytest.mark.parametrize("reload", ["best at the end", "resume"])
+def test_peft_reloads_a_checkpoint_with_other_weights(tokenizer_bert, reload, tmp_path):
+    """PEFT takes the encoder's output for its input when a checkpoint is loaded."""
+    texts = [f"{t} {i}" for i in range(4) for t in SENTENCES]
+    examples = Dataset.from_dict({"text": texts, "labels": [i % 2 for i in range(len(texts))]})
+    examples = examples.map(lambda e: tokenizer_bert(e["text"]), remove_columns="text")
 
-    def left_over(model):
-        """Evaluation loss of the model that is left, and the loss that was recorded for it."""
+    def losses_after_reload(model):
+        """Evaluation loss of the reloaded model, and the loss recorded for its checkpoint."""
         trainer = Trainer(
             model=model,
             args=TrainingArguments(
@@ -159,7 +158,7 @@ def test_peft_reloads_a_checkpoint_with_other_weights(tokenizer_bert, row, tmp_p
                 learning_rate=0.02,
                 eval_strategy="epoch",
                 save_strategy="epoch",
-                load_best_model_at_end=row == 1,
+                load_best_model_at_end=reload == "best at the end",
                 report_to="none",
                 disable_tqdm=True,
                 use_cpu=True,
@@ -170,17 +169,17 @@ def test_peft_reloads_a_checkpoint_with_other_weights(tokenizer_bert, row, tmp_p
         )
         trainer.train()
         losses = [h["eval_loss"] for h in trainer.state.log_history if "eval_loss" in h]
-        if row == 1:
+        if reload == "best at the end":
             return trainer.evaluate()["eval_loss"], min(losses)
         step = trainer.state.global_step
         trainer._load_from_checkpoint(f"{trainer.args.output_dir}/checkpoint-{step}")
         return trainer.evaluate()["eval_loss"], losses[-1]
 
     theirs, mine = both("bert")
-    left, recorded = left_over(mine)
-    assert left == recorded
-    left, recorded = left_over(theirs)
-    assert left != recorded
+    reloaded, recorded = losses_after_reload(mine)
+    assert reloaded == recorded
+    reloaded, recorded = losses_after_reload(theirs)
+    assert reloaded != recorded
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +191,7 @@ def tokenizer_bert():
 
 @torch.no_grad()
 def test_peft_crashes_on_a_text_of_the_model_s_full_length(kind):
-    """Row 3. ptune says what fits, and what fits runs."""
+    """ptune reports how many tokens fit, and a text of that length runs."""
     theirs, mine = both(kind)
     ids = torch.randint(10, 300, (1, 64))
     with pytest.raises((IndexError, RuntimeError)):
@@ -204,7 +203,6 @@ def test_peft_crashes_on_a_text_of_the_model_s_full_length(kind):
 
 @torch.no_grad()
 def test_logits_of_peft_s_decoders_depend_on_the_padding():
-    """Row 4."""
     theirs, mine = both("gpt2")
     ids, mask = pad_left(TEXTS, 0)
     short = torch.tensor([TEXTS[0]])
@@ -216,12 +214,12 @@ def test_logits_of_peft_s_decoders_depend_on_the_padding():
 
 @torch.no_grad()
 def test_peft_does_not_save_the_whole_head(tmp_path):
-    """Row 5: DeBERTa-v2's pooler is outside the base model and is not called `classifier`."""
+    """DeBERTa-v2's pooler is outside the base model and is not called `classifier`."""
     architecture = ARCHITECTURES["DeBERTa-v2"]
     tokenizer = build_tokenizer(architecture, SENTENCES)
 
     def another_head():
-        """The same base model, as a checkpoint brings it, under a head of another seed."""
+        """The same base model, as loaded from a checkpoint, with another random head."""
         model = build_model(architecture, tokenizer)
         for name, p in model.named_parameters():
             if not name.startswith(model.base_model_prefix + "."):
@@ -244,11 +242,10 @@ def test_peft_does_not_save_the_whole_head(tmp_path):
 
 @pytest.mark.parametrize("name", ["DistilBERT", "ALBERT", "OPT (projected)"])
 def test_peft_fails_on_some_architectures(name):
-    """Row 6."""
     architecture = ARCHITECTURES[name]
     tokenizer = build_tokenizer(architecture, SENTENCES)
     inputs = tokenizer(SENTENCES[0], return_tensors="pt")
-    with pytest.raises(Exception):  # noqa: B017 - it fails in a way of its own on each
+    with pytest.raises(Exception):  # noqa: B017 - each architecture fails in its own way
         peft.get_peft_model(
             build_model(architecture, tokenizer), peft.PromptEncoderConfig(**SETTINGS)
         )(**inputs)
@@ -264,9 +261,9 @@ DROPOUT_OFF = {
 
 
 def test_the_loss_curve_equals_peft_s(kind):
-    """What ptune leaves out to be fast changes no loss: twenty steps of float32 beside PEFT's.
+    """The positions that ptune skips do not change the loss: twenty steps in float32.
 
-    The texts of a batch are equally long, because the reference's decoders read padding.
+    All texts of a batch have the same length, because PEFT's decoders read padding.
     """
     theirs, mine = both(kind, **DROPOUT_OFF[kind])
     generator = torch.Generator().manual_seed(3)

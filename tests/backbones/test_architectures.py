@@ -1,4 +1,4 @@
-"""The same guarantees, on every architecture."""
+"""ptune's guarantees, tested on every architecture."""
 
 import copy
 from dataclasses import replace
@@ -74,7 +74,7 @@ def assert_same(one, two):
 
 
 def of_length(tokenizer, length):
-    """Ids of a text of exactly so many tokens, framed as the tokenizer frames texts."""
+    """Ids of a text with exactly `length` tokens, including the tokenizer's special tokens."""
     frame = batch(tokenizer, "the")["input_ids"]
     middle = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("phone"))
     at = frame.shape[1] // 2
@@ -115,11 +115,11 @@ def test_the_longest_text_runs_and_one_token_more_is_an_error(model, tokenizer):
 
 @torch.no_grad()
 def test_a_text_can_end_with_the_padding_token(model, tokenizer):
-    """Where the end token is the padding, a text may well end in it."""
+    """This is common if the end token is also the padding token."""
     text = batch(tokenizer, SENTENCES[0])["input_ids"][0]
     pad = tokenizer.pad_token_id
     ending = torch.cat([text[:-1], torch.tensor([pad]), text[-1:], torch.tensor([pad])])
-    if model.config.is_encoder_decoder:  # these read the end token, which has to stay the last
+    if model.config.is_encoder_decoder:  # these read the end token, which has to stay last
         ending = ending[:-1]
     alone = model(ending[None], attention_mask=torch.ones_like(ending)[None]).logits
     padded = torch.cat([ending, torch.full((4,), pad)])[None]
@@ -248,7 +248,7 @@ def test_a_half_precision_backbone(architecture, tokenizer, dtype, options):
 
 
 def use_plain_linear_layers(module):
-    """`nn.Linear` for the layers of GPT-2 and Falcon that do the same; torchao knows only that."""
+    """Replace equivalent layers of GPT-2 and Falcon by `nn.Linear`, which torchao requires."""
     for name, child in module.named_children():
         if isinstance(child, Conv1D) or (
             isinstance(child, torch.nn.Linear) and type(child) is not torch.nn.Linear
@@ -291,7 +291,7 @@ def test_an_int8_backbone_trains_and_reloads(architecture, tokenizer, tmp_path):
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
-# Their heads read other positions, or they work on several positions at once to the end.
+# Their heads read other positions, or their last layer mixes positions up to its end.
 ALL_POSITIONS = {"ALBERT", "MPNet", "EuroBERT", "XLNet", "BART", "T5"}
 
 
@@ -308,13 +308,13 @@ ALL_POSITIONS = {"ALBERT", "MPNet", "EuroBERT", "XLNet", "BART", "T5"}
 def test_the_end_of_the_last_layer_computes_only_positions_that_are_read(
     name, architecture, tokenizer, kind, pooling
 ):
-    """Same logits and gradients as with all of it, and work on so many tokens only."""
+    """Logits and gradients are equal, and only the positions that are read are computed."""
     inputs = batch(tokenizer, SENTENCES[:3], padding=True)
     results, tokens = [], []
     for left_out in (True, False):
         made = build_model(architecture, tokenizer)
         if pooling == "prompt" and Architecture.of(made).is_causal:
-            pooling = "mean"  # the prompt has not read the text
+            pooling = "mean"  # the prompt cannot attend to the text
         model = prompt(made, pooling=pooling, **KINDS[kind])
         end = model.architecture.last_layer_end
         if end is None:
@@ -327,13 +327,13 @@ def test_the_end_of_the_last_layer_computes_only_positions_that_are_read(
             for m in made.get_submodule(end.end).modules()
             if isinstance(m, torch.nn.Linear | Conv1D)
         ][-1]
-        seen = []  # a prompt that is read apart comes first
+        counts = []  # a shared prompt is computed first
         last.register_forward_hook(
-            lambda m, args, _, seen=seen: seen.append(args[0][..., 0].numel())
+            lambda m, args, _, counts=counts: counts.append(args[0][..., 0].numel())
         )
         output = model(**inputs, labels=torch.tensor([0, 1, 1]))
         output.loss.backward()
-        tokens.append(seen[-1])
+        tokens.append(counts[-1])
         results.append((output.logits.detach(), model.prompt_encoder.embedding.weight.grad))
     assert name not in ALL_POSITIONS
     (logits, gradient), (all_logits, all_gradient) = results
@@ -355,7 +355,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(
     gradients, runs = [], []
     for checkpointing in (False, True):
         model = prompt(build_model(architecture, tokenizer), **options).train()
-        model.share_prompt = False  # a prompt that is read apart is one call more
+        model.share_prompt = False  # a shared prompt would be one more call
         if checkpointing:
             model.gradient_checkpointing_enable()
         layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
@@ -379,7 +379,7 @@ def test_it_compiles_without_a_graph_break_in_ptune(backbone, tokenizer, options
     try:
         output = torch.compile(model, **whole)(**inputs)
     except torch._dynamo.exc.Unsupported:
-        # Only where the backbone breaks in code of its own (BART, DeBERTa).
+        # Only if the backbone's own code has a graph break (BART, DeBERTa).
         with pytest.raises(torch._dynamo.exc.Unsupported):
             torch.compile(model.backbone, **whole)(**inputs)
         output = torch.compile(model, backend="eager")(**inputs)

@@ -1,4 +1,4 @@
-"""What a frozen backbone computes with on a CPU in bfloat16."""
+"""Kernels of a frozen bfloat16 backbone on a CPU."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def frozen(*sizes: int, bias: bool = True) -> nn.Linear:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 48), (7, 48), (3, 5, 48)])
 def test_a_packed_layer_equals_the_original_layer(shape: tuple[int, ...], bias: bool) -> None:
-    """Forwards and for the gradient of what goes in, whatever its shape."""
+    """Both the output and the gradient of the input, for any shape."""
     layer = frozen(48, 80, bias=bias)
     ours = packed(layer)
     results = []
@@ -61,15 +61,15 @@ def test_a_packed_layer_equals_the_original_layer(shape: tuple[int, ...], bias: 
         out = each(x)
         out.backward(torch.randn(out.shape, dtype=BF16))
         results.append((out.detach(), x.grad, each(x.detach())))
-    for wanted, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-7)
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2**-7, atol=2**-7)
     assert ours.packed.plain is not None
 
 
 @here
 @pytest.mark.parametrize("amx", [True, False])
 def test_gradients_from_transposed_heads(monkeypatch: Any, amx: bool) -> None:
-    """They are not contiguous; with weights that are packed for them, and without."""
+    """These gradients are not contiguous. With and without weights packed for them."""
     monkeypatch.setattr(kernels, "cpu_has", lambda *features: amx)
     layer = frozen(32, 32)
     grads = []
@@ -84,11 +84,11 @@ def test_gradients_from_transposed_heads(monkeypatch: Any, amx: bool) -> None:
 
 @here
 def test_a_changed_weight_is_packed_again() -> None:
-    """In place or by another tensor."""
+    """Whether it changes in place or is replaced by another tensor."""
     layer = packed(frozen(16, 16))
     x = torch.randn(2, 16, dtype=BF16)
     first = layer(x)
-    assert layer.packed.transposed is None  # nothing has asked for a gradient
+    assert layer.packed.transposed is None  # no gradient was computed yet
     layer.weight.mul_(2)
     torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     layer.weight.data = torch.zeros(16, 16, dtype=BF16)
@@ -98,7 +98,6 @@ def test_a_changed_weight_is_packed_again() -> None:
 
 @here
 def test_layers_that_train_or_are_not_bfloat16_are_not_packed() -> None:
-    """Nothing is packed then."""
     trained = packed(frozen(16, 16)).requires_grad_(True)
     trained(torch.randn(2, 16, dtype=BF16)).sum().backward()
     assert trained.weight.grad is not None
@@ -132,7 +131,7 @@ def mask_of(texts: int) -> Tensor:
 @pytest.mark.parametrize("mask", [None, mask_of(3), mask_of(1)], ids=["none", "each", "one"])
 @pytest.mark.parametrize("used", ["output", "weights", "output and weights"])
 def test_attention_with_fewer_passes(mask: Tensor | None, used: str) -> None:
-    """Agrees with the eager one of Transformers to bfloat16's rounding, gradients too."""
+    """It equals Transformers' eager attention up to bfloat16 rounding, including gradients."""
     module = _Attention().eval()
     found = []
     for attend in (eager_attention_forward, few_passes):
@@ -146,20 +145,20 @@ def test_attention_with_fewer_passes(mask: Tensor | None, used: str) -> None:
         loss.backward()
         grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in (q, k, v)]
         found.append((out.detach(), weights.detach(), *grads))
-    for wanted, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0.03, atol=0.03)
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0.03, atol=0.03)
     if mask is not None:
         assert not found[1][1][0, ..., 3:].any()
 
 
 @pytest.mark.parametrize("trains", ["q", "k", "v", "mask"])
 def test_attention_with_one_trainable_input(trains: str) -> None:
-    """It gets the gradient that it has in the eager one, and nothing else gets any."""
+    """Its gradient equals that of eager attention, and no other input has one."""
     found = []
     for attend in (eager_attention_forward, few_passes):
         torch.manual_seed(0)
         given = {name: torch.randn(3, 4, 5, 8, dtype=BF16) for name in "qkv"}
-        given["mask"] = torch.randn(1, 4, 5, 5, dtype=BF16)  # a learned bias, say
+        given["mask"] = torch.randn(1, 4, 5, 5, dtype=BF16)  # for example a learned bias
         given[trains].requires_grad_()
         out, _ = attend(_Attention().eval(), *given.values(), scaling=8**-0.5)
         out.backward(torch.ones_like(out))
@@ -169,14 +168,14 @@ def test_attention_with_one_trainable_input(trains: str) -> None:
 
 
 def test_attention_with_grouped_keys() -> None:
-    """Each key serves a group of queries that lie side by side."""
+    """Each key-value head serves a group of adjacent query heads."""
     torch.manual_seed(0)
     q = torch.randn(2, 4, 5, 8, dtype=BF16)
     k, v = (torch.randn(2, 2, 5, 8, dtype=BF16) for _ in range(2))
     got, _ = few_passes(_Attention().eval(), q, k, v, None)
     k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
-    wanted, _ = few_passes(_Attention().eval(), q, k, v, None)
-    assert torch.equal(got, wanted)
+    expected, _ = few_passes(_Attention().eval(), q, k, v, None)
+    assert torch.equal(got, expected)
 
 
 @here
@@ -184,15 +183,15 @@ def test_attention_with_grouped_keys() -> None:
 def test_predictions_do_not_depend_on_the_kernels(
     depth: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits and the prompt's gradient, on a real backbone, to bfloat16's rounding."""
+    """Logits and the prompt's gradient, on a real backbone, up to bfloat16 rounding."""
     found = []
-    for pay in (True, False):
-        if not pay:
+    for used in (True, False):
+        if not used:
             monkeypatch.setattr(CpuKernels, "are_faster", staticmethod(lambda backbone: False))
         torch.manual_seed(0)
         config = PromptEncoderConfig(depth=depth, num_virtual_tokens=4)  # type: ignore[arg-type]
         model = PromptModel(load_backbone("minilm", dtype=BF16), config)
-        assert any(isinstance(m, PackedLinear) for m in model.modules()) == pay
+        assert any(isinstance(m, PackedLinear) for m in model.modules()) == used
         ids = torch.arange(1000, 1012).view(2, 6)
         mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
         output = model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1]))
@@ -206,7 +205,7 @@ def test_predictions_do_not_depend_on_the_kernels(
 
 @here
 def test_unload_removes_the_kernels() -> None:
-    """Types of layers and the attention are those it came with."""
+    """The types of layers and the attention function are restored."""
     backbone = load_backbone("minilm", dtype=BF16)
     before = [type(m) for m in backbone.modules()], backbone.config._attn_implementation
     model = PromptModel(backbone, PromptEncoderConfig(num_virtual_tokens=4))
@@ -226,7 +225,6 @@ def test_a_large_backbone_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_float32_backbones_are_not_packed() -> None:
-    """There the backbone computes as Transformers left it."""
     model = PromptModel(
         load_backbone("minilm", dtype="float32"), PromptEncoderConfig(num_virtual_tokens=4)
     )
@@ -235,7 +233,7 @@ def test_float32_backbones_are_not_packed() -> None:
 
 @here
 def test_a_causal_backbone_with_grouped_keys_trains() -> None:
-    """It trains, and a text alone has the logits that it has in a batch."""
+    """The logits of a text do not depend on its batch."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -260,13 +258,13 @@ def test_a_causal_backbone_with_grouped_keys_trains() -> None:
 def test_memory_settings_respect_the_user_and_the_c_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Elsewhere nothing happens; a setting of the user's stays."""
+    """Nothing happens if the C library lacks the function; the user's settings are kept."""
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     keep_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")  # and so it is put back
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")  # so that monkeypatch restores it
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
     forget_shapes()
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"

@@ -1,4 +1,4 @@
-"""A bank answers every request as the task's own classifier does, whatever else is in the batch."""
+"""A bank gives the logits of each task's own classifier, whatever else is in the batch."""
 
 import json
 import random
@@ -22,7 +22,7 @@ from ptune.backbones.architectures import Architecture
 from ptune.backbones.loading import load_backbone
 from ptune.peft import PromptEncoderConfig
 
-# Tasks as different as they can be: name, labels, problem type, prompt.
+# Tasks that differ as much as possible. Name: labels, problem type, prompt.
 TASKS = {
     "prefix": (["no", "yes"], "single_label_classification", {"num_virtual_tokens": 5}),
     "mean": (
@@ -51,7 +51,7 @@ TEXTS = [*SENTENCES[:4], "the", (SENTENCES[4], SENTENCES[5]), ("the lamp", "red"
 
 
 def save_adapter(backbone, folder, labels, problem_type, options, seed=0, **info):
-    """An adapter with random numbers, none of which is small."""
+    """Save an adapter with a random prompt and head."""
     torch.manual_seed(seed)
     config = PromptEncoderConfig(encoder_reparameterization_type="NONE", **options)
     model = PromptModel(backbone, config)
@@ -67,10 +67,10 @@ def save_adapter(backbone, folder, labels, problem_type, options, seed=0, **info
     model.unload()
 
 
-def assert_same(found, wanted):
+def assert_same(found, expected):
     """Within 1e-5 of the logits' scale."""
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1.0, np.abs(other).max()), rtol=0)
 
@@ -103,13 +103,13 @@ def test_a_mixed_batch_gives_each_task_s_own_logits_on_every_architecture(archit
     base.base_model.register_forward_hook(lambda *_: runs.append(1))
     found = bank.logits(requests)
     assert len(runs) == 1
-    wanted = []
+    expected = []
     for task, text in requests:
         columns = [text] if isinstance(text, str) else list(text)
         with torch.no_grad():
             output = own[task](**tokenizer(*columns, return_tensors="pt"))
-        wanted.append(output.logits[0].numpy())
-    assert_same(found, wanted)
+        expected.append(output.logits[0].numpy())
+    assert_same(found, expected)
 
 
 # On one small backbone.
@@ -138,7 +138,7 @@ def shared_bank(folder):
 
 @pytest.fixture
 def bank(folder):
-    """One that a test may change."""
+    """A bank that a test can change."""
     return PromptBank.from_folder(folder, dtype="float32")
 
 
@@ -176,12 +176,12 @@ def test_a_batch_of_deep_prompts_of_equal_length(own, shared_bank):
 def test_predictions_equal_those_of_the_classifiers(own, shared_bank):
     requests = [(task, text) for text in TEXTS for task in TASKS]
     for (task, text), found in zip(requests, shared_bank.predict(requests), strict=True):
-        wanted = own[task](text)
-        if isinstance(wanted.label, float):
-            assert found.label == pytest.approx(wanted.label, abs=1e-5)
+        expected = own[task](text)
+        if isinstance(expected.label, float):
+            assert found.label == pytest.approx(expected.label, abs=1e-5)
         else:
-            assert found.label == wanted.label
-        assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+            assert found.label == expected.label
+        assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
 def test_no_requests_give_no_results(shared_bank):
@@ -209,7 +209,7 @@ def test_a_run_records_whether_it_was_trained_on_pairs(bank, folder, tmp_path):
 
 @pytest.mark.parametrize("tasks", [list(TASKS), ["prefix", "mean", "deep"]])
 def test_a_text_is_truncated_to_the_max_text_tokens_of_its_task(own, shared_bank, tasks):
-    """64 positions: 5 are taken by one task's prompt, none by another's."""
+    """Of 64 positions, one task's prompt takes 5 and another's none."""
     requests = [(task, "the parcel never came " * 40) for task in tasks]
     assert_same(shared_bank.logits(requests), alone(own, requests))
 
@@ -263,7 +263,7 @@ def test_adapters_written_by_peft(folder, bert_folder, own, tmp_path):
     assert_same(bank.logits(requests), alone(classifiers, requests))
 
 
-# Tasks come and go.
+# Adding, replacing and removing tasks.
 
 
 def test_tasks_can_be_added_replaced_and_removed(bank, folder, own):
@@ -291,7 +291,7 @@ def test_a_bank_on_a_backbone_of_the_user(bert_folder, folder, own):
 
 
 def test_tasks_can_change_while_others_answer(bank, folder, own):
-    """Every answer is that of one of the two adapters that a task has had."""
+    """Every answer belongs to one of the two adapters that the task has had."""
     text, stop, failures = SENTENCES[0], threading.Event(), []
     choices = [alone(own, [(t, text)])[0] for t in ("deep", "mean")]
     steady = alone(own, [("prefix", text)])[0]

@@ -1,4 +1,4 @@
-"""Deep prompts: what they are, where they go, and the reference's prefix tuning."""
+"""Deep prompts, PEFT's prefix tuning, and shared input prompts."""
 
 import warnings
 
@@ -28,7 +28,7 @@ def made(name):
     return lambda: build_model(architecture, tokenizer), tokenizer
 
 
-# Every architecture has one of the two forms; both must be met.
+# Every architecture has one of the two mechanisms; both must occur.
 @pytest.mark.parametrize(
     ("name", "mechanism"),
     [("BERT", "prefix"), ("BLOOM", "layers"), ("DeBERTa-v2", "layers")],
@@ -41,7 +41,7 @@ def test_the_mechanism_depends_on_the_architecture(name, mechanism):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "OPT", "BLOOM", "GPT-Neo", "Falcon"])
 def test_a_prompt_from_words_equals_those_words_before_the_text(name):
-    """What stands before a causal model's text cannot depend on it, so the two must agree."""
+    """In a causal model, what comes before a text cannot depend on it, so the two must agree."""
     backbone, tokenizer = made(name)
     model = PromptModel(backbone(), deep(shift_positions=True)).eval()
     words = torch.tensor(tokenizer("my money back and that at once please")["input_ids"][:K])
@@ -77,11 +77,11 @@ def test_peft_s_prefix_tuning_loads_with_the_same_logits(name, projection, tmp_p
         warnings.simplefilter("error")
         ours = PeftModel.from_pretrained(backbone(), tmp_path)
     assert ours.prompt_config.depth == "deep"
-    for text in SENTENCES[:3]:  # one by one: the reference's decoders read padding
+    for text in SENTENCES[:3]:  # one by one, because PEFT's decoders read padding
         inputs = tokenizer(text, return_tensors="pt")
         with torch.no_grad():
-            wanted = theirs(**inputs).logits
-            torch.testing.assert_close(ours(**inputs).logits, wanted, atol=1e-5, rtol=1e-4)
+            expected = theirs(**inputs).logits
+            torch.testing.assert_close(ours(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_deep_prompt_takes_no_positions(kind):
@@ -102,8 +102,8 @@ def test_the_prompt_of_every_layer_gets_a_gradient(kind, encoder, tokenizer, tex
     prompt.retain_grad()
     model.prompt_encoder.forward = lambda: prompt
     model(**inputs, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
-    # [k, layers, keys or values, numbers]. A query sees the keys; the last layer of a decoder
-    # is read at one token only, which still sees every key and value.
+    # [k, layers, keys or values, numbers]. The last layer of a decoder is read at one token
+    # only, which still attends to every key and value.
     parts = prompt.grad.view(K, 2, 2, -1).abs().amax(dim=-1)
     assert (parts > 0).all()
     assert all(p.grad is not None for p in model.prompt_encoder.parameters())
@@ -128,7 +128,7 @@ def test_a_deep_prompt_of_another_shape_is_refused(tmp_path):
     architecture = ARCHITECTURES["BERT"]
     backbone, tokenizer = made("BERT")
     PromptModel(backbone(), deep()).save_pretrained(tmp_path)
-    (tmp_path / "ptune.json").unlink()  # which would tell the number of layers
+    (tmp_path / "ptune.json").unlink()  # it records the number of layers
     with pytest.raises(PtuneError, match=r"shape \[5, 128\].*\[5, 192\]"):
         PromptModel.from_pretrained(
             build_model(architecture, tokenizer, num_hidden_layers=3), tmp_path
@@ -163,11 +163,11 @@ def test_an_input_prompt_and_a_deep_prompt_can_share_a_backbone(kind, tokenizer,
     for _ in range(2):
         for name, active in {"input": "default", "deep": "deep"}.items():
             model.set_adapter(active)
-            wanted = alone[name](**inputs).logits
-            torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-6, rtol=1e-5)
+            expected = alone[name](**inputs).logits
+            torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
 
 
-# An input prompt before a causal backbone's texts is read once for the whole batch.
+# On a causal backbone, an input prompt is computed once for the whole batch.
 
 CAUSAL = [
     "GPT-2",
@@ -193,9 +193,9 @@ def test_a_shared_prompt_gives_the_same_logits_and_gradients(name):
             backbone(), PromptEncoderConfig(num_virtual_tokens=K, encoder_hidden_size=16)
         ).train()
         assert model.host.can_share(model.prompt_config)
-        seen = []
+        shapes = []
         model.get_input_embeddings().register_forward_hook(
-            lambda _, args, out, seen=seen: seen.append(tuple(args[0].shape))
+            lambda _, args, out, shapes=shapes: shapes.append(tuple(args[0].shape))
         )
         model.share_prompt = shared
         output = model(**inputs, labels=torch.tensor([0, 1, 1, 0]))
@@ -203,7 +203,7 @@ def test_a_shared_prompt_gives_the_same_logits_and_gradients(name):
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         results.append((output.logits, *gradients))
         width = inputs["input_ids"].shape[1]
-        assert seen == ([(1, K), (4, width)] if shared else [(4, K + width)])
+        assert shapes == ([(1, K), (4, width)] if shared else [(4, K + width)])
     for one, other in zip(*results, strict=True):
         scale = max(1.0, other.abs().max().item())
         torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=1e-4)
@@ -225,15 +225,15 @@ def test_a_shared_prompt_is_computed_once_for_inference():
     model = PromptModel(backbone(), PromptEncoderConfig(num_virtual_tokens=K)).eval()
     use_prompt(model, model.prompt_embeddings())
     inputs = tokenizer(SENTENCES[:4], padding=True, return_tensors="pt")
-    seen = []
+    batch_sizes = []
     model.get_input_embeddings().register_forward_hook(
-        lambda _, args, out: seen.append(len(args[0]))
+        lambda _, args, out: batch_sizes.append(len(args[0]))
     )
     first = model(**inputs).logits
     assert torch.equal(model(**inputs).logits, first)
-    assert seen == [1, 4, 4]
+    assert batch_sizes == [1, 4, 4]
     with model.disable_adapter():
         assert not torch.allclose(model(**inputs).logits, first)
     assert torch.equal(model(**inputs).logits, first)
-    model.prompt_encoder.embedding.weight.add_(0.5)  # another prompt is read anew
+    model.prompt_encoder.embedding.weight.add_(0.5)  # a changed prompt is computed again
     assert not torch.allclose(model(**inputs).logits, first)

@@ -1,4 +1,4 @@
-"""A host attaches everything to a backbone, once, and detaches it again."""
+"""A backbone has at most one host, which inspects it, attaches hooks and detaches them again."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ IDS = torch.arange(10, 24).view(2, 7)
 
 
 def test_architectures_are_equal_for_equal_configurations(kind):
-    """Two backbones of one configuration have equal architectures, and inspecting changes none."""
+    """Inspecting a backbone does not change it."""
     backbone = build(kind)
     before = {name: p.clone() for name, p in backbone.named_parameters()}
     config = backbone.config.to_dict()

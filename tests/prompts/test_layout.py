@@ -1,4 +1,4 @@
-"""Whatever the padding, text and prompt stand there in order, each token once."""
+"""Text and prompt are arranged in order, with every token once, whatever the padding."""
 
 import torch
 from hypothesis import given, settings
@@ -22,7 +22,7 @@ def batches(draw):
 @settings(max_examples=200, deadline=None)
 @given(mask=batches(), padding=st.sampled_from(["left", "right"]), data=st.data())
 def test_every_token_occurs_once_and_in_order(mask, padding, data):
-    """Each row with a prompt of its own length, at its own place."""
+    """Every text has a prompt of its own length in its own place."""
     batch, seq = mask.shape
     k = data.draw(st.integers(0, 5))
     lengths = data.draw(st.lists(st.integers(0, k), min_size=batch, max_size=batch))
@@ -36,11 +36,11 @@ def test_every_token_occurs_once_and_in_order(mask, padding, data):
         text = ids[row][mask[row] != 0].tolist()
         expected = [*text[:before], *range(own), *text[before:]]
         length = len(expected)
-        behind = [0] * (k + seq - length)
+        zeros = [0] * (k + seq - length)
         at = slice(0, length) if padding == "right" else slice(k + seq - length, k + seq)
         assert placed[row][at] == expected
-        framed = [1] * length + behind if padding == "right" else behind + [1] * length
-        assert real[row] == framed
+        ones = [1] * length
+        assert real[row] == (ones + zeros if padding == "right" else zeros + ones)
         assert sorted(placed[row]) == sorted([*ids[row].tolist(), *range(k)])
 
 
@@ -55,5 +55,5 @@ def test_position_ids_leave_positions_for_the_prompt(mask, k, before):
     for row in range(len(mask)):
         length = int(mask[row].sum())
         if length >= max(before, 1):
-            wanted = list(range(start, start + length + k))
-            assert positions[row, : length + k].tolist() == wanted
+            expected = list(range(start, start + length + k))
+            assert positions[row, : length + k].tolist() == expected
