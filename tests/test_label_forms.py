@@ -436,6 +436,18 @@ def test_the_majority_of_equally_frequent_labels_is_the_first():
     assert labels.majority([1, 0, 1]) == 1
 
 
+@pytest.mark.parametrize("y", [[3, 7], [True, False], [1.0, 2.0], [Colour.RED, Colour.BLUE]])
+def test_files_and_servers_get_names(y):
+    labels = learned(y)
+    (prediction,) = labels.predictions(np.array([[0.0, 3.0]]))
+    named = labels.by_name(prediction)
+    assert named.label == labels.names[1]
+    assert tuple(named.probabilities) == labels.names
+    several = learned([{v} for v in y], MULTI)
+    (prediction,) = several.predictions(np.array([[-1.0, 3.0]]))
+    assert several.by_name(prediction).label == [several.names[1]]
+
+
 def test_reading_twice_is_reading_once():
     column = read(["a", "b"])
     assert read(column) is column

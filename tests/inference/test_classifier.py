@@ -223,3 +223,52 @@ def test_a_decoder_classifies_pairs_and_long_texts(tmp_path, tokenizer, texts):
     classifier = ptune.load(folder, dtype="float32")
     together = classifier.predict_proba([texts[0], " ".join(texts * 5)])
     np.testing.assert_allclose(together[:1], classifier.predict_proba(texts[0]), atol=1e-5)
+
+
+def test_label_values_and_their_type_survive_saving_and_loading(estimator, labelled, tmp_path):
+    rows, names = labelled
+    y = np.array([7 if name == "money" else 3 for name in names], dtype=np.int16)
+    estimator.set_params(epochs=2).fit(rows, y).save_pretrained(tmp_path / "saved")
+    loaded = PromptClassifier.from_pretrained(tmp_path / "saved", dtype="float32")
+    predicted = loaded.predict(rows)
+    assert predicted.dtype == np.int16
+    np.testing.assert_array_equal(predicted, estimator.predict(rows))
+    assert loaded(rows[0]).label in (3, 7)
+    assert loaded.score(rows, y) == pytest.approx(np.mean(predicted == y))
+    assert loaded.evaluate(rows, y)["accuracy"] == pytest.approx(np.mean(predicted == y))
+
+
+def test_labels_that_training_never_saw_are_reported_and_count_as_errors(classifier, texts):
+    y = ["green", *classifier.predict(texts)[1:]]
+    with pytest.warns(UserWarning, match=r"1 of 8 labels were not in the training data: 'green'"):
+        scores = classifier.evaluate(texts, y)
+    assert scores["accuracy"] == 7 / 8
+
+
+def test_unknown_cells_and_weights_train(estimator, texts):
+    y = np.array([[1.0, 0.0], [0.0, 1.0], [np.nan, 1.0], [1.0, np.nan]] * 2)
+    estimator.set_params(epochs=1).fit(texts, y, sample_weight=range(1, 9))
+    assert np.isfinite(estimator.predict_proba(texts)).all()
+    assert 0 <= estimator.score(texts, y) <= 1
+
+
+def test_equal_weights_change_nothing_and_a_weight_of_zero_leaves_out(estimator, texts):
+    y = ["a", "b"] * 4
+    estimator.set_params(epochs=2)
+    plain = estimator.fit(texts, y).predict_proba(texts)
+    equal = estimator.fit(texts, y, sample_weight=[2.0] * 8).predict_proba(texts)
+    np.testing.assert_allclose(equal, plain, atol=1e-4)
+    only_a = estimator.fit(texts, y, class_weight={"a": 1.0, "b": 0.0}).predict_proba(texts)
+    assert only_a[:, 0].mean() > plain[:, 0].mean()
+
+
+def test_fit_evaluates_and_takes_training_arguments(estimator, texts):
+    y = ["a", "b"] * 4
+    estimator.set_params(epochs=2)
+    estimator.fit(texts, y, eval_set=(texts, y), weight_decay=0.5, device="cpu", verbose=False)
+    assert [record["epoch"] for record in estimator.history_] == [1.0, 2.0]
+    assert {"accuracy", "loss"} <= estimator.history_[0].keys()
+    with pytest.raises(PtuneError, match=r"no argument 'weight_decy'.*did you mean 'weight_decay'"):
+        estimator.fit(texts, y, weight_decy=0.5)
+    with pytest.raises(PtuneError, match="sample_weight must be 8 numbers"):
+        estimator.fit(texts, y, sample_weight=[1.0])

@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset
+from sklearn.utils.class_weight import compute_sample_weight
 
 from ptune.data.cells import are_numbers, label_column
 from ptune.data.opening import FOUND, Dialect
@@ -28,7 +29,7 @@ from ptune.texts import check
 
 logger = logging.getLogger(__name__)
 
-TEXT, PAIR, LABEL = "text", "text_pair", "label"
+TEXT, PAIR, LABEL, WEIGHT = "text", "text_pair", "label", "weight"
 
 
 @dataclass
@@ -61,6 +62,9 @@ class TaskData:
         columns: Sequence[Sequence[str]],
         y: Any,
         problem_type: str | None = None,
+        *,
+        sample_weight: Any = None,
+        class_weight: Any = None,
     ) -> TaskData:
         """Texts and their labels, without an evaluation set.
 
@@ -68,6 +72,7 @@ class TaskData:
             columns: A column of texts; or two, the first texts and the second texts.
             y: Their labels, in any form that `ptune.labels.read` accepts.
             problem_type: As for `Labels.learn`.
+            sample_weight, class_weight: As in scikit-learn.
 
         Raises:
             PtuneError: The numbers of texts and labels differ, or `Labels` refuses the labels.
@@ -75,13 +80,26 @@ class TaskData:
         column = read(y)
         check_lengths(columns, column)
         labels = Labels.learn(column, problem_type)
-        train = dataset_of(columns, labels.encode(column))
+        targets = labels.encode(column)
+        train = dataset_of(columns, targets)
+        if sample_weight is not None or class_weight is not None:
+            weights = _weights(labels, targets, sample_weight, class_weight)
+            train = train.add_column(WEIGHT, weights)
         return cls(name="texts", labels=labels, metrics=labels.metrics, train=train)
 
     @property
     def pairs(self) -> bool:
         """True if the training examples are pairs of texts."""
         return self.train is not None and PAIR in self.train.column_names
+
+    @property
+    def has_unknown(self) -> bool:
+        """True if it is unknown whether some texts have some labels."""
+        return (
+            self.labels.is_multi
+            and self.train is not None
+            and bool(np.isnan(np.asarray(self.train[LABEL], dtype=float)).any())
+        )
 
     def few_examples(self, per_label: int, seed: int) -> TaskData:
         """The same data with only `per_label` training examples of each label, drawn at random.
@@ -101,6 +119,29 @@ class TaskData:
         chosen = [order[numbers[order] == label][:per_label] for label in np.unique(numbers)]
         rows = np.sort(np.concatenate(chosen)).tolist()
         return replace(self, train=self.train.select(rows))
+
+
+def _weights(
+    labels: Labels, targets: list[Any], sample_weight: Any, class_weight: Any
+) -> list[float]:
+    """A weight for each example, 1 on average."""
+    weights = np.ones(len(targets))
+    if sample_weight is not None:
+        weights = np.asarray(sample_weight, dtype=float)
+        if weights.shape != (len(targets),) or not (weights >= 0).all() or not weights.any():
+            raise PtuneError(
+                f"sample_weight must be {len(targets)} numbers of at least 0, one for each text, "
+                "and not all of them 0."
+            )
+    if class_weight is not None:
+        if labels.is_regression:
+            raise PtuneError("A regression has no classes, so class_weight cannot be used.")
+        decoded = labels.classes[targets] if labels.is_single else np.asarray(targets, dtype=int)
+        try:
+            weights = weights * compute_sample_weight(class_weight, decoded)
+        except ValueError as error:
+            raise PtuneError(f"class_weight does not fit the labels: {error}") from error
+    return (weights / weights.mean()).tolist()
 
 
 def check_lengths(columns: Sequence[Sequence[str]], column: LabelColumn) -> None:

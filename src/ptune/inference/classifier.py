@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,13 @@ import torch
 from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
+from transformers import TrainingArguments
 
 from ptune import texts
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
-from ptune.data.dataset import TaskData
-from ptune.errors import PtuneError
+from ptune.data.dataset import TaskData, check_lengths, dataset_of
+from ptune.errors import PtuneError, near
 from ptune.labels import LabelColumn, Labels, Prediction, read
 from ptune.model import PromptModel
 from ptune.texts import Encoded, Text
@@ -205,7 +206,19 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
     # Training.
 
-    def fit(self, X: Iterable[Text], y: Sequence[Any]) -> PromptClassifier:
+    def fit(
+        self,
+        X: Iterable[Text],
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        eval_set: tuple[Any, Any] | None = None,
+        class_weight: Any = None,
+        problem_type: str | None = None,
+        device: str | torch.device | None = None,
+        verbose: bool | None = None,
+        **training_arguments: Any,
+    ) -> PromptClassifier:
         """Train on texts or pairs `X` and their labels `y`.
 
         `y` holds one label per text: strings, integers, booleans or enum members. Numbers with a
@@ -214,18 +227,46 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
         Leave out texts without a label: ``known = pandas.notna(y)``, then ``X[known], y[known]``.
 
+        Args:
+            X: Texts or pairs: a list, array, Series, or a DataFrame with one or two columns.
+            y: Their labels.
+            sample_weight: A weight for each text.
+            eval_set: Texts and labels to evaluate on after each epoch; the scores are in
+                `history_`.
+            class_weight: A weight for each label, or `balanced`.
+            problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
+            device: ``None``: a GPU if there is one.
+            verbose: Show progress; ``None``: on a terminal.
+            **training_arguments: Any field of 🤗 `TrainingArguments`, such as `weight_decay`.
+
         Raises:
             PtuneError: A text or a label is missing, or there is only one label.
         """
         from ptune.training.run import train_run
 
-        data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y)
+        weights: dict[str, Any] = {"sample_weight": sample_weight, "class_weight": class_weight}
+        data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y, problem_type, **weights)
+        if eval_set is not None:
+            column, columns = read(eval_set[1]), texts.as_columns(texts.rows(eval_set[0]))
+            check_lengths(columns, column)
+            data.evaluation[""] = dataset_of(columns, data.labels.encode(column))
         settings = TrainSettings(**self.get_params())
+        settings.training_arguments = {
+            "save_strategy": "no",
+            "eval_strategy": "no" if eval_set is None else "epoch",
+            **_known_arguments(training_arguments),
+        }
+        if device is not None:
+            settings.training_arguments["use_cpu"] = torch.device(device).type == "cpu"
         with tempfile.TemporaryDirectory(prefix="ptune-") as folder:
-            settings.training_arguments = {"save_strategy": "no", "eval_strategy": "no"}
-            model = train_run(settings, folder, overwrite=True, dataset=data).model
-        model.freeze()
-        self.prompt_model_, self.labels_ = model.eval(), data.labels
+            run = train_run(
+                settings, folder, overwrite=True, dataset=data, progress=_progress(verbose)
+            )
+        run.model.freeze()
+        self.prompt_model_, self.labels_ = run.model.eval(), data.labels
+        self.history_: list[dict[str, Any]] = run.metrics["epochs"]
+        if device is not None:
+            self.prompt_model_.to(device)
         self.tokenizer_ = load_tokenizer(self.model)
         return self
 
@@ -257,6 +298,13 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         check_is_fitted(self)
         replace(self.prompt_model_.to_adapter(), labels=self.labels_).save(folder)
 
+    save_pretrained = save
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **kwargs: Any) -> PromptClassifier:
+        """Load a classifier; another name for `ptune.load`, with its arguments."""
+        return load(source, **kwargs)
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Publish the adapter with a model card; see `ptune.adapters.push.push`.
 
@@ -270,6 +318,31 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prompt_model_")
+
+
+def _known_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `fit` that are fields of `TrainingArguments`.
+
+    Raises:
+        PtuneError: One of them is not.
+    """
+    known = [f.name for f in fields(TrainingArguments)]
+    if unknown := sorted(arguments.keys() - set(known)):
+        raise PtuneError(
+            f"fit has no argument {unknown[0]!r}, and neither has TrainingArguments; "
+            f"{near(unknown[0], known)}."
+        )
+    return arguments
+
+
+def _progress(verbose: bool | None) -> Any:
+    from rich.console import Console
+
+    from ptune.training.report import TrainingProgress
+
+    console = Console(stderr=True)
+    shown = console.is_terminal if verbose is None else verbose
+    return TrainingProgress(console) if shown else None
 
 
 def load(

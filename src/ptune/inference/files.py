@@ -121,7 +121,8 @@ def predictions(
         PtuneError: A text is empty or missing. The message names the row.
     """
     for batch, texts in source.read():
-        yield batch, texts, list(classifier.stream(texts)) if texts else []
+        found = classifier.stream(texts) if texts else []
+        yield batch, texts, [classifier.labels_.by_name(prediction) for prediction in found]
 
 
 # Where predictions go.

@@ -341,6 +341,16 @@ class Labels:
             found.append(Prediction(label, row[best], dict(zip(values, row, strict=True))))
         return found
 
+    def by_name(self, prediction: Prediction) -> Prediction:
+        """A prediction with names in place of label values, for files and servers."""
+        if self.is_regression or self.value_type == "str":
+            return prediction
+        names = dict(zip(self.values, self.names, strict=True))
+        label = prediction.label
+        label = [names[v] for v in label] if self.is_multi else names[label]
+        probabilities = {names[v]: p for v, p in prediction.probabilities.items()}
+        return Prediction(label, prediction.score, probabilities)
+
     # Loss and scores.
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:

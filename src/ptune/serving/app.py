@@ -445,7 +445,7 @@ def _ranked(task: TaskInfo, logits: np.ndarray, function: str | None) -> list[di
 
 def _moderated(task: TaskInfo, logits: np.ndarray, harmless: Sequence[str]) -> dict[str, Any]:
     """The answer of OpenAI's moderation API for one text."""
-    (found,) = task.labels_.predictions(logits[None])
+    found = task.labels_.by_name(task.labels_.predictions(logits[None])[0])
     chosen = found.label if isinstance(found.label, list) else [found.label]
     return {
         "flagged": any(label not in harmless for label in chosen),

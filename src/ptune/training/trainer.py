@@ -32,8 +32,9 @@ from transformers import (
 
 from ptune import compat
 from ptune import labels as metrics
-from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, quiet
+from ptune.data.dataset import LABEL, PAIR, TEXT, WEIGHT, TaskData, quiet
 from ptune.errors import PtuneError
+from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import encode
 from ptune.training.settings import TrainSettings
@@ -237,7 +238,30 @@ class SharingTrainer(Trainer):
 
     `Trainer` groups texts by length in each process separately, and repeats examples from the start
     to fill the last batches.
+
+    Attributes:
+        labels: Given if examples have weights or unknown labels, which no Transformers loss knows.
     """
+
+    labels: Labels | None = None
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of a batch; with weights and unknown labels, if there are any."""
+        if self.labels is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        weights, targets = inputs.pop(WEIGHT, None), inputs.pop("labels")
+        output = model(**inputs)
+        losses = self.labels.losses(output.logits.float(), targets)  # [batch] or [batch, labels]
+        if weights is not None:
+            losses = losses * (weights[:, None] if losses.ndim == 2 else weights)
+        loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, output) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader:
         """The batches of this process."""
@@ -341,6 +365,9 @@ def build_trainer(
         prompt_learning_rate=prompt_learning_rate,
         weight_decay=args.weight_decay,
     )
+    needs_own_loss = WEIGHT in train.column_names or dataset.has_unknown
+    # `Trainer` removes columns that the model does not take.
+    args.remove_unused_columns = not needs_own_loss
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         trainer = SharingTrainer(
@@ -356,6 +383,7 @@ def build_trainer(
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise PtuneError(f"Trainer refused these settings: {error}") from error
+    trainer.labels = dataset.labels if needs_own_loss else None
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, truncated
