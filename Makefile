@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all attack lint structure docs architectures nightly clean
+.PHONY: help demo test test-all attack fuzz lint structure docs architectures nightly clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,9 @@ test-all: $(VENV)/installed-dev lint ## Run every test and check
 
 attack: $(VENV)/installed-dev ## Attack a server on this machine (about 6 minutes)
 	$(BIN)/python -m pytest -m attack tests/attack
+
+fuzz: $(VENV)/installed-dev ## Read 20,000 damaged adapters (about 4 minutes; PTUNE_FUZZ_SEED=1 for others)
+	PTUNE_FUZZ_MUTATIONS=20000 $(BIN)/python -m pytest -q tests/adapters/test_fuzz.py
 
 lint: $(VENV)/installed-dev ## Check style, types and imports
 	$(BIN)/ruff check .
