@@ -1,4 +1,4 @@
-"""Every tested architecture: a tiny seeded model, and a tokenizer of its kind."""
+"""Every tested architecture: a tiny seeded model and a tokenizer of the same type."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 VOCABULARY = 320
 POSITIONS = 64
 
-# Sizes under the names that most configurations give them.
+# Sizes under the names that most configurations use.
 BASE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -42,9 +42,9 @@ GPT = {
 
 @dataclass(frozen=True)
 class TinyArchitecture:
-    """One architecture: its configuration, and how its tokenizer works and frames a text.
+    """One architecture: its configuration, and its tokenizer's algorithm and special tokens.
 
-    `template` is the frame of one text and of a pair; `$A` and `$B` are the texts.
+    `template` shows the special tokens around one text and around a pair; `$A` and `$B` are texts.
     """
 
     config: type
@@ -300,7 +300,7 @@ ARCHITECTURES = {
 def build_tokenizer(
     architecture: TinyArchitecture, sentences: list[str]
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of the architecture's kind, trained on `sentences`."""
+    """A tokenizer of the architecture's type, trained on `sentences`."""
     special = list(dict.fromkeys(architecture.special.values()))
     unk = architecture.special.get("unk")
     common = {"vocab_size": VOCABULARY, "special_tokens": special, "show_progress": False}
@@ -340,7 +340,7 @@ def build_tokenizer(
 
 
 def build_model(architecture: TinyArchitecture, tokenizer, seed: int = 0, **options):
-    """The architecture's classifier with random weights; two labels unless told otherwise."""
+    """The architecture's classifier with random weights, with two labels by default."""
     chosen = {**architecture.options, **options}
     for name in ("pad", "bos", "eos"):
         value = getattr(tokenizer, f"{name}_token_id")

@@ -1,4 +1,4 @@
-"""Tiny seeded backbones of real architectures, with tokenizers trained here."""
+"""Fixtures: tiny seeded backbones of real architectures, and tokenizers trained here."""
 
 import os
 
@@ -20,7 +20,7 @@ from architectures import ARCHITECTURES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-# Tiny models gain nothing from threads, and tests run beside each other.
+# Threads do not make tiny models faster, and tests may run in parallel.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -86,7 +86,7 @@ def train_tokenizer(bos=None, eos=None, unk="[UNK]", pad="[PAD]"):
     )
 
 
-# Wide initial values, so that a random backbone tells texts apart.
+# Large initial values, so that a random backbone gives texts different logits.
 SIZES = {
     "vocab_size": 400,
     "hidden_size": 32,
@@ -116,13 +116,13 @@ KINDS = {
 
 
 def build(kind, seed=0, **options):
-    """A classifier of two labels (or as many as `num_labels` says) with random weights."""
+    """A classifier with random weights and two labels, or `num_labels`."""
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(KINDS[kind](**options)).eval()
 
 
 def use_prompt(model, embeddings):
-    """Give a model a prompt, ``[k, width]``, in place of its encoder."""
+    """Replace a model's prompt encoder by a prompt, ``[k, width]``."""
     model.use_adapter(replace(model.to_adapter(), prompt_embeddings=embeddings))
 
 
@@ -143,7 +143,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory, tokenizer):
-    """A backbone as one finds it on the Hub: base model, no head, tokenizer."""
+    """A backbone as on the Hub: a base model without a head, and its tokenizer."""
     folder = tmp_path_factory.mktemp("backbones") / "tiny-bert"
     build("bert").bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -173,7 +173,7 @@ def glue_folder():
     return folder
 
 
-# The tests of the architectures write the README's table.
+# The table of architectures in the README.
 
 
 def pytest_addoption(parser):
@@ -183,7 +183,7 @@ def pytest_addoption(parser):
 
 
 class ArchitectureTable:
-    """Collects how `test_architectures.py` went, architecture by architecture."""
+    """Collects the results of `test_architectures.py` for each architecture."""
 
     def __init__(self, file):
         self.file = Path(file)

@@ -223,9 +223,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_bytes(self, content, **headers):
         """Send the content, or the part that `Range` asks for."""
-        wanted = self.headers.get("Range", "")
-        if wanted.startswith("bytes=") and wanted.endswith("-"):
-            start = int(wanted[6:-1])
+        span = self.headers.get("Range", "")
+        if span.startswith("bytes=") and span.endswith("-"):
+            start = int(span[6:-1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send(206, content[start:], **headers)
         else:
@@ -307,15 +307,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(400, {"errors": [{"message": f"metadata: {error!r}"}], "warnings": []})
         return self.send(200, {"errors": [], "warnings": []})
 
-    def create_repo(self, wanted):
+    def create_repo(self, body):
         user = self.known_user()
-        name = f"{wanted.get('organization') or user}/{wanted['name']}"
+        name = f"{body.get('organization') or user}/{body['name']}"
         if name.split("/")[0] != user:
             raise _Refused(403, f"You don't have the rights to create a model under {name}")
         answer = {"url": f"{self.hub.url}/{name}", "name": name}
         if name in self.hub.repos:
             return self.send(409, {**answer, "error": "You already created this model repo"})
-        self.hub.add_repo(name, wanted.get("visibility") == "private")
+        self.hub.add_repo(name, body.get("visibility") == "private")
         return self.send(200, answer)
 
     def branch(self, name, branch, _rest):
@@ -377,10 +377,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.known_user()
         self.readable(name)
         objects = []
-        for wanted in json.loads(self.body)["objects"]:
-            answer = {"oid": wanted["oid"], "size": wanted["size"]}
-            if wanted["oid"] not in self.hub.large:
-                href = f"{self.hub.storage}/{wanted['oid']}"
+        for item in json.loads(self.body)["objects"]:
+            answer = {"oid": item["oid"], "size": item["size"]}
+            if item["oid"] not in self.hub.large:
+                href = f"{self.hub.storage}/{item['oid']}"
                 answer["actions"] = {"upload": {"href": href, "header": {}}}
             objects.append(answer)
         return self.send(200, {"transfer": "basic", "objects": objects})
@@ -396,8 +396,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.send_bytes(self.hub.large[oid], ETag=f'"{oid}"')
 
     def commit(self, name, ref, _rest):
-        asked = "create_pr" in self.query
-        repo = self.readable(name) if asked else self.writable(name)
+        is_pull_request = "create_pr" in self.query
+        repo = self.readable(name) if is_pull_request else self.writable(name)
         self.known_user()
         self.tree(name, ref)
         title, files = "", {}
@@ -413,7 +413,7 @@ class _Handler(BaseHTTPRequestHandler):
                     raise _Refused(400, f"{value['path']} was never uploaded")
                 files[value["path"]] = File(self.hub.large[value["oid"]], large=True)
         answer = {"success": True, "hookOutput": ""}
-        if asked:
+        if is_pull_request:
             repo.pull_requests += 1
             number = repo.pull_requests
             oid = repo.commit(f"refs/pr/{number}", files, title, parent=ref)

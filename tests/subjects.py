@@ -36,7 +36,7 @@ MECHANISMS = {
 # Labels, problem type, and what the head reads where that is not the architecture's own.
 HEADS = {
     "plain": (["no", "maybe", "yes"], "single_label_classification", {}),
-    # A pooler that no checkpoint brought: it is trained and saved with the head.
+    # A pooler that is not in the checkpoint, so it is trained and saved with the head.
     "pooler": (["no", "yes"], "single_label_classification", {}),
     "regression": (["score"], "regression", {"pooling": "prompt"}),
     "multi-label": (["a", "b", "c", "d"], "multi_label_classification", {"pooling": "mean"}),

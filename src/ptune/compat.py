@@ -220,7 +220,7 @@ def register_attention(name: str, function: Callable[..., Any], mask_of: str) ->
 
 
 def was_loaded(parameter: Tensor) -> bool:
-    """True if a checkpoint brought the parameter. Without the mark: false, it counts as new."""
+    """True if the parameter was loaded from a checkpoint. Without the mark: false."""
     return bool(getattr(parameter, "_is_hf_initialized", False))
 
 

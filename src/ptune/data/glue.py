@@ -31,12 +31,12 @@ class GlueTask:
         columns: Column of the text, or of the two texts, on the Hub.
         labels: Label names in the Hub's order; none for a regression.
         metrics: Names from `ptune.labels`.
-        tsv_columns: As `columns`, in the TSV files.
+        tsv_columns: Like `columns`, but in the TSV files.
         tsv_label: The label's column in the TSV files.
         tsv_spelling: The labels in the TSV files; ``None``: their names.
         tsv_header: Column names of TSV files that have no header line.
         evaluation: Evaluation splits on the Hub, with the names of their TSV files.
-        test: Test splits, likewise with the names of their TSV files.
+        test: Test splits on the Hub, with the names of their TSV files.
     """
 
     folder: str

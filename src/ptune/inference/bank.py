@@ -82,7 +82,7 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """The part of a task that takes memory."""
+    """The tensors of a task, which take memory."""
 
     prompt: Prompt
     head: dict[str, Tensor]
@@ -282,7 +282,7 @@ class PromptBank:
         """Remove a task.
 
         Raises:
-            PtuneError: There is none of that name.
+            PtuneError: There is no task with this name.
         """
         with self._tables:
             self._known(task)
@@ -290,14 +290,14 @@ class PromptBank:
             del self._tasks[task]
 
     def unload(self) -> PreTrainedModel:
-        """Give the backbone back as it came. The bank cannot be used afterwards."""
+        """Restore the backbone bit for bit and return it. The bank cannot be used afterwards."""
         return self._host.release()
 
     def task(self, name: str) -> TaskInfo:
         """Information about a task.
 
         Raises:
-            PtuneError: There is none of that name.
+            PtuneError: There is no task with this name.
         """
         with self._tables:
             return self._known(name).info
@@ -332,7 +332,7 @@ class PromptBank:
     # Adapters in memory and on disk.
 
     def _read(self, name: str, source: str | os.PathLike[str]) -> _Task:
-        """A task from its files."""
+        """Read a task from its files."""
         folder = Path(source)
         if not folder.is_dir():
             files = AdapterFiles(source)
@@ -366,7 +366,7 @@ class PromptBank:
         return _Task(info, str(folder.absolute()), stamp, longest, weights)
 
     def _weights(self, found: Adapter) -> _Weights:
-        """An adapter's tensors on the backbone's device, if they fit the backbone."""
+        """Move an adapter's tensors to the backbone's device, after checking that they fit."""
         host = self._host
         check_fits(found, host)
         config = host.fitted(found.config)
@@ -386,7 +386,7 @@ class PromptBank:
         return _Weights(Prompt.of(config, mechanism, embeddings), head)
 
     def _take(self, tasks: Iterable[_Task]) -> dict[_Task, _Weights]:
-        """The weights of tasks, read from disk where they are not in memory."""
+        """The weights of tasks, read from disk if they are not in memory."""
         taken = {}
         with self._tables:
             for task in tasks:
@@ -496,7 +496,7 @@ class PromptBank:
         cut: bool = True,
         side: str | None = None,
     ) -> list[dict[str, list[int]]]:
-        """Token ids and so on of each text or pair."""
+        """The tokenizer's output for each text or pair."""
         encoded: list[dict[str, list[int]]] = [{} for _ in window]
         for columns in (1, 2):
             some = [i for i, (_, texts) in enumerate(window) if len(texts) == columns]
@@ -556,7 +556,7 @@ def _checked(request: Any) -> tuple[str, tuple[str, ...]]:
 
 
 def _stamp(folder: Path) -> tuple[Any, ...]:
-    """State of an adapter's files in the file system; it differs if their content does."""
+    """File metadata of an adapter, which changes when its content does."""
     found = []
     for name in _FILES:
         file = folder / name
@@ -567,7 +567,7 @@ def _stamp(folder: Path) -> tuple[Any, ...]:
 
 @contextmanager
 def _by_name(task: str) -> Iterator[None]:
-    """Name the task whose adapter is refused."""
+    """Add the task's name to errors about its adapter."""
     try:
         yield
     except Exception as error:  # damaged files raise all kinds of errors

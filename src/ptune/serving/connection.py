@@ -83,7 +83,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _next_request(self) -> None:
-        """Start counting anew after an answer."""
+        """Restart the timer after a response."""
         self._is_idle = self.conn.our_state is h11.IDLE  # else the next request was there already
         is_read = not self.transport.get_write_buffer_size()
         self._limit(IDLE_SECONDS if self._is_idle and is_read else self.seconds)
