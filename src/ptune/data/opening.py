@@ -1,4 +1,4 @@
-"""Opening text files as colleagues write them: compression, encoding, delimiter."""
+"""Opening text files with any usual compression, encoding and delimiter."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _zstd(file: Path, mode: str) -> Any:
 
 
 def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator[str]:
-    """The lines of a text file, as they are read.
+    """Yield the lines of a text file while it is read.
 
     Raises:
         PtuneError: It is not there, is damaged, or has another encoding.
@@ -149,7 +149,7 @@ def _likely_encoding(line: bytes) -> str:
 
 
 def delimiter_of(file: Path, dialect: Dialect = FOUND) -> str:
-    """What is between the cells of a CSV or TSV file.
+    """The delimiter of a CSV or TSV file.
 
     The header decides: a delimiter must divide it, and the best one divides the following lines
     into as many cells.
@@ -184,7 +184,7 @@ def delimiter_of(file: Path, dialect: Dialect = FOUND) -> str:
 
 
 def near_path(path: Path) -> str:
-    """A file of a similar name, as the end of a message."""
+    """A hint at a file with a similar name, for the end of a message."""
     parent = path.parent
     if not parent.is_dir():
         return f"There is no folder {parent} either."

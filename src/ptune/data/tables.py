@@ -20,7 +20,7 @@ from pyarrow import feather, parquet
 from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
 from ptune.errors import PtuneError, first_line, near
 
-# Column names that are taken without being asked for, most telling first.
+# Column names that are recognised, in order of preference.
 TEXT_NAMES = ("text", "sentence", "message", "content", "body", "review", "utterance", "comment")
 PAIR_NAMES = (
     ("text", "text_pair"),
@@ -46,8 +46,8 @@ LABEL_NAMES = (
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather")
 
-# Columns of a file, by name. Not a 🤗 data set: Arrow would turn texts that look like dates into
-# dates, and refuse a column of both names and numbers.
+# Columns of a file, by name. Not a 🤗 dataset: Arrow would turn texts that look like dates into
+# dates, and reject a column of both names and numbers.
 Table = dict[str, list[Any]]
 
 
@@ -75,7 +75,7 @@ def read_text(file: Path) -> str:
     return text
 
 
-# So many rows of a file at a time, or one batch of a Parquet file, which keeps its types.
+# Some rows of a file, or one batch of a Parquet file, which keeps its types.
 Batch: TypeAlias = list[dict[str, Any]] | pyarrow.RecordBatch
 
 
@@ -140,7 +140,7 @@ def _kind(file: Path) -> str:
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> Table:
-    """Rows as columns; a key that a row has not is ``None`` there."""
+    """Turn rows into columns. A missing key becomes ``None``."""
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
@@ -212,7 +212,7 @@ def _header(row: list[str], file: Path) -> list[str]:
     names = [name.strip() for name in row]
     if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
         raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
-    # Two columns without a name must not become one.
+    # Two unnamed columns must not be merged.
     return [name or f"column {i}" if names.count("") > 1 else name for i, name in enumerate(names)]
 
 
@@ -264,7 +264,7 @@ def _explained(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _seekable(file: Path) -> Iterator[Any]:
-    """A file for Arrow, decompressed into memory if need be."""
+    """A file for Arrow, decompressed into memory if necessary."""
     if file.is_file() and not file.stat().st_size:
         raise PtuneError(f"{file} is empty. Write or download it again.")
     with opened(file) as stream:
@@ -272,8 +272,8 @@ def _seekable(file: Path) -> Iterator[Any]:
 
 
 def _parquet_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
-    """At least one batch, which says what columns there are."""
-    # A buffer would hold what has been read until the end.
+    """Batches of a Parquet file; at least one, so that its columns are known."""
+    # A buffer would keep everything that has been read until the end.
     with (
         _explained(file),
         _seekable(file) as source,

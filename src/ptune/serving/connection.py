@@ -79,7 +79,7 @@ class Connection(H11Protocol):
             if self.cycle is not None:
                 self.cycle.disconnected = True  # the application's own answer is not sent
             super().send_400_response(msg)
-        else:  # an answer is on its way already
+        else:  # a response is already being sent
             self.transport.close()
 
     def _next_request(self) -> None:
