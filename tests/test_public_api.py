@@ -32,17 +32,23 @@ NAMES = [
 ]
 # The names of 🤗 PEFT's that `ptune.peft` stands in for.
 PEFT_NAMES = [
+    "AutoPeftModelForSequenceClassification",
     "PeftConfig",
     "PeftModel",
     "PeftModelForSequenceClassification",
     "PeftType",
+    "PrefixTuningConfig",
     "PromptEncoder",
     "PromptEncoderConfig",
     "PromptEncoderReparameterizationType",
+    "PromptLearningConfig",
+    "PromptTuningConfig",
+    "PromptTuningInit",
     "TaskType",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "prepare_model_for_kbit_training",
     "set_peft_model_state_dict",
 ]
 

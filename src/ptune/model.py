@@ -26,7 +26,7 @@ from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import load_tokenizer, loading, smallest
 from ptune.errors import PtuneError
 from ptune.labels import SINGLE, Labels
-from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.config import PROMPT_TUNING, PromptEncoderConfig
 from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
 from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Host
@@ -345,13 +345,19 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         if config.prompt_init == "vocab":
             return torch.randint(self.architecture.vocab_rows, (k,))
         name, text = config.base_model_name_or_path, config.prompt_init_text
+        options: dict[str, Any] = {"revision": config.revision}
+        if config.tokenizer_name_or_path is not None:
+            name, options = config.tokenizer_name_or_path, dict(config.tokenizer_kwargs or {})
+            options.pop("trust_remote_code", None)
         if name is None:
             raise PtuneError(
                 "prompt_init='text' needs the backbone's tokenizer, but this backbone has no name. "
-                "Set base_model_name_or_path to the folder or Hub id that has its tokenizer."
+                "Set tokenizer_name_or_path to the folder or Hub id that has its tokenizer."
             )
-        tokenizer = load_tokenizer(name, revision=config.revision)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokenizer = load_tokenizer(name, **options)
+        # PEFT's prompt tuning starts with the special tokens, too.
+        special = config.peft_type == PROMPT_TUNING
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
         if not ids:
             raise PtuneError(
                 f"prompt_init_text is {text!r}, which has no tokens. Use a text with words."
@@ -388,7 +394,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The active adapter's head: parameters by their names in the backbone."""
-        head = self.state.head
+        return self._parameters_of(self.state.head)
+
+    def _parameters_of(self, head: Head) -> Iterator[tuple[str, nn.Parameter]]:
         if head is self.host.heads.installed:
             names = self.architecture.head_names
             return ((name, self.backbone.get_parameter(name)) for name in names)
@@ -538,9 +546,20 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the backbone has already tied its weights."""
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """The tensors needed to resume training: prompt encoder and head, by their names here."""
-        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+    def trained_state(self, name: str | None = None) -> dict[str, Tensor]:
+        """The tensors needed to resume training: prompt encoder and head, by their names here.
+
+        Args:
+            name: The adapter; ``None``: the one that trains now.
+        """
+        if name is None or name == self._default_adapter:
+            return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+        state = self.adapters[name]
+        if not state.trains:
+            return {}
+        encoder = self.prompt_encoders[name].named_parameters(f"prompt_encoders.{name}")
+        named = dict(encoder) | {f"backbone.{n}": p for n, p in self._parameters_of(state.head)}
+        return {n: p.detach() for n, p in named.items()}
 
     def frozen_names(self) -> set[str]:
         """Names of the frozen tensors, which are not part of a checkpoint."""
@@ -553,16 +572,25 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
     # Files.
 
     @torch.no_grad()
-    def to_adapter(self) -> Adapter:
-        """The active adapter as a value that can be saved and loaded for inference."""
-        config, state = self.config, self.state
+    def to_adapter(self, name: str | None = None) -> Adapter:
+        """An adapter as a value that can be saved and loaded for inference.
+
+        Args:
+            name: The adapter; ``None``: the active one.
+
+        Raises:
+            PtuneError: There is none of that name.
+        """
+        name = self.active_adapter if name is None else name
+        self._check_known(name)
+        config, state = self.config, self.adapters[name]
         labels = state.head.labels
         if state.head is self.host.heads.installed:
             labels = {"id2label": config.id2label, "problem_type": config.problem_type}
         return Adapter(
             config=replace(state.config, inference_mode=True),
-            prompt_embeddings=self.prompt_embeddings().cpu(),
-            head={name: p.detach().cpu() for name, p in self.head_parameters()},
+            prompt_embeddings=self.prompt_encoders[name]().detach().float().cpu(),
+            head={name: p.detach().cpu() for name, p in self._parameters_of(state.head)},
             labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"] or SINGLE),
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             max_length=state.max_length,
@@ -578,6 +606,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         *,
         is_trainable: bool = False,
         config: PromptEncoderConfig | None = None,
+        adapter_name: str = "default",
     ) -> PromptModel:
         """Put an adapter on a backbone.
 
@@ -587,6 +616,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             is_trainable: Continue training: the prompt encoder if it was saved, else the prompt
                 embeddings as plain parameters.
             config: Replaces the adapter's configuration.
+            adapter_name: Its name in the model.
 
         Raises:
             PtuneError: The adapter belongs to another backbone. `backbone` is then unchanged.
@@ -601,7 +631,13 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         start = replace(config, prompt_init="random", prompt_init_text=None)
         embeddings = adapter.prompt_embeddings if state is None else None
         mechanism = adapter.mechanism or own.mechanism_of(config.depth, width)
-        model = cls(backbone, config if state is None else start, embeddings, mechanism=mechanism)
+        model = cls(
+            backbone,
+            config if state is None else start,
+            prompt_embeddings=embeddings,
+            adapter_name=adapter_name,
+            mechanism=mechanism,
+        )
         try:
             model.state.config = replace(
                 model.prompt_config,
@@ -610,8 +646,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             )
             model._fill_head(adapter)
             if state is not None:
-                check_trained_state(adapter, state, model.trained_state())
-                model.load_state_dict(state, strict=False)
+                own_names = {_renamed(n, adapter_name): tensor for n, tensor in state.items()}
+                check_trained_state(adapter, own_names, model.trained_state())
+                model.load_state_dict(own_names, strict=False)
         except BaseException:
             model.unload()
             raise
@@ -685,12 +722,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         if selected_adapters is None:
             self.to_adapter().save(save_directory, self.trained_state())
             return
-        active = self.active_adapter
         for name in selected_adapters:
-            self.set_adapter(name)
             folder = Path(save_directory) / ("" if name == "default" else name)
-            self.to_adapter().save(folder, self.trained_state())
-        self.set_adapter(active)
+            self.to_adapter(name).save(folder, self.trained_state(name))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Publish the adapter with a model card.
@@ -705,6 +739,14 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         old = kwargs.pop("use_auth_token", None)
         kwargs.setdefault("token", old)
         return push(self.to_adapter(), repo_id, **kwargs)
+
+
+def _renamed(parameter: str, adapter_name: str) -> str:
+    """The name in a model of a parameter that was saved under another adapter's name."""
+    if parameter.startswith("prompt_encoders."):
+        _, _, rest = parameter.split(".", 2)
+        return f"prompt_encoders.{adapter_name}.{rest}"
+    return parameter
 
 
 def _adapter(source: Any, **where: Any) -> Adapter:

@@ -430,8 +430,8 @@ def damage_by_another_method(folder):
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "LORA"}))
     return (
-        "…/adapter_config.json: peft_type is 'LORA'; ptune reads 'P_TUNING' and 'PREFIX_TUNING' "
-        "(prefix tuning, a deep prompt)."
+        "…/adapter_config.json: peft_type is 'LORA'; ptune reads 'P_TUNING', "
+        "'PREFIX_TUNING' and 'PROMPT_TUNING'."
     )
 
 

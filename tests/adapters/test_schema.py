@@ -33,7 +33,7 @@ def no_warnings():
 def test_an_absent_field_has_peft_s_value():
     config = parse_config(CONFIG, "f")
     theirs = peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=5)
-    for name in schema.PEFT_FIELDS:
+    for name in schema.PEFT_FIELDS | schema.METHOD_FIELDS["P_TUNING"]:
         expected = getattr(theirs, name)
         expected = getattr(expected, "value", expected)
         if name != "peft_version":
@@ -74,7 +74,7 @@ def test_a_configuration_survives_writing_and_reading(options):
 def test_prefix_tuning_is_a_deep_prompt():
     content = {**CONFIG, "peft_type": "PREFIX_TUNING", "token_dim": 16, "init_weights": "zero"}
     config = parse_config({**content, "prefix_projection": True}, "f")
-    assert (config.peft_type, config.depth, config.token_dim) == ("P_TUNING", "deep", None)
+    assert (config.peft_type, config.depth, config.token_dim) == ("PREFIX_TUNING", "deep", None)
     assert config.shift_positions
     assert config.encoder_reparameterization_type == "MLP"
     assert parse_config(content, "f").encoder_reparameterization_type == "NONE"
@@ -138,8 +138,7 @@ def test_a_prompt_without_a_length_is_refused():
 
 def test_another_method_is_refused():
     assert refusal(parse_config, {**CONFIG, "peft_type": "LORA"}, "f") == (
-        "f: peft_type is 'LORA'; ptune reads 'P_TUNING' and 'PREFIX_TUNING' (prefix tuning, a deep "
-        "prompt)."
+        "f: peft_type is 'LORA'; ptune reads 'P_TUNING', 'PREFIX_TUNING' and 'PROMPT_TUNING'."
     )
 
 

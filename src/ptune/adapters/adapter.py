@@ -36,6 +36,10 @@ from ptune.prompts.config import PromptEncoderConfig
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
 TRAINED_STATE_NAME = "model.safetensors"
+# The same content under another name, where a folder must look as PEFT leaves it.
+ENCODER_NAME = "prompt_encoder.safetensors"
+# In model cards that a publication replaces by a fuller one.
+CARD_MARK = "<!-- This card was written automatically. -->"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,7 @@ class Adapter:
             prompt_embeddings=embeddings,
             head=head,
             source=files.source,
-            trained_state=files.find(TRAINED_STATE_NAME),
+            trained_state=files.find(ENCODER_NAME) or files.find(TRAINED_STATE_NAME),
             **info,
         )
 
@@ -107,6 +111,8 @@ class Adapter:
         self,
         folder: str | os.PathLike[str],
         trained_state: Mapping[str, torch.Tensor] | None = None,
+        *,
+        state_name: str = TRAINED_STATE_NAME,
     ) -> None:
         """Write the adapter's files.
 
@@ -114,13 +120,16 @@ class Adapter:
             folder: Created if it does not exist. Files with other names in it stay.
             trained_state: What resuming needs: prompt encoder and head, under their names in the
                 model. Inference does without.
+            state_name: The file for it, `TRAINED_STATE_NAME` or `ENCODER_NAME`.
 
         Raises:
             PtuneError: The folder cannot be written. What was there before is unchanged.
         """
         with staged(Path(folder)) as stage:
             config = replace(self.config, inference_mode=True)
-            text = schema.config_text(schema.config_content(config))
+            text = schema.config_text(
+                schema.config_content(config, self.prompt_embeddings.shape[1])
+            )
             (stage / CONFIG_NAME).write_text(text, encoding="utf-8")
             info = {
                 "format": schema.FORMAT,
@@ -136,7 +145,10 @@ class Adapter:
             save_file(self.tensors(), stage / WEIGHTS_NAME, metadata={"format": "pt"})
             if trained_state:
                 state = {n: t.cpu().contiguous() for n, t in trained_state.items()}
-                save_file(state, stage / TRAINED_STATE_NAME, metadata={"format": "pt"})
+                save_file(state, stage / state_name, metadata={"format": "pt"})
+        if state_name != ENCODER_NAME:
+            # It is read first, and would now belong to an older adapter.
+            (Path(folder) / ENCODER_NAME).unlink(missing_ok=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Prompt and head under their names in `adapter_model.safetensors`."""
@@ -189,10 +201,19 @@ def _check_names(config: PromptEncoderConfig, files: AdapterFiles, *, own_backbo
             f"{file} has the revision {schema.shown(config.revision)}. Expected a branch, a tag or "
             "a commit of the backbone."
         )
-    name = config.base_model_name_or_path
-    if name is None or own_backbone:
+    if own_backbone:
+        return
+    _check_place(file, "base_model_name_or_path", config.base_model_name_or_path, files)
+    _check_place(file, "tokenizer_name_or_path", config.tokenizer_name_or_path, files)
+
+
+def _check_place(file: str, field: str, name: str | None, files: AdapterFiles) -> None:
+    """Refuse the name of a backbone or tokenizer that is a path ptune does not follow."""
+    if name is None:
         return
     yours = "If you have that backbone, name it yourself (`--model`, or model= in Python)."
+    if field == "tokenizer_name_or_path":
+        yours = "Remove the field from the file: only a new prompt needs a tokenizer."
     # A folder of this machine is only for adapters that are on it too.
     path = Path(name)
     is_folder = files.is_local and path.is_absolute() and ".." not in path.parts
@@ -200,14 +221,11 @@ def _check_names(config: PromptEncoderConfig, files: AdapterFiles, *, own_backbo
         expected = (
             "an absolute folder or an id on the Hub" if files.is_local else "an id on the Hub"
         )
-        raise PtuneError(
-            f"{file}: base_model_name_or_path is {schema.shown(name)}; expected {expected}. {yours}"
-        )
+        raise PtuneError(f"{file}: {field} is {schema.shown(name)}; expected {expected}. {yours}")
     if not is_folder and path.exists():
         raise PtuneError(
-            f"{file}: base_model_name_or_path is {name!r}, an id on the Hub, but there is a file "
-            "or folder of that name here, which would be read instead. Work in another folder. "
-            f"{yours}"
+            f"{file}: {field} is {name!r}, an id on the Hub, but there is a file or folder of that "
+            f"name here, which would be read instead. Work in another folder. {yours}"
         )
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save as tensors_to_bytes
 
 from ptune import __version__
 from ptune.adapters import schema
-from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
+from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
 from ptune.adapters.card import LIBRARY, PICTURES, model_card
 from ptune.adapters.download import HubHTTPError
 from ptune.adapters.public import PublicBackbone, without_paths
@@ -143,6 +143,10 @@ def _public_files(folder: Path) -> Files:
         )
     config = read_json(folder / CONFIG_NAME)
     config |= {"base_model_name_or_path": backbone.name, "revision": backbone.revision}
+    if tokenizer := config.get("tokenizer_name_or_path"):
+        config["tokenizer_name_or_path"] = PublicBackbone.of(tokenizer, None).name
+    if "tokenizer_kwargs" in config:
+        config["tokenizer_kwargs"] = without_paths(config["tokenizer_kwargs"])
     files: Files = {CONFIG_NAME: schema.config_text(config).encode()}
     weights = folder / WEIGHTS_NAME
     # A pickle is published as safetensors, a format that cannot hold code.
@@ -152,7 +156,10 @@ def _public_files(folder: Path) -> Files:
         public = without_paths({**read_json(scores), "model": backbone.name})
         files[METRICS_NAME] = (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
     unchanged = [INFO_NAME, *PICTURES, CARD_NAME]
-    return files | {name: folder / name for name in unchanged if (folder / name).is_file()}
+    files |= {name: folder / name for name in unchanged if (folder / name).is_file()}
+    if CARD_NAME in files and CARD_MARK in (folder / CARD_NAME).read_text("utf-8"):
+        del files[CARD_NAME]
+    return files
 
 
 # Refusals

@@ -19,6 +19,9 @@ from ptune import __version__
 from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.prompts.config import (
+    P_TUNING,
+    PREFIX_TUNING,
+    PROMPT_TUNING,
     Depth,
     Placement,
     Pooling,
@@ -29,10 +32,6 @@ from ptune.prompts.config import (
 
 CONFIG_NAME = "adapter_config.json"
 INFO_NAME = "ptune.json"
-
-P_TUNING = "P_TUNING"
-# PEFT's deep prompt. It is read, and saved as ptune's own.
-PREFIX_TUNING = "PREFIX_TUNING"
 
 # The format of `ptune.json`. Files without a format are of format 1.
 FORMAT = 2
@@ -108,10 +107,10 @@ class Field:
 # A file never leaves the pooling open.
 POOLINGS = [name for name in get_args(Pooling) if name != "auto"]
 
-# PEFT 0.21.2: the fields of `PromptEncoderConfig`, and its defaults.
+# PEFT 0.21.2: the fields that all prompts have, and their defaults.
 PEFT_FIELDS = {
     "task_type": Field(one_of("SEQ_CLS")),
-    "peft_type": Field(one_of(P_TUNING, PREFIX_TUNING), required=True),
+    "peft_type": Field(one_of(P_TUNING, PREFIX_TUNING, PROMPT_TUNING), required=True),
     "auto_mapping": Field(OBJECT),
     "peft_version": Field(STRING),
     "base_model_name_or_path": Field(STRING),
@@ -123,10 +122,29 @@ PEFT_FIELDS = {
     "num_attention_heads": Field(POSITIVE),
     "num_layers": Field(POSITIVE),
     "modules_to_save": Field(STRINGS),
-    "encoder_reparameterization_type": Field(one_of(*get_args(Reparameterization)), "MLP"),
-    "encoder_hidden_size": Field(POSITIVE),
-    "encoder_num_layers": Field(POSITIVE, 2),
-    "encoder_dropout": Field(NUMBER, 0.0),
+}
+# The start of a prompt under PEFT's names.
+PEFT_INITS = {"RANDOM": "random", "SAMPLE_VOCAB": "vocab", "TEXT": "text"}
+# The fields of one method.
+METHOD_FIELDS = {
+    P_TUNING: {
+        "encoder_reparameterization_type": Field(one_of(*get_args(Reparameterization)), "MLP"),
+        "encoder_hidden_size": Field(POSITIVE),
+        "encoder_num_layers": Field(POSITIVE, 2),
+        "encoder_dropout": Field(NUMBER, 0.0),
+    },
+    PREFIX_TUNING: {
+        "encoder_hidden_size": Field(POSITIVE),
+        "prefix_projection": Field(FLAG, False),
+        # How training began.
+        "init_weights": Field(STRING, training_only=True),
+    },
+    PROMPT_TUNING: {
+        "prompt_tuning_init": Field(one_of(*PEFT_INITS), "RANDOM", training_only=True),
+        "prompt_tuning_init_text": Field(STRING, training_only=True),
+        "tokenizer_name_or_path": Field(STRING, training_only=True),
+        "tokenizer_kwargs": Field(OBJECT, training_only=True),
+    },
 }
 # Fields that PEFT does not have. Their defaults are what PEFT does.
 OWN_FIELDS = {
@@ -138,9 +156,8 @@ OWN_FIELDS = {
     "prompt_init": Field(one_of(*get_args(PromptInit)), "random", training_only=True),
     "prompt_init_text": Field(STRING, training_only=True),
     "prompt_init_scale": Field(NUMBER, 1.0, training_only=True),
+    "tokenizer_name_or_path": Field(STRING, training_only=True),
 }
-# Fields of PEFT's prefix tuning. `init_weights` says how training began.
-PREFIX_FIELDS = {"prefix_projection": Field(FLAG, False), "init_weights": Field(STRING)}
 
 INFO_FIELDS = {
     "format": Field(POSITIVE, 1),
@@ -173,29 +190,34 @@ def parse_config(content: Mapping[str, Any], file: Path | str) -> PromptEncoderC
         PtuneError: It describes another method, or a field holds something that it may not.
     """
     method = content.get("peft_type")
-    if method not in (P_TUNING, PREFIX_TUNING):
+    if not isinstance(method, str) or method not in METHOD_FIELDS:
         raise PtuneError(
-            f"{file}: peft_type is {shown(method)}; ptune reads {P_TUNING!r} and {PREFIX_TUNING!r} "
-            "(prefix tuning, a deep prompt)."
+            f"{file}: peft_type is {shown(method)}; ptune reads {P_TUNING!r}, {PREFIX_TUNING!r} "
+            f"and {PROMPT_TUNING!r}."
         )
     if content.get("first_layer"):
         raise PtuneError(
             f"{file} has first_layer; prompts that start at a higher layer were removed from "
             "ptune. Train the adapter again without it."
         )
-    fields = {**PEFT_FIELDS, **OWN_FIELDS}
-    if deep := method == PREFIX_TUNING:
-        fields |= PREFIX_FIELDS
+    fields = {**PEFT_FIELDS, **OWN_FIELDS, **METHOD_FIELDS[method]}
     values = _parse({**content, "first_layer": None}, fields, file)
-    if deep:
+    if method == PREFIX_TUNING:
         del values["init_weights"]
         values |= {
-            "peft_type": P_TUNING,
             "depth": "deep",
             "shift_positions": True,
             "encoder_reparameterization_type": "MLP" if values.pop("prefix_projection") else "NONE",
             # PEFT's is the width of a layer's keys, not of the embedding.
             "token_dim": None,
+        }
+    elif method == PROMPT_TUNING:
+        del values["tokenizer_kwargs"]  # a stranger's arguments are not passed on
+        init, text = values.pop("prompt_tuning_init"), values.pop("prompt_tuning_init_text")
+        values |= {
+            "encoder_reparameterization_type": "NONE",
+            "prompt_init": PEFT_INITS[init],
+            "prompt_init_text": text if init == "TEXT" else None,
         }
     values["pooling"] = "architecture" if values["pooling"] == "family" else values["pooling"]
     try:
@@ -204,16 +226,43 @@ def parse_config(content: Mapping[str, Any], file: Path | str) -> PromptEncoderC
         raise PtuneError(f"{file}: {error}") from error
 
 
-def config_content(config: PromptEncoderConfig) -> dict[str, Any]:
+def config_content(config: PromptEncoderConfig, width: int | None = None) -> dict[str, Any]:
     """The content of `adapter_config.json`.
 
     ptune's own fields are left out where they say what PEFT does, because PEFT warns about fields
     that it does not know.
+
+    Args:
+        config: The prompt.
+        width: Width of the prompt embeddings, if they are known.
     """
     content = {name: getattr(config, name) for name in PEFT_FIELDS}
     own = {name: getattr(config, name) for name in OWN_FIELDS}
     if own["pooling"] == "architecture":
         own["pooling"] = "family"
+    if config.peft_type == PREFIX_TUNING and width and not config.num_attention_heads:
+        # Key-values that PEFT could not place: ptune's own deep prompt.
+        content["peft_type"] = P_TUNING
+    if content["peft_type"] == P_TUNING:
+        content |= {name: getattr(config, name) for name in METHOD_FIELDS[P_TUNING]}
+    elif content["peft_type"] == PREFIX_TUNING:
+        content["encoder_hidden_size"] = config.encoder_hidden_size
+        content["prefix_projection"] = config.encoder_reparameterization_type == "MLP"
+        content["init_weights"] = None
+        if width and config.num_layers:
+            content["token_dim"] = width // (2 * config.num_layers)
+        own |= {"depth": "input", "shift_positions": False}  # implied
+    else:
+        init = {value: name for name, value in PEFT_INITS.items()}[config.prompt_init or "random"]
+        content["prompt_tuning_init"] = init
+        content["prompt_tuning_init_text"] = config.prompt_init_text
+        content["tokenizer_name_or_path"] = config.tokenizer_name_or_path
+        if init == "TEXT":  # PEFT insists on a tokenizer
+            content["tokenizer_name_or_path"] = (
+                config.tokenizer_name_or_path or config.base_model_name_or_path
+            )
+        content["tokenizer_kwargs"] = config.tokenizer_kwargs
+        own |= {"prompt_init": "random", "prompt_init_text": None, "tokenizer_name_or_path": None}
     return content | {n: value for n, value in own.items() if value != OWN_FIELDS[n].default}
 
 
@@ -268,8 +317,13 @@ def _parse(
         elif not field.kind.accepts(value):
             raise PtuneError(f"{file}: {name} is {shown(value)}; expected {field.kind.name}.")
         values[name] = value
-    defaults = {name: field.default for name, field in PREFIX_FIELDS.items()}
-    unknown = [n for n in content if n not in fields and content[n] not in (None, defaults.get(n))]
+    unknown = [
+        name
+        for name, value in content.items()
+        if name not in fields
+        and value is not None
+        and not any(name in f and value == f[name].default for f in METHOD_FIELDS.values())
+    ]
     if unknown:
         warnings.warn(
             f"{file} has fields that ptune {__version__} does not know and ignores: "

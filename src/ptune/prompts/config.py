@@ -11,7 +11,10 @@ from typing import Any, Literal, get_args
 
 from ptune.errors import PtuneError
 
-PEFT_TYPE = "P_TUNING"
+# PEFT's names for the methods. Files name one of them.
+P_TUNING = "P_TUNING"
+PREFIX_TUNING = "PREFIX_TUNING"
+PROMPT_TUNING = "PROMPT_TUNING"
 # The release of PEFT whose file format is written.
 PEFT_FORMAT = "0.21.2"
 
@@ -32,6 +35,8 @@ class PromptEncoderConfig:
 
     Args:
         task_type: Always ``"SEQ_CLS"`` (sequence classification).
+        peft_type: The method that files name. ``"PROMPT_TUNING"`` is an input prompt and
+            ``"PREFIX_TUNING"`` a deep one, both as PEFT has them.
         num_virtual_tokens: Length k of the prompt, in tokens.
         encoder_reparameterization_type: ``"NONE"`` (the prompt embeddings are the parameters),
             ``"MLP"`` or ``"LSTM"``.
@@ -68,6 +73,8 @@ class PromptEncoderConfig:
             ``"random"`` for a deep one.
         prompt_init_text: A description of the task, or its label names. It is repeated, or cut, to
             `num_virtual_tokens` tokens.
+        tokenizer_name_or_path: The tokenizer for `prompt_init_text`; ``None``: the backbone's.
+        tokenizer_kwargs: Arguments for loading that tokenizer. They are not read from files.
         prompt_init_scale: Factor for the initial values; ``None``: 0.5 for a deep prompt that
             starts at random by default, else 1.
 
@@ -82,7 +89,7 @@ class PromptEncoderConfig:
     """
 
     task_type: str | None = "SEQ_CLS"
-    peft_type: str = PEFT_TYPE
+    peft_type: str = P_TUNING
     auto_mapping: dict[str, Any] | None = None
     peft_version: str | None = PEFT_FORMAT
     base_model_name_or_path: str | None = None
@@ -106,6 +113,8 @@ class PromptEncoderConfig:
     prompt_init: PromptInit | None = None
     prompt_init_text: str | None = None
     prompt_init_scale: float | None = None
+    tokenizer_name_or_path: str | None = None
+    tokenizer_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # PEFT's enumerations are strings too; files hold plain strings.
@@ -133,6 +142,12 @@ class PromptEncoderConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
+        expected = {PROMPT_TUNING: "input", PREFIX_TUNING: "deep"}.get(self.peft_type, self.depth)
+        if self.depth != expected:
+            raise PtuneError(
+                f"peft_type is {self.peft_type!r} and depth is {self.depth!r}; expected depth "
+                f"{expected!r}."
+            )
         if self.depth == "deep" and self.encoder_reparameterization_type == "LSTM":
             raise PtuneError(
                 "encoder_reparameterization_type is 'LSTM'; a deep prompt takes 'MLP' or 'NONE'."
@@ -224,7 +239,7 @@ class PromptEncoderConfig:
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "task_type": ("SEQ_CLS", None),
-    "peft_type": (PEFT_TYPE,),
+    "peft_type": (P_TUNING, PREFIX_TUNING, PROMPT_TUNING),
     "depth": get_args(Depth),
     "placement": get_args(Placement),
     "encoder_reparameterization_type": get_args(Reparameterization),

@@ -27,7 +27,7 @@ from ptune.backbones.cpu import CpuKernels, is_traced
 from ptune.errors import PtuneError
 from ptune.prompts import layout
 from ptune.prompts.attention import Attentions
-from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.config import PREFIX_TUNING, PromptEncoderConfig
 from ptune.prompts.heads import Head, Heads
 from ptune.prompts.hooks import FrozenCheckpoint, MeanPooling, OnlyPositionsRead, VirtualTokens
 from ptune.prompts.mechanisms import (
@@ -151,7 +151,7 @@ class Host:
         config = config.for_backbone(
             token_dim=own.token_dim,
             num_layers=own.num_layers,
-            num_heads=own.num_heads,
+            num_heads=self._key_heads() if config.peft_type == PREFIX_TUNING else own.num_heads,
             name=self.backbone.name_or_path or None,
         )
         k = config.num_virtual_tokens
@@ -166,6 +166,15 @@ class Host:
                 "attend to it. Use 'architecture' or 'mean'."
             )
         return config
+
+    def _key_heads(self) -> int | None:
+        """Number of key-value heads; ``None`` where PEFT's prefix tuning cannot place keys.
+
+        PEFT needs one attention per layer, and all of them alike.
+        """
+        shapes = [(a.heads, a.head_dim) for a in self.architecture.attentions]
+        alike = len(set(shapes)) == 1 and len(shapes) == self.architecture.num_layers
+        return shapes[0][0] if alike else None
 
     def mechanism_for(
         self, config: PromptEncoderConfig, recorded: str | None = None, width: int | None = None
