@@ -88,7 +88,7 @@ def test_a_state_dictionary_of_another_length_is_refused(kind):
     model = ours.get_peft_model(build(kind), config)
     state = ours.get_peft_model_state_dict(model)
     state["prompt_embeddings"] = state["prompt_embeddings"][:3]
-    with refused("The prompt has the shape [3, 32], and …[5, 32]…"):
+    with refused("The prompt has the shape [3, 32], but … requires [5, 32]…"):
         ours.set_peft_model_state_dict(model, state)
     del state["prompt_embeddings"]
     with refused(
@@ -116,7 +116,7 @@ def test_a_configuration_is_read_from_a_folder(kind, tmp_path):
 
 def test_another_method_is_refused_by_name():
     with refused(
-        "The dictionary: peft_type is 'LORA'; ptune reads 'P_TUNING' and 'PREFIX_TUNING' (prefix "
-        "tuning, a deep prompt)."
+        "The configuration: peft_type is 'LORA'; ptune reads 'P_TUNING', 'PREFIX_TUNING' and "
+        "'PROMPT_TUNING'."
     ):
         ours.get_peft_config({"peft_type": "LORA"})
