@@ -290,10 +290,10 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
     # Files.
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter; `ptune.load` reads it again.
+        """Write the adapter, for `ptune.load`.
 
         Raises:
-            PtuneError: The folder cannot be written; what was there is whole.
+            PtuneError: The folder cannot be written. What was there before is unchanged.
         """
         check_is_fitted(self)
         replace(self.prompt_model_.to_adapter(), labels=self.labels_).save(folder)
@@ -362,14 +362,14 @@ def load(
 
     Args:
         source: A folder, or a repository on the Hub, written by ptune or by 🤗 PEFT.
-        model: The backbone, where it is not to be had under the name the adapter remembers.
-        dtype: Of the backbone; ``"auto"``: bfloat16 where it is fast, else float32.
+        model: The backbone, if it is not available under the name that the adapter stores.
+        dtype: Data type of the backbone; ``"auto"``: bfloat16 where it is fast, else float32.
         device: ``None``: a GPU if there is one.
-        batch_size: So many times 128 tokens are classified at a time.
+        batch_size: A batch has at most 128 tokens times this number.
         subfolder, revision, token, cache_dir, local_files_only: For the Hub.
 
     Raises:
-        PtuneError: There is no such adapter or backbone, or they do not belong together.
+        PtuneError: There is no such adapter or backbone, or one does not fit the other.
 
     Example:
         ``ptune.load("runs/mrpc")(("A pair of texts.", "Two texts."))``
