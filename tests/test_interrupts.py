@@ -223,6 +223,20 @@ def test_ctrl_c_at_any_time(classifier):
     check(classifier, wanted)
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+@each_subject([Subject(), Subject("shared"), Subject(engine="openvino")])
+def test_ctrl_c_at_any_time_while_others_predict(classifier):
+    wanted = answers(classifier, SENTENCES)
+
+    def predict():
+        found = answers(classifier, SENTENCES)
+        np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
+
+    with meanwhile(predict, predict):
+        interrupt_often(classifier)
+    check(classifier, wanted)
+
+
 def interrupt_often(classifier):
     assert threading.current_thread() is threading.main_thread()
     chosen = random.Random(0)

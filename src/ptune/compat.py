@@ -388,10 +388,11 @@ def dataset_commit(dataset: Dataset, repository: str) -> str | None:
 # Locks and forks
 
 
-class ForkLock:
+class ForkLock(type(threading.RLock())):  # type: ignore[misc]
     """A re-entrant lock that `os.fork` waits for, so that a child finds at rest what it guards.
 
-    The child has the lock free. Copies and pickles get a lock of their own.
+    The child has the lock free. Copies and pickles get a lock of their own. Entering it is one
+    step of the interpreter, so that Ctrl-C cannot come between taking and holding it.
 
     Args:
         level: A thread that holds a lock may wait for one of a higher level, not of a lower one.
@@ -399,44 +400,48 @@ class ForkLock:
     """
 
     def __init__(self, level: int) -> None:
-        self.level, self._lock = level, threading.RLock()
+        super().__init__()
+        self.level = level
         with _registry:
             _fork_locks.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ForkLock, (self.level,)
 
 
+# Held for a moment only; a thread that holds it never waits for another lock.
 _registry = threading.RLock()
 _fork_locks: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 _held: list[ForkLock] = []
 
 
 def _before_fork() -> None:
-    _registry.acquire()
-    _held[:] = sorted(_fork_locks, key=lambda lock: lock.level)
-    for lock in _held:
-        lock._lock.acquire()
+    while True:
+        with _registry:
+            locks = sorted(_fork_locks, key=lambda lock: lock.level)
+        for lock in locks:
+            lock.acquire()
+        _registry.acquire()
+        if set(_fork_locks) <= set(locks):
+            _held[:] = locks
+            return
+        _registry.release()  # a lock was made meanwhile
+        for lock in reversed(locks):
+            lock.release()
 
 
 def _after_fork_in_parent() -> None:
-    for lock in reversed(_held):
-        lock._lock.release()
-    _held.clear()
     _registry.release()
+    for lock in reversed(_held):
+        lock.release()
+    _held.clear()
 
 
 def _after_fork_in_child() -> None:
     global _registry
     _registry = threading.RLock()
     for lock in _held:
-        lock._lock = threading.RLock()
+        lock._at_fork_reinit()
     if _held and (torch := sys.modules.get("torch")):
         # The threads of the parent's OpenMP pool do not exist here, and waiting for them hangs.
         torch.set_num_threads(1)

@@ -271,7 +271,7 @@ def use_valid_special_ids(config: PreTrainedConfig, vocab_rows: int) -> None:
     text = config.get_text_config()
     pad = _valid(text.pad_token_id, vocab_rows)
     if pad is None:
-        pad = _valid(text.eos_token_id, vocab_rows) or 0
+        pad = _valid(getattr(text, "eos_token_id", None), vocab_rows) or 0
     if pad != text.pad_token_id:
         text.pad_token_id = pad
     if not config.is_encoder_decoder:
@@ -327,7 +327,7 @@ def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
 
 def end_token(backbone: PreTrainedModel) -> int:
     """The token that ends a text, which encoder-decoders need; 0 if there is none."""
-    end = backbone.config.get_text_config().eos_token_id
+    end = getattr(backbone.config.get_text_config(), "eos_token_id", None)
     return _valid(end, len(embedding_weight(backbone))) or 0
 
 

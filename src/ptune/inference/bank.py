@@ -162,7 +162,7 @@ class PromptBank:
             self._host = host = Host(model)
             host.heads.install(host.heads.new())  # in float32, as the heads of the tasks
             try:
-                HeadPerText(model, host.architecture.head_names, host.passes)
+                host._attach(HeadPerText(model, host.architecture.head_names, host.passes))
             except PtuneError:
                 host.release()
                 raise
