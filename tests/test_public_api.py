@@ -118,6 +118,18 @@ def test_importing_ptune_imports_none_of_the_large_packages():
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_in_the_documentation(name):
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if len(pages) == 1:
+        pytest.skip("the documentation is not part of this copy")
+    # As code: "load" alone is any verb.
+    as_code = re.compile(rf"ptune\.{name}\b|`{name}\b|import [^\n]*\b{name}\b")
+    assert any(as_code.search(page.read_text("utf-8")) for page in pages), (
+        f"{name} is in none of {', '.join(str(p.relative_to(ROOT)) for p in pages)}"
+    )
+
+
 def names_used(tree):
     """Public names that a module of tests takes from ptune."""
     for node in ast.walk(tree):

@@ -154,6 +154,24 @@ def test_a_backbone_comes_back_after_everything_was_done_with_it(
     assert torch.equal(plain_logits(backbone, inputs), expected)
 
 
+@each_subject([Subject(), Subject("input"), Subject("shared")])
+def test_checkpointing_ends_with_the_model(subject, backbone, folder):
+    before = snapshot(backbone)
+    model = PromptModel(backbone, config_of(subject))
+    model.gradient_checkpointing_enable()
+    model.train()(**inputs_of(folder), labels=torch.zeros(3, dtype=torch.long)).loss.backward()
+    model.unload()
+    # Transformers itself leaves a function in each layer, and says of each that it is off.
+    after = {
+        name: value
+        for name, value in snapshot(backbone).items()
+        if not name.endswith("._gradient_checkpointing_func")
+        and not (name.endswith(".gradient_checkpointing") and value is False)
+    }
+    off = {k: v for k, v in before.items() if not k.endswith(".gradient_checkpointing")}
+    assert_same(after, off)
+
+
 @torch.no_grad()
 def plain_logits(backbone, inputs):
     """Of one text: a backbone without a pad token reads no batches."""
