@@ -259,6 +259,15 @@ def set_checkpointing_function(layer: Any, function: Callable[..., Any]) -> None
     layer._gradient_checkpointing_func = function
 
 
+def switch_off_checkpointing(model: PreTrainedModel) -> None:
+    """Undo `gradient_checkpointing_enable`, with the hook that it leaves on the embedding."""
+    # Transformers 5.23 renamed the method; the old name warns.
+    off = getattr(model, "activation_checkpointing_disable", None)
+    (off or model.gradient_checkpointing_disable)()
+    if getattr(model, "_require_grads_hooks", None) or hasattr(model, "_require_grads_hook"):
+        model.disable_input_require_grads()
+
+
 class ModelOverrides:
     """The private methods of `PreTrainedModel` that a wrapper around a model has to replace.
 

@@ -455,6 +455,8 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
 
     def unload(self) -> PreTrainedModel:
         """Restore the backbone bit for bit and return it. This model cannot be used afterwards."""
+        if self.host.checkpointed_layers():
+            compat.switch_off_checkpointing(self)
         return self.host.release()
 
     def train(self, mode: bool = True) -> PromptModel:
