@@ -409,6 +409,24 @@ def test_a_readme_in_the_folder_replaces_the_card(server, run_folder, tmp_path):
     assert server.file("alice/mail", "README.md").decode() == own
 
 
+def test_what_peft_s_names_save_is_published_without_paths(server, bert_folder, tmp_path):
+    backbone = load_backbone(str(bert_folder), dtype="float32")
+    config = ptune.peft.PromptTuningConfig(
+        num_virtual_tokens=4,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text="where is it",
+        tokenizer_name_or_path=str(bert_folder),
+        tokenizer_kwargs={"cache_dir": str(tmp_path)},
+    )
+    ptune.peft.get_peft_model(backbone, config).save_pretrained(tmp_path / "mine")
+    push(tmp_path / "mine")
+    published = json.loads(server.file("alice/mail", "adapter_config.json"))
+    assert published["tokenizer_name_or_path"] == f"./{bert_folder.name}"
+    for file in ("adapter_config.json", "README.md"):
+        assert str(bert_folder.parent).encode() not in server.file("alice/mail", file)
+        assert str(tmp_path).encode() not in server.file("alice/mail", file)
+
+
 def test_metadata_that_the_hub_refuses_is_reported_and_nothing_is_committed(
     server, run_folder, tmp_path
 ):
