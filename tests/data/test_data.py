@@ -831,7 +831,7 @@ def test_a_damaged_parquet_file_is_refused(tmp_path, keep):
 )
 def test_a_broken_json_line_is_named(file, content, line):
     path = file("a.jsonl", content)
-    with refused(path, f"line {line} is broken", "an object a line"):
+    with refused(path, f"line {line} is broken", "one object per line"):
         load_files(path)
 
 

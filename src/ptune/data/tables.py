@@ -236,7 +236,7 @@ def _records(file: Path, dialect: Dialect) -> Iterator[dict[str, Any]]:
             line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
             raise PtuneError(
                 f"{file} could not be read as json: line {number + line - 1} is broken or "
-                f'cut short ({reason}). Wanted is an object a line, such as {{"text": "…", '
+                f'cut short ({reason}). Expected one object per line, such as {{"text": "…", '
                 '"label": "…"}.'
             ) from error
         for record in found if whole else [found]:
