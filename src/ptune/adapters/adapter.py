@@ -6,6 +6,7 @@
 | `adapter_model.safetensors` | `prompt_embeddings` [k, width] and `base_model.<head …>` | both |
 | `ptune.json` | labels, problem type, mechanism, the backbone's sizes | ptune |
 | `model.safetensors` | prompt encoder and head, to resume training | `Trainer`, ptune |
+| `prompt_encoder.safetensors` | the same, in folders that `ptune.peft` writes | ptune |
 
 The first two are PEFT's format. It stores only the *output* of the prompt encoder, and PEFT resumes
 training with that as the encoder's *input*. The fourth file keeps the encoder itself, under the

@@ -7,7 +7,12 @@ import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ptune.adapters.adapter import OLD_WEIGHTS_NAME, TRAINED_STATE_NAME, WEIGHTS_NAME
+from ptune.adapters.adapter import (
+    ENCODER_NAME,
+    OLD_WEIGHTS_NAME,
+    TRAINED_STATE_NAME,
+    WEIGHTS_NAME,
+)
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME
@@ -20,7 +25,15 @@ NAME_RULE = (
     "start with '.' or '-'."
 )
 # Files of an adapter that the server reads.
-FILES = (CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, TRAINED_STATE_NAME, METRICS_NAME)
+FILES = (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    OLD_WEIGHTS_NAME,
+    INFO_NAME,
+    TRAINED_STATE_NAME,
+    ENCODER_NAME,
+    METRICS_NAME,
+)
 
 
 def is_local_host(header: str) -> bool:
