@@ -267,7 +267,7 @@ MISFITS = {
     "wrong width": ("input", {**K, "token_dim": 7}, "7 wide"),
     "deep, wrong width": ("prefix", {**DEEP, "token_dim": 7}, "7 wide"),
     "too many virtual tokens": ("input", {**K, "num_virtual_tokens": 64}, "do not fit"),
-    "a prompt that has not read the text": ("shared", {**K, "pooling": "prompt"}, "looks back"),
+    "a prompt that has not read the text": ("shared", {**K, "pooling": "prompt"}, "is causal"),
     "words without a tokenizer": (
         "input",
         {**K, "prompt_init": "text", "prompt_init_text": "the lamp"},

@@ -113,7 +113,7 @@ def test_a_damaged_file_is_named_and_the_others_are_classified(classifier, folde
     lines = [json.dumps(r) for r in rows * 100]
     lines[3_999] = '{"text": ""}'
     (folder / "b.jsonl").write_text("\n".join(lines))
-    with pytest.raises(PtuneError, match=r"1 of 4 files .*b.jsonl has 1 empty.* example 4000 of"):
+    with pytest.raises(PtuneError, match=r"1 of 4 files .*empty text .*b.jsonl, at row 4000 "):
         predict(folder, tmp_path / "out", classifier)
     assert set(times(tmp_path / "out")) == {"a.parquet", "c.csv", "d.tsv"}
     (folder / "b.jsonl").write_text("\n".join(lines[:50]))
