@@ -389,8 +389,10 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         bound = self.architecture.max_positions
         if bound is None:
             return None
-        prompt = Prompt.of(self.prompt_config, self.state.mechanism, self.prompt_embeddings())
-        return bound - prompt.positions
+        config = self.prompt_config
+        return bound - self.state.mechanism.positions_taken(
+            config.num_virtual_tokens, shifts=config.shift_positions
+        )
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The active adapter's head: parameters by their names in the backbone."""

@@ -77,12 +77,6 @@ def _values(X: Any) -> Iterable[Any]:
     return X.to_pylist() if hasattr(X, "to_pylist") else X  # Arrow's scalars are not strings
 
 
-def columns_of(X: Any) -> list[str]:
-    """The names of the columns of a table, or nothing for another collection."""
-    columns = getattr(X, "column_names", getattr(X, "columns", None))
-    return [] if columns is None or isinstance(X, Mapping) else list(map(str, columns))
-
-
 def as_columns(X: Iterable[Any], before: int = 0, where: str = "the texts") -> list[list[str]]:
     """One column of texts; or two for pairs, the first texts and the second texts.
 

@@ -143,21 +143,6 @@ class Labels:
         each = self.value_type
         return {**content, "label_type": each if isinstance(each, str) else list(each)}
 
-    @classmethod
-    def from_config(cls, config: Any) -> Labels:
-        """The labels of a Transformers configuration."""
-        names = tuple(config.id2label[i] for i in range(config.num_labels))
-        return cls(names, config.problem_type)
-
-    def to_config(self) -> dict[str, Any]:
-        """The labels as fields of a Transformers configuration."""
-        return {
-            "num_labels": len(self),
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: i for i, name in enumerate(self.names)},
-            "problem_type": self.problem_type,
-        }
-
     # What kind of answer.
 
     def __len__(self) -> int:

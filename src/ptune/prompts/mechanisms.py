@@ -64,6 +64,10 @@ class Mechanism:
         """The prompt ``[k, width]`` equivalent to the tokens `ids`, ``[k]``; float32."""
         raise NotImplementedError
 
+    def positions_taken(self, k: int, *, shifts: bool) -> int:
+        """How many of the backbone's positions k virtual tokens take from the text."""
+        return k if self.takes_positions or shifts else 0
+
     def remove(self) -> None:
         """Detach the mechanism from the backbone."""
 
@@ -100,7 +104,7 @@ class Prompt:
     @property
     def positions(self) -> int:
         """How many of the backbone's positions are not available to the text."""
-        return len(self.embeddings) if self.mechanism.takes_positions or self.shifts else 0
+        return self.mechanism.positions_taken(len(self.embeddings), shifts=self.shifts)
 
 
 class InputEmbeddings(Mechanism):
