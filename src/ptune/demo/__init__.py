@@ -16,7 +16,8 @@ from sklearn.preprocessing import Normalizer
 from transformers import TrainerCallback
 
 from ptune import labels as metrics
-from ptune.backbones.loading import MINILM, load_backbone, load_tokenizer
+from ptune.backbones.loading import load_backbone, load_tokenizer
+from ptune.backbones.wheels import MINILM
 from ptune.data.dataset import LABEL, TEXT, Dataset
 from ptune.training.run import Run, load_dataset, train_run
 from ptune.training.settings import TrainSettings

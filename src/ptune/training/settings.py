@@ -48,7 +48,8 @@ class ClassifierSettings:
 
     model: str = setting(
         "minilm",
-        "Backbone: a Hub id, a folder, or minilm (in its own package, works offline).",
+        "Backbone: a Hub id, a folder, or one from a package that works offline: minilm (encoder) "
+        "or smollm2 (decoder).",
         BACKBONE,
         metavar="MODEL",
     )
