@@ -118,6 +118,15 @@ def test_importing_ptune_imports_none_of_the_large_packages():
     assert done.stdout.split() == []
 
 
+def test_classifying_imports_nothing_that_only_training_needs():
+    code = (
+        "import sys, ptune; ptune.load; import ptune.inference.jobs; "
+        "print(*{'datasets', 'peft', 'matplotlib', 'onnx', 'ray'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_in_the_documentation(name):
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

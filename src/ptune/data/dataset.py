@@ -13,12 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-from datasets import Dataset
-from sklearn.utils.class_weight import compute_sample_weight
 
 from ptune.data.cells import are_numbers, label_column
 from ptune.data.opening import FOUND, Dialect
@@ -26,6 +23,9 @@ from ptune.data.tables import BY_NAME, Columns, find_columns, is_typed, read_tab
 from ptune.errors import PtuneError
 from ptune.labels import LabelColumn, Labels, read
 from ptune.texts import check
+
+if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying needs none of it.
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,8 @@ def _weights(
         if labels.is_regression:
             raise PtuneError("A regression has no classes, so class_weight cannot be used.")
         decoded = labels.classes[targets] if labels.is_single else np.asarray(targets, dtype=int)
+        from sklearn.utils.class_weight import compute_sample_weight
+
         try:
             weights = weights * compute_sample_weight(class_weight, decoded)
         except ValueError as error:
@@ -159,6 +161,8 @@ def check_lengths(columns: Sequence[Sequence[str]], column: LabelColumn) -> None
 
 def dataset_of(columns: Sequence[Sequence[str]], targets: list[Any]) -> Dataset:
     """Texts and targets as a data set with the columns of this module."""
+    from datasets import Dataset
+
     named = dict(zip((TEXT, PAIR), columns, strict=False))
     return Dataset.from_dict({**named, LABEL: targets})
 
@@ -263,6 +267,8 @@ def _hold_out(data: TaskData, seed: int) -> tuple[Dataset, Dataset]:
 
     A label that occurs only once is trained on.
     """
+    import datasets
+
     dataset = data.train
     assert dataset is not None
     counts = Counter(dataset[LABEL]) if data.labels.is_single else Counter()
@@ -291,6 +297,8 @@ def _hold_out(data: TaskData, seed: int) -> tuple[Dataset, Dataset]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hide the progress bars of 🤗 Datasets, because ptune shows its own."""
+    import datasets
+
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

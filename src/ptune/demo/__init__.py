@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
@@ -18,7 +19,7 @@ from transformers import TrainerCallback
 from ptune import labels as metrics
 from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.backbones.wheels import MINILM
-from ptune.data.dataset import LABEL, TEXT, Dataset
+from ptune.data.dataset import LABEL, TEXT
 from ptune.training.run import Run, load_dataset, train_run
 from ptune.training.settings import TrainSettings
 

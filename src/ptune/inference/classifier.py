@@ -16,7 +16,6 @@ import torch
 from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
-from transformers import TrainingArguments
 
 from ptune import texts
 from ptune.adapters.adapter import Adapter
@@ -326,6 +325,8 @@ def _known_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
         PtuneError: One of them is not.
     """
+    from transformers import TrainingArguments  # Imports all of PEFT, if that is installed.
+
     known = [f.name for f in fields(TrainingArguments)]
     if unknown := sorted(arguments.keys() - set(known)):
         raise PtuneError(
