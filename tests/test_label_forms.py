@@ -1,14 +1,19 @@
 """Every form in which people hold labels, and what becomes of it."""
 
+import collections
+import datetime
 import enum
 import math
 import warnings
 
+import datasets
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow
 import pytest
 import scipy.sparse
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import DataConversionWarning
@@ -21,6 +26,11 @@ from ptune.labels import MULTI, REGRESSION, SINGLE, Labels, read
 class Colour(enum.Enum):
     RED = "red"
     BLUE = 2
+
+
+class Side(enum.Flag):
+    LEFT = 1
+    RIGHT = 2
 
 
 class Level(enum.IntEnum):
@@ -38,6 +48,11 @@ def reloaded(labels):
 
 # Several labels per text.
 
+SPARSE = [
+    getattr(scipy.sparse, f"{form}_{kind}")
+    for form in ("csr", "csc", "coo", "lil", "dok", "bsr", "dia")
+    for kind in ("matrix", "array")
+]
 MATRIX = [[1, 0, 1], [0, 0, 0], [0, 1, 1]]
 
 
@@ -50,9 +65,22 @@ MATRIX = [[1, 0, 1], [0, 0, 0], [0, 1, 1]]
         lambda m: np.array(m, dtype=float),
         lambda m: [tuple(row) for row in m],
         lambda m: [np.array(row) for row in m],
-        lambda m: scipy.sparse.csr_matrix(np.array(m)),
-        lambda m: scipy.sparse.coo_array(np.array(m)),
+        *SPARSE,
         lambda m: pyarrow.array(m),
+        lambda m: np.array(m, dtype=object),
+        lambda m: np.array(m, dtype=np.uint8),
+        np.matrix,
+        np.ma.array,
+        pd.DataFrame,
+        lambda m: pd.Series(m),
+        torch.tensor,
+        lambda m: torch.tensor(m).to_sparse(),
+        lambda m: torch.tensor(m, dtype=torch.bfloat16),
+        lambda m: [torch.tensor(row) for row in m],
+        lambda m: [pd.Series(row) for row in m],
+        lambda m: pl.Series(m),
+        lambda m: (row for row in m),
+        lambda m: datasets.Dataset.from_dict({"labels": m})["labels"],
     ],
 )
 def test_a_matrix_of_zeros_and_ones_has_a_label_for_each_column(hold):
@@ -71,7 +99,58 @@ def test_columns_of_a_data_frame_name_the_labels_in_any_order():
         labels.encode(frame[["rude", "late"]])
 
 
-@pytest.mark.parametrize("container", [list, tuple, set, frozenset, np.array])
+TABLE = {"late": [1, 0, 0], "broken": [0, 0, 1], "rude": [1, 0, 1]}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame(TABLE, dtype="boolean"),
+        pd.DataFrame(TABLE, dtype="Int8"),
+        pd.DataFrame.sparse.from_spmatrix(scipy.sparse.csr_matrix(MATRIX), columns=list(TABLE)),
+        pl.DataFrame(TABLE),
+        pyarrow.table(TABLE),
+        pyarrow.record_batch(TABLE),
+        datasets.Dataset.from_dict(TABLE),
+    ],
+    ids=lambda table: type(table).__module__,
+)
+def test_columns_of_every_kind_of_table_name_the_labels(table):
+    labels = learned(table)
+    assert labels.names == ("late", "broken", "rude")
+    assert labels.encode(table) == MATRIX
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [0, 1]}),
+        pd.DataFrame({"a": pd.array([True, None], dtype="boolean"), "b": [False, True]}),
+        pl.DataFrame({"a": [True, None], "b": [False, True]}),
+        pyarrow.table({"a": [1, None], "b": [0, 1]}),
+        np.ma.array([[1, 0], [0, 1]], mask=[[0, 0], [1, 0]]),
+    ],
+    ids=lambda table: type(table).__module__,
+)
+def test_a_cell_that_a_table_lacks_is_unknown(table):
+    np.testing.assert_array_equal(learned(table).encode(table), [[1, 0], [np.nan, 1]])
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        list,
+        tuple,
+        set,
+        frozenset,
+        np.array,
+        pd.Series,
+        pd.Index,
+        pl.Series,
+        collections.deque,
+        lambda names: dict.fromkeys(names).keys(),
+    ],
+)
 def test_containers_of_names_are_several_labels(container):
     y = [container(v) for v in (["late", "rude"], ["late"], ["broken"])]
     labels = learned(y)
@@ -147,6 +226,10 @@ VALUES = {
     "numpy text": list(np.array(["x", "y"])),
     "numpy booleans": list(np.array([True, False])),
     "objects": list(np.array(["x", "y"], dtype=object)),
+    "flags": [Side.RIGHT, Side.LEFT],
+    "ends of strings in C": ["a\0", "a"],
+    "separators": ["a|b", "a,b", "a\nb"],
+    "emoji": ["😀", "😢"],
 }
 
 
@@ -184,11 +267,58 @@ def test_an_arrays_type_is_kept(container, dtype):
         (v for v in ("b", "a")),
         pd.Index(["b", "a"]),
         pyarrow.array(["b", "a"]).dictionary_encode(),
+        np.array(["b", "a"], dtype=np.dtypes.StringDType()),
+        pd.Series(["b", "a"], dtype="string[pyarrow]"),
+        pd.Series(["b", "a"], index=pd.MultiIndex.from_tuples([(1, 2), (3, 4)])),
+        pd.Series(pd.Categorical(["b", "a"], categories=["b", "a", "never"], ordered=True)),
+        pd.cut([9, 1], 2, labels=["a", "b"]),
+        pl.Series(["b", "a"]),
+        pl.Series(["b", "a"], dtype=pl.Categorical),
+        pl.Series(["b", "a"], dtype=pl.Enum(["b", "a", "never"])),
+        datasets.Dataset.from_dict({"label": ["b", "a"]})["label"],
+        collections.deque(["b", "a"]),
+        {1: "b", 2: "a"}.values(),
     ],
     ids=lambda y: type(y).__name__,
 )
 def test_columns_of_every_library_hold_names(y):
     assert learned(y).names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("y", "dtype"),
+    [
+        (pd.Series([3, 7], dtype="Int8"), np.int8),
+        (pd.Series([3, 7], dtype="category"), np.int64),
+        (pd.Series([True, False], dtype="boolean"), np.bool_),
+        (pd.Series([True, False], dtype="bool[pyarrow]"), np.bool_),
+        (pl.Series([3, 7], dtype=pl.Int16), np.int16),
+        (pyarrow.array([3, 7], pyarrow.uint8()), np.uint8),
+        (pyarrow.chunked_array([[3.0], [7.0]], pyarrow.float32()), np.float32),
+        (torch.tensor([3, 7], dtype=torch.int32), np.int32),
+        (torch.tensor([3, 7], dtype=torch.bfloat16), np.float32),
+        ([torch.tensor(3), torch.tensor(7)], np.int64),
+        (np.array([3, 7], dtype=np.longdouble), np.float64),
+        (np.ma.array([3, 7], dtype=np.int8), np.int8),
+    ],
+    ids=str,
+)
+def test_a_columns_type_is_kept(y, dtype):
+    labels = reloaded(learned(y))
+    assert labels.classes.dtype == dtype
+    assert [labels.values[i] for i in labels.encode(y)] in ([3, 7], [True, False])
+
+
+def test_numbers_with_a_fraction_are_names_if_the_user_says_so():
+    y = np.array([0.1, 0.7, 0.1], dtype=np.float32)
+    labels = reloaded(learned(y, SINGLE))
+    assert labels.names == ("0.1", "0.7")
+    assert labels.encode(y) == [0, 1, 0]
+    assert labels.classes.dtype == np.float32
+
+
+def test_minus_zero_is_zero():
+    assert learned([-0.0, 0.0, 1.0]).names == ("0.0", "1.0")
 
 
 def test_nullable_integers_are_integers():
@@ -215,7 +345,7 @@ def test_any_labels_come_back_equal_and_of_their_type(y):
     assert decoded.tolist() == y
     assert [type(v) for v in decoded.tolist()] == [type(v) for v in y]
     if isinstance(y[0], bool | int | float | str) and not isinstance(y[0], enum.Enum):
-        assert labels.classes.tolist() == np.unique(np.array(y)).tolist()
+        assert labels.classes.tolist() == sorted(set(y))
 
 
 def test_an_enum_class_that_is_not_imported_gives_names_and_imports_nothing():
@@ -289,7 +419,28 @@ def test_a_missing_label_inside_a_list_is_missing():
         (["a", "\ud800"], "not valid Unicode"),
         ([3, "3"], "Two labels of different types are both written '3'"),
         (["a", "a"], "Every example has the label 'a'"),
-        ([], "Every example has the label"),
+        ([], "No example has a label"),
+        ([[], []], "No example has a label"),
+        ([["a"], []], "Every example has the label 'a' or none"),
+        ({"a", "b"}, "of type set"),
+        (np.zeros((2, 2, 2)), "of type ndarray with 3 dimensions"),
+        (np.array("a"), "of type ndarray with 0 dimensions"),
+        (list, "of type type"),
+        (pl.LazyFrame({"y": ["a"]}), "of type LazyFrame"),
+        ([b"a", b"b"], r"with \.decode\(\)"),
+        ([datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)], r"'2020-01-01' is of type date"),
+        (np.array(["2020", "2021"], dtype="datetime64[Y]"), "is of type datetime64"),
+        (pd.Series(pd.to_timedelta([1, 2])), "is of type Timedelta"),
+        ([1j, 2j], "is of type complex"),
+        ([Side.LEFT, Side.LEFT | Side.RIGHT], "combines members of Side .* position 1 "),
+        ([["0", "1"], ["1", "1"]], "hold the strings '0' and '1'"),
+        (np.array(MATRIX).astype(str), "hold the strings '0' and '1'"),
+        ([[["a"]], [["b"]]], "of type list"),
+        (pd.DataFrame(MATRIX, columns=["a", "a", "b"]), "Two columns of the labels are named 'a'"),
+        (pd.DataFrame(MATRIX, columns=["a", None, "b"]), "The label nan .*name of a column"),
+        (pd.DataFrame(index=range(3)), "The table of the labels has no columns"),
+        (pd.DataFrame({("u", "a"): [1, 0], ("u", "b"): [0, 1]}), "is of type tuple"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"]}), "Found 'x' in column 'a' of the labels"),
         (list(range(300)), "300 different labels in 300 examples"),
     ],
 )

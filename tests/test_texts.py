@@ -1,11 +1,19 @@
 """What counts as a text, and how texts become batches of tokens."""
 
+import collections
 import copy
+import enum
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import datasets
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow
 import pytest
+from conftest import refused
 
 from ptune import PtuneError, texts
 
@@ -30,6 +38,149 @@ def test_a_list_of_two_strings_is_two_texts():
 
 def test_pairs_make_two_columns():
     assert texts.as_columns([("a", "b"), ["c", "d"]]) == [["a", "c"], ["b", "d"]]
+
+
+TEXTS, MORE = ["one a", "two b", "three c"], ["x", "y", "z"]
+TABLE = {"a": TEXTS, "b": MORE}
+HOLDERS = {
+    "tuple": tuple,
+    "iterator": iter,
+    "dict values": lambda t: dict(enumerate(t)).values(),
+    "deque": collections.deque,
+    "objects": lambda t: np.array(t, dtype=object),
+    "unicode": np.array,
+    "NumPy's strings": lambda t: np.array(t, dtype=np.dtypes.StringDType()),
+    "column vector": lambda t: np.array(t)[:, None],
+    "np.str_": lambda t: list(np.array(t)),
+    "Series": pd.Series,
+    "Series with an index": lambda t: pd.Series(t, index=pd.MultiIndex.from_product([[7], t])),
+    "nullable Series": lambda t: pd.Series(t, dtype="string"),
+    "Arrow's Series": lambda t: pd.Series(t, dtype="string[pyarrow]"),
+    "Categorical": pd.Categorical,
+    "Index": pd.Index,
+    "Polars": pl.Series,
+    "Polars' categories": lambda t: pl.Series(t, dtype=pl.Categorical),
+    "Arrow": pyarrow.array,
+    "Arrow's chunks": lambda t: pyarrow.chunked_array([t[:1], t[1:]]),
+    "Arrow's dictionary": lambda t: pyarrow.array(t).dictionary_encode(),
+    "DataFrame": lambda t: pd.DataFrame({"a": t}),
+    "DataFrame with a number as name": lambda t: pd.DataFrame({0: t}),
+    "DataFrame with two levels of names": lambda t: pd.DataFrame({("a", "b"): t}),
+    "Polars' DataFrame": lambda t: pl.DataFrame({"a": t}),
+    "Arrow's table": lambda t: pyarrow.table({"a": t}),
+    "Arrow's batch": lambda t: pyarrow.record_batch({"a": t}),
+    "data set": lambda t: datasets.Dataset.from_dict({"a": t}),
+    "streamed data set": lambda t: datasets.Dataset.from_dict({"a": t}).to_iterable_dataset(),
+    "column of a data set": lambda t: datasets.Dataset.from_dict({"a": t})["a"],
+    "members of an enum": lambda t: list(enum.Enum("E", dict(zip("abc", t)), type=str)),  # noqa: B905
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+def test_every_container_of_texts_holds_them(hold):
+    (found,) = texts.as_columns(texts.rows(hold(TEXTS)))
+    assert found == TEXTS
+    assert {type(text) for text in found} == {str}
+
+
+PAIRS = {
+    "tuples": lambda: zip(TEXTS, MORE, strict=True),
+    "lists": lambda: [list(pair) for pair in zip(TEXTS, MORE, strict=True)],
+    "array": lambda: np.array([TEXTS, MORE]).T,
+    "Series of tuples": lambda: pd.Series(list(zip(TEXTS, MORE, strict=True))),
+    "MultiIndex": lambda: pd.MultiIndex.from_arrays([TEXTS, MORE]),
+    "DataFrame": lambda: pd.DataFrame(TABLE),
+    "values of a DataFrame": lambda: pd.DataFrame(TABLE).values,
+    "Polars": lambda: pl.DataFrame(TABLE),
+    "Polars' lists": lambda: pl.Series([list(p) for p in zip(TEXTS, MORE, strict=True)]),
+    "Arrow": lambda: pyarrow.table(TABLE),
+    "Arrow's lists": lambda: pyarrow.array([list(p) for p in zip(TEXTS, MORE, strict=True)]),
+    "data set": lambda: datasets.Dataset.from_dict(TABLE),
+}
+
+
+@pytest.mark.parametrize("hold", PAIRS.values(), ids=PAIRS)
+def test_every_container_of_pairs_holds_them(hold):
+    assert texts.as_columns(texts.rows(hold())) == [TEXTS, MORE]
+
+
+def test_a_table_may_have_further_columns_if_those_of_the_texts_are_known():
+    table = pd.DataFrame({**TABLE, "label": [1, 2, 3]})
+    assert list(texts.rows(table, ["a"])) == TEXTS
+    assert texts.as_columns(texts.rows(table, ["b", "a"])) == [MORE, TEXTS]
+
+
+COLLECTION = "Expected a text, a pair of texts or a collection of them; found "
+COLUMNS = "Expected a table with one column of texts, or two for pairs; found the columns "
+SELECT = ' Select them, for example X[["text"]].'
+MIXED = "Expected strings or pairs of strings, not a mixture."
+FIX = "Correct them or leave them out."
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (3, COLLECTION + "'3' of type int."),
+        (None, COLLECTION + "a missing value (None)."),
+        (b"a", COLLECTION + "bytes (b'a'; call .decode() on them)."),
+        (bytearray(b"ab"), COLLECTION + "bytes (b'ab'; call .decode() on them)."),
+        (np.array("a"), COLLECTION + "'a' of type ndarray."),
+        (str, COLLECTION + "\"<class 'str'>\" of type type."),
+        (pl.LazyFrame(TABLE), COLLECTION + "… of type LazyFrame."),
+        (
+            {"text": "a"},
+            COLLECTION + 'a dictionary (take the text out of it, for example row["text"]).',
+        ),
+        (pd.DataFrame({**TABLE, "c": MORE}), COLUMNS + "'a', 'b', 'c'." + SELECT),
+        (pd.DataFrame([["x", "y"]], columns=["a", "a"]), COLUMNS + "'a', 'a'." + SELECT),
+        (pd.DataFrame(index=[1]), COLUMNS + "(none)." + SELECT),
+        (
+            [1, 2],
+            "Found numbers such as 1 in the texts, at position 0 (counting from 0); expected "
+            "texts. Is it the right column? Convert numbers with str().",
+        ),
+        (
+            pd.DataFrame({"a": TEXTS, "id": [1.5, 2, 3]}),
+            "Found numbers such as 1.5 in the second texts of the pairs, at position 0 (counting "
+            "from 0); expected texts. Is it the right column? Convert numbers with str().",
+        ),
+        (
+            [{"text": "a"}] * 2,
+            'Found a dictionary (take the text out of it, for example row["text"]) in the texts, '
+            f"at position 0, 1 (counting from 0). {MIXED} 2 of 2 are wrong. {FIX}",
+        ),
+        (
+            np.ma.array(TEXTS, mask=[0, 1, 0]),
+            f"Found a missing value (--) in the texts, at position 1 (counting from 0). {MIXED} "
+            f"{FIX}",
+        ),
+        (
+            [("a", "b"), ("c", "\ud800")],
+            "Found '\\ud800', which is not valid Unicode (it has a lone surrogate), in the second "
+            f"texts of the pairs, at position 1 (counting from 0). {MIXED} {FIX}",
+        ),
+        (
+            [("a", "b"), "c"],
+            "Found the single text 'c' in the pairs of texts, at position 1 (counting from 0). "
+            f"{MIXED} {FIX}",
+        ),
+        (
+            np.array([["a", "b", "c"]]),
+            "Found an ndarray of 3 (['a' 'b' 'c']) in the texts, at position 0 (counting from 0). "
+            f"{MIXED} {FIX}",
+        ),
+    ],
+)
+def test_what_holds_no_texts_is_refused_with_its_position_and_the_fix(wrong, message):
+    with refused(message):
+        texts.as_columns(texts.rows(wrong))
+
+
+def test_rows_of_files_count_from_one():
+    with refused(
+        f"Found a missing value (None) in column 'a', at row 12 (counting from 1). {MIXED} {FIX}"
+    ):
+        texts.check(["x", None], "column 'a'", before=10, first=1)
 
 
 def test_no_texts_at_all_are_refused():

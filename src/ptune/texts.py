@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, positions
-from ptune.labels import is_missing
+from ptune.labels import columns_of, is_container, is_missing, values_of
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
@@ -51,39 +51,42 @@ def rows(X: Any, names: Sequence[str] = ()) -> Iterable[Any]:
     """
     if is_one(X):
         return [X]
-    columns = getattr(X, "column_names", getattr(X, "columns", None))
-    if isinstance(X, Mapping | bytes) or not hasattr(X, "__iter__"):
+    columns = columns_of(X)
+    no_rows = isinstance(X, Mapping | bytes | bytearray | memoryview | type)
+    if no_rows or not getattr(X, "ndim", 1) or not (columns is not None or hasattr(X, "__iter__")):
         raise PtuneError(
             f"Expected a text, a pair of texts or a collection of them; found {_described(X)}."
         )
     if columns is not None:
-        columns = list(columns)
-        if not (names and set(names) <= set(columns)):
-            names = columns
-        if len(names) not in (1, 2):
-            listed = ", ".join(map(repr, columns[:10])) + (", …" if len(columns) > 10 else "")
-            raise PtuneError(
-                "Expected a table with one column of texts, or two for pairs; found the columns "
-                f'{listed}. Select them, for example X[["text"]].'
-            )
-        chosen = [_values(X[name]) for name in names]
+        chosen = [values_of(X[name]) for name in columns_of_texts(columns, names)]
         return chosen[0] if len(chosen) == 1 else zip(*chosen, strict=True)
     if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
         return X[:, 0]
-    return _values(X)
+    return values_of(X)
 
 
-def _values(X: Any) -> Iterable[Any]:
-    return X.to_pylist() if hasattr(X, "to_pylist") else X  # Arrow's scalars are not strings
+def columns_of_texts(columns: Sequence[Any], names: Sequence[str] = ()) -> Sequence[Any]:
+    """The columns of a table that hold the texts: those named, else all of them.
+
+    Raises:
+        PtuneError: There are not one or two, or two have the same name.
+    """
+    chosen = names if names and set(names) <= set(columns) else columns
+    if len(chosen) not in (1, 2) or any(columns.count(name) > 1 for name in chosen):
+        listed = ", ".join(map(repr, columns[:10])) + (", …" if len(columns) > 10 else "")
+        raise PtuneError(
+            "Expected a table with one column of texts, or two for pairs; found the columns "
+            f'{listed or "(none)"}. Select them, for example X[["text"]].'
+        )
+    return chosen
 
 
-def as_columns(X: Iterable[Any], before: int = 0, where: str = "the texts") -> list[list[str]]:
+def as_columns(X: Iterable[Any], before: int = 0) -> list[list[str]]:
     """One column of texts; or two for pairs, the first texts and the second texts.
 
     Args:
         X: Texts or pairs, as `rows` returns them.
         before: Number of texts that came before these, for messages.
-        where: What they are, for messages.
 
     Raises:
         PtuneError: There are none, they mix texts and pairs, or one of them is not a text.
@@ -91,14 +94,14 @@ def as_columns(X: Iterable[Any], before: int = 0, where: str = "the texts") -> l
     found = list(X)
     if not found:
         raise PtuneError("There are no texts.")
-    if isinstance(found[0], str) or not _is_pair(found[0]):
-        return [check(found, where, before)]
+    if not _is_pair(found[0]):
+        return [check(found, "the texts", before)]
     if wrong := [i for i, row in enumerate(found) if not _is_pair(row)]:
-        _refuse(found, wrong, where, before, 0)
+        _refuse(found, wrong, "the pairs of texts", before, 0)
     first, second = zip(*found, strict=True)
     return [
-        check(first, f"the first texts of {where}", before),
-        check(second, f"the second texts of {where}", before),
+        check(first, "the first texts of the pairs", before),
+        check(second, "the second texts of the pairs", before),
     ]
 
 
@@ -108,7 +111,8 @@ def as_rows(columns: Sequence[Sequence[str]]) -> list[Any]:
 
 
 def _is_pair(row: Any) -> bool:
-    return isinstance(row, list | tuple | np.ndarray) and len(row) == 2
+    unordered = isinstance(row, set | frozenset | bytearray | memoryview)
+    return not unordered and is_container(row) and len(row) == 2
 
 
 def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) -> list[str]:
@@ -124,15 +128,17 @@ def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) ->
         PtuneError: One of them is not a text; the message gives its position.
     """
     values = list(values)
-    numbers = [v for v in values if isinstance(v, int | float) and v == v]
+    numbers = [v for v in values if isinstance(v, int | float | np.number) and v == v]
     if len(numbers) > 1 and len(numbers) == len(values):
+        another = "Name another with --text-column." if first else "Convert numbers with str()."
         raise PtuneError(
-            f"Found numbers such as {numbers[0]!r} in {where}; expected texts. Is it the right "
-            "column? Name another with --text-column."
+            f"Found numbers such as {numbers[0]} in {where}, at {positions([before], first)}; "
+            f"expected texts. Is it the right column? {another}"
         )
     if wrong := [i for i, value in enumerate(values) if not _is_text(value)]:
         _refuse(values, wrong, where, before, first)
-    return [value if type(value) is str else str(value) for value in values]
+    # The string of an enum member is its value, and str() would give its name.
+    return [value if type(value) is str else str.__str__(value) for value in values]
 
 
 def _is_text(value: Any) -> bool:
@@ -165,16 +171,19 @@ def _described(value: Any) -> str:
     if isinstance(value, str):
         if not value.strip():
             return "an empty text"
+        if _is_unicode(value):
+            return f"the single text {value[:50]!r}"
         return f"{value[:50]!r}, which is not valid Unicode (it has a lone surrogate),"
     if is_missing(value):
         return f"a missing value ({value})"
-    if isinstance(value, bytes):
-        return f"bytes ({value[:20]!r}; call .decode() on them)"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"bytes ({bytes(value[:20])!r}; call .decode() on them)"
     if isinstance(value, Mapping):
         return 'a dictionary (take the text out of it, for example row["text"])'
-    if isinstance(value, list | tuple | set | np.ndarray):
+    if is_container(value) and not isinstance(value, type):
         kind = type(value).__name__
-        return f"a {kind} of {len(value)} ({str(value)[:50]})"
+        article = "an" if kind[0] in "aeiouAEIOU" or kind == "ndarray" else "a"
+        return f"{article} {kind} of {len(value)} ({str(value)[:50]})"
     return f"{str(value)[:50]!r} of type {type(value).__name__}"
 
 

@@ -129,7 +129,7 @@ def test_a_generator_and_a_list_give_the_same_arrays(classifier, texts):
         (["fine", ("a", "b")], "tuple of 2.* position 1 .*not a mixture"),
         ([("a", "b"), "fine"], "'fine'.* position 1 .*not a mixture"),
         ([("a", "b", "c")], "a tuple of 3"),
-        ([1, 2], "Found numbers such as 1 in the texts; expected texts"),
+        ([1, 2], "Found numbers such as 1 in the texts, at position 0 .*; expected texts"),
     ],
 )
 def test_a_wrong_text_is_named_with_its_position(classifier, wrong, message):

@@ -10,9 +10,12 @@ from ptune.labels.columns import (
     REGRESSION,
     SINGLE,
     LabelColumn,
+    columns_of,
     finite,
+    is_container,
     is_missing,
     read,
+    values_of,
 )
 from ptune.labels.labels import Labels, Prediction
 from ptune.labels.metrics import METRICS, compute, mean_and_std
@@ -26,9 +29,12 @@ __all__ = [
     "LabelColumn",
     "Labels",
     "Prediction",
+    "columns_of",
     "compute",
     "finite",
+    "is_container",
     "is_missing",
     "mean_and_std",
     "read",
+    "values_of",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +27,6 @@ PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 
 # Types of label values that ptune stores with a classifier.
 SCALARS = (str, bool, int, float, enum.Enum)
-_CONTAINERS = (list, tuple, set, frozenset, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ class LabelColumn:
                 f"{len(missing)} of {len(self)} labels are missing ({self.where}), at "
                 f"{positions(missing, self.first)}. Fill them in or leave those examples out."
             )
+        for name in self.names or ():
+            _check_scalar(name, f"the name of a column of {self.where}")
         for i, value in enumerate([] if self.kind == "indicators" else self.values):
             for label in value if self.kind == "several" else [value]:
                 _check_scalar(label, f"{self.where}, {positions([i], self.first)}")
@@ -151,20 +153,26 @@ def finite(values: Iterable[Any], where: str, first: int) -> list[float]:
 
 
 def is_missing(value: Any) -> bool:
-    """True for ``None``, NaN, pandas' NA and NaT, and blank strings."""
+    """True for ``None``, NaN, pandas' NA and NaT, masked cells and blank strings."""
     if isinstance(value, str):
         return not value.strip()
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    if value is None or type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
         return True
     return isinstance(value, float | np.floating | np.datetime64) and value != value
 
 
 def _check_scalar(label: Any, where: str) -> None:
     if not isinstance(label, SCALARS):
+        how = ".decode()" if isinstance(label, bytes) else "str()"
         raise PtuneError(
             f"The label {str(label)[:50]!r} is of type {type(label).__name__} ({where}). Labels "
             "are strings, integers, floats, booleans or enum members. Convert it, for example "
-            "with str()."
+            f"with {how}."
+        )
+    if isinstance(label, enum.Enum) and label.name not in type(label).__members__:
+        raise PtuneError(
+            f"The label {label!r} combines members of {type(label).__name__} ({where}). Pass a "
+            "list of members for each text, for example list(label)."
         )
     if isinstance(label, float) and not math.isfinite(label):
         raise PtuneError(f"The label {label} is not a finite number ({where}). Leave it out.")
@@ -179,7 +187,8 @@ def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:
     """Read the labels of examples from whatever holds them.
 
     Args:
-        y: A list, tuple, array, sparse matrix, Series, Categorical, DataFrame or Arrow column.
+        y: A list, tuple, array, sparse matrix, Series, Categorical, DataFrame, Arrow table or
+            column, or 🤗 data set.
         where, first: As in `LabelColumn`.
 
     Raises:
@@ -187,37 +196,71 @@ def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:
     """
     if isinstance(y, LabelColumn):
         return y
-    if isinstance(y, str | bytes | Mapping) or not hasattr(y, "__iter__"):
-        raise PtuneError(
-            f"Expected one label per example, and {where} are of type {type(y).__name__}. Pass a "
-            "list, an array or a column of a DataFrame."
-        )
     how: dict[str, Any] = {"where": where, "first": first}
-    if hasattr(y, "toarray"):  # a sparse matrix
-        y = y.toarray()
-    elif hasattr(y, "detach"):  # a tensor
-        y = y.detach().cpu().numpy()
-    if hasattr(y, "columns"):  # a DataFrame of pandas or Polars
-        names = [plain(name) for name in y.columns]
-        if len(names) == 1:
-            return read(_flattened(y[y.columns[0]]), **how)
-        rows = zip(*(list(y[name]) for name in y.columns), strict=True)
-        return _indicators(list(rows), names=tuple(names), **how)
-    if hasattr(y, "to_pylist"):  # Arrow
-        y = y.to_pylist()
+    y = _dense(y)
+    columns = columns_of(y)
+    dimensions = getattr(y, "ndim", 1)
+    if (
+        isinstance(y, str | bytes | Mapping | set | frozenset | type)
+        or dimensions not in (1, 2)
+        or (columns is None and not hasattr(y, "__iter__"))
+    ):
+        kind = type(y).__name__ + (f" with {dimensions} dimensions" if dimensions != 1 else "")
+        raise PtuneError(
+            f"Expected one label per example, and {where} are of type {kind}. Pass a list, an "
+            "array or a column of a DataFrame."
+        )
+    if columns is not None:
+        return _table(y, columns, **how)
     if getattr(y, "ndim", 1) == 2:
         if y.shape[1] == 1:
             return read(_flattened(y[:, 0]), **how)
         if y.dtype.kind in "biuf" or _is_binary(y.tolist()):
             return _indicators(y.tolist(), **how)
-    dtype = getattr(y, "dtype", None)
-    values = list(y)
-    if any(isinstance(v, _CONTAINERS) for v in values):
+    values = list(values_of(y))
+    if any(is_container(v) for v in values):
         return _nested(values, **how)
-    if not isinstance(dtype, np.dtype) and values and isinstance(values[0], np.generic):
-        dtype = np.asarray(values).dtype
+    dtype = getattr(y, "dtype", None)
+    if not isinstance(dtype, np.dtype):  # Arrow, Polars, pandas' own types, lists of scalars
+        numpy = hasattr(y, "__array__") or (values and isinstance(values[0], np.generic))
+        dtype = np.asarray(y if hasattr(y, "__array__") else values).dtype if numpy else None
     numbers = isinstance(dtype, np.dtype) and dtype.kind in "biuf"
     return LabelColumn("one", list(map(plain, values)), dtype=dtype if numbers else None, **how)
+
+
+def _dense(y: Any) -> Any:
+    """A sparse matrix or a tensor as an array, and anything else as it is."""
+    if hasattr(y, "toarray"):
+        return y.toarray()
+    if hasattr(y, "detach"):
+        y = y.detach().cpu().to_dense()
+        return (y.float() if str(y.dtype) == "torch.bfloat16" else y).numpy()
+    return y
+
+
+def columns_of(table: Any) -> list[Any] | None:
+    """The names of the columns of a DataFrame, Arrow table or 🤗 data set; ``None``: it is none."""
+    names = getattr(table, "column_names", None)
+    if names is None and hasattr(table, "__iter__"):
+        names = getattr(table, "columns", None)
+    return None if names is None else list(names)
+
+
+def values_of(column: Any) -> Iterable[Any]:
+    """The values of a column, which Arrow would wrap."""
+    return column.to_pylist() if hasattr(column, "to_pylist") else column
+
+
+def _table(y: Any, columns: list[Any], **how: Any) -> LabelColumn:
+    """A column for each label, or only one column with the labels."""
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise PtuneError(f"Two columns of {how['where']} are named {twice[0]!r}. Rename one.")
+    if not columns:
+        raise PtuneError(f"The table of {how['where']} has no columns. Pass at least one.")
+    if len(columns) == 1:
+        return read(_flattened(y[columns[0]]), **how)
+    rows = list(zip(*(values_of(y[name]) for name in columns), strict=True))
+    return _indicators(rows, names=tuple(map(plain, columns)), **how)
 
 
 def _flattened(column: Any) -> Any:
@@ -231,18 +274,29 @@ def _flattened(column: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar as a Python value, and a string without NumPy's subclass."""
-    if isinstance(value, np.generic) and not isinstance(value, np.datetime64):
-        return value.item()
-    return value
+    """A scalar of NumPy or PyTorch as a Python value."""
+    dimensions: int = getattr(value, "ndim", 1)
+    if dimensions or isinstance(value, np.datetime64) or is_missing(value):
+        return value
+    value = value.item()
+    return float(value) if isinstance(value, np.floating) else value  # longdouble
+
+
+def is_container(value: Any) -> bool:
+    """True for what holds several values: a list, set, array, Series and so on."""
+    scalar = isinstance(value, str | bytes | Mapping | enum.Enum)
+    return not scalar and isinstance(value, Collection) and getattr(value, "ndim", 1) != 0
 
 
 def _is_binary(rows: Sequence[Any]) -> bool:
     """True for rows of the same length that hold only 0, 1, booleans and missing values."""
     return all(
-        isinstance(row, list | tuple | np.ndarray) and len(row) == len(rows[0]) > 0 for row in rows
+        is_container(row) and not isinstance(row, set | frozenset) and len(row) == len(rows[0]) > 0
+        for row in rows
     ) and all(
-        not isinstance(v, str) and (is_missing(v) or v in (0, 1)) for row in rows for v in row
+        not isinstance(v, str) and not is_container(v) and (is_missing(v) or v in (0, 1))
+        for row in rows
+        for v in row
     )
 
 
@@ -253,28 +307,30 @@ def _nested(rows: list[Any], **how: Any) -> LabelColumn:
         return read(np.array(matrix), **how) if len(matrix[0]) == 1 else _indicators(matrix, **how)
     values: list[Any] = []
     for row in rows:
-        if isinstance(row, _CONTAINERS):
+        if is_container(row):
             labels = [plain(v) for v in row]
             # A set has no order of its own, and the order of an error message must not change.
             values.append(sorted(labels, key=repr) if isinstance(row, set | frozenset) else labels)
         else:
             values.append(None if is_missing(row) else [plain(row)])
+    digits = all(row and all(isinstance(v, str) and v in ("0", "1") for v in row) for row in values)
+    if digits and any(len(set(row)) < len(row) for row in values):
+        raise PtuneError(
+            f"Expected a matrix of the numbers 0 and 1; {how['where']} hold the strings '0' and "
+            "'1'. Convert them, for example with np.array(y).astype(int)."
+        )
     return LabelColumn("several", values, **how)
 
 
 def _indicators(rows: list[Any], names: tuple[Any, ...] | None = None, **how: Any) -> LabelColumn:
-    try:
-        matrix: NDArray[np.float64] = np.array(
-            [[np.nan if is_missing(v) else float(v) for v in row] for row in rows]
-        ).reshape(len(rows), -1)
-        wrong = ~np.isnan(matrix) & (matrix != 0) & (matrix != 1)
-    except (TypeError, ValueError):
-        wrong = np.array([[is_missing(v) or v not in (0, 1) for v in row] for row in rows])
-    if wrong.any():
-        i, j = np.argwhere(wrong)[0].tolist()
-        raise PtuneError(
-            "A matrix of labels has a column for each label and holds only 0 and 1. Found "
-            f"{rows[i][j]!r} in column {names[j] if names else j!r} of {how['where']}, at "
-            f"{positions([i], how['first'])}."
-        )
+    found = [[np.nan if is_missing(v) else v for v in row] for row in rows]
+    for i, row in enumerate(found):
+        for j, value in enumerate(row):
+            if value == value and (isinstance(value, str) or value not in (0, 1)):
+                raise PtuneError(
+                    "A matrix of labels has a column for each label and holds only 0 and 1. Found "
+                    f"{rows[i][j]!r} in column {names[j] if names else j!r} of {how['where']}, at "
+                    f"{positions([i], how['first'])}."
+                )
+    matrix: NDArray[np.float64] = np.array(found, dtype=float).reshape(len(rows), -1)
     return LabelColumn("indicators", matrix, names, **how)

@@ -92,7 +92,7 @@ class Labels:
             column.numbers()
             return cls(("score",), REGRESSION)
         names, value_type = distinct(column)
-        check_names(names, len(column), column.where)
+        check_names(names, column)
         return cls(names, kind, value_type)
 
     # In files and in Transformers' configurations.

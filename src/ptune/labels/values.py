@@ -43,6 +43,7 @@ def distinct(column: LabelColumn) -> tuple[tuple[str, ...], ValueType]:
     if column.kind == "several":
         all_values = [v for row in column.values for v in row]
     values = list({next(keys(v)): v for v in all_values}.values())
+    values = [v + 0.0 if type(v) is float else v for v in values]  # -0.0 is 0.0
     value_type = _type_of(values, column.dtype)
     if isinstance(value_type, tuple):
         values.sort(key=lambda v: (str(v), type(v).__name__))
@@ -103,7 +104,9 @@ def value_of(name: str, value_type: str) -> Any:
     if value_type == "bool":
         return ("False", "True").index(name) == 1
     if value_type in ("int", *_NUMPY):
-        number: int | float = float(name) if value_type.startswith("float") else int(name)
+        if not value_type.startswith("float"):
+            return int(name)
+        number = float(np.dtype(value_type).type(name))  # rounded as the user's own value is
         if not math.isfinite(number):
             raise ValueError(name)
         return number
@@ -122,7 +125,8 @@ def _imported(module: str, qualname: str) -> type[enum.Enum] | None:
 
 def as_array(values: Sequence[Any], value_type: ValueType) -> NDArray[Any]:
     """Label values as an array of their type."""
-    if value_type == "str":
+    # NumPy cuts NULs off the end of a string.
+    if value_type == "str" and not any(value.endswith("\0") for value in values):
         return np.asarray(values)
     if value_type in _NUMPY:
         return np.asarray(values, dtype=str(value_type))
@@ -154,20 +158,30 @@ def keys(value: Any) -> Iterator[tuple[str, Any]]:
             yield "text", str(int(value))
 
 
-def check_names(names: Sequence[str], examples: int, where: str) -> None:
+def _visible(name: str) -> str:
+    """A name without case, white space and invisible characters."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def check_names(names: Sequence[str], column: LabelColumn) -> None:
     """Refuse too few and too many labels, and warn about labels that look the same.
 
     Raises:
         PtuneError: There is only one label, or nearly one per example, or two have one name.
     """
+    where = column.where
+    if not names:
+        raise PtuneError(f"No example has a label ({where}). A classifier needs at least two.")
     if len(names) < 2:
+        none = "" if column.kind == "one" else " or none"
         raise PtuneError(
-            f"Every example has the label {(*names, '(none)')[0]!r} ({where}). A classifier needs "
-            "at least two. Is it the right column (--label-column)?"
+            f"Every example has the label {names[0]!r}{none} ({where}). A classifier needs at "
+            "least two. Is it the right column (--label-column)?"
         )
-    if len(names) > max(100, examples // 2):
+    if len(names) > max(100, len(column) // 2):
         raise PtuneError(
-            f"There are {len(names)} different labels in {examples} examples ({where}). Is it "
+            f"There are {len(names)} different labels in {len(column)} examples ({where}). Is it "
             "the right column (--label-column)? To predict numbers as numbers, use "
             "--problem-type regression."
         )
@@ -179,7 +193,7 @@ def check_names(names: Sequence[str], examples: int, where: str) -> None:
         )
     alike = defaultdict(list)
     for name in names:
-        alike["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+        alike[_visible(name)].append(name)
     groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if groups:
         warnings.warn(
