@@ -73,7 +73,7 @@ def majority(job: Job) -> tuple[Scores, int]:
     """Always predict the most frequent label."""
     from ptune.training.report import majority
 
-    return majority(job.dataset()), 0
+    return majority(job.dataset())[0], 0
 
 
 def logistic_regression(job: Job) -> tuple[Scores, int]:

@@ -583,8 +583,8 @@ def test_sample_weights_count_in_the_score():
 
 def test_the_majority_of_equally_frequent_labels_is_the_first():
     labels = learned(["a", "b"])
-    assert labels.majority([1, 0, 0, 1]) == 0
-    assert labels.majority([1, 0, 1]) == 1
+    assert labels.majority([1, 0, 0, 1]) == (0, True)
+    assert labels.majority([1, 0, 1]) == (1, False)
 
 
 @pytest.mark.parametrize("y", [[3, 7], [True, False], [1.0, 2.0], [Colour.RED, Colour.BLUE]])

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -179,6 +180,62 @@ def test_training_prints_epochs_majority_class_and_the_next_step(run_ptune, flag
     assert "epoch  1.0/1" in done.out
     assert "majority class" in done.out
     assert f"ptune predict {tmp_path / 'run'}" in done.out
+
+
+def test_training_prints_the_problem_type_and_how_to_change_it(run_ptune, flags, tmp_path):
+    done = run_ptune(*flags, "--output-dir", tmp_path / "run")
+    printed = " ".join(done.out.split())
+    assert "Trained as single_label_classification with 2 labels: " in printed
+    assert "To change that, use --problem-type." in printed
+
+
+@pytest.mark.parametrize(("labels", "title"), [("abab", "majority class (tie)"), ("aaab", None)])
+def test_the_table_says_if_several_labels_are_equally_frequent(
+    run_ptune, flags, tmp_path, labels, title
+):
+    for name in ("train", "eval"):
+        rows = [f"text {i},{labels[i % 4]}" for i in range(8)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    files = ["--train-file", tmp_path / "train.csv", "--eval-file", tmp_path / "eval.csv"]
+    done = run_ptune(*flags, *files, "--output-dir", tmp_path / "run")
+    row = next(line for line in done.out.splitlines() if "majority class" in line)
+    assert (title or "majority class") in row
+    assert ("tie" in row) == (title is not None)
+    # Of equally frequent labels the first one, a.
+    assert f"{labels.count('a') / 4:.4f}" in row
+
+
+def test_a_label_with_a_single_example_is_named(run_ptune, flags, tmp_path, caplog):
+    rows = [f"text {i},{'ab'[i % 2]}" for i in range(12)] + ["text 12,rare"]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows]))
+    done = run_ptune(*flags, "--train-file", tmp_path / "a.csv", "--output-dir", tmp_path / "run")
+    assert done.code == 0
+    assert "1 label(s) have a single example, such as rare." in caplog.text
+
+
+def test_columns_of_zeros_and_ones_are_trained_and_evaluated(run_ptune, flags, tmp_path):
+    """An empty cell is unknown: it counts neither way, in training and in the scores."""
+    rows = [f"text {i},{i % 2},{'' if i % 3 else 1 - i % 2}" for i in range(12)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,late,rude", *rows]))
+    columns = ["--indicator-column", "late", "--indicator-column", "rude"]
+    done = run_ptune(
+        *flags, "--train-file", tmp_path / "a.csv", *columns, "--output-dir", tmp_path / "run"
+    )
+    assert done.code == 0, done
+    assert "multi_label_classification with 2 labels: late, rude" in " ".join(done.out.split())
+    done = run_ptune("evaluate", tmp_path / "run", "--file", tmp_path / "a.csv", *columns)
+    classifier = ptune.load(tmp_path / "run")
+    known = classifier.predict([f"text {i}" for i in range(12)]) == [
+        [i % 2, -1 if i % 3 else 1 - i % 2] for i in range(12)
+    ]
+    right = [known[i, 0] and (i % 3 != 0 or known[i, 1]) for i in range(12)]
+    assert json.loads(done.out)["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_columns_of_zeros_and_ones_and_a_label_column_are_refused_together(refused, mail, trained):
+    words = ["evaluate", trained, "--file", mail, "--label-column", "label"]
+    refused([*words, "--indicator-column", "late"], "--label-column or --indicator-column")
+    refused([*words[:4], "--indicator-column", "late"], "has no column 'late'")
 
 
 def test_every_field_of_training_arguments_is_an_option(flags, tmp_path):

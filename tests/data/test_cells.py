@@ -1,11 +1,34 @@
 """Labels in the cells of files."""
 
+import numpy as np
 import pytest
+from conftest import refused
 
 from ptune import PtuneError
-from ptune.data.cells import label_column, looks_continuous
+from ptune.data.cells import indicator_columns, label_column, looks_continuous
 from ptune.data.dataset import labelled_texts, load_files
 from ptune.labels import MULTI, Labels
+
+
+def test_columns_of_zeros_and_ones_are_labels_and_empty_cells_are_unknown():
+    column = indicator_columns(
+        {"late": ["1", "0.0", "", None], "rude": ["False", "true", "1.0", 0]}, "a.csv"
+    )
+    labels = Labels.learn(column)
+    assert labels.names == ("late", "rude")
+    assert labels.is_multi
+    unknown = np.nan
+    np.testing.assert_array_equal(
+        labels.encode(column), [[1, 0], [0, 1], [unknown, 1], [unknown, 0]]
+    )
+
+
+def test_another_value_among_zeros_and_ones_is_named():
+    with refused(
+        "A matrix of labels has a column for each label and holds only 0 and 1. Found 'often' in "
+        "column 'late' of a.csv, at row 2 (counting from 1)."
+    ):
+        indicator_columns({"late": ["1", "often"], "rude": ["0", "1"]}, "a.csv")
 
 
 @pytest.mark.parametrize(

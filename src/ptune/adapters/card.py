@@ -172,6 +172,7 @@ def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         "scores": rows,
         "has_majority": bool(majority),
+        "tie": bool(metrics.get("majority_tie")),
         "evaluated_on": metrics.get("task", "the evaluation set"),
         "examples": sum((metrics.get("eval_examples") or {}).values()),
         "dataset_revision": metrics.get("dataset_revision"),

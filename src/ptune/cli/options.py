@@ -89,6 +89,7 @@ _SETTINGS = settings_of(TrainSettings)
 TextColumn = Annotated[str | None, option_of(_SETTINGS["text_column"])]
 PairColumn = Annotated[str | None, option_of(_SETTINGS["text_pair_column"])]
 LabelColumn = Annotated[str | None, option_of(_SETTINGS["label_column"])]
+IndicatorColumn = Annotated[list[str] | None, option_of(_SETTINGS["indicator_column"])]
 Separator = Annotated[str | None, option_of(_SETTINGS["label_separator"])]
 SkipUnlabelled = Annotated[bool, option_of(_SETTINGS["skip_unlabelled"])]
 Delimiter = Annotated[str | None, option_of(_SETTINGS["delimiter"])]

@@ -18,6 +18,7 @@ from ptune.cli.options import (
     Delimiter,
     DtypeOption,
     Encoding,
+    IndicatorColumn,
     LabelColumn,
     LabelledFile,
     Model,
@@ -208,6 +209,7 @@ def evaluate(
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    indicator_column: IndicatorColumn = None,
     label_separator: Separator = None,
     skip_unlabelled: SkipUnlabelled = False,
     delimiter: Delimiter = None,
@@ -238,7 +240,9 @@ def evaluate(
         task=task,
         data_dir=data_dir,
         file=file,
-        columns=Columns(text_column, text_pair_column, label_column),
+        columns=Columns(
+            text_column, text_pair_column, label_column, tuple(indicator_column or ()) or None
+        ),
         dialect=Dialect(delimiter, encoding, not no_header),
         label_separator=label_separator,
         skip_unlabelled=skip_unlabelled,

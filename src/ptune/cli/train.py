@@ -26,6 +26,7 @@ from ptune.cli.options import (
 )
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
+from ptune.files import METRICS_NAME, read_json
 from ptune.training.settings import TRAINING, TrainSettings
 
 if TYPE_CHECKING:
@@ -109,12 +110,21 @@ def _show_run(run: Run) -> None:
     table = Table("", *[k.replace("_", " ") for k in scores], title=run.metrics["task"])
     table.add_row("p-tuned", *[f"{v:.4f}" for v in scores.values()])
     if base := run.metrics["majority"]:
-        table.add_row("majority class", *[f"{base[k]:.4f}" if k in base else "" for k in scores])
+        title = "majority class" + (" (tie)" if run.metrics["majority_tie"] else "")
+        table.add_row(title, *[f"{base[k]:.4f}" if k in base else "" for k in scores])
     console.print(table)
+    _show_problem_type(run.metrics)
     say(
         f"Saved in {run.folder}: adapter, metrics.json, settings.json, learning_curve.png, "
         f'confusion_matrix.png.\nTry it: ptune predict {run.folder} "…"'
     )
+
+
+def _show_problem_type(metrics: dict[str, Any]) -> None:
+    names, kind = metrics["labels"], metrics.get("problem_type", "a classifier")
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    labels = f" with {len(names)} labels: {shown}" if len(names) > 1 else ""
+    say(f"Trained as {kind}{labels}. To change that, use --problem-type.")
 
 
 def _show_spread(spread: dict[str, dict[str, float]], folder: Path, seeds: int) -> None:
@@ -122,6 +132,7 @@ def _show_spread(spread: dict[str, dict[str, float]], folder: Path, seeds: int) 
     table.add_row("mean", *[f"{v['mean']:.4f}" for v in spread.values()])
     table.add_row("standard deviation", *[f"{v['std']:.4f}" for v in spread.values()])
     console.print(table)
+    _show_problem_type(read_json(next(folder.glob("seed-*")) / METRICS_NAME))
     say(f"Saved in {folder}: seeds.json, and a run for each seed.")
 
 

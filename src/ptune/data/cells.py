@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ptune.labels import MULTI, REGRESSION, LabelColumn, is_missing, read
+from ptune.labels import MULTI, REGRESSION, LabelColumn, indicators, is_missing, read
 
 SEPARATOR = "|"
 # From this number of different values on, numbers with a fraction look continuous.
 MANY_VALUES = 20
 
+# pandas writes whole numbers with a fraction if some are missing.
+_BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 
@@ -57,6 +59,24 @@ def label_column(
     if not typed:
         values = _numbers(values, problem_type)
     return read(values, where, first=1)
+
+
+def indicator_columns(table: Mapping[str, Sequence[Any]], where: str) -> LabelColumn:
+    """Columns of 0 and 1, one for each label. An empty cell is unknown.
+
+    Args:
+        table: The cells of each column.
+        where: The file, for messages.
+
+    Raises:
+        PtuneError: A cell holds something else.
+    """
+    cells = [
+        [_BINARY.get(str(cell).strip().lower(), cell) for cell in column]
+        for column in table.values()
+    ]
+    rows = list(zip(*cells, strict=True))
+    return indicators(rows, names=tuple(table), where=where, first=1)
 
 
 def are_numbers(texts: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptune.data.cells import are_numbers, label_column
+from ptune.data.cells import are_numbers, indicator_columns, label_column
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import BY_NAME, Columns, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
@@ -230,13 +230,16 @@ def labelled_texts(
     table = read_table(file, dialect)
     found = find_columns(table, columns, file)
     names = [name for name in (found.text, found.text_pair) if name is not None]
-    column = label_column(
-        table[str(found.label)],
-        f"column {found.label!r} of {file}",
-        problem_type=problem_type,
-        separator=label_separator,
-        typed=is_typed(file),
-    )
+    if found.indicators:
+        column = indicator_columns({name: table[name] for name in found.indicators}, str(file))
+    else:
+        column = label_column(
+            table[str(found.label)],
+            f"column {found.label!r} of {file}",
+            problem_type=problem_type,
+            separator=label_separator,
+            typed=is_typed(file),
+        )
     texts = [table[name] for name in names]
     missing = column.missing()
     if missing and skip_unlabelled:
@@ -284,6 +287,12 @@ def _hold_out(data: TaskData, seed: int) -> tuple[Dataset, Dataset]:
         parts = rest.train_test_split(test_size=0.2, seed=seed, stratify_by_column=stratify)
         train, held_out = parts["train"], parts["test"]
     if once:
+        names = [data.labels.names[dataset[LABEL][i]] for i in once[:5]]
+        logger.warning(
+            "%d label(s) have a single example, such as %s. They are learned and not evaluated.",
+            len(once),
+            ", ".join(names),
+        )
         train = datasets.concatenate_datasets([train, dataset.select(once).cast(train.features)])
     if not len(held_out) or (counts and len(set(train[LABEL])) < len(counts)):
         labels = f" of {len(counts)} labels" if counts else ""

@@ -53,11 +53,17 @@ Table = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the texts and the label; ``None``: found by name."""
+    """Which columns hold the texts and the label; ``None``: found by name.
+
+    Attributes:
+        text, text_pair, label: Names of columns.
+        indicators: Names of columns of zeros and ones, one for each label, in place of `label`.
+    """
 
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    indicators: tuple[str, ...] | None = None
 
 
 BY_NAME = Columns()
@@ -325,19 +331,27 @@ def find_columns(
     if names == _numbered(names) and asked == BY_NAME and labelled and len(names) in (2, 3):
         # A file without a header: the label comes last.
         return Columns(names[0], names[1] if len(names) == 3 else None, names[-1])
-    for name in (asked.text, asked.text_pair, asked.label if labelled else None):
+    if asked.label and asked.indicators:
+        raise PtuneError("Name the labels with --label-column or --indicator-column, not both.")
+    for name in (
+        asked.text,
+        asked.text_pair,
+        asked.label if labelled else None,
+        *(asked.indicators or ()),
+    ):
         if name is not None and name not in names:
             raise PtuneError(f"{file} has no column {name!r}; {near(name, names)}.")
     text, pair, label = asked.text, asked.text_pair, asked.label
-    if labelled and label is None:
+    if labelled and label is None and not asked.indicators:
         label = next((n for n in LABEL_NAMES if n in names and n not in (text, pair)), None)
         if label is None:
             raise PtuneError(
                 f"No column of {file} is called like a label ({', '.join(LABEL_NAMES)}); it has "
-                f"{', '.join(names)}. Name it with --label-column."
+                f"{', '.join(names)}. Name it with --label-column, or each column of 0 and 1 with "
+                "--indicator-column."
             )
     if text is None:
-        free = [n for n in names if n not in (label, pair)]
+        free = [n for n in names if n not in (label, pair, *(asked.indicators or ()))]
         text, pair = next(
             ((a, b) for a, b in PAIR_NAMES if a in free and (b == pair if pair else b in free)),
             (None, pair),
@@ -351,4 +365,4 @@ def find_columns(
             f"{', '.join(names)}. Name it with --text-column, or use --no-header if the first line "
             "is an example."
         )
-    return Columns(text, pair, label if labelled else None)
+    return Columns(text, pair, label if labelled else None, asked.indicators)

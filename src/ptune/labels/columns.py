@@ -216,7 +216,7 @@ def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:
         if y.shape[1] == 1:
             return read(_flattened(y[:, 0]), **how)
         if y.dtype.kind in "biuf" or _is_binary(y.tolist()):
-            return _indicators(y.tolist(), **how)
+            return indicators(y.tolist(), **how)
     values = list(values_of(y))
     if any(is_container(v) for v in values):
         return _nested(values, **how)
@@ -260,7 +260,7 @@ def _table(y: Any, columns: list[Any], **how: Any) -> LabelColumn:
     if len(columns) == 1:
         return read(_flattened(y[columns[0]]), **how)
     rows = list(zip(*(values_of(y[name]) for name in columns), strict=True))
-    return _indicators(rows, names=tuple(map(plain, columns)), **how)
+    return indicators(rows, names=tuple(map(plain, columns)), **how)
 
 
 def _flattened(column: Any) -> Any:
@@ -304,7 +304,7 @@ def _nested(rows: list[Any], **how: Any) -> LabelColumn:
     """Rows that are lists, tuples or sets."""
     if _is_binary(rows):
         matrix = [list(row) for row in rows]
-        return read(np.array(matrix), **how) if len(matrix[0]) == 1 else _indicators(matrix, **how)
+        return read(np.array(matrix), **how) if len(matrix[0]) == 1 else indicators(matrix, **how)
     values: list[Any] = []
     for row in rows:
         if is_container(row):
@@ -322,7 +322,17 @@ def _nested(rows: list[Any], **how: Any) -> LabelColumn:
     return LabelColumn("several", values, **how)
 
 
-def _indicators(rows: list[Any], names: tuple[Any, ...] | None = None, **how: Any) -> LabelColumn:
+def indicators(rows: list[Any], names: tuple[Any, ...] | None = None, **how: Any) -> LabelColumn:
+    """A row of zeros and ones per example; missing values are unknown.
+
+    Args:
+        rows: The rows.
+        names: The labels of the columns.
+        **how: `where` and `first` of the `LabelColumn`.
+
+    Raises:
+        PtuneError: A value is neither 0 nor 1. The message names its column and position.
+    """
     found = [[np.nan if is_missing(v) else v for v in row] for row in rows]
     for i, row in enumerate(found):
         for j, value in enumerate(row):

@@ -383,9 +383,13 @@ class Labels:
         predictions = np.where(unknown, 0, predictions)[known]
         return np.nan_to_num(targets)[known].astype(int), predictions, known
 
-    def majority(self, targets: Sequence[int]) -> int:
-        """The most frequent label number; of equally frequent ones the first."""
-        return int(np.bincount(targets).argmax())
+    def majority(self, targets: Sequence[int]) -> tuple[int, bool]:
+        """The most frequent label number, and whether others are as frequent.
+
+        Of equally frequent labels it is the first in the order of the labels.
+        """
+        counts = np.bincount(targets)
+        return int(counts.argmax()), int((counts == counts.max()).sum()) > 1
 
     def confusion(self, targets: Array, predictions: Array) -> NDArray[np.int64]:
         """Counts ``[num_labels, num_labels]`` of one label per text: true labels in rows."""

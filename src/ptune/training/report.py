@@ -60,18 +60,23 @@ def best(epochs: list[dict[str, Any]], dataset: TaskData) -> dict[str, Any]:
     return max(scored, key=lambda e: e[key]) if scored else {}
 
 
-def majority(dataset: TaskData) -> dict[str, float]:
-    """The scores of always predicting the most frequent label of the training set."""
+def majority(dataset: TaskData) -> tuple[dict[str, float], bool]:
+    """The scores of always predicting the most frequent label of the training set.
+
+    Returns:
+        The scores, and whether other labels are as frequent.
+    """
     if dataset.train is None or not dataset.labels.is_single:
-        return {}
-    majority = dataset.labels.majority(dataset.train[LABEL])
-    return {
+        return {}, False
+    majority, tie = dataset.labels.majority(dataset.train[LABEL])
+    scores = {
         (f"{name}_" if name else "") + key: value
         for name, examples in dataset.evaluation.items()
         for key, value in metrics.compute(
             dataset.metrics, np.asarray(examples[LABEL]), np.full(len(examples), majority)
         ).items()
     }
+    return scores, tie
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -145,7 +150,9 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, dataset: TaskData, file:
         if labels.is_regression:
             figure = _scatter(truth, predicted)
         elif labels.is_multi:
-            figure = _bars((truth.astype(int) == predicted).mean(axis=0), labels.names)
+            known = ~np.isnan(truth)
+            right_ones = ((truth == predicted) & known).sum(axis=0)
+            figure = _bars(right_ones / np.maximum(known.sum(axis=0), 1), labels.names)
         else:
             figure = _matrix(labels.confusion(truth, predicted), labels.names)
             right = f": {int((truth == predicted).sum())} of {len(truth)} correct"

@@ -238,7 +238,12 @@ def load_dataset(settings: TrainSettings) -> TaskData:
         dataset = load_files(
             settings.train_file,
             settings.eval_file,
-            columns=Columns(settings.text_column, settings.text_pair_column, settings.label_column),
+            columns=Columns(
+                settings.text_column,
+                settings.text_pair_column,
+                settings.label_column,
+                tuple(settings.indicator_column or ()) or None,
+            ),
             dialect=Dialect(settings.delimiter, settings.encoding, not settings.no_header),
             problem_type=settings.problem_type,
             label_separator=settings.label_separator,
@@ -424,6 +429,7 @@ def _results(
     model: Any = trainer.model
     epochs = report.history(trainer.state.log_history)
     trainable, total = model.get_nb_trainable_parameters()
+    majority, tie = report.majority(dataset)
     assert dataset.train is not None
     return {
         "task": dataset.name,
@@ -434,8 +440,10 @@ def _results(
         "best": report.best(epochs, dataset),
         "adapter": "best" if trainer.args.load_best_model_at_end else "last",
         "epochs": epochs,
-        "majority": report.majority(dataset),
+        "majority": majority,
+        "majority_tie": tie,
         "labels": list(dataset.labels.names),
+        "problem_type": dataset.labels.kind,
         "confusion_matrix": {
             name or "eval": dataset.labels.confusion(*pair).tolist()
             for name, pair in answers.items()

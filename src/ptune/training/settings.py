@@ -197,6 +197,13 @@ class TrainSettings(ClassifierSettings):
     label_column: str | None = setting(
         None, "Column with the label.", DATA, unset="found by name", metavar="NAME"
     )
+    indicator_column: list[str] | None = setting(
+        None,
+        "Column of 0 and 1 for one label; an empty cell means unknown. Repeat it for each label, "
+        "in place of label_column.",
+        DATA,
+        metavar="NAME",
+    )
     delimiter: str | None = setting(
         None, "Separates the cells of a CSV file.", DATA, unset="found in the file"
     )

@@ -31,7 +31,6 @@ from transformers import (
 )
 
 from ptune import compat
-from ptune import labels as metrics
 from ptune.data.dataset import LABEL, PAIR, TEXT, WEIGHT, TaskData, quiet
 from ptune.errors import PtuneError
 from ptune.labels import Labels
@@ -332,7 +331,8 @@ def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
         # `Trainer`'s own loss counts the examples that fill up the last batch of each process.
         loss = dataset.labels.loss(torch.tensor(logits), torch.tensor(targets))
         predicted = dataset.labels.decide(logits)
-        return {"loss": float(loss), **metrics.compute(dataset.metrics, targets, predicted)}
+        scores = dataset.labels.scores(dataset.metrics, targets, predicted)
+        return {"loss": float(loss), **scores}
 
     return compute
 
