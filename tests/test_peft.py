@@ -388,7 +388,7 @@ def test_what_ptune_does_not_do_is_refused_with_a_reason(tmp_path):
         ),
         (
             {"num_virtual_tokens": 0},
-            "num_virtual_tokens is 0; expected an integer of at least 1.",
+            "num_virtual_tokens is 0; expected an integer from 1 to 10,000.",
         ),
     ],
 )

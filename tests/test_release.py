@@ -300,6 +300,13 @@ def tiny(config):
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def funnel(block_sizes):
+    sizes = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16}
+    return tiny(transformers.FunnelConfig(vocab_size=99, block_sizes=block_sizes, **sizes))
+
+
 UNFIT = {
     "no token embeddings": (
         lambda: tiny(transformers.CanineConfig(**SMALL, intermediate_size=32)),
@@ -316,15 +323,8 @@ UNFIT = {
         K,
         "head",
     ),
-    "no deep prompt is possible": (
-        lambda: tiny(
-            transformers.FunnelConfig(
-                vocab_size=99, block_sizes=[2, 2], d_model=16, n_head=2, d_head=8, d_inner=16
-            )
-        ),
-        DEEP,
-        "deep prompt",
-    ),
+    "no deep prompt is possible": (lambda: funnel([2, 2]), DEEP, "deep prompt"),
+    "no deep prompt in as many blocks as layers": (lambda: funnel([1, 1]), DEEP, "deep prompt"),
 }
 
 

@@ -343,6 +343,37 @@ def test_a_thread_that_never_chose_uses_the_latest_choice(pair):
     assert in_a_thread(lambda: just_use("default")) == ("default", True)
 
 
+@each_subject([Subject()])
+def test_an_adapter_trains_on_while_another_thread_chooses_another_one(pair):
+    model, inputs, _, folder = pair
+    for name in ("one", "two"):
+        model.load_adapter(folder, name, is_trainable=True)
+    go_on, chose, ready = threading.Event(), threading.Event(), threading.Event()
+
+    def choose_and_wait():
+        assert ready.wait(30)
+        model.set_adapter("two")
+        chose.set()
+        return go_on.wait(30)
+
+    def train():
+        model.set_adapter("one")
+        optimizer = torch.optim.SGD(
+            [p for group in model.parameter_groups(0.1) for p in group["params"]], lr=0.1
+        )
+        before = {n: p.clone() for n, p in model.trained_state().items()}
+        ready.set()
+        assert chose.wait(30)
+        labels = torch.eye(4)[:3]
+        model.train()(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+        go_on.set()
+        after = model.trained_state()
+        return before.keys() == after.keys(), {n for n in after if after[n].equal(before[n])}
+
+    assert in_threads(train, choose_and_wait) == [(True, set()), True]
+
+
 @each_subject([Subject(), Subject("input"), Subject("layers")])
 def test_adapters_are_loaded_and_deleted_while_others_predict(pair):
     model, inputs, logits, place = pair

@@ -224,10 +224,36 @@ def was_loaded(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "_is_hf_initialized", False))
 
 
-def set_source(backbone: PreTrainedModel, name: str) -> None:
+def set_source(backbone: PreTrainedModel, name: str, commit: str | None = None) -> None:
     """Record where a backbone came from, for its configuration and for messages."""
     backbone.name_or_path = name
     backbone.config._name_or_path = name
+    if commit is not None:
+        backbone.config._commit_hash = commit  # as earlier versions of Transformers
+
+
+def commit_of(backbone: PreTrainedModel) -> str | None:
+    """The commit on the Hub that a backbone was loaded from; ``None`` if unknown."""
+    known = getattr(backbone.config, "_commit_hash", None)
+    return known if isinstance(known, str) else commit_in(backbone.name_or_path)
+
+
+def commit_in(path: str) -> str | None:
+    """The commit in a path of the Hub's cache, `models--owner--name/snapshots/<commit>`."""
+    found = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})", path)
+    return found[1] if found else None
+
+
+def cached_commit(name: str, revision: str | None, cache_dir: Any) -> str | None:
+    """The commit of a model that was just loaded from the Hub; ``None`` for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(name, "config.json", revision=revision, cache_dir=cache_dir)
+    except HFValidationError:
+        return None
+    return commit_in(file) if isinstance(file, str) else None
 
 
 def optional_file(source: str, name: str, **where: Any) -> Path | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from ptune import compat
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
+from ptune.backbones.fingerprint import compare
 from ptune.backbones.loading import load_tokenizer, loading, smallest
 from ptune.errors import PtuneError
 from ptune.labels import SINGLE, Labels
@@ -55,16 +57,36 @@ class AdapterState:
 
 
 class _ThreadChoice(threading.local):
-    """The adapter that a thread has chosen, and whether it has disabled all adapters."""
+    """The adapter that a thread has chosen, and whether it has disabled all adapters.
 
-    adapter: str | None = None
+    Args:
+        by_thread: What each thread has chosen; shared by all threads.
+    """
+
     disabled: bool = False
 
+    def __init__(self, by_thread: WeakKeyDictionary[threading.Thread, str]) -> None:
+        self.by_thread = by_thread
+        self.adapter: str | None = None
+
+    @classmethod
+    def new(cls) -> _ThreadChoice:
+        """No thread has chosen anything."""
+        return cls(WeakKeyDictionary())
+
+    def choose(self, name: str) -> None:
+        """Choose an adapter for the calling thread."""
+        self.adapter = self.by_thread[threading.current_thread()] = name
+
+    def of_others(self) -> set[str]:
+        """The adapters that running threads have chosen."""
+        return {name for thread, name in list(self.by_thread.items()) if thread.is_alive()}
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _ThreadChoice, ()
+        return _ThreadChoice.new, ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _ThreadChoice:
-        return _ThreadChoice()
+        return _ThreadChoice.new()
 
 
 class AdapterSet:
@@ -131,9 +153,10 @@ class AdapterSet:
             PtuneError: There is no adapter with this name.
         """
         self._check_known(name)
-        self._choice.adapter = name
+        self._choice.choose(name)
         with self.host.passes.lock:
             if name == self._default_adapter:
+                self._freeze_inactive()
                 return
             self._default_adapter = name
             self.host.heads.install(self.adapters[name].head)
@@ -155,7 +178,7 @@ class AdapterSet:
         if self._default_adapter == name:
             self._default_adapter = new_name
         if self._choice.adapter == name:
-            self._choice.adapter = new_name
+            self._choice.choose(new_name)
         del self.adapters[name], self.prompt_encoders[name]
 
     def delete_adapter(self, name: str) -> None:
@@ -198,10 +221,10 @@ class AdapterSet:
             )
 
     def _freeze_inactive(self) -> None:
-        """Train only the active adapter, and only if it is trainable."""
-        active = self._default_adapter
+        """Train only adapters that a thread uses, and only if they are trainable."""
+        used = {self._default_adapter, *self._choice.of_others()}
         for name, state in self.adapters.items():
-            self.prompt_encoders[name].requires_grad_(name == active and state.trains)
+            self.prompt_encoders[name].requires_grad_(name in used and state.trains)
             for parameter in state.head.parameters.values():
                 parameter.requires_grad_(state.trains)
 
@@ -251,7 +274,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             try:
                 super().__init__(backbone.config)
                 self.host, self.backbone = host, backbone
-                self._choice = _ThreadChoice()
+                self._choice = _ThreadChoice.new()
                 self._default_adapter = adapter_name
                 self.adapters: dict[str, AdapterState] = {}
                 self.prompt_encoders = nn.ModuleDict()
@@ -265,7 +288,13 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
                 raise
 
     def load_adapter(
-        self, source: Any, adapter_name: str, *, is_trainable: bool = False, **where: Any
+        self,
+        source: Any,
+        adapter_name: str,
+        *,
+        is_trainable: bool = False,
+        allow_other_backbone: bool = False,
+        **where: Any,
     ) -> None:
         """Add a saved adapter without activating it.
 
@@ -275,6 +304,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             source: A folder, a repository on the Hub, or an `Adapter`.
             adapter_name: Its name in this model.
             is_trainable: Whether it trains while it is active. It has no prompt encoder.
+            allow_other_backbone: As for `from_adapter`.
             **where: As for `Adapter.read`.
 
         Raises:
@@ -282,7 +312,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         """
         self._check_new_name(adapter_name)
         adapter = _adapter(source, **where)
-        check_fits(adapter, self.host)
+        check_fits(adapter, self.host, allow_other_backbone=allow_other_backbone)
         config = replace(adapter.config, inference_mode=not is_trainable)
         if is_trainable:
             config = replace(config, encoder_reparameterization_type="NONE")
@@ -554,10 +584,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         """The tensors needed to resume training: prompt encoder and head, by their names here.
 
         Args:
-            name: The adapter; ``None``: the one that trains now.
+            name: The adapter; ``None``: the active one.
         """
-        if name is None or name == self._default_adapter:
-            return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+        name = self.active_adapter if name is None else name
         state = self.adapters[name]
         if not state.trains:
             return {}
@@ -599,7 +628,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             max_length=state.max_length,
             pairs=state.pairs,
-            backbone=self.architecture.sizes,
+            backbone=self.host.identity,
         )
 
     @classmethod
@@ -611,6 +640,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         is_trainable: bool = False,
         config: PromptEncoderConfig | None = None,
         adapter_name: str = "default",
+        allow_other_backbone: bool = False,
     ) -> PromptModel:
         """Put an adapter on a backbone.
 
@@ -621,18 +651,23 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
                 embeddings as plain parameters.
             config: Replaces the adapter's configuration.
             adapter_name: Its name in the model.
+            allow_other_backbone: Accept a backbone of the same sizes with other weights than the
+                adapter was trained on. Predictions then differ.
 
         Raises:
             PtuneError: The adapter belongs to another backbone. `backbone` is then unchanged.
         """
         own, width = Architecture.of(backbone), adapter.prompt_embeddings.shape[1]
-        check_backbone(adapter, own, backbone)
+        check_backbone(adapter, own, backbone, allow_other_backbone=allow_other_backbone)
         config = replace(config or adapter.config, inference_mode=not is_trainable)
         state = adapter.read_trained_state() if is_trainable else None
         if is_trainable and state is None:
             config = replace(config, encoder_reparameterization_type="NONE")
         # A loaded prompt is not initialised from words, which would need a tokenizer.
         start = replace(config, prompt_init="random", prompt_init_text=None)
+        if state is not None:
+            state = {_renamed(name, adapter_name): tensor for name, tensor in state.items()}
+            check_encoder(adapter, state, replace(start, token_dim=own.token_dim), adapter_name)
         embeddings = adapter.prompt_embeddings if state is None else None
         mechanism = adapter.mechanism or own.mechanism_of(config.depth, width)
         model = cls(
@@ -650,9 +685,8 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             )
             model._fill_head(adapter)
             if state is not None:
-                own_names = {_renamed(n, adapter_name): tensor for n, tensor in state.items()}
-                check_trained_state(adapter, own_names, model.trained_state())
-                model.load_state_dict(own_names, strict=False)
+                check_trained_state(adapter, state, model.trained_state())
+                model.load_state_dict(state, strict=False)
         except BaseException:
             model.unload()
             raise
@@ -669,6 +703,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         *,
         is_trainable: bool = False,
         config: PromptEncoderConfig | None = None,
+        allow_other_backbone: bool = False,
         **where: Any,
     ) -> PromptModel:
         """Put a saved adapter on `model`: `from_adapter` for a folder or a Hub repository.
@@ -676,14 +711,20 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         Args:
             model: The backbone.
             model_id: A folder, a repository on the Hub, or an `Adapter`.
-            is_trainable, config: As for `from_adapter`.
+            is_trainable, config, allow_other_backbone: As for `from_adapter`.
             **where: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
         Raises:
             PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
         """
         adapter = _adapter(model_id, **where)
-        return cls.from_adapter(model, adapter, is_trainable=is_trainable, config=config)
+        return cls.from_adapter(
+            model,
+            adapter,
+            is_trainable=is_trainable,
+            config=config,
+            allow_other_backbone=allow_other_backbone,
+        )
 
     def use_adapter(self, adapter: Adapter) -> None:
         """Replace the active adapter's prompt encoder and head by a saved prompt and head.
@@ -762,11 +803,26 @@ def _adapter(source: Any, **where: Any) -> Adapter:
 # Whether an adapter belongs to a backbone.
 
 
-def check_backbone(adapter: Adapter, own: Architecture, backbone: PreTrainedModel) -> None:
-    """Check that an adapter belongs to a backbone. Warn if only the backbone's name differs.
+def check_backbone(
+    adapter: Adapter,
+    own: Architecture,
+    backbone: PreTrainedModel,
+    *,
+    allow_other_backbone: bool = False,
+) -> None:
+    """Check that an adapter belongs to a backbone, by sizes and sampled weights.
+
+    A quantised backbone is compared by commit and name. If the adapter records neither weights nor
+    a commit, a warning says if the name differs.
+
+    Args:
+        adapter: The adapter.
+        own: The backbone's architecture.
+        backbone: The backbone.
+        allow_other_backbone: Accept other weights, but no other sizes.
 
     Raises:
-        PtuneError: The sizes differ.
+        PtuneError: The sizes or the weights differ.
     """
     trained_on = adapter.config.base_model_name_or_path or "another model"
     name = backbone.name_or_path or own.name
@@ -785,8 +841,26 @@ def check_backbone(adapter: Adapter, own: Architecture, backbone: PreTrainedMode
             f"The adapter {adapter.source} was trained on {trained_on}; the backbone {name} has "
             f"{', '.join(differing)}. Load {trained_on}."
         )
+    if allow_other_backbone:
+        return
     both_named = backbone.name_or_path and adapter.config.base_model_name_or_path
-    if both_named and Path(name).name.lower() != Path(trained_on).name.lower():
+    renamed = both_named and Path(name).name.lower() != Path(trained_on).name.lower()
+    weights, commit = adapter.backbone.get("weights"), adapter.backbone.get("commit")
+    difference = compare(weights or {}, backbone, own.head_names)
+    if difference is None and weights is not None:  # quantised, now or when it was trained
+        now = compat.commit_of(backbone)
+        if commit and now:
+            difference = f"it is at the commit {now} instead of {commit}" if commit != now else ""
+        elif renamed:
+            difference = "neither weights nor commits can be compared"
+    if difference:
+        at = f" at the commit {commit}" if commit else ""
+        raise PtuneError(
+            f"The adapter {adapter.source} was trained on {trained_on}{at}; the backbone {name} "
+            f"has the same sizes, but other weights ({difference}). Load {trained_on}{at}. To use "
+            "this backbone nevertheless, set allow_other_backbone=True (--allow-other-backbone)."
+        )
+    if difference is None and renamed:
         warnings.warn(
             f"The adapter {adapter.source} was trained on {trained_on}; the backbone is called "
             f"{name}. Their sizes agree, but with other weights the predictions are meaningless.",
@@ -820,6 +894,21 @@ def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrai
             )
 
 
+def check_encoder(
+    adapter: Adapter, state: Mapping[str, Tensor], config: PromptEncoderConfig, name: str
+) -> None:
+    """Refuse a prompt encoder that is not the configured one, before memory is taken for it.
+
+    Raises:
+        PtuneError: As for `check_trained_state`.
+    """
+    with torch.device("meta"):
+        encoder = build_prompt_encoder(config, adapter.prompt_embeddings.shape[1])
+    own = encoder.named_parameters(f"prompt_encoders.{name}")
+    saved = {n: tensor for n, tensor in state.items() if n.startswith("prompt_encoders.")}
+    check_trained_state(adapter, saved, dict(own))
+
+
 def check_trained_state(
     adapter: Adapter, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> None:
@@ -844,13 +933,14 @@ def check_trained_state(
             )
 
 
-def check_fits(adapter: Adapter, host: Host) -> None:
+def check_fits(adapter: Adapter, host: Host, *, allow_other_backbone: bool = False) -> None:
     """Check that another adapter can be added to a hosted backbone.
 
     Raises:
         PtuneError: It belongs to another backbone, or its head is incomplete.
     """
-    check_backbone(adapter, host.architecture, host.backbone)
+    own, allow = host.architecture, allow_other_backbone
+    check_backbone(adapter, own, host.backbone, allow_other_backbone=allow)
     head, labels = host.heads.original.parameters, len(host.heads.original.labels["id2label"])
     if missing := sorted(head.keys() - adapter.head.keys()):
         raise PtuneError(

@@ -466,16 +466,21 @@ class PeftModelForSequenceClassification(PromptModel):
             is_trainable: Continue training.
             config: Replaces the adapter's own. It becomes the model's, as in PEFT: its
                 `inference_mode` is set, and what it leaves open is filled in.
-            **kwargs: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`. PEFT's
-                arguments for loading large weights have no effect.
+            **kwargs: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, and
+                `allow_other_backbone` as for `PromptModel.from_adapter`. PEFT's arguments for
+                loading large weights have no effect.
 
         Raises:
             PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
         """
-        source = _read(model_id, kwargs)
-        own_config = None if config is None else _to_own(config)
+        allow = kwargs.pop("allow_other_backbone", False)
         loaded = cls.from_adapter(
-            model, source, is_trainable=is_trainable, config=own_config, adapter_name=adapter_name
+            model,
+            _read(model_id, kwargs),
+            is_trainable=is_trainable,
+            config=None if config is None else _to_own(config),
+            adapter_name=adapter_name,
+            allow_other_backbone=allow,
         )
         assert isinstance(loaded, PeftModelForSequenceClassification)
         if config is not None:
@@ -509,7 +514,13 @@ class PeftModelForSequenceClassification(PromptModel):
         Raises:
             PtuneError: There is no such adapter, or it does not fit. The model is unchanged.
         """
-        super().load_adapter(_read(model_id, kwargs), adapter_name, is_trainable=is_trainable)
+        allow = kwargs.pop("allow_other_backbone", False)
+        super().load_adapter(
+            _read(model_id, kwargs),
+            adapter_name,
+            is_trainable=is_trainable,
+            allow_other_backbone=allow,
+        )
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make another adapter active: its prompt, head and labels.
@@ -641,15 +652,16 @@ class AutoPeftModelForSequenceClassification:
             pretrained_model_name_or_path: A folder, or a repository on the Hub.
             adapter_name, is_trainable, config: As for `PeftModel.from_pretrained`.
             revision: Of the adapter.
-            **kwargs: `subfolder`, `token`, `cache_dir`, `local_files_only` of the adapter. Others
-                go to the backbone's `from_pretrained`; its `dtype` is float32 by default.
+            **kwargs: `subfolder`, `token`, `cache_dir`, `local_files_only` of the adapter, and
+                `allow_other_backbone` as for `PromptModel.from_adapter`. Others go to the
+                backbone's `from_pretrained`; its `dtype` is float32 by default.
 
         Raises:
             PtuneError: There is no adapter, it names no backbone, or one of them cannot be loaded.
         """
         here = ("subfolder", "token", "cache_dir", "local_files_only", *_WITHOUT_EFFECT)
         where = {name: kwargs.pop(name) for name in here if name in kwargs}
-        token = where.get("token")
+        token, allow = where.get("token"), kwargs.pop("allow_other_backbone", False)
         for name in _WITHOUT_EFFECT:
             where.pop(name, None)
         saved = Adapter.read(pretrained_model_name_or_path, revision=revision, **where)
@@ -668,7 +680,9 @@ class AutoPeftModelForSequenceClassification:
             token=token,
             **kwargs,
         )
-        return PeftModel.from_pretrained(backbone, saved, adapter_name, is_trainable, config)
+        return PeftModel.from_pretrained(
+            backbone, saved, adapter_name, is_trainable, config, allow_other_backbone=allow
+        )
 
 
 def get_peft_model(

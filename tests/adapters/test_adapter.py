@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import warnings
@@ -19,7 +18,6 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 
 from ptune import PromptModel, PtuneError, __version__
 from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter, describe
-from ptune.backbones.loading import load_backbone
 from ptune.peft import PromptEncoderConfig
 
 IDS = torch.arange(10, 22).view(2, 6)
@@ -558,15 +556,6 @@ def test_another_backbone_is_refused_with_both_sizes(saved, kind):
         PromptModel.from_pretrained(other, folder)
     with pytest.raises(PtuneError, match="model_type roberta instead of bert"):
         PromptModel.from_pretrained(build("roberta"), folder)
-
-
-@pytest.mark.parametrize("kind", ["bert"], indirect=True)
-def test_another_backbone_of_the_same_size_is_warned_about(kind, tmp_path, bert_folder):
-    twin = tmp_path / "another-bert"
-    shutil.copytree(bert_folder, twin)
-    trained(load_backbone(str(bert_folder), dtype="float32")).save_pretrained(tmp_path / "a")
-    with pytest.warns(UserWarning, match=r"trained on .*tiny-bert.*another-bert"):
-        PromptModel.from_pretrained(load_backbone(str(twin), dtype="float32"), tmp_path / "a")
 
 
 @pytest.mark.parametrize("kind", ["bert"], indirect=True)

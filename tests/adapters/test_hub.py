@@ -16,7 +16,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import refused
+from conftest import build, refused
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants, hf_api
 from safetensors.torch import load_file
@@ -179,6 +179,26 @@ def test_a_pushed_model_loads_by_its_id_and_predicts_the_same(server, model):
     assert torch.equal(logits(loaded.prompt_model_), logits(model))
     assert loaded.labels == ["no", "yes"]
     assert loaded.predict(TEXTS).shape == (2,)
+
+
+def test_the_commit_of_the_backbone_is_recorded_and_named_when_it_changed(
+    server, model, on_the_hub, tmp_path
+):
+    model.save_pretrained(tmp_path / "a")
+    commit = model.backbone.config._commit_hash
+    assert adapter.Adapter.read(tmp_path / "a").backbone["commit"] == commit
+    assert adapter.describe(tmp_path / "a")["backbone check"] == (
+        f"sizes and 48 weights, commit {commit}"
+    )
+    build("bert", seed=1).bert.save_pretrained(tmp_path / "new")
+    server.add_folder(on_the_hub, tmp_path / "new")
+    then = f"{on_the_hub} at the commit {commit}"
+    with refused(
+        f"The adapter {tmp_path / 'a'} was trained on {then}; the backbone {on_the_hub} has the "
+        f"same sizes, but other weights (bert.…). Load {then}. To use this backbone nevertheless, "
+        "set allow_other_backbone=True (--allow-other-backbone)."
+    ):
+        ptune.load(tmp_path / "a", dtype="float32")
 
 
 def test_a_classifier_pushes_itself(server, run_folder, bert_folder):

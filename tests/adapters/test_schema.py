@@ -104,9 +104,13 @@ def test_other_unknown_fields_are_warned_about_by_name():
         ("base_model_name_or_path", ["a", "b"], "a string"),
         ("revision", 3, "a string"),
         ("inference_mode", "true", "true or false"),
-        ("num_virtual_tokens", "20", "an integer of at least 1"),
-        ("num_virtual_tokens", True, "an integer of at least 1"),
-        ("token_dim", 0, "an integer of at least 1"),
+        ("num_virtual_tokens", "20", "an integer from 1 to 10,000"),
+        ("num_virtual_tokens", True, "an integer from 1 to 10,000"),
+        ("num_virtual_tokens", 10_001, "an integer from 1 to 10,000"),
+        ("encoder_hidden_size", 16_385, "an integer from 1 to 16,384"),
+        ("encoder_num_layers", 17, "an integer from 1 to 16"),
+        ("token_dim", 0, "an integer from 1 to 1,000,000,000"),
+        ("num_layers", 10**9 + 1, "an integer from 1 to 1,000,000,000"),
         ("modules_to_save", "classifier", "a list of strings"),
         ("encoder_reparameterization_type", "CNN", "'MLP', 'LSTM' or 'NONE'"),
         ("encoder_dropout", float("nan"), "a number"),
@@ -133,7 +137,7 @@ def test_a_value_out_of_range_is_refused_with_the_file():
 
 def test_a_prompt_without_a_length_is_refused():
     message = refusal(parse_config, {"peft_type": "P_TUNING"}, "f")
-    assert message == "f has no num_virtual_tokens; expected an integer of at least 1."
+    assert message == "f has no num_virtual_tokens; expected an integer from 1 to 10,000."
 
 
 def test_another_method_is_refused():
@@ -192,10 +196,10 @@ def test_unknown_fields_of_ptune_json_are_warned_about():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format": "2"}, "f: format is '2'; expected an integer of at least 1."),
+        ({"format": "2"}, "f: format is '2'; expected an integer from 1 to 1,000,000,000."),
         ({"requires": "readers"}, "f: requires is 'readers'; expected a list of strings."),
         ({"ptune_version": 1}, "f: ptune_version is 1; expected a string."),
-        ({"max_length": -1}, "f: max_length is -1; expected an integer of at least 1."),
+        ({"max_length": -1}, "f: max_length is -1; expected an integer from 1 to 1,000,000,000."),
         (
             {"mechanism": "magic"},
             "f: mechanism is 'magic'; expected 'input', 'prefix' or 'layers'.",
@@ -203,7 +207,16 @@ def test_unknown_fields_of_ptune_json_are_warned_about():
         ({"backbone": []}, "f: backbone is []; expected an object."),
         (
             {"backbone": {"hidden_size": "wide"}},
-            "f, backbone: hidden_size is 'wide'; expected an integer of at least 1.",
+            "f, backbone: hidden_size is 'wide'; expected an integer from 1 to 1,000,000,000.",
+        ),
+        (
+            {"backbone": {"weights": {"a[0]": "b"}}},
+            "f, backbone: weights is {'a[0]': 'b'}; expected an object of at most 1,000 numbers.",
+        ),
+        (
+            {"backbone": {"weights": {str(i): 0 for i in range(1001)}}},
+            "f, backbone: weights is {'0': 0, '1': 0, '10': 0, '100': 0, ...}; expected an object "
+            "of at most 1,000 numbers.",
         ),
         (
             {"labels": [1, 2]},

@@ -37,14 +37,14 @@ def sentence_encoder(bert_folder, tmp_path_factory):
     ("fields", "message"),
     [
         *(
-            ({name: value}, f"{name} is {value!r}; expected an integer of at least 1.")
-            for name, value in [
-                ("num_virtual_tokens", 0),
-                ("num_virtual_tokens", -3),
-                ("num_virtual_tokens", 2.5),
-                ("num_virtual_tokens", None),
-                ("encoder_hidden_size", 0),
-                ("encoder_num_layers", True),
+            ({name: value}, f"{name} is {value!r}; expected an integer from 1 to {limit}.")
+            for name, value, limit in [
+                ("num_virtual_tokens", 0, "10,000"),
+                ("num_virtual_tokens", 10_001, "10,000"),
+                ("num_virtual_tokens", 2.5, "10,000"),
+                ("num_virtual_tokens", None, "10,000"),
+                ("encoder_hidden_size", 16_385, "16,384"),
+                ("encoder_num_layers", True, "16"),
             ]
         ),
         ({"encoder_dropout": 1.0}, "encoder_dropout is 1.0; expected at least 0 and below 1."),

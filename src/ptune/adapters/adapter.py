@@ -59,7 +59,8 @@ class Adapter:
             together with the backbone.
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
         pairs: True if it was trained on pairs of texts; ``None``: not recorded.
-        backbone: Sizes by which the backbone is recognised; empty if PEFT wrote the adapter.
+        backbone: Sizes, sampled weights and the commit by which the backbone is recognised; empty
+            if PEFT wrote the adapter.
         source: The folder or Hub id that the adapter came from, for messages.
         ptune_version: The version of ptune that wrote it; ``None``: written by PEFT.
         trained_state: The file that resuming needs, `model.safetensors`, if there is one.
@@ -283,6 +284,15 @@ def _read_weights(
     return embeddings, head
 
 
+def _check_of(adapter: Adapter) -> str:
+    """How another backbone is noticed when the adapter is loaded."""
+    if "weights" not in adapter.backbone:
+        return "sizes and name only, because the adapter records no weights of its backbone"
+    count, commit = len(adapter.backbone["weights"]), adapter.backbone.get("commit")
+    by = f"sizes and {count} weights" if count else "sizes, commit and name (quantised)"
+    return f"{by}, commit {commit}" if commit else by
+
+
 def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
     """A summary of an adapter, without its backbone: title and text of each line.
 
@@ -300,8 +310,11 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "adapter": adapter.source,
         "backbone": " @ ".join(filter(None, [config.base_model_name_or_path, config.revision])),
         "backbone sizes": ", ".join(
-            f"{name.replace('_', ' ')} {size}" for name, size in adapter.backbone.items()
+            f"{name.replace('_', ' ')} {adapter.backbone[name]}"
+            for name in schema.BACKBONE_SIZES
+            if name in adapter.backbone
         ),
+        "backbone check": _check_of(adapter),
         "prompt": f"{config.num_virtual_tokens} virtual tokens x {width}, {where_it_is}"
         + (f", trained through {encoder}" if encoder != "NONE" else ""),
         "parameters": f"prompt {adapter.prompt_embeddings.numel():,}, "

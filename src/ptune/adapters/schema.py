@@ -19,6 +19,7 @@ from ptune import __version__
 from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.prompts.config import (
+    LIMITS,
     P_TUNING,
     PREFIX_TUNING,
     PROMPT_TUNING,
@@ -71,6 +72,10 @@ def _is_strings(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= 1000 and all(map(_is_number, value.values()))
+
+
 def one_of(*choices: str) -> Kind:
     """A string from a list."""
     *most, last = map(repr, choices)
@@ -78,10 +83,17 @@ def one_of(*choices: str) -> Kind:
     return Kind(name, lambda value: value in choices)
 
 
+def integer(limit: int) -> Kind:
+    """An integer from 1 to a limit."""
+    name = f"an integer from 1 to {limit:,}"
+    return Kind(name, lambda value: _is_int(value) and 1 <= value <= limit)
+
+
 STRING = Kind("a string", lambda value: isinstance(value, str))
 STRINGS = Kind("a list of strings", _is_strings)
-POSITIVE = Kind("an integer of at least 1", lambda value: _is_int(value) and value >= 1)
+POSITIVE = integer(1_000_000_000)
 NUMBER = Kind("a number", _is_number)
+NUMBERS = Kind("an object of at most 1,000 numbers", _is_numbers)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LABELS = Kind("labels", lambda value: True)  # `Labels` reads these itself
@@ -116,7 +128,7 @@ PEFT_FIELDS = {
     "base_model_name_or_path": Field(STRING),
     "revision": Field(STRING),
     "inference_mode": Field(FLAG, False),
-    "num_virtual_tokens": Field(POSITIVE, required=True),
+    "num_virtual_tokens": Field(integer(LIMITS["num_virtual_tokens"]), required=True),
     "token_dim": Field(POSITIVE),
     "num_transformer_submodules": Field(POSITIVE),
     "num_attention_heads": Field(POSITIVE),
@@ -125,16 +137,17 @@ PEFT_FIELDS = {
 }
 # The start of a prompt under PEFT's names.
 PEFT_INITS = {"RANDOM": "random", "SAMPLE_VOCAB": "vocab", "TEXT": "text"}
+_HIDDEN = integer(LIMITS["encoder_hidden_size"])
 # The fields of one method.
 METHOD_FIELDS = {
     P_TUNING: {
         "encoder_reparameterization_type": Field(one_of(*get_args(Reparameterization)), "MLP"),
-        "encoder_hidden_size": Field(POSITIVE),
-        "encoder_num_layers": Field(POSITIVE, 2),
+        "encoder_hidden_size": Field(_HIDDEN),
+        "encoder_num_layers": Field(integer(LIMITS["encoder_num_layers"]), 2),
         "encoder_dropout": Field(NUMBER, 0.0),
     },
     PREFIX_TUNING: {
-        "encoder_hidden_size": Field(POSITIVE),
+        "encoder_hidden_size": Field(_HIDDEN),
         "prefix_projection": Field(FLAG, False),
         # How training began.
         "init_weights": Field(STRING, training_only=True),
@@ -171,12 +184,13 @@ INFO_FIELDS = {
     "mechanism": Field(one_of(*get_args(Mechanism))),
     "backbone": Field(OBJECT),
 }
-BACKBONE_FIELDS = {
+BACKBONE_SIZES = {
     "model_type": Field(STRING),
     "vocab_rows": Field(POSITIVE),
     "num_layers": Field(POSITIVE),
     "hidden_size": Field(POSITIVE),
 }
+BACKBONE_FIELDS = {**BACKBONE_SIZES, "commit": Field(STRING), "weights": Field(NUMBERS)}
 
 
 def parse_config(content: Mapping[str, Any], file: Path | str) -> PromptEncoderConfig:

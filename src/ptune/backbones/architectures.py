@@ -237,11 +237,15 @@ def _positions(backbone: PreTrainedModel) -> tuple[int | None, int]:
 
 
 def _layers(backbone: PreTrainedModel) -> list[str]:
-    """Names of the layers: the first module list whose length is the number of layers."""
+    """Names of the layers: the first list of as many modules as there are layers.
+
+    Funnel has a list of blocks, each a list of layers, which no forward pass calls.
+    """
     count = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
     prefix = f"{backbone.base_model_prefix}." if backbone.base_model is not backbone else ""
     for name, module in backbone.base_model.named_modules(prefix=prefix.rstrip(".")):
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        is_list = isinstance(module, nn.ModuleList) and len(module) == count
+        if is_list and not any(isinstance(part, nn.ModuleList) for part in module):
             return [f"{name}.{i}" for i in range(len(module))]
     return []
 

@@ -152,7 +152,9 @@ def load_backbone(
             **_NO_CODE,
             **kwargs,
         )
-    compat.set_source(model, name)
+    from_hub = location(name) == name
+    commit = compat.cached_commit(name, revision, kwargs.get("cache_dir")) if from_hub else None
+    compat.set_source(model, name, commit)
     return model
 
 

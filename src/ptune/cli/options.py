@@ -106,6 +106,14 @@ Model = Annotated[
         "Backbone.", BACKBONE, "--model", default="the one that the adapter names", metavar="MODEL"
     ),
 ]
+OtherBackbone = Annotated[
+    bool,
+    option(
+        "Accept a backbone with other weights than the adapter was trained on.",
+        BACKBONE,
+        "--allow-other-backbone",
+    ),
+]
 Revision = Annotated[
     str | None,
     option(

@@ -23,6 +23,7 @@ from ptune.cli.options import (
     LabelledFile,
     Model,
     NoHeader,
+    OtherBackbone,
     PairColumn,
     Revision,
     Runtime,
@@ -78,6 +79,7 @@ def predict(
         ),
     ] = None,
     model: Model = None,
+    allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
     dtype: DtypeOption = "auto",
     runtime: Runtime = "torch",
@@ -111,7 +113,7 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     columns = Columns(text_column, text_pair_column)
-    recipe = Recipe(adapter, columns, model, revision, dtype, runtime)
+    recipe = Recipe(adapter, columns, model, revision, dtype, runtime, allow_other_backbone)
     if file and output:
         _predict_files(file, output, recipe, format, ray=ray, workers=workers)
         return
@@ -216,6 +218,7 @@ def evaluate(
     encoding: Encoding = None,
     no_header: NoHeader = False,
     model: Model = None,
+    allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
     dtype: DtypeOption = "auto",
     runtime: Runtime = "torch",
@@ -234,7 +237,14 @@ def evaluate(
     from ptune.inference.engines import open_classifier
     from ptune.texts import as_rows
 
-    classifier = open_classifier(adapter, runtime, model=model, revision=revision, dtype=dtype)
+    classifier = open_classifier(
+        adapter,
+        runtime,
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        allow_other_backbone=allow_other_backbone,
+    )
     sets, metrics = evaluation_sets(
         classifier.labels_,
         task=task,

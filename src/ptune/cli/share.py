@@ -12,6 +12,7 @@ from ptune.cli.options import (
     OUTPUT,
     Adapter,
     Model,
+    OtherBackbone,
     PairColumn,
     Revision,
     TextColumn,
@@ -71,6 +72,7 @@ def export(
         bool, option("Replace a folder that ptune did not export.", OUTPUT, "--overwrite")
     ] = False,
     model: Model = None,
+    allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
 ) -> None:
     """Write a classifier in a format that works without ptune.
@@ -92,6 +94,7 @@ def export(
         texts = [text for _, some in source.read() for text in some]
     how: dict[str, Any] = {"check_texts": texts, "overwrite": overwrite}
     how |= {"model": model, "revision": revision}
+    how["allow_other_backbone"] = allow_other_backbone
     if to == "onnx":
         from ptune.export.onnx import export_onnx
 

@@ -62,6 +62,7 @@ def export_transformers(
     overwrite: bool = False,
     model: str | None = None,
     revision: str | None = None,
+    allow_other_backbone: bool = False,
 ) -> Check:
     """Write a classifier with an input prompt as an ordinary Transformers checkpoint.
 
@@ -77,6 +78,7 @@ def export_transformers(
         overwrite: Replace a checkpoint that ptune did not export.
         model: The backbone, if the name stored in the adapter cannot be found.
         revision: Revision of the adapter on the Hub.
+        allow_other_backbone: As for `ptune.load`.
 
     Raises:
         PtuneError: The classifier does not fit an ordinary checkpoint (a deep prompt, mean
@@ -86,7 +88,8 @@ def export_transformers(
     config = read_config(source, own_backbone=model is not None, revision=revision)
     _check_prompt(config)
     check_target(folder, overwrite=overwrite)
-    classifier = load(source, model=model, revision=revision, dtype="float32")
+    how: dict[str, Any] = {"model": model, "revision": revision, "dtype": "float32"}
+    classifier = load(source, allow_other_backbone=allow_other_backbone, **how)
     for kept in (os.fspath(source), location(classifier.model)):
         if Path(kept).resolve().is_relative_to(folder):
             raise PtuneError(f"{folder} contains {kept}, which the export reads. Name another one.")

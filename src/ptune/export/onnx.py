@@ -59,6 +59,7 @@ def export_onnx(
     overwrite: bool = False,
     model: str | None = None,
     revision: str | None = None,
+    allow_other_backbone: bool = False,
 ) -> Check:
     """Write a classifier as an ONNX graph in float32, with its tokenizer and labels.
 
@@ -74,6 +75,7 @@ def export_onnx(
         overwrite: Replace a checkpoint that ptune did not export.
         model: The backbone, if the name stored in the adapter cannot be found.
         revision: Revision of the adapter on the Hub.
+        allow_other_backbone: As for `ptune.load`.
 
     Raises:
         PtuneError: The exporter is not installed; the folder holds something else; the tokenizer
@@ -85,7 +87,8 @@ def export_onnx(
             raise missing_package(package, "onnx")
     folder = Path(folder).resolve()
     check_target(folder, overwrite=overwrite)
-    classifier = load(source, model=model, revision=revision, dtype="float32", device="cpu")
+    how: dict[str, Any] = {"model": model, "revision": revision, "dtype": "float32"}
+    classifier = load(source, device="cpu", allow_other_backbone=allow_other_backbone, **how)
     prompt_model = classifier.prompt_model_
     tokenizer = _tokenizer(classifier)
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])

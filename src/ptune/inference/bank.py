@@ -127,6 +127,7 @@ class PromptBank:
         device: `None`: a GPU if there is one; a given model stays where it is.
         memory_budget: Bytes of adapters to keep in memory. The others stay on disk, least
             recently used first. `None`: all are kept. A running batch holds its own adapters.
+        allow_other_backbone: As for `PromptModel.from_adapter`, for every adapter.
 
     Attributes:
         refused: Why an adapter of the folder (`from_folder`) was refused, by name.
@@ -146,6 +147,7 @@ class PromptBank:
         dtype: str = "auto",
         device: str | torch.device | None = None,
         memory_budget: int | None = None,
+        allow_other_backbone: bool = False,
     ) -> None:
         if memory_budget is not None and memory_budget < 0:
             raise PtuneError(f"memory_budget is {memory_budget}; it must be at least 0 bytes.")
@@ -172,7 +174,7 @@ class PromptBank:
         self._tasks: dict[str, _Task] = {}
         # Tasks in memory, the most recently used last.
         self._recent: OrderedDict[str, _Task] = OrderedDict()
-        self._budget = memory_budget
+        self._budget, self._allow_other = memory_budget, allow_other_backbone
         self._used = 0
         self._tables = ForkLock(level=1)  # guards the three above
 
@@ -185,6 +187,7 @@ class PromptBank:
         dtype: str = "auto",
         device: str | torch.device | None = None,
         memory_budget: int | None = None,
+        allow_other_backbone: bool = False,
     ) -> PromptBank:
         """A bank of every sub-folder that holds an adapter. The folders' names are the tasks'.
 
@@ -194,7 +197,7 @@ class PromptBank:
         Args:
             folder: The folder.
             model: The backbone; `None`: the one that most adapters name.
-            dtype, device, memory_budget: As for the bank.
+            dtype, device, memory_budget, allow_other_backbone: As for the bank.
 
         Raises:
             PtuneError: There is no such folder; or no backbone was given, and no adapter names one.
@@ -232,16 +235,13 @@ class PromptBank:
                         f"The adapter of the task {task!r} was trained on {_shown(*other)}, and "
                         f"most of {root} on {_shown(model, revision)}. Put it into another folder."
                     )
-        backbone = load_backbone(
-            model,
-            dtype=dtype,  # type: ignore[arg-type]
-            revision=revision,
-        )
+        how: dict[str, Any] = {"dtype": dtype, "revision": revision}
         bank = cls(
-            backbone,
+            load_backbone(model, **how),
             tokenizer=load_tokenizer(model, revision=revision),
             device=device or default_device(),
             memory_budget=memory_budget,
+            allow_other_backbone=allow_other_backbone,
         )
         for task, place in places.items():
             if task not in refused:
@@ -368,7 +368,7 @@ class PromptBank:
     def _weights(self, found: Adapter) -> _Weights:
         """Move an adapter's tensors to the backbone's device, after checking that they fit."""
         host = self._host
-        check_fits(found, host)
+        check_fits(found, host, allow_other_backbone=self._allow_other)
         config = host.fitted(found.config)
         width = found.prompt_embeddings.shape[1]
         mechanism = host.mechanism_for(config, found.mechanism, width)

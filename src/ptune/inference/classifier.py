@@ -346,6 +346,17 @@ def _progress(verbose: bool | None) -> Any:
     return TrainingProgress(console) if shown else None
 
 
+# Settings of a classifier that are fields of a prompt's configuration.
+_SAME_NAME = (
+    "num_virtual_tokens",
+    "placement",
+    "pooling",
+    "prompt_init",
+    "prompt_init_text",
+    "prompt_init_scale",
+)
+
+
 def load(
     source: str | os.PathLike[str],
     *,
@@ -358,6 +369,7 @@ def load(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    allow_other_backbone: bool = False,
 ) -> PromptClassifier:
     """Load a classifier: an adapter, and the backbone it was trained on.
 
@@ -368,6 +380,7 @@ def load(
         device: ``None``: a GPU if there is one.
         batch_size: A batch has at most 128 tokens times this number.
         subfolder, revision, token, cache_dir, local_files_only: For the Hub.
+        allow_other_backbone: As for `PromptModel.from_adapter`.
 
     Raises:
         PtuneError: There is no such adapter or backbone, or one does not fit the other.
@@ -406,22 +419,20 @@ def load(
         token=token,
         **local,
     )
-    prompt_model = PromptModel.from_adapter(backbone, found)
+    prompt_model = PromptModel.from_adapter(
+        backbone, found, allow_other_backbone=allow_other_backbone
+    )
     device = device or default_device()
     tokenizer = load_tokenizer(name, revision=found.config.revision, token=token, **local)
+    config: Any = found.config
     classifier = PromptClassifier(
         name,
-        prompt=found.config.depth,
-        num_virtual_tokens=found.config.num_virtual_tokens,
-        encoder=found.config.encoder_reparameterization_type,
-        placement=found.config.placement,
-        pooling=found.config.pooling,
-        prompt_init=found.config.prompt_init,
-        prompt_init_text=found.config.prompt_init_text,
-        prompt_init_scale=found.config.prompt_init_scale,
+        prompt=config.depth,
+        encoder=config.encoder_reparameterization_type,
         max_length=prompt_model.max_length,
         batch_size=batch_size,
         dtype=dtype,  # type: ignore[arg-type]
+        **{setting: getattr(config, setting) for setting in _SAME_NAME},
     )
     classifier.prompt_model_, classifier.labels_ = prompt_model.to(device), found.labels
     classifier.tokenizer_ = tokenizer

@@ -195,16 +195,19 @@ def open_classifier(
     model: str | None = None,
     revision: str | None = None,
     dtype: str = "auto",
+    allow_other_backbone: bool = False,
 ) -> TextClassifier:
     """Open an adapter on PyTorch, or an export on another runtime.
 
     Raises:
-        PtuneError: As for `ptune.load` and `load_exported`; or `model` or `revision` is given for
-            an export.
+        PtuneError: As for `ptune.load` and `load_exported`; or `model`, `revision` or
+            `allow_other_backbone` is given for an export.
     """
     if runtime == "torch":
-        return load(source, model=model, revision=revision, dtype=dtype)
-    for name, given in (("model", model), ("revision", revision)):
-        if given is not None:
+        other = allow_other_backbone
+        return load(source, model=model, revision=revision, dtype=dtype, allow_other_backbone=other)
+    given = {"model": model, "revision": revision, "allow-other-backbone": allow_other_backbone}
+    for name, value in given.items():
+        if value not in (None, False):
             raise PtuneError(f"--{name} is for adapters; an export contains its backbone.")
     return load_exported(source, runtime, dtype=dtype)  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ class Recipe:
     Attributes:
         adapter: A run folder, a checkpoint or a Hub id; for other runtimes, an export.
         columns: The columns that hold the texts. ``None``: found by name.
-        model, revision, dtype: As for `ptune.load`.
+        model, revision, dtype, allow_other_backbone: As for `ptune.load`.
         runtime: `torch`, `onnx` or `openvino`.
     """
 
@@ -59,6 +59,7 @@ class Recipe:
     revision: str | None = None
     dtype: str = "auto"
     runtime: str = "torch"
+    allow_other_backbone: bool = False
 
     def load(self) -> TextClassifier:
         """Load the classifier."""
@@ -68,6 +69,7 @@ class Recipe:
             model=self.model,
             revision=self.revision,
             dtype=self.dtype,
+            allow_other_backbone=self.allow_other_backbone,
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class Recipe:
         for file in found:
             digest.update(file.read_bytes() if file.is_file() else b"none")
         rest = dataclasses.asdict(self)
-        del rest["adapter"]
+        del rest["adapter"], rest["allow_other_backbone"]
         return {"adapter": digest.hexdigest(), **rest}
 
 

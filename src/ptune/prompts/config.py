@@ -29,6 +29,10 @@ PROMPT_INIT: dict[Depth, PromptInit] = {"deep": "random", "input": "vocab"}
 PROMPT_INIT_SCALE: dict[Depth, float] = {"deep": 0.5, "input": 1.0}
 
 
+# The largest values of these fields, so that a file cannot ask for more memory than there is.
+LIMITS = {"num_virtual_tokens": 10_000, "encoder_hidden_size": 16_384, "encoder_num_layers": 16}
+
+
 @dataclass
 class PromptEncoderConfig:
     """What a prompt is: its length, its parameters, and its place in the backbone.
@@ -125,12 +129,12 @@ class PromptEncoderConfig:
             if (value := getattr(self, name)) not in allowed:
                 expected = ", ".join(repr(choice) for choice in allowed if choice)
                 raise PtuneError(f"{name} is {value!r}; expected one of {expected}.")
-        for name in ("num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers"):
+        for name, limit in LIMITS.items():
             value = getattr(self, name)
             if value is None and name == "encoder_hidden_size":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise PtuneError(f"{name} is {value!r}; expected an integer of at least 1.")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+                raise PtuneError(f"{name} is {value!r}; expected an integer from 1 to {limit:,}.")
         if self.prompt_init_scale is not None and not self.prompt_init_scale > 0:
             raise PtuneError(
                 f"prompt_init_scale is {self.prompt_init_scale!r}; expected a number above 0."

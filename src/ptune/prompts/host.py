@@ -24,6 +24,7 @@ from ptune.backbones.architectures import (
     use_valid_special_ids,
 )
 from ptune.backbones.cpu import CpuKernels, is_traced
+from ptune.backbones.fingerprint import fingerprint
 from ptune.errors import PtuneError
 from ptune.prompts import layout
 from ptune.prompts.attention import Attentions
@@ -82,6 +83,7 @@ class Host:
 
     Attributes:
         architecture: What is known about the backbone.
+        identity: Sizes and weights by which an adapter recognises the backbone.
         heads: Exchanges the backbone's head.
         passes: Holds the forward pass that is running.
         released: True after `release`.
@@ -97,7 +99,8 @@ class Host:
                 "PromptModel (add_adapter, load_adapter), or restore the backbone first (unload)."
             )
         self.backbone = backbone
-        self.architecture = Architecture.of(backbone)
+        self.architecture = own = Architecture.of(backbone)
+        self.identity = {**own.sizes, **fingerprint(backbone, own.head_names)}
         self.passes = Passes()
         self.released = False
         self._attached: list[Any] = []  # each has `remove`

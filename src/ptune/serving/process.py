@@ -90,6 +90,7 @@ def load_bank(settings: ServeSettings) -> PromptBank:
         settings.folder,
         model=settings.model,
         dtype=settings.dtype,
+        allow_other_backbone=settings.allow_other_backbone,
         memory_budget=None if settings.memory is None else settings.memory * 1_000_000,
     )
     for name in list(bank):

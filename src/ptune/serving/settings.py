@@ -31,6 +31,9 @@ class ServeSettings:
     model: str | None = setting(
         None, "Backbone.", BACKBONE, metavar="MODEL", unset="the one that the adapters name"
     )
+    allow_other_backbone: bool = setting(
+        False, "Accept a backbone with other weights than the adapters were trained on.", BACKBONE
+    )
     dtype: Dtype = setting("auto", settings_of(TrainSettings)["dtype"].help, BACKBONE)
     host: str = setting(
         "127.0.0.1", "Address to listen on. A public one requires a token.", SERVER,
