@@ -32,6 +32,10 @@ MECHANISMS = {
     "prefix in one module": ("ALBERT", DEEP),
     # Embeddings in every layer, where attention is out of reach.
     "layers": ("DeBERTa-v2", DEEP),
+    # Tokens that attend to the text, which does not attend to them.
+    "reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 3}),
+    # The same where the text's keys and values enter as a cache of Transformers.
+    "reader by cache": ("Falcon", {"depth": "reader"}),
 }
 # Labels, problem type, and what the head reads where that is not the architecture's own.
 HEADS = {
@@ -124,6 +128,8 @@ def config_of(subject, **options):
     """The subject's prompt."""
     common = {"num_virtual_tokens": 5, "encoder_reparameterization_type": "NONE"}
     own = {**MECHANISMS[subject.mechanism][1], **HEADS[subject.head][2]}
+    if own["depth"] == "reader" and own.get("pooling") == "mean":
+        own["pooling"] = "prompt"  # its head never reads the text itself
     return PromptEncoderConfig(**{**common, **own, **options})
 
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,6 +214,16 @@ def register_attention(name: str, function: Callable[..., Any], mask_of: str) ->
 
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, eager_mask if mask_of == "eager" else full_mask)
+
+
+def cache_of(key_values: Iterable[tuple[Tensor, Tensor]]) -> Any:
+    """A cache that holds keys and values ``[batch, heads, seq, head_dim]`` for each layer."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(key_values):
+        cache.update(key, value, layer)
+    return cache
 
 
 # Transformers: models

@@ -33,6 +33,7 @@ from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
 from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Host
 from ptune.prompts.mechanisms import Mechanism, Prompt
+from ptune.prompts.readers import Readers
 
 
 @dataclass
@@ -350,14 +351,17 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
 
     def _new_encoder(self, config: PromptEncoderConfig, mechanism: Mechanism) -> PromptEncoder:
         encoder = build_prompt_encoder(config, mechanism.width)
+        start = encoder.embedding.weight.detach()
         if config.prompt_init != "random":
             weight = self.host.tokens.weight
             words = self._first_words(config).to(weight.device)
             wide = encoder.embedding.embedding_dim == mechanism.width
             start = mechanism.from_words(words) if wide else weight[words].detach()
-            encoder.start_from(start)
         assert config.prompt_init_scale is not None  # `fitted` decides it
-        encoder.start_from(encoder.embedding.weight.detach() * config.prompt_init_scale)
+        start = start.float() * config.prompt_init_scale
+        if isinstance(mechanism, Readers):
+            start = mechanism.start(start[: config.num_virtual_tokens], config.reader_rank)
+        encoder.start_from(start)
         return encoder
 
     def _fixed_encoder(
@@ -565,7 +569,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         """The prompt and head that this thread uses."""
         state = self.state
         if not is_traced() and self._choice.disabled:
-            return Prompt(state.mechanism, self.prompt_encoder()[:0]), self.host.heads.original
+            return self.host.no_prompt, self.host.heads.original
         mechanism = state.mechanism
         if self.share_prompt and self.host.can_share(state.config, **inputs):
             mechanism = self.host.mechanism(SHARED)

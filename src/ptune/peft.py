@@ -245,6 +245,11 @@ class PromptEncoderConfig(own.PromptEncoderConfig, PromptLearningConfig):  # typ
     prompt_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.depth == "reader":
+            raise PtuneError(
+                "depth is 'reader', but 🤗 PEFT has no readers and could not load the adapter. Use "
+                "ptune.PromptEncoderConfig with ptune.PromptModel, or another depth."
+            )
         super().__post_init__()
         self._check(PeftType.P_TUNING)
 

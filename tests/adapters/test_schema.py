@@ -114,7 +114,7 @@ def test_other_unknown_fields_are_warned_about_by_name():
         ("modules_to_save", "classifier", "a list of strings"),
         ("encoder_reparameterization_type", "CNN", "'MLP', 'LSTM' or 'NONE'"),
         ("encoder_dropout", float("nan"), "a number"),
-        ("depth", 3, "'input' or 'deep'"),
+        ("depth", 3, "'input', 'deep' or 'reader'"),
         ("pooling", ["mean"], "'family', 'architecture', 'mean' or 'prompt'"),
         ("prompt_init_scale", "big", "a number"),
         ("prompt_init_scale", 1e300, "a number"),
@@ -202,7 +202,7 @@ def test_unknown_fields_of_ptune_json_are_warned_about():
         ({"max_length": -1}, "f: max_length is -1; expected an integer from 1 to 1,000,000,000."),
         (
             {"mechanism": "magic"},
-            "f: mechanism is 'magic'; expected 'input', 'prefix' or 'layers'.",
+            "f: mechanism is 'magic'; expected 'input', 'prefix', 'layers' or 'reader'.",
         ),
         ({"backbone": []}, "f: backbone is []; expected an object."),
         (

@@ -50,7 +50,10 @@ def sentence_encoder(bert_folder, tmp_path_factory):
         ({"encoder_dropout": 1.0}, "encoder_dropout is 1.0; expected at least 0 and below 1."),
         ({"prompt_init_scale": 0.0}, "prompt_init_scale is 0.0; expected a number above 0."),
         ({"placement": "end"}, "placement is 'end'; expected one of 'prefix', 'after_first'."),
-        ({"depth": "shallow"}, "depth is 'shallow'; expected one of 'input', 'deep'."),
+        (
+            {"depth": "shallow"},
+            "depth is 'shallow'; expected one of 'input', 'deep', 'reader'.",
+        ),
         (
             {"encoder_reparameterization_type": "GRU"},
             "encoder_reparameterization_type is 'GRU'; expected one of 'MLP', 'LSTM', 'NONE'.",

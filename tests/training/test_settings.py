@@ -40,7 +40,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("epochs", 0, "a number above 0"),
         ("epochs", float("inf"), "a number above 0"),
         ("prompt_init_scale", 0.0, "a number above 0"),
-        ("prompt", "deeper", "one of input, deep"),
+        ("prompt", "deeper", "one of input, deep, reader"),
         ("dtype", "int8", "one of auto, float32, bfloat16, float16"),
         ("backbone_dropout", "yes", "True or False"),
         ("model", 3, "a string"),
@@ -88,8 +88,10 @@ def test_prompts_have_the_same_defaults_everywhere():
 
 
 def test_the_default_for_each_kind_of_prompt_is_shown():
-    assert SETTINGS["prompt_learning_rate"].shown_default == "6e-2 (deep), 5e-3 (input)"
-    assert SETTINGS["prompt_init_scale"].shown_default == "0.5 (deep), 1 (input)"
+    assert SETTINGS["prompt_learning_rate"].shown_default == (
+        "6e-2 (deep), 5e-3 (input), 2e-3 (reader)"
+    )
+    assert SETTINGS["prompt_init_scale"].shown_default == "0.5 (deep), 1 (input), 1 (reader)"
     assert SETTINGS["seed"].shown_default == "0"
     assert SETTINGS["epochs"].full_help.endswith("[default: 8, and at least 200 steps]")
 

@@ -54,9 +54,10 @@ class Adapter:
         head: The head's parameters, float32, under their names in the backbone.
         labels: The labels and the problem type. If PEFT wrote the adapter: numbered labels.
         mechanism: How the prompt enters the backbone: ``"input"`` (as tokens), ``"prefix"``
-            (key-values in every layer) or ``"layers"`` (embeddings in every layer). ``None``: not
-            recorded (by PEFT or the first version of ptune); the width of the prompt tells it,
-            together with the backbone.
+            (key-values in every layer), ``"layers"`` (embeddings in every layer) or ``"reader"``
+            (after the text, which does not attend to it). ``None``: not recorded
+            (by PEFT or the first version of ptune); the width of the prompt tells it, together
+            with the backbone.
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
         pairs: True if it was trained on pairs of texts; ``None``: not recorded.
         backbone: Sizes, sampled weights and the commit by which the backbone is recognised; empty
@@ -135,7 +136,7 @@ class Adapter:
             (stage / CONFIG_NAME).write_text(text, encoding="utf-8")
             info = {
                 "format": schema.FORMAT,
-                "requires": [],
+                "requires": [schema.READER] if self.config.depth == "reader" else [],
                 "ptune_version": __version__,
                 **self.labels.to_json(),
                 "max_length": self.max_length,
@@ -253,7 +254,7 @@ def _read_info(
             f"{file} names {count} labels, but no layer of the head has as many outputs. One of "
             "the two files is damaged or belongs to another adapter."
         )
-    if mechanism and (mechanism == "input") != (config.depth == "input"):
+    if mechanism and schema.DEPTH_OF[mechanism] != config.depth:
         raise PtuneError(
             f"{file}: mechanism is {mechanism!r}, but {CONFIG_NAME} has the depth "
             f"{config.depth!r}. One of the two files belongs to another adapter."
@@ -274,7 +275,7 @@ def _read_weights(
     embeddings, head = split(read_tensors(file), str(file))
     # The width of a deep prompt depends on the backbone.
     width = config.token_dim if config.depth == "input" else None
-    shape, length = list(embeddings.shape), config.num_virtual_tokens
+    shape, length = list(embeddings.shape), config.rows
     if len(shape) != 2 or shape[0] != length or width not in (None, shape[1]):
         raise PtuneError(
             f"{file}: {EMBEDDINGS_KEY!r} has the shape {shape}; expected "
@@ -304,7 +305,11 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
     config, width = adapter.config, adapter.prompt_embeddings.shape[1]
     weights = files.find(WEIGHTS_NAME) or files.find(OLD_WEIGHTS_NAME)
     assert weights is not None
-    where_it_is = "in every layer" if config.depth == "deep" else f"placement {config.placement}"
+    where_it_is = {
+        "deep": "in every layer",
+        "reader": "after the text, which does not attend to it",
+        "input": f"placement {config.placement}",
+    }[config.depth]
     encoder, head = config.encoder_reparameterization_type, adapter.head.values()
     found = {
         "adapter": adapter.source,
@@ -316,6 +321,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         ),
         "backbone check": _check_of(adapter),
         "prompt": f"{config.num_virtual_tokens} virtual tokens x {width}, {where_it_is}"
+        + (f", rank {config.reader_rank}" if config.reader_rank else "")
         + (f", trained through {encoder}" if encoder != "NONE" else ""),
         "parameters": f"prompt {adapter.prompt_embeddings.numel():,}, "
         f"head {sum(t.numel() for t in head):,}",

@@ -37,14 +37,22 @@ INFO_NAME = "ptune.json"
 # The format of `ptune.json`. Files without a format are of format 1.
 FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
-FEATURES: frozenset[str] = frozenset()
+READER = "reader"
+FEATURES: frozenset[str] = frozenset({READER})
 
 # Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
 MAX_JSON = 16_000_000
 # The largest number in an adapter. Trained prompts and heads stay below 1,000.
 MAX_VALUE = 1e6
 
-Mechanism = Literal["input", "prefix", "layers"]
+Mechanism = Literal["input", "prefix", "layers", "reader"]
+# The depth of a prompt, by its mechanism.
+DEPTH_OF: dict[Mechanism, Depth] = {
+    "input": "input",
+    "prefix": "deep",
+    "layers": "deep",
+    "reader": "reader",
+}
 
 # Values in messages, shortened.
 _brief = reprlib.Repr()
@@ -83,10 +91,10 @@ def one_of(*choices: str) -> Kind:
     return Kind(name, lambda value: value in choices)
 
 
-def integer(limit: int) -> Kind:
-    """An integer from 1 to a limit."""
-    name = f"an integer from 1 to {limit:,}"
-    return Kind(name, lambda value: _is_int(value) and 1 <= value <= limit)
+def integer(limit: int, least: int = 1) -> Kind:
+    """An integer up to a limit."""
+    name = f"an integer from {least} to {limit:,}"
+    return Kind(name, lambda value: _is_int(value) and least <= value <= limit)
 
 
 STRING = Kind("a string", lambda value: isinstance(value, str))
@@ -162,6 +170,7 @@ METHOD_FIELDS = {
 # Fields that PEFT does not have. Their defaults are what PEFT does.
 OWN_FIELDS = {
     "depth": Field(one_of(*get_args(Depth)), "input"),
+    "reader_rank": Field(integer(LIMITS["reader_rank"], 0), 0),
     "placement": Field(one_of(*get_args(Placement)), "prefix"),
     "shift_positions": Field(FLAG, False),
     "backbone_dropout": Field(FLAG, False, training_only=True),

@@ -73,7 +73,8 @@ class Architecture:
         max_positions: Longest sequence including virtual tokens; ``None``: no limit.
         first_position: Position of a text's first token; 2 in RoBERTa.
         padding_side: Left if the head reads the last position of the sequence.
-        takes_position_ids, takes_use_cache: Whether its forward method has these arguments.
+        takes_position_ids, takes_use_cache, takes_cache: Whether its forward method has these
+            arguments (`past_key_values` for the last).
         is_encoder_decoder: As in its configuration.
         head_names: Names of the head's parameters.
         layers: Names of its layers, in order; in an encoder-decoder, those of the encoder.
@@ -96,6 +97,7 @@ class Architecture:
     padding_side: Side
     takes_position_ids: bool
     takes_use_cache: bool
+    takes_cache: bool
     is_encoder_decoder: bool
     head_names: tuple[str, ...]
     layers: tuple[str, ...]
@@ -132,6 +134,7 @@ class Architecture:
             takes_position_ids="position_ids" in inputs
             or ("kwargs" in inputs and "position_ids" in inside),
             takes_use_cache="use_cache" in inputs,
+            takes_cache="past_key_values" in inputs,
             is_encoder_decoder=bool(backbone.config.is_encoder_decoder),
             head_names=tuple(names_of_head(backbone)),
             layers=tuple(layers),
@@ -147,8 +150,8 @@ class Architecture:
             depth: As in `PromptEncoderConfig`.
             width: Numbers per virtual token of a trained prompt; ``None``: the prompt is new.
         """
-        if depth == "input":
-            return "input"
+        if depth in ("input", "reader"):
+            return depth
         widths = {}
         if self.attentions:
             widths["prefix"] = sum(2 * a.heads * a.head_dim for a in self.attentions)
@@ -335,7 +338,7 @@ def end_token(backbone: PreTrainedModel) -> int:
     return _valid(end, len(embedding_weight(backbone))) or 0
 
 
-def _two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
+def two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Token ids ``[2, 4]`` and their mask. The second text has one position of padding."""
     config = backbone.config
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
@@ -356,7 +359,7 @@ def _watch(
     """The attentions and the end of the last layer."""
     with ExitStack() as stack:
         stack.enter_context(_valid_special_ids(backbone))
-        ids, mask = _two_texts(backbone)
+        ids, mask = two_texts(backbone)
         seen = stack.enter_context(_watched_attentions(backbone))
         ends = [_WatchedEnd(backbone, *pair) for pair in _candidate_ends(backbone, layers)]
         for watched in ends:
@@ -452,7 +455,7 @@ class _WatchedEnd:
             for reads, kept in POSITION_READ.items():
                 self.positions = flat(kept(mask))
                 logits = read(backbone, ids, mask).logits
-                same = _are_close(self.output[self.positions], usual[self.positions])
+                same = are_close(self.output[self.positions], usual[self.positions])
                 if same and logits.isfinite().all():
                     return LastLayerEnd(self.start, self.end, reads)
         except (RuntimeError, TypeError, ValueError, IndexError):
@@ -478,7 +481,7 @@ class _WatchedEnd:
         return output
 
 
-def _are_close(one: Tensor, other: Tensor) -> bool:
+def are_close(one: Tensor, other: Tensor) -> bool:
     """True if two tensors are equal up to rounding in half precision. NaN is never close."""
     return bool((one - other).abs().max() <= 0.02 * other.abs().max())
 

@@ -128,6 +128,12 @@ def export_transformers(
 
 def _check_prompt(config: PromptEncoderConfig) -> None:
     """Refuse what an ordinary checkpoint cannot hold, before anything is loaded."""
+    if config.depth == "reader":
+        raise PtuneError(
+            "A reader passes through the backbone after the text, which no classification class of "
+            "Transformers does. Train an input prompt (`ptune train --prompt input`), or serve "
+            "this classifier with ptune."
+        )
     if config.depth == "deep":
         raise PtuneError(
             "A deep prompt adds keys and values to every layer, and an ordinary Transformers "

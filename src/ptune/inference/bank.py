@@ -60,7 +60,7 @@ class TaskInfo:
         labels_: Its labels, in the order of the logits.
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         num_virtual_tokens: Length of its prompt.
-        depth: `input` or `deep`.
+        depth: `input`, `deep` or `reader`.
     """
 
     name: str
@@ -89,7 +89,7 @@ class _Weights:
 
     @property
     def nbytes(self) -> int:
-        return self.prompt.embeddings.nbytes + sum(t.nbytes for t in self.head.values())
+        return self.prompt.nbytes + sum(t.nbytes for t in self.head.values())
 
 
 @dataclass(eq=False, slots=True)
@@ -483,10 +483,13 @@ class PromptBank:
         encoded = self._encode(window, side=side)
         answers = [np.empty(0, dtype=np.float32)] * len(window)
         for chosen in batches([len(e["input_ids"]) for e in encoded], batch_size):
-            tasks = [window[i][0] for i in chosen]
-            logits = self._forward(tasks, [encoded[i] for i in chosen])
-            for i, task, row in zip(chosen, tasks, logits, strict=True):
-                answers[i] = row[: len(task.info.labels_)]
+            # Readers pass through the backbone after their texts, all others with them.
+            for is_reader in (False, True):
+                some = [i for i in chosen if (window[i][0].info.depth == "reader") == is_reader]
+                tasks = [window[i][0] for i in some]
+                logits = self._forward(tasks, [encoded[i] for i in some]) if some else ()
+                for i, task, row in zip(some, tasks, logits, strict=True):
+                    answers[i] = row[: len(task.info.labels_)]
         return answers
 
     def _encode(

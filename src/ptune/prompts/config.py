@@ -18,19 +18,24 @@ PROMPT_TUNING = "PROMPT_TUNING"
 # The release of PEFT whose file format is written.
 PEFT_FORMAT = "0.21.2"
 
-Depth = Literal["input", "deep"]
+Depth = Literal["input", "deep", "reader"]
 Placement = Literal["prefix", "after_first"]
 Pooling = Literal["auto", "architecture", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
 
 # What a prompt starts from if its configuration leaves it open, and the factor for these values.
-PROMPT_INIT: dict[Depth, PromptInit] = {"deep": "random", "input": "vocab"}
-PROMPT_INIT_SCALE: dict[Depth, float] = {"deep": 0.5, "input": 1.0}
+PROMPT_INIT: dict[Depth, PromptInit] = {"deep": "random", "input": "vocab", "reader": "vocab"}
+PROMPT_INIT_SCALE: dict[Depth, float] = {"deep": 0.5, "input": 1.0, "reader": 1.0}
 
 
 # The largest values of these fields, so that a file cannot ask for more memory than there is.
-LIMITS = {"num_virtual_tokens": 10_000, "encoder_hidden_size": 16_384, "encoder_num_layers": 16}
+LIMITS = {
+    "num_virtual_tokens": 10_000,
+    "encoder_hidden_size": 16_384,
+    "encoder_num_layers": 16,
+    "reader_rank": 1_024,
+}
 
 
 @dataclass
@@ -59,15 +64,18 @@ class PromptEncoderConfig:
         inference_mode: True in a saved adapter.
         depth: ``"deep"``: every layer has virtual tokens of its own (P-tuning v2); see
             `ptune.prompts.mechanisms`. ``"input"``: the backbone reads the virtual tokens like
-            tokens of the text.
+            tokens of the text. ``"reader"``: the virtual tokens attend to the text in every layer,
+            and the text does not attend to them.
+        reader_rank: For a reader: rank of a low-rank layer between the layers of the backbone,
+            which only the virtual tokens pass through; 0: none.
         placement: Where an input prompt is. ``"after_first"``: right after the first token, which
             is a special token for most encoders. ``"prefix"``: before the text, as in PEFT.
         backbone_dropout: Train with the frozen backbone's own dropout, as PEFT does.
         pooling: What the head reads. ``"architecture"``: the vector that the architecture reads
             (of the first or the last token). ``"mean"``: the mean over the text, as sentence
             encoders are trained. ``"prompt"``: the mean over the vectors of an input prompt, which
-            have read the text. ``"auto"``: ``"mean"`` for sentence encoders, else
-            ``"architecture"``; see `resolved`.
+            have read the text, or of a reader. ``"auto"``: ``"mean"`` for sentence encoders
+            (``"prompt"`` for a reader), else ``"architecture"``; see `resolved`.
         shift_positions: For a deep prompt of key-values: the text's positions start at k, as in
             PEFT's prefix tuning, and not at 0 as in pretraining.
         prompt_init: ``"random"``: the initial values of the encoder. ``"vocab"``: the prompt starts
@@ -110,6 +118,7 @@ class PromptEncoderConfig:
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
     depth: Depth = "deep"
+    reader_rank: int = 0
     placement: Placement = "after_first"
     shift_positions: bool = False
     backbone_dropout: bool = False
@@ -133,8 +142,11 @@ class PromptEncoderConfig:
             value = getattr(self, name)
             if value is None and name == "encoder_hidden_size":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-                raise PtuneError(f"{name} is {value!r}; expected an integer from 1 to {limit:,}.")
+            least, is_int = int(name != "reader_rank"), isinstance(value, int)
+            if not is_int or isinstance(value, bool) or not least <= value <= limit:
+                raise PtuneError(
+                    f"{name} is {value!r}; expected an integer from {least} to {limit:,}."
+                )
         if self.prompt_init_scale is not None and not self.prompt_init_scale > 0:
             raise PtuneError(
                 f"prompt_init_scale is {self.prompt_init_scale!r}; expected a number above 0."
@@ -161,6 +173,21 @@ class PromptEncoderConfig:
                 "pooling is 'prompt', but a deep prompt has no vectors that the head could read. "
                 "Use 'mean' or 'architecture'."
             )
+        if self.depth == "reader" and self.encoder_reparameterization_type != "NONE":
+            raise PtuneError(
+                f"encoder_reparameterization_type is {self.encoder_reparameterization_type!r}; a "
+                "reader takes 'NONE'."
+            )
+        if self.depth == "reader" and self.pooling == "mean":
+            raise PtuneError(
+                "pooling is 'mean', but the head of a reader reads the reader and not the text. "
+                "Use 'prompt' or 'architecture'."
+            )
+        if self.depth != "reader" and self.reader_rank:
+            raise PtuneError(
+                f"reader_rank is {self.reader_rank} and depth is {self.depth!r}; only a reader has "
+                "a rank. Leave it out, or use depth='reader'."
+            )
         has_text = bool((self.prompt_init_text or "").strip())
         if self.prompt_init is not None and (self.prompt_init == "text") != has_text:
             raise PtuneError(
@@ -173,6 +200,11 @@ class PromptEncoderConfig:
     def is_prompt_learning(self) -> bool:
         """True, as in PEFT for every kind of prompt."""
         return True
+
+    @property
+    def rows(self) -> int:
+        """Rows of the prompt embeddings: the virtual tokens, and a reader's low-rank layers."""
+        return self.num_virtual_tokens + 2 * self.reader_rank
 
     def resolved(
         self, backbone: str | None = None, *, pairs: bool = False, question: str | None = None
@@ -201,7 +233,8 @@ class PromptEncoderConfig:
 
             pooling = "architecture"
             if name and is_mean_pooled(name, revision=self.revision):
-                pooling = "prompt" if pairs and self.depth == "input" else "mean"
+                reads_prompt = self.depth == "reader" or (pairs and self.depth == "input")
+                pooling = "prompt" if reads_prompt else "mean"
         return replace(
             self,
             pooling=pooling,

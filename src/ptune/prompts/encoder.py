@@ -14,10 +14,11 @@ from ptune.prompts.config import PromptEncoderConfig
 
 
 class PromptEncoder(nn.Module):
-    """k learned vectors that are the prompt. Subclasses transform them into the prompt.
+    """Learned vectors that are the prompt. Subclasses transform them into the prompt.
 
     A prompt does not depend on the text, so `forward()` takes no arguments and is called once
-    per step. It returns the prompt, ``[num_virtual_tokens, width]``.
+    per step. It returns the prompt, ``[config.rows, width]``: one row per virtual token, and for a
+    reader those of its low-rank layers.
 
     Args:
         config: With `token_dim` filled in.
@@ -27,14 +28,14 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, config: PromptEncoderConfig, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.num_virtual_tokens, width)
+        self.embedding = nn.Embedding(config.rows, width)
 
     def forward(self) -> Tensor:
-        """The prompt, ``[num_virtual_tokens, width]``."""
+        """The prompt, ``[rows, width]``."""
         return self.embedding.weight
 
     def start_from(self, vectors: Tensor) -> None:
-        """Set the learned vectors, ``[num_virtual_tokens, embedding_dim]``."""
+        """Set the learned vectors, ``[rows, embedding_dim]``."""
         with torch.no_grad():
             self.embedding.weight.copy_(vectors)
 
@@ -106,6 +107,7 @@ ENCODERS: dict[tuple[str, str], type[PromptEncoder]] = {
     ("input", "LSTM"): LSTMPromptEncoder,
     ("deep", "NONE"): PromptEncoder,
     ("deep", "MLP"): MLPPrefixEncoder,
+    ("reader", "NONE"): PromptEncoder,
 }
 
 

@@ -191,6 +191,53 @@ class LayerInputs:
         return torch.where(is_virtual[..., None], embeddings.to(states.dtype), states)
 
 
+class ReaderStates:
+    """Changes the input of every layer but the first while readers pass through the backbone.
+
+    See `Pass.reader_vectors`, `Pass.reader_low_rank` and `Pass.reader_positions`.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, layers: Sequence[str], passes: Passes) -> None:
+        self.passes = passes
+        self._hooks = [
+            backbone.get_submodule(path).register_forward_pre_hook(
+                partial(self._before, i - 1), with_kwargs=True
+            )
+            for i, path in enumerate(layers)
+            if i
+        ]
+        # Not all classifiers hand `position_ids` on to their base model.
+        self._hooks.append(
+            backbone.base_model.register_forward_pre_hook(self._place, with_kwargs=True)
+        )
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _place(self, base_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        current = self.passes.current
+        if current is None or current.reader_positions is None:
+            return None
+        return args, {**kwargs, "position_ids": current.reader_positions}
+
+    def _before(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        current = self.passes.current
+        if current is None or not current.reader_vectors or current.virtual is None:
+            return None
+        states, *rest = args if args else (kwargs.pop("hidden_states"),)
+        vectors = current.reader_vectors[number]  # [n, hidden]
+        change = F.embedding(current.virtual.clamp(0, len(vectors) - 1), vectors)
+        if current.reader_low_rank:
+            down, up = current.reader_low_rank[number]  # [1 or batch, rank, hidden]
+            normal = F.rms_norm(states.to(down.dtype), states.shape[-1:])  # [batch, k, hidden]
+            change = change + normal @ down.mT @ up
+        return (states + change.to(states.dtype), *rest), kwargs
+
+
 class FrozenCheckpoint:
     """Gradient checkpointing for a frozen layer, without its dropout.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from ptune.backbones.architectures import (
     POSITION_READ,
     SPECIAL_IDS,
     Architecture,
+    are_close,
     flat,
+    two_texts,
     use_valid_special_ids,
 )
 from ptune.backbones.cpu import CpuKernels, is_traced
@@ -39,7 +41,8 @@ from ptune.prompts.mechanisms import (
     Prompt,
     SharedInputEmbeddings,
 )
-from ptune.prompts.passes import Pass, Passes
+from ptune.prompts.passes import KeyValue, Pass, Passes
+from ptune.prompts.readers import Readers, TextStates, text_keys
 
 # The input prompt of a causal backbone, computed once for a whole batch.
 SHARED = "shared"
@@ -163,7 +166,7 @@ class Host:
                 f"{k} virtual tokens do not fit: the backbone has {own.max_positions} positions "
                 "and a text needs some of them. Use a smaller num_virtual_tokens."
             )
-        if config.pooling == "prompt" and own.is_causal:
+        if config.pooling == "prompt" and config.depth == "input" and own.is_causal:
             raise PtuneError(
                 "pooling is 'prompt', but this backbone is causal: a prompt before the text cannot "
                 "attend to it. Use 'architecture' or 'mean'."
@@ -205,7 +208,20 @@ class Host:
                 f"{own.name} cannot have a deep prompt: neither its attention nor its layers are "
                 "where Transformers usually has them. Use an input prompt."
             )
-        return self.mechanism(name)
+        if name == "reader" and (own.is_encoder_decoder or not (own.attentions or own.takes_cache)):
+            raise PtuneError(
+                f"{own.name} cannot have a reader: ptune cannot give the keys and values of a text "
+                "to its attention. Use a deep or an input prompt."
+            )
+        mechanism = self.mechanism(name)
+        if isinstance(mechanism, Readers) and mechanism.is_exact is None:
+            mechanism.is_exact = self._reads_exactly(mechanism)
+        if isinstance(mechanism, Readers) and not mechanism.is_exact:
+            raise PtuneError(
+                f"{own.name} cannot have a reader: its answer for a text would depend on the other "
+                "texts in the batch. Use a deep or an input prompt."
+            )
+        return mechanism
 
     def mechanism(self, name: str) -> Mechanism:
         """The mechanism called `name`, attached to the backbone on first use."""
@@ -222,7 +238,8 @@ class Host:
             self.tokens,
             self.passes,
         )
-        if name in (SHARED, "prefix") and self._attentions is None:
+        by_name = name in (SHARED, "prefix") or (name == "reader" and own.attentions)
+        if by_name and self._attentions is None:
             self._attentions = self._attach(Attentions(backbone, own, passes))
         if name == SHARED:
             return SharedInputEmbeddings(backbone, tokens, passes)
@@ -232,10 +249,31 @@ class Host:
             return LayerEmbeddings(backbone, own, tokens, passes)
         if name == "input":
             return InputEmbeddings(tokens)
+        if name == "reader":
+            return Readers(backbone, own, tokens, passes)
         raise PtuneError(
-            f"The prompt's mechanism is {name!r}; this version of ptune knows 'input', 'prefix' "
-            "and 'layers'. The adapter was written by a newer version: upgrade ptune."
+            f"The prompt's mechanism is {name!r}; this version of ptune knows 'input', 'prefix', "
+            "'layers' and 'reader'. The adapter was written by a newer version: upgrade ptune."
         )
+
+    @torch.no_grad()
+    def _reads_exactly(self, readers: Readers) -> bool:
+        """Whether readers answer the same for a text alone and in a batch with a longer one."""
+        if self.backbone.device.type == "meta" or not readers.by_cache:
+            return True
+        ids, mask = two_texts(self.backbone)
+        prompt = Prompt(readers, self.tokens.weight.new_full((2, readers.width), 0.1))
+        training = {module: module.training for module in self.backbone.modules()}
+        try:
+            self.backbone.eval()
+            both = self.run([prompt], input_ids=ids, attention_mask=mask).logits[1:]
+            alone = self.run([prompt], input_ids=ids[1:, :3]).logits
+        except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
+            return False  # its cache holds something else
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+        return bool(are_close(both, alone))
 
     def can_share(self, config: PromptEncoderConfig, **inputs: Any) -> bool:
         """True if a prompt can be computed once for a whole batch with the same results."""
@@ -255,7 +293,7 @@ class Host:
         Raises:
             PtuneError: It has another shape.
         """
-        expected = (config.num_virtual_tokens, own.width)
+        expected = (config.rows, own.width)
         if embeddings.shape != expected:
             raise PtuneError(
                 f"The prompt has the shape {list(embeddings.shape)}, but "
@@ -293,9 +331,13 @@ class Host:
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        texts: TextStates | None = None,
         **inputs: Any,
     ) -> Any:
         """Run the backbone on a batch in one forward pass, each text with its own prompt.
+
+        Readers attend to `texts`, or to what `read_texts` returns for the batch. The backbone then
+        runs on the readers alone.
 
         Args:
             prompts: Prompts with mechanisms of this host.
@@ -304,6 +346,8 @@ class Host:
             heads: One head per text, or one for all (`ptune.prompts.heads.HeadPerText`).
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: As for
                 `PromptModel.forward`.
+            texts: For readers: texts that were read before. With N prompts for each of them,
+                `which` has the N prompts of the first text, then those of the second, and so on.
             **inputs: Passed to the backbone.
 
         Raises:
@@ -315,21 +359,140 @@ class Host:
                 f"This {self.architecture.name} was given back (unload) and has no prompts any "
                 "more. Build a PromptModel on it again."
             )
+        text = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         with self.passes.running(current), self.heads.using(head):
-            input_ids = self._given_ids(input_ids, inputs_embeds)
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
-            if inputs_embeds is None:
-                self._check_ids(input_ids, attention_mask)
-            batch = _Batch(self, prompts, which, current, input_ids.device)
-            if inputs_embeds is not None:
-                input_ids = batch.add_embeddings(inputs_embeds)
-            inputs |= batch.arrange(input_ids, attention_mask, token_type_ids, position_ids)
+            if isinstance(readers := prompts[0].mechanism, Readers):
+                texts = texts or self.read_texts(*text)
+                batch = _Batch(self, prompts, which, current, texts.mask.device)
+                inputs |= batch.arrange_readers(readers, texts)
+            else:
+                batch, arranged = self._arranged(prompts, which, current, *text)
+                inputs |= arranged
             if self.architecture.takes_use_cache:
                 inputs.setdefault("use_cache", False)  # nothing is generated
             if not self._needs_everything(inputs):
-                batch.compute_only_what_is_read(inputs["attention_mask"])
+                batch.compute_only_what_is_read()
             return self.backbone(**inputs)
+
+    def _arranged(
+        self,
+        prompts: Sequence[Prompt],
+        which: Sequence[int] | None,
+        current: Pass,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> tuple[_Batch, dict[str, Tensor]]:
+        """A batch of texts with their prompts in a pass, and the backbone's inputs."""
+        input_ids = self._given_ids(input_ids, inputs_embeds)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if inputs_embeds is None:
+            self._check_ids(input_ids, attention_mask)
+        batch = _Batch(self, prompts, which, current, input_ids.device)
+        if inputs_embeds is not None:
+            input_ids = batch.add_embeddings(inputs_embeds)
+        return batch, batch.arrange(input_ids, attention_mask, token_type_ids, position_ids)
+
+    @property
+    def no_prompt(self) -> Prompt:
+        """A prompt without virtual tokens."""
+        weight = self.tokens.weight
+        return Prompt(self.mechanism("input"), weight.new_empty(0, weight.shape[1]))
+
+    @property
+    def readers(self) -> Readers:
+        """The mechanism of readers, with the texts that it keeps."""
+        readers = self.mechanism("reader")
+        assert isinstance(readers, Readers)
+        return readers
+
+    @torch.no_grad()
+    def read_texts(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> TextStates:
+        """What readers see of a batch of texts, from `Readers.kept` if they were read before.
+
+        Raises:
+            PtuneError: As for `PromptModel.forward`.
+        """
+        kept = self.readers.kept
+        drops_out = self.backbone.base_model.training
+        given = position_ids is not None or inputs_embeds is not None or is_traced()
+        if input_ids is None or not kept.limit or drops_out or given:
+            return self._read(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            )
+        kept.check(self._version())
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        keys = text_keys(input_ids, attention_mask, token_type_ids)
+        missing = [i for i, key in enumerate(keys) if kept.get(key) is None]
+        kept.read += len(missing)
+        kept.reused += len(keys) - len(missing)
+        new: dict[int, Tensor] = {}
+        if missing:
+            index = torch.tensor(missing, device=input_ids.device)
+            types = None if token_type_ids is None else token_type_ids[index]
+            states = self._read(input_ids[index], attention_mask[index], types)
+            kept.shapes = states.shapes
+            new = dict(zip(missing, states.rows(), strict=True))
+            for i, row in new.items():
+                kept.add(keys[i], row)
+        rows = [new[i] if i in new else kept.get(key) for i, key in enumerate(keys)]
+        return TextStates.of_rows(cast("list[Tensor]", rows), kept.shapes)
+
+    def _read(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> TextStates:
+        """Run the backbone on texts without a prompt and keep all keys and values."""
+        by_cache, captured = self.readers.by_cache, list[KeyValue]()
+        if by_cache and self.checkpointed_layers():
+            raise PtuneError(
+                f"A reader on {self.architecture.name} cannot use gradient checkpointing, because "
+                "the layers would drop the keys and values of the text. Switch it off: a reader "
+                "takes little memory without it."
+            )
+        text = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        current = Pass(captured_key_values=None if by_cache else captured)
+        with self.passes.running(current):
+            _, inputs = self._arranged([self.no_prompt], None, current, *text)
+            mask = inputs["attention_mask"] != 0
+            if self.architecture.takes_use_cache:
+                inputs["use_cache"] = by_cache  # type: ignore[assignment]
+            if self.architecture.last_layer_end and not is_traced():
+                # Nothing reads the last hidden states.
+                current.positions = torch.zeros(1, dtype=torch.long, device=mask.device)
+            output = self.backbone.base_model(**inputs)
+            if by_cache:
+                captured = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        return TextStates(captured, mask)
+
+    def _version(self) -> object:
+        """Changes whenever the frozen part of the backbone, or how it computes, changes."""
+        device, heads = self.tokens.weight.device, set(self.architecture.head_names)
+        autocast = torch.is_autocast_enabled(device.type)
+        return (
+            compat.attention_of(self.backbone),
+            torch.get_autocast_dtype(device.type) if autocast else None,
+            *(
+                (p.dtype, p.device, compat.version_of(p))
+                for name, p in self.backbone.named_parameters()
+                if name not in heads
+            ),
+        )
 
     def _given_ids(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if input_ids is not None and inputs_embeds is not None:
@@ -456,6 +619,29 @@ class _Batch:
             inputs["position_ids"] = counted + self.own.first_position + shift
         if isinstance(self.mean, Tensor) or self.mean:
             self._pool(attention_mask, virtual_mask, order)
+        self.mask = inputs["attention_mask"]
+        return inputs
+
+    def arrange_readers(self, readers: Readers, texts: TextStates) -> dict[str, Any]:
+        """The backbone's inputs for readers of `texts`: virtual tokens only, ``[rows, k]``."""
+        mask, which = texts.mask, self.which
+        rows = len(mask) if which is None else len(which)
+        times = rows // max(1, len(mask))
+        low_rank = [p.embeddings[:0] if p.low_rank is None else p.low_rank for p in self.prompts]
+        readers.enter_low_rank(self.current, low_rank, which)
+        lengths = texts.lengths.repeat_interleave(times, dim=0)  # [rows, 1]
+        self._check_fits(lengths, self._of_texts([p.positions for p in self.prompts]))
+        empty = torch.zeros(rows, 0, dtype=torch.long, device=mask.device)
+        inputs: dict[str, Any] = self.arrange(empty, empty, None, None)
+        inputs.pop("position_ids", None)
+        if readers.continues:
+            counted = (self.mask.cumsum(dim=1) - 1).clamp_min(0)
+            self.current.reader_positions = counted + self.own.first_position + lengths
+        if readers.by_cache:
+            inputs["past_key_values"], seen = texts.as_cache(times)
+            inputs["attention_mask"] = torch.cat([seen, self.mask], dim=1)
+        else:
+            readers.enter_texts(self.current, texts, self.mask.shape[1], times)
         return inputs
 
     def _disguised(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, int]:
@@ -499,8 +685,13 @@ class _Batch:
         ):
             return width
         lengths = (attention_mask != 0).sum(dim=1, keepdim=True)  # [batch, 1]
-        taken = lengths + positions
-        if bound is not None and (worst := int(taken.max())) > bound:
+        self._check_fits(lengths, positions)
+        return max(1, int((lengths + k).max()))
+
+    def _check_fits(self, lengths: Tensor, positions: int | Tensor) -> None:
+        """Check that texts of these lengths, ``[batch, 1]``, fit with the prompts' positions."""
+        bound, taken = self.own.max_positions, lengths + positions
+        if bound is not None and not is_traced() and (worst := int(taken.max())) > bound:
             longest = int(lengths[int(taken.argmax())])
             fits = bound - worst + longest
             raise PtuneError(
@@ -508,14 +699,13 @@ class _Batch:
                 f"the prompt takes {worst - longest}, so at most {fits} tokens fit. Tokenise with "
                 f"truncation=True, max_length={fits}."
             )
-        return max(1, int((lengths + k).max()))
 
-    def compute_only_what_is_read(self, attention_mask: Tensor) -> None:
+    def compute_only_what_is_read(self) -> None:
         """Skip the positions that the head does not read, at the end of the last layer."""
         if self.own.last_layer_end is None:
             return
         read_at: Callable[[Tensor], Tensor] = POSITION_READ[self.own.last_layer_end.reads]
-        read = read_at(attention_mask)
+        read = read_at(self.mask)
         if self.current.mean_mask is not None:
             mean = torch.as_tensor(self.mean, device=read.device)
             read = torch.where(mean, self.current.mean_mask, read)

@@ -6,7 +6,7 @@
 | `prefix` | a key and a value in every attention, before those of the text | attention that uses `AttentionInterface` |
 | `layers` | an input embedding, and one more embedding for every later layer | a list of layers |
 
-`prefix` and `layers` are deep prompts (P-tuning v2, arXiv 2110.07602). A mechanism knows how many
+Another one, `reader`, is in `ptune.prompts.readers`. `prefix` and `layers` are deep prompts (P-tuning v2, arXiv 2110.07602). A mechanism knows how many
 numbers a virtual token has, whether the prompt takes positions from the text, how to enter a
 forward pass, and which prompt is equivalent to a sequence of words.
 """  # noqa: E501
@@ -82,6 +82,7 @@ class Prompt:
         before: How many tokens of the text come before the prompt.
         shifts: True if the text's positions start at k although the prompt takes none.
         pooling: What the head reads; as in `PromptEncoderConfig`.
+        low_rank: Low-rank layers of a reader, ``[2 * rank, width]``.
     """
 
     mechanism: Mechanism
@@ -89,17 +90,28 @@ class Prompt:
     before: int = 0
     shifts: bool = False
     pooling: Pooling = "architecture"
+    low_rank: Tensor | None = None
 
     @classmethod
     def of(cls, config: PromptEncoderConfig, mechanism: Mechanism, embeddings: Tensor) -> Prompt:
-        """The prompt that `config` describes."""
+        """The prompt that `config` describes, with all rows of its embeddings."""
+        low_rank = None
+        if len(embeddings) > config.num_virtual_tokens:
+            k, rest = config.num_virtual_tokens, len(embeddings) - config.num_virtual_tokens
+            embeddings, low_rank = embeddings.split([k, rest])
         return cls(
             mechanism,
             embeddings,
             before=layout.TOKENS_BEFORE[config.placement],
             shifts=config.shift_positions,
             pooling=config.pooling,
+            low_rank=low_rank,
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return self.embeddings.nbytes + (0 if self.low_rank is None else self.low_rank.nbytes)
 
     @property
     def positions(self) -> int:

@@ -34,9 +34,17 @@ class Pass:
         key_values: For each attention, keys and values ``[1 or batch, heads, k, head_dim]`` that
             come before those of the text.
         key_mask: ``[batch, k]``, true where a text attends to a key; ``None``: everywhere.
+        key_distances: ``[batch, queries, k]``: how many positions each key is before each query,
+            for attention that is limited to a window; ``None``: not limited.
+        prompts_per_text: How many readers share the keys and values of a text. The batch has a row
+            for each reader, those of a text one after the other.
         calls: How often each attention module was called, where one serves several layers.
         layer_embeddings: For each layer, ``[n, hidden]``: replaces its input at virtual tokens.
         layer_start: Index of the prompt embedding that the first of these belongs to.
+        reader_vectors: For each layer but the first, ``[n, hidden]``: added to its input at virtual
+            tokens.
+        reader_low_rank: For each layer but the first, two matrices ``[1 or batch, rank, hidden]``.
+        reader_positions: ``[batch, seq]``: the positions of readers, if they follow a text.
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
         mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
         positions: ``[kept]``, indices of batch * seq that the end of the last layer computes.
@@ -52,9 +60,14 @@ class Pass:
     virtual: Tensor | None = None
     key_values: Sequence[KeyValue] = ()
     key_mask: Tensor | None = None
+    key_distances: Tensor | None = None
+    prompts_per_text: int = 1
     calls: dict[nn.Module, int] = field(default_factory=dict)
     layer_embeddings: Sequence[Tensor] = ()
     layer_start: int = 0
+    reader_vectors: Sequence[Tensor] = ()
+    reader_low_rank: Sequence[tuple[Tensor, Tensor]] = ()
+    reader_positions: Tensor | None = None
     mean_mask: Tensor | None = None
     mean_texts: Tensor | None = None
     positions: Tensor | None = None

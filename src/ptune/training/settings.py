@@ -39,7 +39,7 @@ def is_first() -> bool:
 
 
 # Learning rates of the prompt if the settings leave it open.
-PROMPT_LEARNING_RATE = {"deep": 6e-2, "input": 5e-3}
+PROMPT_LEARNING_RATE = {"deep": 6e-2, "input": 5e-3, "reader": 2e-3}
 
 
 @dataclass(eq=False, repr=False)
@@ -56,7 +56,8 @@ class ClassifierSettings:
     _: KW_ONLY
     prompt: Depth = setting(
         PromptEncoderConfig.depth,
-        "Virtual tokens in every layer (deep, P-tuning v2), or before the text (input).",
+        "Virtual tokens in every layer (deep, P-tuning v2), before the text (input), or after it "
+        "and unseen by it (reader).",
         PROMPT,
     )
     num_virtual_tokens: int = setting(
@@ -64,6 +65,12 @@ class ClassifierSettings:
         "Length of the prompt in tokens.",
         PROMPT,
         at_least=1,
+    )
+    reader_rank: int = setting(
+        PromptEncoderConfig.reader_rank,
+        "Rank of the low-rank layers that only a reader's tokens pass through. 0: none.",
+        PROMPT,
+        at_least=0,
     )
     encoder: Reparameterization = setting(
         PromptEncoderConfig.encoder_reparameterization_type,
@@ -82,8 +89,8 @@ class ClassifierSettings:
     pooling: Pooling = setting(
         PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
-        "(mean) or over an input prompt (prompt). auto: mean for a sentence encoder, but prompt "
-        "for pairs with an input prompt; architecture for any other backbone.",
+        "(mean) or over the prompt (prompt). auto: mean for a sentence encoder, but prompt for a "
+        "reader, and for pairs with an input prompt; architecture for any other backbone.",
         PROMPT,
     )
     prompt_init: PromptInit | None = setting(

@@ -1,0 +1,280 @@
+"""Readers: virtual tokens that attend to the text, while the text does not attend to them.
+
+The backbone reads the text alone, and the keys and values of all its attentions are kept
+(`TextStates`). The virtual tokens then pass through the same layers and attend to these keys and
+values, and to each other. What the backbone computes for the text does not depend on the prompt, so
+it serves any number of prompts, and in training every epoch (`KeptTexts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptune import compat
+from ptune.backbones.architectures import Architecture
+from ptune.prompts.heads import stacked
+from ptune.prompts.hooks import ReaderStates, VirtualTokens
+from ptune.prompts.mechanisms import Mechanism
+from ptune.prompts.passes import KeyValue, Pass, Passes
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What readers see of a batch of texts.
+
+    Attributes:
+        key_values: Keys and values of every attention, ``[batch, heads, seq, head_dim]``.
+        mask: ``[batch, seq]``, true at tokens. Padding is on the right.
+    """
+
+    key_values: list[KeyValue]
+    mask: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, ``[batch, 1]``."""
+        return self.mask.sum(dim=1, keepdim=True)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Heads and width of a head, for every attention."""
+        return [(key.shape[1], key.shape[3]) for key, _ in self.key_values]
+
+    def rows(self) -> list[Tensor]:
+        """For each text, a copy of its keys and values in one tensor ``[tokens, width]``."""
+        parts = [t.transpose(1, 2).flatten(2) for pair in self.key_values for t in pair]
+        together = torch.cat(parts, dim=2)  # [batch, seq, width]
+        lengths = self.lengths[:, 0].tolist()
+        return [row[:n].clone() for row, n in zip(together, lengths, strict=True)]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> TextStates:
+        """Undo `rows`.
+
+        Args:
+            rows: ``[tokens, width]`` for each text.
+            shapes: As `shapes`.
+        """
+        together = stacked(list(rows))  # [batch, seq, width]
+        both = [shape for shape in shapes for _ in range(2)]
+        sizes = [heads * dim for heads, dim in both]
+        parts = [
+            part.unflatten(2, shape).transpose(1, 2)  # [batch, heads, seq, head_dim]
+            for part, shape in zip(together.split(sizes, dim=2), both, strict=True)
+        ]
+        lengths = torch.tensor([[len(row)] for row in rows], device=together.device)
+        columns = torch.arange(together.shape[1], device=together.device)
+        return cls(list(zip(parts[::2], parts[1::2], strict=True)), columns < lengths)
+
+    def as_cache(self, times: int) -> tuple[Any, Tensor]:
+        """A cache of Transformers with every text `times` times, and its mask.
+
+        Texts are moved to the right, so that what comes after them comes right after.
+        """
+        seq = self.mask.shape[1]
+        columns = torch.arange(seq, device=self.mask.device)
+        order = (columns + self.lengths) % max(1, seq)  # [batch, seq]
+        pairs = []
+        for pair in self.key_values:
+            key, value = (
+                t.gather(2, order[:, None, :, None].expand_as(t)).repeat_interleave(times, dim=0)
+                for t in pair
+            )
+            pairs.append((key, value))
+        mask = self.mask.gather(1, order).repeat_interleave(times, dim=0)
+        return compat.cache_of(pairs), mask
+
+
+class KeptTexts:
+    """The keys and values of texts that were read before, up to a number of bytes.
+
+    A text is known by its token ids, so it does not matter which tokenizer made them or how they
+    were cut. Everything is forgotten when the backbone's weights, number format, device or
+    attention change. Beyond the limit, texts are read again each time.
+
+    Attributes:
+        limit: Bytes to keep at most; 0: nothing is kept.
+        nbytes: Bytes that are kept.
+        read: Texts that were read by the backbone.
+        reused: Texts that were not.
+        shapes: As `TextStates.shapes`.
+    """
+
+    def __init__(self) -> None:
+        self.limit = self.nbytes = self.read = self.reused = 0
+        self.shapes: list[tuple[int, int]] = []
+        self._rows: dict[bytes, Tensor] = {}
+        self._version: object = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def forget(self) -> None:
+        """Free the memory."""
+        self._rows.clear()
+        self.nbytes = 0
+
+    def check(self, version: object) -> None:
+        """Forget everything if it belongs to another state of the backbone."""
+        if version != self._version:
+            self.forget()
+            self._version = version
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The row of a text, see `TextStates.rows`."""
+        return self._rows.get(key)
+
+    def add(self, key: bytes, row: Tensor) -> None:
+        """Keep a row if it fits."""
+        if key not in self._rows and self.nbytes + row.nbytes <= self.limit:
+            self._rows[key] = row
+            self.nbytes += row.nbytes
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """Numbers for `metrics.json`."""
+        return {
+            "texts": len(self),
+            "bytes": self.nbytes,
+            "bytes_per_text": self.nbytes // max(1, len(self)),
+            "read": self.read,
+            "reused": self.reused,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptTexts, ()
+
+
+def text_keys(
+    input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+) -> list[bytes]:
+    """For each text, what decides about its keys and values: its tokens and their types."""
+    columns = [input_ids] if token_type_ids is None else [input_ids, token_type_ids]
+    numbers = torch.stack([c.long() for c in columns], dim=1).cpu().numpy()  # [batch, 1 or 2, seq]
+    masks = (attention_mask != 0).cpu().numpy()
+    return [row[:, mask].tobytes() for row, mask in zip(numbers, masks, strict=True)]
+
+
+class Readers(Mechanism):
+    """k virtual tokens after the text, each with a vector that is added before every later layer.
+
+    A virtual token consists of its input embedding and one vector for each layer but the first:
+    ``[token_dim + (layers - 1) * hidden]``. Where the layers are out of reach, it is the embedding
+    alone.
+
+    With `Prompt.low_rank`, the virtual tokens also pass through a layer of low rank before every
+    layer but the first. It has two matrices per layer, ``[rank, hidden]`` each, in rows that
+    follow those of the virtual tokens.
+
+    Attributes:
+        by_cache: Whether the keys and values of a text enter as a cache of Transformers, because
+            its attention does not use `AttentionInterface`.
+        continues: Whether positions continue after the text. Otherwise they start at 0, and the
+            text has all of the backbone's positions.
+        is_exact: Whether a text's answer does not depend on its batch; ``None``: not tested yet.
+        kept: Texts that were read before.
+    """
+
+    name = "reader"
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        architecture: Architecture,
+        tokens: VirtualTokens,
+        passes: Passes,
+    ) -> None:
+        self.by_cache = not architecture.attentions
+        self.continues = self.takes_positions = architecture.takes_position_ids and (
+            architecture.takes_use_cache or not _has_learned_positions(backbone)
+        )
+        self.is_exact: bool | None = None
+        self._embedding = backbone.get_input_embeddings()
+        self.kept = KeptTexts()
+        later_layers = max(0, len(architecture.layers) - 1)
+        self.sizes = [tokens.weight.shape[1]] + [architecture.hidden_size] * later_layers
+        super().__init__(tokens, width=sum(self.sizes))
+        self._hook = ReaderStates(backbone, architecture.layers, passes)
+
+    def enter(  # noqa: D102
+        self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
+    ) -> list[Tensor]:
+        current.reader_vectors = torch.cat(prompts).split(self.sizes, dim=1)[1:]
+        return [p[:, : self.sizes[0]] for p in prompts]
+
+    def enter_low_rank(
+        self, current: Pass, low_rank: Sequence[Tensor], which: Sequence[int] | None
+    ) -> None:
+        """Put low-rank layers into a forward pass.
+
+        Args:
+            current: The pass.
+            low_rank: ``[2 * rank, width]`` for each prompt.
+            which: As for `enter`.
+        """
+        if not any(len(t) for t in low_rank):
+            return
+        down, up = (stacked([t.chunk(2)[i] if len(t) else t for t in low_rank]) for i in range(2))
+        if which is not None:
+            index = torch.tensor(which, device=down.device)
+            down, up = down[index], up[index]  # [texts, rank, width]
+        parts = (t.split(self.sizes, dim=2)[1:] for t in (down, up))
+        current.reader_low_rank = list(zip(*parts, strict=True))
+
+    def enter_texts(self, current: Pass, texts: TextStates, k: int, times: int) -> None:
+        """Let the virtual tokens of a forward pass attend to texts.
+
+        Args:
+            current: The pass.
+            texts: The texts.
+            k: Length of the longest prompt.
+            times: How many prompts read each text.
+        """
+        current.key_values, current.key_mask = texts.key_values, texts.mask
+        current.prompts_per_text = times
+        if self.continues:
+            own = torch.arange(k, device=texts.mask.device).repeat(times)
+            place = texts.mask.cumsum(dim=1) - 1  # [batch, seq]
+            # [batch, times * k, seq]
+            current.key_distances = (texts.lengths + own)[..., None] - place[:, None]
+
+    def from_words(self, ids: Tensor) -> Tensor:  # noqa: D102
+        start = self.tokens.weight.new_zeros(len(ids), self.width, dtype=torch.float32)
+        # The module may scale its weight.
+        start[:, : self.sizes[0]] = self._embedding(ids).detach()
+        return start
+
+    def start(self, tokens: Tensor, rank: int) -> Tensor:
+        """Initial rows from those of virtual tokens: nothing is changed in later layers yet.
+
+        Args:
+            tokens: ``[k, width]``, of which the input embeddings are kept.
+            rank: Rank of the low-rank layers.
+
+        Returns:
+            ``[k + 2 * rank, width]``.
+        """
+        start = tokens.new_zeros(len(tokens) + 2 * rank, self.width)
+        start[: len(tokens), : self.sizes[0]] = tokens[:, : self.sizes[0]]
+        down = slice(len(tokens), len(tokens) + rank)
+        start[down, self.sizes[0] :].normal_(std=self.sizes[-1] ** -0.5)
+        return start
+
+    def remove(self) -> None:  # noqa: D102
+        self._hook.remove()
+        self.kept.forget()
+
+
+def _has_learned_positions(backbone: PreTrainedModel) -> bool:
+    """True if there is an embedding of positions."""
+    return any(
+        "position" in name.rpartition(".")[2]
+        and isinstance(getattr(module, "weight", None), Tensor)
+        for name, module in backbone.named_modules()
+    )

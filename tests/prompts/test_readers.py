@@ -1,0 +1,287 @@
+"""Readers: virtual tokens that attend to the text, while the text does not attend to them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, build_model, build_tokenizer
+from conftest import SENTENCES, build, refused, use_prompt
+
+from ptune import PromptEncoderConfig, PromptModel
+from ptune.peft import PromptEncoderConfig as InPeft
+from ptune.prompts.mechanisms import Prompt
+
+K = 5
+REFUSED = ["MPNet", "DeBERTa", "DeBERTa-v2", "Megatron-BERT", "XLNet", "BART", "T5"]
+READABLE = [name for name in ARCHITECTURES if name not in REFUSED]
+DECODERS = READABLE[READABLE.index("GPT-2") :]
+TEXTS = [*SENTENCES[:4], "the"]
+
+
+def made(name):
+    architecture = ARCHITECTURES[name]
+    tokenizer = build_tokenizer(architecture, SENTENCES)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return build_model(architecture, tokenizer), tokenizer
+
+
+def reader(backbone, seed=0, **options):
+    """A reader with random numbers."""
+    config = PromptEncoderConfig(**{"depth": "reader", "num_virtual_tokens": K, **options})
+    model = PromptModel(backbone, config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.4)
+    return model.eval()
+
+
+def padded(tokenizer, texts=TEXTS):
+    return tokenizer(texts, padding=True, return_tensors="pt")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", READABLE)
+def test_a_text_is_read_the_same_with_and_without_readers(name):
+    """Bit for bit: the inputs and the output of every layer."""
+    backbone, tokenizer = made(name)
+    model, inputs = reader(backbone, reader_rank=2), padded(tokenizer)
+    width, seen = inputs["input_ids"].shape[1], []
+    for layer in model.architecture.layers or [model.architecture.attentions[0].path]:
+        backbone.get_submodule(layer).register_forward_hook(
+            lambda _, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+    # Compute every position of the last layer.
+    model.host.architecture = replace(model.architecture, last_layer_end=None)
+    with model.disable_adapter():
+        model(**inputs)
+    alone, seen[:] = [*seen], []
+    model(**inputs)
+    with_readers = [states for states in seen if states.shape[1] == width]
+    assert len(alone) == len(with_readers) == len(seen) / 2
+    assert all(torch.equal(one, other) for one, other in zip(alone, with_readers, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", READABLE)
+def test_an_answer_depends_neither_on_the_batch_nor_on_padding(name):
+    backbone, tokenizer = made(name)
+    model = reader(backbone, reader_rank=2)
+    inputs = padded(tokenizer)
+    expected = torch.cat([model(**padded(tokenizer, [text])).logits for text in TEXTS])
+    assert expected.std(dim=0).max() > 0.01
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+    more = {key: torch.nn.functional.pad(ids, (3, 2)) for key, ids in inputs.items()}
+    torch.testing.assert_close(model(**more).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DECODERS)
+def test_in_a_decoder_a_reader_equals_tokens_after_the_text(name):
+    """In a causal model, a text cannot depend on what comes after it, so the two must agree."""
+    backbone, tokenizer = made(name)
+    model = reader(backbone)
+    words = torch.tensor(tokenizer("my money back and that at once please")["input_ids"][:K])
+    use_prompt(model, model.state.mechanism.from_words(words))
+    for text in TEXTS:  # longer and shorter than the window of attention
+        inputs = padded(tokenizer, [text])
+        found = model(**inputs).logits
+        ids = torch.cat([inputs["input_ids"], words[None]], dim=1)
+        plain = model.host.run([model.host.no_prompt], head=model.state.head, input_ids=ids)
+        torch.testing.assert_close(found, plain.logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_architecture_that_cannot_be_read_is_refused(name):
+    backbone, _ = made(name)
+    with refused(
+        f"{type(backbone).__name__} cannot have a reader: ptune cannot give the keys and values of "
+        "a text to its attention. Use a deep or an input prompt."
+    ):
+        reader(backbone)
+    assert not hasattr(backbone, "ptune_hosted")
+
+
+def test_everything_of_a_reader_gets_a_gradient_and_the_text_none(kind, tokenizer, texts):
+    model = reader(build(kind), reader_rank=2).train()
+    inputs = padded(tokenizer, texts[:4])
+    model(**inputs, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    width = model.architecture.token_dim
+    gradient = model.prompt_encoder.embedding.weight.grad
+    assert (gradient[:K].abs().amax(dim=1) > 0).all()  # every token
+    # One more layer in width: both matrices of low rank.
+    assert (gradient[K:, width:].abs().amax(dim=1) > 0).all()
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+    assert model.host.read_texts(**inputs).key_values[0][0].grad_fn is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_kept_texts_are_read_once_and_give_the_same_answers(kind, tokenizer, texts):
+    model = reader(build(kind))
+    inputs = padded(tokenizer, texts)
+    expected = model(**inputs).logits
+    kept = model.host.readers.kept
+    kept.limit = 10**8
+    for _ in range(2):
+        torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
+    assert (kept.read, kept.reused, len(kept)) == (len(texts), len(texts), len(texts))
+    some = padded(tokenizer, [texts[2], "a new one", texts[0]])
+    found = model(**some).logits
+    assert kept.read == len(texts) + 1
+    kept.limit = 0
+    torch.testing.assert_close(found, model(**some).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_kept_texts_stay_below_the_limit(tokenizer, texts):
+    model = reader(build("bert"))
+    kept = model.host.readers.kept
+    kept.limit = 10**8
+    model(**padded(tokenizer, texts[:1]))
+    kept.limit = 3 * kept.nbytes
+    inputs = padded(tokenizer, texts)
+    first = model(**inputs).logits
+    assert 0 < kept.nbytes <= kept.limit
+    assert 0 < len(kept) < len(texts)
+    torch.testing.assert_close(model(**inputs).logits, first, atol=1e-6, rtol=1e-5)
+    assert kept.nbytes <= kept.limit
+
+
+def test_kept_texts_are_forgotten_when_the_backbone_changes(tokenizer, texts):
+    model = reader(build("bert"))
+    kept = model.host.readers.kept
+    kept.limit = 10**8
+    inputs = padded(tokenizer, texts[:3])
+    weights = {"weight": torch.randn(32, 64), "bias": torch.zeros(32)}
+    for change in (
+        lambda: model.to(torch.bfloat16),
+        lambda: model.to(torch.float32),
+        lambda: model.backbone.bert.encoder.layer[0].output.dense.load_state_dict(weights),
+        lambda: model.backbone.set_attn_implementation("ptune_eager"),
+    ):
+        model(**inputs)
+        before = kept.read
+        change()
+        found = model(**inputs).logits
+        assert kept.read == before + 3
+        limit, kept.limit = kept.limit, 0
+        torch.testing.assert_close(found, model(**inputs).logits)
+        kept.limit = limit
+
+
+def test_kept_texts_differ_by_token_types_and_length(tokenizer):
+    model = reader(build("bert"))
+    kept = model.host.readers.kept
+    kept.limit = 10**8
+    inputs = dict(padded(tokenizer, ["where is my parcel"]))
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    one = model(**inputs).logits
+    inputs["token_type_ids"] += 1
+    assert not torch.allclose(model(**inputs).logits, one)
+    shorter = {key: ids[:, :-1] for key, ids in inputs.items()}
+    assert not torch.allclose(model(**shorter).logits, one)
+    assert kept.read == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["BERT", "Gemma 3", "ALBERT", "BLOOM", "Qwen 3"])
+def test_many_readers_share_what_was_read_of_a_text(name):
+    """They do not see each other, whatever their lengths and ranks."""
+    backbone, tokenizer = made(name)
+    model = reader(backbone)
+    inputs = padded(tokenizer)
+    host, mechanism = model.host, model.state.mechanism
+    prompts, expected = [], []
+    for i, (k, rank) in enumerate([(5, 0), (3, 2), (1, 1)]):
+        torch.manual_seed(i)
+        config = PromptEncoderConfig(depth="reader", num_virtual_tokens=k, reader_rank=rank)
+        embeddings = torch.randn(config.rows, mechanism.width)
+        prompts.append(Prompt.of(config.resolved(), mechanism, embeddings))
+        expected.append(host.run([prompts[-1]], head=model.state.head, **inputs).logits)
+    which = [*range(3)] * len(TEXTS)
+    texts = host.read_texts(**inputs)
+    found = host.run(prompts, which, head=model.state.head, texts=texts).logits
+    expected = torch.stack(expected, dim=1).flatten(0, 1)  # [texts * 3, labels]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tokenizer, texts):
+    inputs, gradients = padded(tokenizer, texts[:4]), []
+    for checkpointing in (False, True):
+        model = reader(build("bert"), reader_rank=2).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**inputs, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+        gradients.append(model.prompt_encoder.embedding.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_gradient_checkpointing_is_refused_where_texts_enter_as_a_cache():
+    backbone, tokenizer = made("BLOOM")
+    model = reader(backbone).train()
+    model.gradient_checkpointing_enable()
+    with refused(
+        "A reader on BloomForSequenceClassification cannot use gradient checkpointing, because the "
+        "layers would drop the keys and values of the text. Switch it off: a reader takes little "
+        "memory without it."
+    ):
+        model(**padded(tokenizer))
+
+
+def test_a_text_and_a_reader_that_follows_it_must_fit_together(tokenizer):
+    model = reader(build("gpt2"))
+    longest = model.max_text_tokens()
+    assert longest == model.architecture.max_positions - K
+    model(input_ids=torch.full((1, longest), 7))
+    with refused(
+        "A text of 60 tokens is too long: the backbone has 64 positions and the prompt takes 5, so "
+        "at most 59 tokens fit. Tokenise with truncation=True, max_length=59."
+    ):
+        model(input_ids=torch.full((1, longest + 1), 7))
+    # Behind a text with learned positions, a reader has its own.
+    assert reader(build("bert")).max_text_tokens() == 64
+
+
+@torch.no_grad()
+def test_a_reader_is_saved_with_its_low_rank_layers(tmp_path, tokenizer, texts):
+    model = reader(build("bert"), reader_rank=2)
+    inputs = padded(tokenizer, texts)
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    for trainable in (False, True):
+        loaded = PromptModel.from_pretrained(build("bert"), tmp_path, is_trainable=trainable).eval()
+        assert torch.equal(loaded(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"pooling": "mean"},
+            "pooling is 'mean', but the head of a reader reads the reader and not the text. Use "
+            "'prompt' or 'architecture'.",
+        ),
+        (
+            {"encoder_reparameterization_type": "MLP"},
+            "encoder_reparameterization_type is 'MLP'; a reader takes 'NONE'.",
+        ),
+        ({"reader_rank": -1}, "reader_rank is -1; expected an integer from 0 to 1,024."),
+        (
+            {"reader_rank": 4, "depth": "deep"},
+            "reader_rank is 4 and depth is 'deep'; only a reader has a rank. Leave it out, or use "
+            "depth='reader'.",
+        ),
+    ],
+)
+def test_a_configuration_that_no_reader_has_is_refused(options, message):
+    with refused(message):
+        PromptEncoderConfig(**{"depth": "reader", **options})
+
+
+def test_peft_has_no_readers():
+    with refused(
+        "depth is 'reader', but 🤗 PEFT has no readers and could not load the adapter. Use "
+        "ptune.PromptEncoderConfig with ptune.PromptModel, or another depth."
+    ):
+        InPeft(num_virtual_tokens=K, depth="reader")
