@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from transformers import AutoModelForSequenceClassification
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel
+from ptune.adapters.adapter import Adapter
+from ptune.postprocessing import Postprocessing
 
 DEEP = {"depth": "deep", "num_virtual_tokens": 4}
 # How a prompt enters a backbone: an architecture where it does so, and the prompt.
@@ -143,11 +145,25 @@ def shake(model, seed):
     return model.eval()
 
 
+def postprocessing_of(subject):
+    """Calibration and thresholds that change every probability."""
+    count = len(HEADS[subject.head][0])
+    if subject.head == "regression":
+        return Postprocessing()
+    if subject.head == "multi-label":
+        steps = np.arange(count)
+        thresholds = np.array([0.9, 0.6, 0.2, 0.5])
+        return Postprocessing(0.5 + 0.1 * steps, 0.3 - 0.2 * steps, thresholds)
+    return Postprocessing(np.full(count, 0.6), set_scores=np.linspace(0.1, 0.8, 30))
+
+
 def write(subject, folder, seed=2):
     """Write the subject's backbone and adapter, and an export for other engines than PyTorch."""
     if not folder.is_dir():
         backbone, _ = backbone_of(subject, folder / "backbone")
         shake(PromptModel(backbone, config_of(subject)), seed).save_pretrained(folder / "adapter")
+        adapter = Adapter.read(folder / "adapter")
+        replace(adapter, postprocessing=postprocessing_of(subject)).save(folder / "adapter")
     if subject.engine != "torch" and not (folder / "export").is_dir():
         ptune.export_onnx(folder / "adapter", folder / "export")
 

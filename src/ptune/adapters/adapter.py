@@ -5,12 +5,13 @@
 | `adapter_config.json` | the prompt's configuration | ptune and 🤗 PEFT |
 | `adapter_model.safetensors` | `prompt_embeddings` [k, width] and `base_model.<head …>` | both |
 | `ptune.json` | labels, problem type, mechanism, the backbone's sizes | ptune |
+| `ptune_quality.safetensors` | calibration, thresholds: `Postprocessing` | ptune |
 | `model.safetensors` | prompt encoder and head, to resume training | `Trainer`, ptune |
 | `prompt_encoder.safetensors` | the same, in folders that `ptune.peft` writes | ptune |
 
-The first two are PEFT's format. It stores only the *output* of the prompt encoder, and PEFT resumes
-training with that as the encoder's *input*. The fourth file keeps the encoder itself, under the
-name that `Trainer` looks for.
+`adapter_config.json` and `adapter_model.safetensors` are PEFT's format. It stores only the *output*
+of the prompt encoder, and PEFT resumes training with that as the encoder's *input*.
+`model.safetensors` keeps the encoder itself, under the name that `Trainer` looks for.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from safetensors.torch import save_file
 from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.download import AdapterFiles, is_hub_id
+from ptune.adapters.quality import QUALITY_NAME, read_quality, save_quality
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
 from ptune.adapters.weights import EMBEDDINGS_KEY, HEAD_PREFIX, check_labels, read_tensors, split
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels
+from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -62,6 +65,7 @@ class Adapter:
         pairs: True if it was trained on pairs of texts; ``None``: not recorded.
         backbone: Sizes, sampled weights and the commit by which the backbone is recognised; empty
             if PEFT wrote the adapter.
+        postprocessing: Calibration, thresholds and the like; empty if nothing was fitted.
         source: The folder or Hub id that the adapter came from, for messages.
         ptune_version: The version of ptune that wrote it; ``None``: written by PEFT.
         trained_state: The file that resuming needs, `model.safetensors`, if there is one.
@@ -75,6 +79,7 @@ class Adapter:
     max_length: int | None = None
     pairs: bool | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
+    postprocessing: Postprocessing = RAW
     source: str = "the adapter"
     ptune_version: str | None = __version__
     trained_state: Path | None = None
@@ -143,15 +148,18 @@ class Adapter:
                 "text_pairs": self.pairs,
                 "mechanism": self.mechanism,
                 "backbone": self.backbone,
+                **save_quality(self.postprocessing, stage),
             }
             write_json(stage / INFO_NAME, info)
             save_file(self.tensors(), stage / WEIGHTS_NAME, metadata={"format": "pt"})
             if trained_state:
                 state = {n: t.cpu().contiguous() for n, t in trained_state.items()}
                 save_file(state, stage / state_name, metadata={"format": "pt"})
-        if state_name != ENCODER_NAME:
-            # It is read first, and would now belong to an older adapter.
-            (Path(folder) / ENCODER_NAME).unlink(missing_ok=True)
+        # What would now belong to an older adapter; the encoder's file is read first.
+        stale = [ENCODER_NAME] if state_name != ENCODER_NAME else []
+        stale += [] if self.postprocessing.tensors else [QUALITY_NAME]
+        for name in stale:
+            (Path(folder) / name).unlink(missing_ok=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Prompt and head under their names in `adapter_model.safetensors`."""
@@ -259,7 +267,7 @@ def _read_info(
             f"{file}: mechanism is {mechanism!r}, but {CONFIG_NAME} has the depth "
             f"{config.depth!r}. One of the two files belongs to another adapter."
         )
-    return info
+    return info | {"postprocessing": read_quality(content, files.find, info["labels"], file)}
 
 
 def _read_weights(

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
 from ptune.adapters.public import PublicBackbone, last_part, without_paths
+from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data.glue import GLUE_ON_THE_HUB
 from ptune.files import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME, read_json
@@ -36,6 +37,7 @@ _FILES = {
     CONFIG_NAME: "the prompt's configuration",
     WEIGHTS_NAME: "the prompt and the head",
     INFO_NAME: "labels, and the backbone's sizes",
+    QUALITY_NAME: "calibration and thresholds",
     METRICS_NAME: "scores of every epoch",
 }
 # Settings that are files or folders: only their names are published.

@@ -28,6 +28,7 @@ from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
 from ptune.adapters.card import LIBRARY, PICTURES, model_card
 from ptune.adapters.download import HubHTTPError
 from ptune.adapters.public import PublicBackbone, without_paths
+from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError, first_line
 from ptune.files import METRICS_NAME, read_json
@@ -156,6 +157,7 @@ def _public_files(folder: Path) -> Files:
         public = without_paths({**read_json(scores), "model": backbone.name})
         files[METRICS_NAME] = (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
     unchanged = [INFO_NAME, *PICTURES, CARD_NAME]
+    unchanged += [QUALITY_NAME] if adapter.postprocessing.tensors else []
     files |= {name: folder / name for name in unchanged if (folder / name).is_file()}
     if CARD_NAME in files and CARD_MARK in (folder / CARD_NAME).read_text("utf-8"):
         del files[CARD_NAME]

@@ -192,6 +192,7 @@ INFO_FIELDS = {
     "text_pairs": Field(FLAG),
     "mechanism": Field(one_of(*get_args(Mechanism))),
     "backbone": Field(OBJECT),
+    "quality": Field(OBJECT),  # `ptune.adapters.quality` reads it
 }
 BACKBONE_SIZES = {
     "model_type": Field(STRING),
@@ -224,7 +225,7 @@ def parse_config(content: Mapping[str, Any], file: Path | str) -> PromptEncoderC
             "ptune. Train the adapter again without it."
         )
     fields = {**PEFT_FIELDS, **OWN_FIELDS, **METHOD_FIELDS[method]}
-    values = _parse({**content, "first_layer": None}, fields, file)
+    values = parse_fields({**content, "first_layer": None}, fields, file)
     if method == PREFIX_TUNING:
         del values["init_weights"]
         values |= {
@@ -306,7 +307,7 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
         PtuneError: The file needs a newer version, or a field holds something that it may not.
     """
     # First, because in a newer format any other field may have changed.
-    head = _parse({n: content.get(n) for n in ("format", "requires")}, INFO_FIELDS, file)
+    head = parse_fields({n: content.get(n) for n in ("format", "requires")}, INFO_FIELDS, file)
     if unknown := sorted(set(head["requires"]) - FEATURES):
         raise PtuneError(
             f"{file} requires {', '.join(unknown)}, which ptune {__version__} does not know. "
@@ -317,8 +318,8 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
             f"{file} has the format {head['format']}, and ptune {__version__} reads formats up to "
             f"{FORMAT}. Upgrade ptune (`pip install -U ptune`)."
         )
-    values = _parse(content, INFO_FIELDS, file)
-    sizes = _parse(values["backbone"] or {}, BACKBONE_FIELDS, f"{file}, backbone")
+    values = parse_fields(content, INFO_FIELDS, file)
+    sizes = parse_fields(values["backbone"] or {}, BACKBONE_FIELDS, f"{file}, backbone")
     return {
         "labels": Labels.from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
@@ -327,9 +328,14 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
     }
 
 
-def _parse(
+def parse_fields(
     content: Mapping[str, Any], fields: Mapping[str, Field], file: Path | str
 ) -> dict[str, Any]:
+    """The fields of a JSON object, with defaults for absent ones. Warns about unknown fields.
+
+    Raises:
+        PtuneError: A field is missing, or holds something that it may not.
+    """
     values = {}
     for name, field in fields.items():
         value = content.get(name)

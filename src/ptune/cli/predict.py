@@ -51,6 +51,15 @@ Format = Annotated[
         "Format of the output.", OUTPUT, default="table for typed texts on a terminal, else jsonl"
     ),
 ]
+Abstain = Annotated[
+    float | None,
+    option(
+        "Label texts (none) if no label has at least this probability.",
+        OUTPUT,
+        default="label every text",
+        metavar="X",
+    ),
+]
 
 
 def predict(
@@ -78,6 +87,7 @@ def predict(
             default="standard output",
         ),
     ] = None,
+    abstain: Abstain = None,
     model: Model = None,
     allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
@@ -113,7 +123,8 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     columns = Columns(text_column, text_pair_column)
-    recipe = Recipe(adapter, columns, model, revision, dtype, runtime, allow_other_backbone)
+    chosen = (model, revision, dtype, runtime, allow_other_backbone, abstain)
+    recipe = Recipe(adapter, columns, *chosen)
     if file and output:
         _predict_files(file, output, recipe, format, ray=ray, workers=workers)
         return
@@ -123,7 +134,8 @@ def predict(
     as_table = format == "table" or (format is None and typed and console.is_terminal)
     classifier = recipe.load()
     source = _source(texts if typed else None, pair, file, columns)
-    _predict(classifier, source, output, "table" if as_table and not output else format)
+    shown = "table" if as_table and not output else format
+    _predict(classifier, source, output, shown, abstain)
 
 
 def _source(
@@ -148,7 +160,11 @@ def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
 
 
 def _predict(
-    classifier: TextClassifier, source: Source, output: Path | None, format: str | None
+    classifier: TextClassifier,
+    source: Source,
+    output: Path | None,
+    format: str | None,
+    abstain: float | None,
 ) -> None:
     """Classify the texts of one source, to a file or to standard output."""
     from ptune.files import staged
@@ -160,13 +176,14 @@ def _predict(
             staged(output.absolute().parent) as stage,
             files.writer(stage / output.name, kind, classifier) as out,
         ):
-            count = files.write(classifier, source, out)
+            count = files.write(classifier, source, out, abstain)
         say(f"{count} predictions in {output}", errors)
     elif format == "table":
-        for _, shown, predicted in files.predictions(classifier, source):
+        for _, shown, predicted in files.predictions(classifier, source, abstain):
             print_predictions(shown, predicted)
     else:
-        files.write(classifier, source, files.text_writer(sys.stdout, format or "jsonl"))
+        out = files.text_writer(sys.stdout, format or "jsonl")
+        files.write(classifier, source, out, abstain)
 
 
 def _predict_files(

@@ -52,13 +52,17 @@ class Comparison:
     Args:
         classifier: The classifier to export.
         texts: Texts and pairs.
+        calibrated: Compare calibrated logits.
     """
 
-    def __init__(self, classifier: TextClassifier, texts: Sequence[Text]) -> None:
+    def __init__(
+        self, classifier: TextClassifier, texts: Sequence[Text], *, calibrated: bool = False
+    ) -> None:
         singles = [text for text in texts if isinstance(text, str)]
         pairs = [text for text in texts if not isinstance(text, str)]
         self.sets: list[list[Any]] = [some for some in (singles, pairs) if some]
-        self.expected = [np.asarray(list(classifier.logits(some))) for some in self.sets]
+        turn = classifier.postprocessing_.calibrated if calibrated else np.asarray
+        self.expected = [turn(list(classifier.logits(some))) for some in self.sets]
 
     def check(self, logits: Callable[[list[Any]], Iterable[np.ndarray]]) -> Check:
         """Compare an export's logits, of texts in batches and one by one."""

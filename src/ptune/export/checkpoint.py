@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 from tokenizers import Tokenizer, processors
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -46,6 +47,7 @@ from ptune.texts import Text
 
 if TYPE_CHECKING:
     from ptune.model import PromptModel
+    from ptune.postprocessing import Postprocessing
     from ptune.prompts.config import PromptEncoderConfig
 
 BATCH_SIZE = 4
@@ -67,8 +69,8 @@ def export_transformers(
     """Write a classifier with an input prompt as an ordinary Transformers checkpoint.
 
     `AutoModelForSequenceClassification`, `AutoTokenizer` and `pipeline("text-classification")`
-    open it without ptune and give the same logits. The export is reopened and compared with ptune
-    before it is moved to `folder`.
+    open it without ptune and give the same probabilities: calibration becomes part of the head.
+    The export is reopened and compared with ptune before it is moved to `folder`.
 
     Args:
         source: The adapter: a folder, or a repository on the Hub.
@@ -95,8 +97,9 @@ def export_transformers(
             raise PtuneError(f"{folder} contains {kept}, which the export reads. Name another one.")
     labels, device = classifier.labels, classifier.prompt_model_.device
     tokenizer, ids = _tokenizer(classifier)
-    comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
-    backbone = _backbone(classifier.prompt_model_, ids)
+    texts = [*own_texts(classifier), *check_texts]
+    comparison = Comparison(classifier, texts, calibrated=True)
+    backbone = _backbone(classifier.prompt_model_, ids, classifier.postprocessing_)
     del classifier
     with replaced(folder) as stage, quiet_transformers():
         backbone.save_pretrained(stage)
@@ -304,10 +307,11 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _backbone(model: PromptModel, ids: _Ids) -> PreTrainedModel:
+def _backbone(model: PromptModel, ids: _Ids, values: Postprocessing) -> PreTrainedModel:
     """The backbone with prompt and head inside. The prompt model cannot be used afterwards."""
     prompt = model.prompt_embeddings()  # [k, token_dim]
     head = {name: p.detach().clone() for name, p in model.head_parameters()}
+    _calibrate(head, values)
     backbone = model.unload()
     for name, tensor in head.items():
         backbone.get_parameter(name).copy_(tensor)
@@ -325,3 +329,23 @@ def _backbone(model: PromptModel, ids: _Ids) -> PreTrainedModel:
         weight[ids.text_pad] = weight[ids.pad]
     backbone.config.get_text_config().pad_token_id = ids.pad
     return backbone
+
+
+def _calibrate(head: dict[str, Tensor], values: Postprocessing) -> None:
+    """Make calibration part of the layer that gives the logits, which is the head's last."""
+    if values.scale is None:
+        return
+    layer = list(head)[-1].rpartition(".")[0]
+    weight, bias = head[f"{layer}.weight"], head.get(f"{layer}.bias")
+    scale = torch.from_numpy(values.scale).to(weight)
+    weight *= scale[:, None]
+    if bias is not None:
+        bias *= scale
+    if values.shift is None or not values.shift.any():
+        return
+    if bias is None:
+        raise PtuneError(
+            "This classifier's calibration shifts its logits, and the head of its backbone has no "
+            "bias that could do so. Export it with `--to onnx`, or train it with --no-calibrate."
+        )
+    bias += torch.from_numpy(values.shift).to(bias)

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ptune.adapters.quality import save_quality
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.export.check import (
     TOLERANCE,
@@ -92,6 +93,7 @@ def export_onnx(
     prompt_model = classifier.prompt_model_
     tokenizer = _tokenizer(classifier)
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
+    values = classifier.postprocessing_
     info: dict[str, Any] = {
         "to": "onnx",
         **classifier.labels_.to_json(),
@@ -100,6 +102,7 @@ def export_onnx(
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)
     with replaced(folder) as stage:
         tokenizer.save_pretrained(stage)
+        write_info = partial(write_info, **save_quality(values, stage))
         write_info(folder=stage, check=None, weights="float32")
         _write_graph(prompt_model, tokenizer, stage / MODEL_NAME)
         del classifier, prompt_model

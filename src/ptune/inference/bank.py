@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.download import AdapterFiles
+from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.backbones.loading import (
     default_device,
@@ -39,6 +40,7 @@ from ptune.files import METRICS_NAME, read_json
 from ptune.inference.classifier import WINDOW
 from ptune.labels import Labels, Prediction
 from ptune.model import check_fits
+from ptune.postprocessing import Postprocessing
 from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Prompt
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     import transformers
 
 # The files that decide what an adapter predicts.
-_FILES = (CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.OLD_WEIGHTS_NAME, INFO_NAME)
+_FILES = (CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.OLD_WEIGHTS_NAME, INFO_NAME, QUALITY_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class TaskInfo:
     Attributes:
         name: Its name in the bank.
         labels_: Its labels, in the order of the logits.
+        postprocessing: Its calibration and thresholds.
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         num_virtual_tokens: Length of its prompt.
         depth: `input`, `deep` or `reader`.
@@ -65,6 +68,7 @@ class TaskInfo:
 
     name: str
     labels_: Labels
+    postprocessing: Postprocessing
     pairs: bool | None
     num_virtual_tokens: int
     depth: str
@@ -78,6 +82,10 @@ class TaskInfo:
     def problem_type(self) -> str:
         """As in Transformers' configurations."""
         return self.labels_.kind
+
+    def prediction(self, logits: np.ndarray) -> Prediction:
+        """The answer for one text, from its logits ``[num_labels]``."""
+        return self.postprocessing.predictions(self.labels_, logits[None])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +367,7 @@ class PromptBank:
         info = TaskInfo(
             name,
             found.labels,
+            found.postprocessing,
             pairs if isinstance(pairs, bool) else None,
             found.config.num_virtual_tokens,
             found.config.depth,
@@ -443,9 +452,7 @@ class PromptBank:
 
     def predict(self, requests: Sequence[tuple[str, Text]]) -> list[Prediction]:
         """The prediction for each request, in order. Raises as `logits` does."""
-        return [
-            info.labels_.predictions(logits[None])[0] for info, logits in self.answers(requests)
-        ]
+        return [info.prediction(logits) for info, logits in self.answers(requests)]
 
     def answers(
         self,

@@ -24,6 +24,7 @@ from ptune.data.dataset import TaskData, check_lengths, dataset_of
 from ptune.errors import PtuneError, near
 from ptune.labels import LabelColumn, Labels, Prediction, read
 from ptune.model import PromptModel
+from ptune.postprocessing import RAW, Postprocessing, check_confidence
 from ptune.texts import Encoded, Text
 from ptune.training.declaration import documented
 from ptune.training.settings import ClassifierSettings, TrainSettings
@@ -50,11 +51,13 @@ class TextClassifier:
 
     Attributes:
         labels_: The labels, in the order of the probabilities.
+        postprocessing_: Calibration and thresholds, if training had texts to fit them on.
         tokenizer_: The backbone's tokenizer.
         batch_size: A batch has at most 128 tokens times this number.
     """
 
     labels_: Labels
+    postprocessing_: Postprocessing = RAW
     tokenizer_: transformers.PreTrainedTokenizerBase
     batch_size: int
 
@@ -114,26 +117,78 @@ class TextClassifier:
         windows = self._with_bar(self._windows(X), X)
         return np.concatenate([np.empty((0, len(self.labels_)), dtype=np.float32), *windows])
 
-    def stream(self, X: Text | Iterable[Text]) -> Iterator[Prediction]:
-        """A `Prediction` for each text, as texts arrive; for streams of any length."""
-        for window in self._windows(X):
-            yield from self.labels_.predictions(window)
+    def stream(
+        self, X: Text | Iterable[Text], *, min_confidence: float | None = None
+    ) -> Iterator[Prediction]:
+        """A `Prediction` for each text, as texts arrive; for streams of any length.
 
-    def __call__(self, X: Text | Iterable[Text]) -> Prediction | list[Prediction]:
+        Args:
+            X: Texts or pairs.
+            min_confidence: As for `predict`.
+        """
+        for window in self._windows(X):
+            yield from self.postprocessing_.predictions(self.labels_, window, min_confidence)
+
+    def __call__(
+        self, X: Text | Iterable[Text], *, min_confidence: float | None = None
+    ) -> Prediction | list[Prediction]:
         """One `Prediction` for one text (or for one pair, as a tuple), a list for several."""
         logits = self._all_logits(X)
-        predictions = self.labels_.predictions(logits)
+        predictions = self.postprocessing_.predictions(self.labels_, logits, min_confidence)
         return predictions[0] if texts.is_one(X) else predictions
 
     def predict_proba(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Probabilities ``[n, num_labels]``, in the order of `classes_`."""
-        logits = self._all_logits(X)
-        return self.labels_.probabilities(logits)
+        """Probabilities ``[n, num_labels]``, in the order of `classes_`.
 
-    def predict(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Labels ``[n]``; with several labels per text, zeros and ones ``[n, num_labels]``."""
+        They are calibrated if training had an evaluation set: of the texts with a probability of
+        about 0.8, about 80% have that label.
+        """
         logits = self._all_logits(X)
-        return self.labels_.decode(logits)
+        return self.labels_.probabilities(self.postprocessing_.calibrated(logits))
+
+    def predict(
+        self, X: Text | Iterable[Text], *, min_confidence: float | None = None
+    ) -> np.ndarray:
+        """Labels ``[n]``; with several labels per text, zeros and ones ``[n, num_labels]``.
+
+        Args:
+            X: Texts or pairs.
+            min_confidence: The label is ``None`` where its probability is lower.
+
+        Raises:
+            PtuneError: A text is missing; or `min_confidence` is given, and texts have not exactly
+                one label.
+        """
+        logits = self._all_logits(X)
+        decoded = self.labels_.decode(self.postprocessing_.margins(logits))
+        if min_confidence is None:
+            return decoded
+        check_confidence(self.labels_, min_confidence)
+        p = self.labels_.probabilities(self.postprocessing_.calibrated(logits))
+        decoded = decoded.astype(object)
+        decoded[p.max(axis=1) < min_confidence] = None
+        return decoded
+
+    def predict_set(self, X: Text | Iterable[Text], coverage: float = 0.95) -> list[list[Any]]:
+        """For each text the labels that are plausible, the most probable one first.
+
+        The true label is among them with the probability `coverage`, for texts like those of the
+        evaluation set. A set is empty if no label is plausible.
+
+        Args:
+            X: Texts or pairs.
+            coverage: Between 0 and 1.
+
+        Raises:
+            PtuneError: Training had no evaluation set, or texts have not exactly one label.
+        """
+        logits, values = self._all_logits(X), self.labels_.values
+        chosen = self.postprocessing_.label_sets(self.labels_, logits, coverage)
+        order = np.argsort(-logits, axis=1, kind="stable")
+        return [
+            [values[i] for i in ranked if inside[i]]
+            for ranked, inside in zip(order, chosen, strict=True)
+        ]
 
     def score(self, X: Iterable[Text], y: Any, sample_weight: Any = None) -> float:
         """Accuracy; for a regression R², as scikit-learn defines them.
@@ -141,7 +196,8 @@ class TextClassifier:
         With several labels per text, all of a text's labels must be right.
         """
         logits = self._all_logits(X)
-        return self.labels_.score(self._column(y, logits), logits, sample_weight)
+        margins = self.postprocessing_.margins(logits)
+        return self.labels_.score(self._column(y, logits), margins, sample_weight)
 
     def evaluate(
         self, X: Iterable[Text], y: Any, metrics: Sequence[str] | None = None
@@ -170,7 +226,8 @@ class TextClassifier:
                 stacklevel=2,
             )
         names = self.labels_.metrics if metrics is None else metrics
-        return self.labels_.scores(names, targets, self.labels_.decide(logits))
+        decided = self.labels_.decide(self.postprocessing_.margins(logits))
+        return self.labels_.scores(names, targets, decided)
 
     def _column(self, y: Any, logits: np.ndarray) -> LabelColumn:
         column = read(y)
@@ -263,6 +320,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             )
         run.model.freeze()
         self.prompt_model_, self.labels_ = run.model.eval(), data.labels
+        self.postprocessing_ = run.postprocessing
         self.history_: list[dict[str, Any]] = run.metrics["epochs"]
         if device is not None:
             self.prompt_model_.to(device)
@@ -294,8 +352,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         Raises:
             PtuneError: The folder cannot be written. What was there before is unchanged.
         """
-        check_is_fitted(self)
-        replace(self.prompt_model_.to_adapter(), labels=self.labels_).save(folder)
+        self._adapter().save(folder)
 
     save_pretrained = save
 
@@ -312,8 +369,14 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         Raises:
             PtuneError: The Hub refuses, or cannot be reached.
         """
+        from ptune.adapters.push import push
+
+        return push(self._adapter(), repo_id, **kwargs)
+
+    def _adapter(self) -> Adapter:
         check_is_fitted(self)
-        return self.prompt_model_.push_to_hub(repo_id, **kwargs)
+        own: dict[str, Any] = {"labels": self.labels_, "postprocessing": self.postprocessing_}
+        return replace(self.prompt_model_.to_adapter(), **own)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prompt_model_")
@@ -435,5 +498,5 @@ def load(
         **{setting: getattr(config, setting) for setting in _SAME_NAME},
     )
     classifier.prompt_model_, classifier.labels_ = prompt_model.to(device), found.labels
-    classifier.tokenizer_ = tokenizer
+    classifier.tokenizer_, classifier.postprocessing_ = tokenizer, found.postprocessing
     return classifier

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ptune.adapters.quality import read_quality
 from ptune.backbones.loading import fast_dtype, load_tokenizer
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import read_json
 from ptune.inference.classifier import Answer, Batch, TextClassifier, load
 from ptune.labels import Labels
+from ptune.postprocessing import Postprocessing
 
 # Files of an export.
 MODEL_NAME = "model.onnx"
@@ -111,13 +113,15 @@ class ExportedClassifier(TextClassifier):
         self,
         engine: OnnxRuntime | OpenVino,
         tokenizer: Any,
-        info: dict[str, Any],
+        labels: Labels,
+        postprocessing: Postprocessing,
+        max_length: int | None,
         batch_size: int,
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
-        self.labels_ = Labels.from_json(info, EXPORT_INFO_NAME)
-        self.max_length: int | None = info["max_length"]
+        self.labels_, self.postprocessing_ = labels, postprocessing
+        self.max_length = max_length
         self.batch_size = batch_size
 
     def _max_text_tokens(self) -> int | None:
@@ -185,7 +189,13 @@ def load_exported(
             f"{file} takes {', '.join(sorted(unknown))}, which the tokenizer in the same folder "
             "does not give: the files come from different exports. Export or download it again."
         )
-    return ExportedClassifier(engine, tokenizer, info, batch_size)
+    labels = Labels.from_json(info, EXPORT_INFO_NAME)
+    values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
+    return ExportedClassifier(engine, tokenizer, labels, values, info["max_length"], batch_size)
+
+
+def _existing(file: Path) -> Path | None:
+    return file if file.is_file() else None
 
 
 def open_classifier(

@@ -113,15 +113,20 @@ def _column(batch: Batch, name: str) -> list[Any]:
 
 
 def predictions(
-    classifier: TextClassifier, source: Source
+    classifier: TextClassifier, source: Source, min_confidence: float | None = None
 ) -> Iterator[tuple[Batch, list[Text], list[Prediction]]]:
     """Yield rows, their texts and their predictions, batch by batch.
+
+    Args:
+        classifier: The classifier.
+        source: The rows.
+        min_confidence: As for `TextClassifier.predict`; the label is then `(none)`.
 
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
     for batch, texts in source.read():
-        found = classifier.stream(texts) if texts else []
+        found = classifier.stream(texts, min_confidence=min_confidence) if texts else []
         yield batch, texts, [classifier.labels_.by_name(prediction) for prediction in found]
 
 
@@ -278,14 +283,20 @@ def writer(file: Path, format: str, classifier: TextClassifier) -> Iterator[Writ
             yield text_writer(f, format)
 
 
-def write(classifier: TextClassifier, source: Source, out: Writer) -> int:
+def write(
+    classifier: TextClassifier, source: Source, out: Writer, min_confidence: float | None = None
+) -> int:
     """Classify the texts of `source`, and return how many there were.
+
+    Args:
+        classifier, source, min_confidence: As for `predictions`.
+        out: Writes the predictions.
 
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
     count = 0
-    for batch, texts, predicted in predictions(classifier, source):
+    for batch, texts, predicted in predictions(classifier, source, min_confidence):
         out.write(batch, predicted)
         count += len(texts)
     return count

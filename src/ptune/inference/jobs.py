@@ -21,6 +21,7 @@ from typing import Any
 
 from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
 from ptune.adapters.download import AdapterFiles
+from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
@@ -51,6 +52,7 @@ class Recipe:
         columns: The columns that hold the texts. ``None``: found by name.
         model, revision, dtype, allow_other_backbone: As for `ptune.load`.
         runtime: `torch`, `onnx` or `openvino`.
+        min_confidence: As for `TextClassifier.predict`.
     """
 
     adapter: str
@@ -60,6 +62,7 @@ class Recipe:
     dtype: str = "auto"
     runtime: str = "torch"
     allow_other_backbone: bool = False
+    min_confidence: float | None = None
 
     def load(self) -> TextClassifier:
         """Load the classifier."""
@@ -78,11 +81,12 @@ class Recipe:
         Raises:
             PtuneError: The adapter does not exist or is damaged.
         """
-        found = [Path(self.adapter, name) for name in (EXPORT_INFO_NAME, MODEL_NAME)]
+        found = [Path(self.adapter, name) for name in (EXPORT_INFO_NAME, MODEL_NAME, QUALITY_NAME)]
         if self.runtime == "torch":
             files = AdapterFiles(self.adapter, revision=self.revision)
             Adapter.read(files, own_backbone=self.model is not None)
-            found = [files.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME, INFO_NAME)]
+            names = (CONFIG_NAME, WEIGHTS_NAME, INFO_NAME, QUALITY_NAME)
+            found = [files.folder / name for name in names]
         digest = hashlib.sha256()
         for file in found:
             digest.update(file.read_bytes() if file.is_file() else b"none")
@@ -154,7 +158,7 @@ class Worker:
         with staged(job.target.parent) as stage:
             file = stage / job.target.name
             with writer(file, job.format, self.classifier) as out:
-                count = write(self.classifier, source, out)
+                count = write(self.classifier, source, out, self.recipe.min_confidence)
             if job.record is not None:
                 with staged(job.record.parent) as records:
                     record = {**job.made_from, "output": _fingerprint(file)}

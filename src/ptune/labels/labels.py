@@ -6,7 +6,7 @@ import enum
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,9 @@ from ptune.labels.values import (
     value_of,
 )
 
+# The label of a text for which no label is probable enough, in files.
+NO_LABEL = "(none)"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -38,8 +41,9 @@ class Prediction:
     Labels are the values that training was given: strings, numbers, booleans or enum members.
 
     Attributes:
-        label: The most probable label. With several labels per text: a list of the labels with a
-            probability above one half. For regression: the number.
+        label: The most probable label; ``None``, if its probability is below what the caller asked
+            for. With several labels per text: a list of the labels with a probability above their
+            threshold, one half by default. For regression: the number.
         score: The probability of that label; the largest probability; the number.
         probabilities: The probability of every label.
     """
@@ -313,28 +317,39 @@ class Labels:
         values = np.asarray(logits, dtype=np.float64)
         return special.expit(values) if self.is_multi else special.softmax(values, axis=-1)
 
-    def predictions(self, logits: Array) -> list[Prediction]:
-        """The answer for each text, from logits ``[n, num_labels]``."""
+    def predictions(self, logits: Array, decided: Array | None = None) -> list[Prediction]:
+        """The answer for each text, from logits ``[n, num_labels]``.
+
+        Args:
+            logits: The probabilities follow from them.
+            decided: As `decide` returns it; ``None``: it follows from the logits, too.
+        """
         if self.is_regression:
             return [Prediction(v, v, {self.names[0]: v}) for v in self.decide(logits).tolist()]
         found, values = [], self.values
-        for row in self.probabilities(logits).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
-            label = values[best]
+        decided = self.decide(logits) if decided is None else decided
+        for row, chosen in zip(self.probabilities(logits).tolist(), decided.tolist(), strict=True):
             if self.is_multi:
-                label = [value for value, p in zip(values, row, strict=True) if p > 0.5]
-            found.append(Prediction(label, row[best], dict(zip(values, row, strict=True))))
+                label: Any = [value for value, on in zip(values, chosen, strict=True) if on]
+            else:
+                label = values[chosen]
+            found.append(Prediction(label, max(row), dict(zip(values, row, strict=True))))
         return found
 
     def by_name(self, prediction: Prediction) -> Prediction:
-        """A prediction with names in place of label values, for files and servers."""
+        """A prediction with names in place of label values, for files and servers.
+
+        The name of a label that is ``None`` is `(none)`.
+        """
+        if prediction.label is None:
+            prediction = replace(prediction, label=NO_LABEL)
         if self.is_regression or self.value_type == "str":
             return prediction
         names = dict(zip(self.values, self.names, strict=True))
         label = prediction.label
-        label = [names[v] for v in label] if self.is_multi else names[label]
+        label = [names[v] for v in label] if self.is_multi else names.get(label, NO_LABEL)
         probabilities = {names[v]: p for v, p in prediction.probabilities.items()}
-        return Prediction(label, prediction.score, probabilities)
+        return replace(prediction, label=label, probabilities=probabilities)
 
     # Loss and scores.
 

@@ -13,6 +13,7 @@ from ptune.adapters.adapter import (
     TRAINED_STATE_NAME,
     WEIGHTS_NAME,
 )
+from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME
@@ -30,6 +31,7 @@ FILES = (
     WEIGHTS_NAME,
     OLD_WEIGHTS_NAME,
     INFO_NAME,
+    QUALITY_NAME,
     TRAINED_STATE_NAME,
     ENCODER_NAME,
     METRICS_NAME,

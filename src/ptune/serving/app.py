@@ -439,13 +439,14 @@ def _ranked(task: TaskInfo, logits: np.ndarray, function: str | None) -> list[di
         "sigmoid": special.expit,
         "default": task.labels_.probabilities,
     }[function]
-    pairs = zip(task.labels, turn(logits).tolist(), strict=True)
+    values = logits if function == "none" else task.postprocessing.calibrated(logits)
+    pairs = zip(task.labels, turn(values).tolist(), strict=True)
     return [{"label": n, "score": s} for n, s in sorted(pairs, key=lambda pair: -pair[1])]
 
 
 def _moderated(task: TaskInfo, logits: np.ndarray, harmless: Sequence[str]) -> dict[str, Any]:
     """The answer of OpenAI's moderation API for one text."""
-    found = task.labels_.by_name(task.labels_.predictions(logits[None])[0])
+    found = task.labels_.by_name(task.prediction(logits))
     chosen = found.label if isinstance(found.label, list) else [found.label]
     return {
         "flagged": any(label not in harmless for label in chosen),

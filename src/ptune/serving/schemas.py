@@ -44,7 +44,10 @@ class Parameters(BaseModel):
     ] = None
     function_to_apply: Annotated[
         Literal["softmax", "sigmoid", "none"] | None,
-        Field(description="Turns logits into scores. Default: what suits the task."),
+        Field(
+            description="Turns logits into scores; softmax and sigmoid take calibrated logits. "
+            "Default: what suits the task."
+        ),
     ] = None
 
 

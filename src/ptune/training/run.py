@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ from ptune.files import (
 )
 from ptune.labels import Labels, mean_and_std
 from ptune.model import PromptModel
+from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
-from ptune.training import report
+from ptune.training import calibration, report
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.trainer import (
     SharingTrainer,
@@ -56,7 +57,7 @@ from ptune.training.trainer import (
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-# True labels and predictions of each evaluation set.
+# True labels and logits of each evaluation set.
 Answers = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -68,11 +69,15 @@ class Run:
         folder: The run folder.
         model: The trained model.
         metrics: The content of `metrics.json`.
+        postprocessing: Calibration and thresholds, fitted on the evaluation sets.
+        answers: True labels and logits of each evaluation set.
     """
 
     folder: Path
     model: PromptModel
     metrics: dict[str, Any]
+    postprocessing: Postprocessing = RAW
+    answers: Answers = field(default_factory=dict)
 
 
 def train_run(
@@ -102,6 +107,7 @@ def train_run(
     folder = Path(output_dir)
     check_folder(folder, overwrite=overwrite, resume=resume)
     forget_shapes()
+    Goal.parse(settings.threshold_for or "f1")  # refuses a wrong one
     settings, dataset, tokenizer = prepare(settings, dataset)
     if resume:
         check_unchanged(folder, settings, dataset)
@@ -126,10 +132,11 @@ def train_run(
         if stop.asked:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
-        answers = _answers(trainer, dataset.labels)
+        answers = _answers(trainer)
     results = _results(settings, trainer, dataset, answers)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
-    run = Run(folder, model, results)
+    values, results["quality"] = _calibrated(settings, dataset.labels, answers)
+    run = Run(folder, model, results, values, answers)
     if is_first():
         _write_results(run, dataset, answers)
     return run
@@ -413,14 +420,23 @@ def last_checkpoint(folder: Path) -> Path | None:
 # Results.
 
 
-def _answers(trainer: SharingTrainer, labels: Labels) -> Answers:
+def _answers(trainer: SharingTrainer) -> Answers:
     answers = {}
     for name, examples in trainer.evaluation_sets.items():
         # `Trainer` may reorder the examples. Its labels have the same order as its predictions.
         output = trainer.predict(examples)
-        predicted = labels.decide(first_output(output.predictions))
-        answers[name] = np.asarray(output.label_ids), predicted
+        answers[name] = np.asarray(output.label_ids), first_output(output.predictions)
     return answers
+
+
+def _calibrated(
+    settings: TrainSettings, labels: Labels, answers: Answers
+) -> tuple[Postprocessing, dict[str, Any]]:
+    """Calibration and thresholds from all evaluation sets together, and their measurements."""
+    if not settings.calibrate or not answers:
+        return RAW, {}
+    truth, logits = (np.concatenate(parts) for parts in zip(*answers.values(), strict=True))
+    return calibration.fit(labels, logits, truth, Goal.parse(settings.threshold_for or "f1"))
 
 
 def _results(
@@ -446,8 +462,8 @@ def _results(
         "labels": list(dataset.labels.names),
         "problem_type": dataset.labels.kind,
         "confusion_matrix": {
-            name or "eval": dataset.labels.confusion(*pair).tolist()
-            for name, pair in answers.items()
+            name or "eval": dataset.labels.confusion(truth, dataset.labels.decide(logits)).tolist()
+            for name, (truth, logits) in answers.items()
             if dataset.labels.is_single
         },
         "train_examples": len(dataset.train),
@@ -467,11 +483,12 @@ def _results(
 def _write_results(run: Run, dataset: TaskData, answers: Answers) -> None:
     """Write the adapter, the scores and the pictures."""
     folder, results, epochs = run.folder, run.metrics, run.metrics["epochs"]
-    replace(run.model.to_adapter(), labels=dataset.labels).save(folder)
+    own: dict[str, Any] = {"labels": dataset.labels, "postprocessing": run.postprocessing}
+    replace(run.model.to_adapter(), **own).save(folder)
     with staged(folder) as stage:
         write_json(stage / METRICS_NAME, results)
         if any("loss" in e for e in epochs):
             report.learning_curve(epochs, dataset, results["majority"], stage / CURVE_NAME)
-        for name, (truth, predicted) in answers.items():
+        for name, (truth, logits) in answers.items():
             picture = CONFUSION_NAME.replace(".png", f"_{name}.png") if name else CONFUSION_NAME
-            report.confusion(truth, predicted, dataset, stage / picture)
+            report.confusion(truth, dataset.labels.decide(logits), dataset, stage / picture)

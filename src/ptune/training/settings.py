@@ -147,6 +147,19 @@ class ClassifierSettings:
         BACKBONE,
     )
     seed: int = setting(0, "Random seed.", TRAINING, at_least=0)
+    calibrate: bool = setting(
+        True,
+        "Calibrate probabilities, and choose thresholds, on the evaluation set after training.",
+        TRAINING,
+    )
+    threshold_for: str | None = setting(
+        None,
+        "If a text can have several labels: what each label's threshold is chosen for. f1, "
+        "precision>=X, recall>=X, or none for one half.",
+        TRAINING,
+        unset="f1",
+        metavar="GOAL",
+    )
 
 
 @documented

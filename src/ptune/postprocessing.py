@@ -1,0 +1,170 @@
+"""From logits to answers: what is fitted after training and stored with the adapter.
+
+These are plain values. They hold no model, and the logits themselves never change.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from ptune.errors import PtuneError
+from ptune.labels import Labels, Prediction
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the thresholds of a classifier with several labels per text are chosen for.
+
+    Attributes:
+        metric: `f1`; or `precision` or `recall`, which must reach `floor`.
+        floor: Between 0 and 1.
+
+    Example:
+        >>> Goal.parse("precision>=0.9")
+        Goal(metric='precision', floor=0.9)
+    """
+
+    metric: str
+    floor: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Goal | None:
+        """Read a goal. `none`: every threshold stays at one half.
+
+        Raises:
+            PtuneError: It is not a goal.
+        """
+        found = re.fullmatch(r"\s*(none|f1|(precision|recall)\s*>=\s*(0?\.\d+|1|1\.0))\s*", text)
+        if found is None:
+            raise PtuneError(
+                f"threshold_for is {text!r}; expected f1, none, precision>=X or recall>=X, with a "
+                "number from 0 to 1."
+            )
+        if found[1] == "none":
+            return None
+        return cls(found[2], float(found[3])) if found[2] else cls("f1")
+
+
+@dataclass(frozen=True, eq=False)
+class Postprocessing:
+    """How a classifier turns logits into probabilities, labels and sets of labels.
+
+    A part that is ``None`` was not fitted.
+
+    Attributes:
+        scale, shift: Calibration, ``[num_labels]`` each: the probabilities are those of
+            ``scale * logits + shift``. With one label per text, the scale is one over the
+            temperature, and the shift is zero.
+        thresholds: The probability above which a text has a label, ``[num_labels]``, if it can
+            have several.
+        set_scores: For sets of labels: one minus the probability of the true label, of each
+            held-out text, ascending.
+        facts: How the values were fitted, for people.
+    """
+
+    scale: Array | None = None
+    shift: Array | None = None
+    thresholds: Array | None = None
+    set_scores: Array | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    # Tensors of a file: the values that each may hold.
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
+        "scale": (1e-3, 1e3),
+        "shift": (-1e3, 1e3),
+        "thresholds": (0.0, 1.0),
+        "set_scores": (0.0, 1.0),
+    }
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """The values that were fitted, by name."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "facts"}
+        return {name: value for name, value in named.items() if value is not None}
+
+    # From logits to answers.
+
+    def calibrated(self, logits: Any) -> Array:
+        """Logits ``[n, num_labels]`` whose probabilities can be believed, in float64."""
+        values = np.asarray(logits, dtype=np.float64)
+        if self.scale is None:
+            return values
+        return values * self.scale + (0.0 if self.shift is None else self.shift)
+
+    def margins(self, logits: Any) -> Array:
+        """Calibrated logits, relative to those of the thresholds: `Labels.decide` reads them."""
+        values = self.calibrated(logits)
+        return values if self.thresholds is None else values - special.logit(self.thresholds)
+
+    def predictions(
+        self, labels: Labels, logits: Any, min_confidence: float | None = None
+    ) -> list[Prediction]:
+        """The answer for each text, from logits ``[n, num_labels]``.
+
+        Args:
+            labels: The classifier's labels.
+            logits: Logits as the model computes them.
+            min_confidence: Below this probability, the label is ``None``.
+
+        Raises:
+            PtuneError: `min_confidence` is no probability, or texts have not exactly one label.
+        """
+        found = labels.predictions(self.calibrated(logits), labels.decide(self.margins(logits)))
+        if min_confidence is None:
+            return found
+        check_confidence(labels, min_confidence)
+        return [p if p.score >= min_confidence else replace(p, label=None) for p in found]
+
+    def label_sets(self, labels: Labels, logits: Any, coverage: float) -> NDArray[np.bool_]:
+        """Which labels are in each text's prediction set, ``[n, num_labels]``.
+
+        The set holds the true label with the probability `coverage`, for texts like the held-out
+        ones (split conformal prediction, https://arxiv.org/abs/2107.07511). It may be empty: then
+        no label is plausible.
+
+        Raises:
+            PtuneError: `coverage` is not between 0 and 1; texts have not exactly one label; or
+                nothing was held out in training.
+        """
+        if not 0 < coverage < 1:
+            raise PtuneError(f"coverage is {coverage}; expected a number between 0 and 1.")
+        if not labels.is_single:
+            raise PtuneError("Prediction sets require a classifier with one label per text.")
+        if self.set_scores is None:
+            raise PtuneError(
+                "The classifier has no scores of held-out texts, which prediction sets require. "
+                "Train it with an evaluation set (--eval-file, or eval_set= in Python) of at "
+                "least 20 texts, and without --no-calibrate."
+            )
+        rank = math.ceil((len(self.set_scores) + 1) * coverage)
+        bound = self.set_scores[rank - 1] if rank <= len(self.set_scores) else 1.0
+        return 1.0 - labels.probabilities(self.calibrated(logits)) <= bound
+
+
+# Nothing was fitted.
+RAW = Postprocessing()
+
+
+def check_confidence(labels: Labels, min_confidence: float) -> None:
+    """Refuse to abstain where that has no meaning.
+
+    Raises:
+        PtuneError: `min_confidence` is no probability, or texts have not exactly one label.
+    """
+    if not 0 <= min_confidence <= 1:
+        raise PtuneError(f"min_confidence is {min_confidence}; expected a number from 0 to 1.")
+    if not labels.is_single:
+        raise PtuneError(
+            "min_confidence requires a classifier with one label per text. With several, each "
+            "label has its threshold (--threshold-for when it is trained)."
+        )

@@ -1,0 +1,238 @@
+"""Fit calibration and thresholds on held-out texts, and measure what they are worth.
+
+Measured values are cross-fitted: those of each text come from a fit without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+from sklearn.metrics import f1_score
+
+from ptune.labels import Labels
+from ptune.postprocessing import RAW, Goal, Postprocessing
+
+Array = NDArray[Any]
+
+# Fewer held-out texts calibrate nothing.
+MIN_ROWS = 20
+# Labels with fewer positive texts get the threshold of all labels together.
+MIN_POSITIVES = 10
+# Standard deviation of the log of a scale before any text is seen. It matters for few texts, or
+# if all predictions are right, when the likelihood alone has no maximum.
+PRIOR = 1.0
+# Bins of the expected calibration error.
+BINS = 15
+FOLDS = 5
+# Held-out scores that are kept for prediction sets.
+MAX_SET_SCORES = 2000
+
+
+def fit(
+    labels: Labels, logits: Array, targets: Array, goal: Goal | None = None
+) -> tuple[Postprocessing, dict[str, Any]]:
+    """Fit on held-out texts, and measure cross-fitted.
+
+    Args:
+        labels: The labels.
+        logits: Logits of the held-out texts, ``[n, num_labels]``.
+        targets: Their true labels, as `Labels.encode` returns them.
+        goal: What thresholds are chosen for, if a text can have several labels.
+
+    Returns:
+        The fitted values, and the measurements for `metrics.json`. Both are empty for a regression
+        and for fewer than `MIN_ROWS` texts.
+    """
+    logits, targets = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    known = ~np.isnan(targets).all(axis=1) if labels.is_multi else np.full(len(targets), True)
+    logits, targets = logits[known], targets[known]
+    if labels.is_regression or len(logits) < MIN_ROWS:
+        return RAW, {}
+    fitted = _fit(labels, logits, targets, goal)
+    crossed = cross_fitted(lambda x, y: _fit(labels, x, y, goal), logits, targets)
+    before, after = labels.probabilities(logits), labels.probabilities(crossed[0])
+    measured: dict[str, Any] = {
+        "measured_on": "evaluation, cross-fitted",
+        "rows": len(logits),
+        "ece": {"before": ece(labels, before, targets), "after": ece(labels, after, targets)},
+        "brier": {"before": brier(labels, before, targets), "after": brier(labels, after, targets)},
+    }
+    if labels.is_single and fitted.scale is not None:
+        measured["temperature"] = float(1 / fitted.scale[0])
+    if fitted.thresholds is not None:
+        unknown = np.isnan(targets)
+        truth = np.nan_to_num(targets).astype(int)
+        measured["f1_macro"] = {
+            name: f1_score(
+                truth, np.where(unknown, 0, values > 0), average="macro", zero_division=0.0
+            )
+            for name, values in (("before", logits), ("after", crossed[1]))
+        }
+    return fitted, measured
+
+
+def _fit(labels: Labels, logits: Array, targets: Array, goal: Goal | None) -> Postprocessing:
+    facts: dict[str, Any] = {"rows": len(logits)}
+    if labels.is_single:
+        scale = np.full(len(labels), fit_temperature(logits, targets.astype(int)))
+        found = Postprocessing(scale, facts={**facts, "calibration": "temperature"})
+        p = labels.probabilities(found.calibrated(logits))
+        scores = np.sort(1 - p[np.arange(len(p)), targets.astype(int)])
+        return replace(found, set_scores=_thinned(scores, MAX_SET_SCORES))
+    scale, shift = fit_platt(logits, targets)
+    found = Postprocessing(scale, shift, facts={**facts, "calibration": "platt"})
+    if goal is None:
+        return found
+    p = labels.probabilities(found.calibrated(logits))
+    shown = goal.metric + (f">={goal.floor:g}" if goal.floor else "")
+    return replace(
+        found,
+        thresholds=fit_thresholds(p, targets, goal),
+        facts={**found.facts, "threshold_for": shown},
+    )
+
+
+def cross_fitted(
+    fit: Callable[[Array, Array], Postprocessing], logits: Array, targets: Array
+) -> tuple[Array, Array]:
+    """Calibrated logits and margins ``[n, num_labels]`` of each text, from fits without it."""
+    calibrated, margins = np.empty_like(logits), np.empty_like(logits)
+    fold = np.random.default_rng(0).permutation(len(logits)) % FOLDS
+    for i in range(FOLDS):
+        fitted = fit(logits[fold != i], targets[fold != i])
+        calibrated[fold == i] = fitted.calibrated(logits[fold == i])
+        margins[fold == i] = fitted.margins(logits[fold == i])
+    return calibrated, margins
+
+
+def _thinned(ascending: Array, most: int) -> Array:
+    """At most `most` of the values. Each stands for those below it, so sets become no smaller."""
+    if len(ascending) <= most:
+        return ascending
+    return ascending[np.ceil(np.arange(1, most + 1) * len(ascending) / most).astype(int) - 1]
+
+
+# Calibration.
+
+
+def fit_temperature(logits: Array, targets: Array) -> float:
+    """The scale of all logits, one over the temperature, that makes the true labels most likely.
+
+    Guo et al., https://arxiv.org/abs/1706.04599.
+    """
+    rows = np.arange(len(logits))
+
+    def loss(log_scale: float) -> float:
+        log_p = special.log_softmax(logits * np.exp(log_scale), axis=1)
+        return float(-log_p[rows, targets].sum() + 0.5 * (log_scale / PRIOR) ** 2)
+
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
+
+
+def fit_platt(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """Scale and shift of each label's logit, ``[num_labels]`` each.
+
+    Labels with few texts stay close to scale and shift of all labels together. Unknown targets
+    (NaN) do not count.
+    """
+    known, y = ~np.isnan(targets), np.nan_to_num(targets)
+
+    def fit(center: Array, shared: bool) -> Array:
+        def loss(flat: Array) -> tuple[float, Array]:
+            log_scale, shift = values = flat.reshape(2, -1)  # [1 or num_labels] each
+            z = np.exp(log_scale) * logits + shift
+            losses = np.where(known, np.logaddexp(0, z) - y * z, 0.0)
+            error = np.where(known, special.expit(z) - y, 0.0)
+            gradient = np.stack([error * logits * np.exp(log_scale), error])
+            gradient = gradient.sum(axis=(1, 2))[:, None] if shared else gradient.sum(axis=1)
+            off = (values - center) / PRIOR
+            return losses.sum() + 0.5 * (off**2).sum(), (gradient + off / PRIOR).ravel()
+
+        bounds = [(-4.0, 4.0)] * center.shape[1] + [(-50.0, 50.0)] * center.shape[1]
+        found = optimize.minimize(loss, center.ravel(), jac=True, method="L-BFGS-B", bounds=bounds)
+        return found.x.reshape(2, -1)
+
+    together = fit(np.zeros((2, 1)), True)
+    log_scale, shift = fit(np.repeat(together, logits.shape[1], axis=1), False)
+    return np.exp(log_scale), shift
+
+
+# Thresholds.
+
+
+def fit_thresholds(probabilities: Array, targets: Array, goal: Goal) -> Array:
+    """A threshold for each label, ``[num_labels]``. Unknown targets (NaN) do not count.
+
+    A label that cannot reach the goal's floor gets 1, and is never predicted.
+    """
+    known = ~np.isnan(targets)
+    together = _threshold(probabilities[known], targets[known], goal)
+    thresholds = []
+    for p, y, here in zip(probabilities.T, targets.T, known.T, strict=True):
+        few = y[here].sum() < MIN_POSITIVES
+        thresholds.append(together if few else _threshold(p[here], y[here], goal))
+    return np.array(thresholds)
+
+
+def _threshold(p: Array, y: Array, goal: Goal) -> float:
+    """The threshold of one label, halfway between two of the probabilities ``[n]``."""
+    order = np.argsort(-p, kind="stable")
+    p, y = p[order], y[order]
+    hits = y.cumsum()
+    precision, recall = hits / np.arange(1, len(y) + 1), hits / max(1.0, hits[-1])
+    cuts = np.append(p[1:] < p[:-1], True)  # only between different probabilities
+    if goal.metric == "f1":
+        value = 2 * hits / (np.arange(1, len(y) + 1) + hits[-1])
+    elif goal.metric == "precision":
+        value = np.where(precision >= goal.floor, recall, -1.0)
+    else:
+        value = np.where(recall >= goal.floor, precision, -1.0)
+    value = np.where(cuts, value, -1.0)
+    best = int(value.argmax())
+    if value[best] < 0:
+        return 1.0
+    following = p[best + 1] if best + 1 < len(p) else 0.0
+    return float((p[best] + following) / 2)
+
+
+# How far probabilities can be believed.
+
+
+def confidences(labels: Labels, probabilities: Array, targets: Array) -> tuple[Array, Array]:
+    """What a classifier claimed and whether it was right, ``[n]`` each.
+
+    With one label per text: the probability of the predicted label. With several: of each label.
+    """
+    if labels.is_single:
+        return probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    known = ~np.isnan(targets)
+    return probabilities[known], targets[known] == 1
+
+
+def reliability(claimed: Array, right: Array) -> list[tuple[int, float, float]]:
+    """For each bin with texts: their number, the mean probability, and the share that was right."""
+    bins = np.minimum((claimed * BINS).astype(int), BINS - 1)
+    inside = [here for i in range(BINS) if (here := bins == i).any()]
+    return [(int(b.sum()), float(claimed[b].mean()), float(right[b].mean())) for b in inside]
+
+
+def ece(labels: Labels, probabilities: Array, targets: Array) -> float:
+    """The expected calibration error: the mean gap between claimed and right, over `BINS` bins."""
+    rows = reliability(*confidences(labels, probabilities, targets))
+    return sum(n * abs(claimed - right) for n, claimed, right in rows) / sum(n for n, _, _ in rows)
+
+
+def brier(labels: Labels, probabilities: Array, targets: Array) -> float:
+    """The Brier score: the mean squared distance between probabilities and truth.
+
+    With one label per text it is summed over the labels, with several averaged over them.
+    """
+    if labels.is_single:
+        truth = np.eye(len(labels))[np.asarray(targets, dtype=int)]
+        return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+    return float(np.nanmean((probabilities - targets) ** 2))

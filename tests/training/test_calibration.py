@@ -1,0 +1,163 @@
+"""What is fitted on held-out texts, on simulated logits whose truth is known."""
+
+import numpy as np
+import pytest
+from conftest import refused
+from scipy import special
+
+import ptune
+from ptune.files import METRICS_NAME, read_json
+from ptune.labels import Labels
+from ptune.postprocessing import RAW, Goal
+from ptune.training.calibration import ece, fit, fit_thresholds
+
+ONE = Labels(("a", "b", "c"))
+SEVERAL = Labels(("a", "b", "c"), "multi_label_classification")
+
+
+def simulated(labels, n, seed, overconfident=1.0):
+    """Logits and labels drawn from their probabilities; then the logits are scaled."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2.0, size=(n, len(labels)))
+    p = labels.probabilities(logits)
+    if labels.is_single:
+        targets = (p.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    else:
+        targets = (rng.random(p.shape) < p).astype(float)
+    return logits * overconfident, targets
+
+
+@pytest.mark.parametrize("labels", [ONE, SEVERAL], ids=["one", "several"])
+def test_an_overconfident_classifier_becomes_honest(labels):
+    values, measured = fit(labels, *simulated(labels, 2000, 0, overconfident=3.0), Goal("f1"))
+    assert measured["ece"]["after"] < 0.03 < 0.08 < measured["ece"]["before"]
+    assert measured["brier"]["after"] < measured["brier"]["before"]
+    logits, targets = simulated(labels, 2000, 1, overconfident=3.0)  # new texts
+    p = labels.probabilities(values.calibrated(logits))
+    assert ece(labels, p, targets) < 0.03
+    np.testing.assert_allclose(values.scale, 1 / 3, rtol=0.15)
+
+
+def test_the_temperature_changes_no_decision():
+    logits, targets = simulated(ONE, 500, 0, overconfident=3.0)
+    values, _ = fit(ONE, logits, targets)
+    assert (values.margins(logits).argmax(axis=1) == logits.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("labels", [ONE, SEVERAL], ids=["one", "several"])
+def test_what_is_honest_already_shows_no_gain(labels):
+    """Measured on the texts of the fit itself, there would be one."""
+    fits = [fit(labels, *simulated(labels, 60, seed)) for seed in range(30)]
+    brier = [measured["brier"] for _, measured in fits]
+    assert np.mean([b["after"] - b["before"] for b in brier]) > 0
+
+
+def test_random_labels_show_no_gain():
+    rng = np.random.default_rng(0)
+    labels = Labels(tuple("abcdef"), "multi_label_classification")
+    gains = []
+    for _ in range(20):
+        targets = (rng.random((100, 6)) < 0.5).astype(float)
+        logits = rng.normal(scale=0.1, size=(100, 6)) + 3.0  # says yes to everything
+        gains.append(fit(labels, logits, targets, Goal("f1"))[1]["f1_macro"])
+    assert np.mean([g["after"] - g["before"] for g in gains]) < 0
+
+
+def test_all_predictions_right_is_no_reason_for_certainty():
+    logits, targets = 2.0 * np.eye(3)[np.arange(30) % 3], np.arange(30) % 3
+    values, _ = fit(ONE, logits, targets)
+    assert 1 < values.scale[0] < 5
+
+
+def test_too_few_texts_and_regressions_are_left_alone():
+    assert fit(ONE, *simulated(ONE, 19, 0)) == (RAW, {})
+    assert fit(Labels(("score",), "regression"), np.ones((50, 1)), np.ones(50)) == (RAW, {})
+
+
+def test_unknown_labels_do_not_count():
+    logits, targets = simulated(SEVERAL, 400, 0, overconfident=3.0)
+    wanted, _ = fit(SEVERAL, logits[:200], targets[:200], Goal("f1"))
+    targets[200:] = np.nan
+    found, measured = fit(SEVERAL, logits, targets, Goal("f1"))
+    assert measured["rows"] == 200
+    np.testing.assert_allclose(found.scale, wanted.scale)
+    np.testing.assert_allclose(found.thresholds, wanted.thresholds)
+
+
+def test_thresholds_reach_their_goal():
+    rng = np.random.default_rng(0)
+    p = rng.random((4000, 1))
+    y = (rng.random((4000, 1)) < p**3).astype(float)
+
+    def scores(goal):
+        chosen = p > fit_thresholds(p, y, goal)
+        hits = (chosen & (y == 1)).sum()
+        return hits / chosen.sum(), hits / y.sum()
+
+    precision, recall = scores(Goal("precision", 0.7))
+    assert precision >= 0.7
+    assert recall == pytest.approx(0.5, abs=0.2)
+    assert scores(Goal("recall", 0.9))[1] >= 0.9
+    best = max(np.linspace(0.05, 0.95, 19), key=lambda t: _f1(p > t, y))
+    assert _f1(p > fit_thresholds(p, y, Goal("f1")), y) >= _f1(p > best, y)
+    (never,) = fit_thresholds(1 - p, np.zeros_like(p), Goal("precision", 0.7))
+    assert never == 1
+
+
+def _f1(chosen, y):
+    return 2 * (chosen & (y == 1)).sum() / (chosen.sum() + y.sum())
+
+
+def test_sets_hold_the_true_label_as_often_as_promised():
+    covered, labels = [], ONE
+    for seed in range(20):
+        values, _ = fit(labels, *simulated(labels, 500, seed, overconfident=2.0))
+        logits, targets = simulated(labels, 500, 100 + seed, overconfident=2.0)
+        sets = values.label_sets(labels, logits, 0.9)
+        covered.append(sets[np.arange(500), targets].mean())
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.015)
+
+
+@pytest.fixture(scope="module")
+def run(bert_folder, texts, tmp_path_factory):
+    """A run with 24 held-out texts."""
+    file = tmp_path_factory.mktemp("calibration") / "train.csv"
+    rows = [f'"{t} {i}",{"money" if "money" in t else "other"}' for i in range(15) for t in texts]
+    file.write_text("\n".join(["text,label", *rows]) + "\n", "utf-8")
+    settings = ptune.TrainSettings(
+        model=str(bert_folder),
+        train_file=str(file),
+        num_virtual_tokens=4,
+        dtype="float32",
+        epochs=2,
+    )
+    return ptune.train_run(settings, file.parent / "run"), settings
+
+
+def test_a_run_calibrates_its_classifier(run, texts):
+    run, _ = run
+    loaded = ptune.load(run.folder, dtype="float32")
+    np.testing.assert_array_equal(loaded.postprocessing_.scale, run.postprocessing.scale)
+    assert read_json(run.folder / METRICS_NAME)["quality"] == run.metrics["quality"]
+    assert run.metrics["quality"]["measured_on"] == "evaluation, cross-fitted"
+    assert run.metrics["quality"]["rows"] == 24
+    logits = np.stack(list(loaded.logits(texts)))
+    wanted = special.softmax(logits / run.metrics["quality"]["temperature"], axis=1)
+    np.testing.assert_allclose(loaded.predict_proba(texts), wanted, atol=1e-6)
+
+
+def test_no_calibrate_leaves_the_probabilities_as_they_are(run, tmp_path):
+    before, settings = run
+    own = ptune.TrainSettings(**{**settings.to_dict(), "calibrate": False})
+    raw = ptune.train_run(own, tmp_path / "raw")
+    assert not raw.postprocessing.tensors
+    assert raw.metrics["quality"] == {}
+    assert raw.metrics["eval"] == before.metrics["eval"]
+
+
+def test_a_wrong_goal_is_refused_before_any_training(run, tmp_path):
+    _, settings = run
+    own = ptune.TrainSettings(**{**settings.to_dict(), "threshold_for": "precision>=9"})
+    with refused("threshold_for is 'precision>=9'; expected f1, none, …"):
+        ptune.train_run(own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
