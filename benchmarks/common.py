@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import platform
 import resource
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak so far, of this process and of its GPU, where the system can."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # the peak is then that of all runs so far
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of this process so far.
+    """Peak memory of this process since it started, or since `reset_peak_memory`.
 
     On Linux, `ru_maxrss` includes what the parent held when it started this process. VmHWM does
     not.
@@ -22,6 +39,15 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def device_peak_memory_mb() -> float:
+    """Peak memory on the GPU if there is one, else of the process."""
+    import torch
+
+    return (
+        torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
+    )
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
@@ -31,3 +57,41 @@ def versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> str:
+    """The GPU, or the processor and its fastest instructions for bfloat16."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", "").split()
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx2": "AVX2"}
+    fastest = next((name for flag, name in known.items() if flag in flags), platform.machine())
+    return f"{fields.get('model name', platform.processor())}, {os.cpu_count()} cores, {fastest}"
+
+
+def append_row(file: Path, row: Row) -> None:
+    """Add a line of JSON to a file, so that it survives if this process is killed right after."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def read_rows(files: Iterable[Path]) -> list[Row]:
+    """The rows of those files that exist. A last line that was cut off is removed from its file."""
+    rows = []
+    for file in files:
+        if not file.is_file():
+            continue
+        text = file.read_text("utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            file.write_text(whole, "utf-8")
+        rows += [json.loads(line) for line in whole.splitlines()]
+    return rows
