@@ -55,7 +55,7 @@ Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], None]
 
 
-# Backbones: MiniLM is pretrained, the others have random weights, which do not affect speed.
+# Backbones: some are pretrained, the others have random weights, which do not affect speed.
 
 
 def configuration(name: str) -> Any:
@@ -77,28 +77,30 @@ def configuration(name: str) -> Any:
     )  # fmt: skip
 
 
-BACKBONES = ("minilm", "roberta-base", "roberta-large", "gpt2", "llama-0.5b")
+PRETRAINED = ("minilm", "smollm2")
+BACKBONES = (*PRETRAINED, "roberta-base", "roberta-large", "gpt2", "llama-0.5b")
 
 
 def is_causal(name: str) -> bool:
     """True if tokens attend only to earlier tokens, so a batch can share the prompt."""
-    return name.startswith(("gpt", "llama"))
+    return name.startswith(("gpt", "llama", "smollm"))
 
 
 def backbone(name: str, dtype: torch.dtype) -> Any:
     """A new classifier, loaded as `load_backbone` does for its dtype."""
-    if name == "minilm":
+    if name in PRETRAINED:
         return load_backbone(name, dtype=dtype)
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(
-        configuration(name), **cpu_options(dtype)
-    ).to(dtype)  # fmt: skip
+    with torch.device(DEVICE):
+        return AutoModelForSequenceClassification.from_config(
+            configuration(name), **cpu_options(dtype)
+        ).to(dtype)  # fmt: skip
 
 
 def batches(
-    examples: Any, name: str, steps: int, turns: int = 1, *, by_length: bool
+    examples: Any, name: str, steps: int, turns: int = 1, *, by_length: bool, size: int = BATCH
 ) -> list[list[Batch]]:
     """Training batches for each turn, a sample of an epoch's short and long ones.
 
@@ -111,16 +113,17 @@ def batches(
         turns: Number of turns, each with other batches.
         by_length: True: every n-th of the batches of similar length that `ptune train` makes.
             False: the same texts in random order.
+        size: Texts per batch.
     """
     tokenizer = load_tokenizer("minilm")
     columns = [list(examples[c]) for c in (data.TEXT, data.PAIR) if c in examples.column_names]
     encoded = dict(tokenizer(*columns))
     if name != "minilm":
-        del encoded["token_type_ids"]
+        encoded.pop("token_type_ids", None)
     lengths = [len(ids) for ids in encoded["input_ids"]]
     generator = torch.Generator().manual_seed(0)
-    order = list(LengthGroupedSampler(BATCH, lengths=lengths, generator=generator))
-    groups = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
+    order = list(LengthGroupedSampler(size, lengths=lengths, generator=generator))
+    groups = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
     groups.sort(key=lambda group: sum(lengths[i] for i in group))
     every = len(groups) // steps
     labels = torch.tensor(examples[data.LABEL])
@@ -137,7 +140,7 @@ def batches(
         if not by_length:
             mixed = [i for group in some for i in group]
             random.Random(turn).shuffle(mixed)
-            some = [mixed[i : i + BATCH] for i in range(0, len(mixed), BATCH)]
+            some = [mixed[i : i + size] for i in range(0, len(mixed), size)]
         made.append([batch(chosen) for chosen in some])
     return made
 
@@ -374,18 +377,18 @@ def training(
 
 
 @contextlib.contextmanager
-def adapters() -> Iterator[tuple[Path, Path, Path]]:
-    """Untrained adapters on MiniLM: from PEFT, with an input prompt, with a deep prompt."""
+def adapters(name: str = "minilm") -> Iterator[tuple[Path, Path, Path]]:
+    """Untrained adapters on a backbone: from PEFT, with an input prompt, with a deep prompt."""
     with tempfile.TemporaryDirectory() as folder:
         theirs, shallow, deep = (Path(folder) / n for n in ("peft", "input", "deep"))
-        _peft("minilm", "p-tuning").save_pretrained(theirs)
+        _peft(name, "p-tuning").save_pretrained(theirs)
         for depth, where in (("input", shallow), ("deep", deep)):
             model = PromptModel(
-                load_backbone("minilm"),
+                load_backbone(name),
                 PromptEncoderConfig(
                     depth=depth,
                     encoder_reparameterization_type="NONE",
-                    pooling=pooling("minilm", depth),
+                    pooling=pooling(name, depth),
                 ),
             )
             model.save_pretrained(where)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -476,8 +477,18 @@ def perform(job: Job) -> Row:
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"[:500]
         traceback.print_exc()
+    release_memory()
     finished = {"wall": round(time.perf_counter() - started, 2), "machine": machine()}
     return row | finished | {"versions": versions(*LIBRARIES)}
+
+
+def release_memory() -> None:
+    """Give memory of the GPU back to the other processes."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def serve(pipe: Any) -> None:

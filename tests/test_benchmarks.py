@@ -1,8 +1,11 @@
 """The benchmarks run, and their tables agree with their files."""
 
+import collections
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,40 +26,62 @@ def table(tmp_path_factory, texts):
     return file
 
 
+def suite_words(backbone, results):
+    words = ["suite.py", "--backbones", backbone, "--tasks", "mail", "--device", "cpu", "--tiny"]
+    return [*words, "--results", results, "--seeds"]
+
+
 @pytest.mark.slow
-def test_accuracy_compares_methods_and_resumes(bert_folder, table, tmp_path):
-    words = ["--model", bert_folder, "--train-file", table, "--eval-file", table]
-    words += ["--epochs", 1, "--output-dir", tmp_path, "--methods"]
-    first = run("accuracy.py", *words, "majority class", "ptune deep prompt", "--seeds", 0)
-    assert first.returncode == 0, first.stderr
-    before = json.loads((tmp_path / "accuracy.json").read_text())["runs"]
-    done = run(
-        "accuracy.py", *words, "PEFT p-tuning", "ptune deep prompt", "logistic regression",
-        "--seeds", 0, 1,
-    )  # fmt: skip
+def test_the_suite_resumes_after_a_kill_and_reports(bert_folder, tmp_path):
+    results = tmp_path / "suite.jsonl"
+    words = [*suite_words(bert_folder, results), 0, 1]
+    methods = ["--methods", "ptune deep", "majority", "PEFT p-tuning", "SetFit"]
+    command = [sys.executable, str(FOLDER / words[0]), *map(str, [*words[1:], *methods])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not (results.exists() and results.read_text().count("\n")):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    before = results.read_text().splitlines()
+    results.write_text("\n".join([*before, before[0][:50]]))  # a line that was cut off
+    done = run(*words, *methods)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "accuracy.json").read_text())
-    assert results["runs"]["ptune deep prompt"]["0"] == before["ptune deep prompt"]["0"]
-    assert set(results["runs"]["PEFT p-tuning"]) == {"0", "1"}
-    assert set(results["runs"]["logistic regression"]) == {"0"}
-    assert "peft" in results["versions"]
-    mean = sum(r["scores"]["accuracy"] for r in results["runs"]["PEFT p-tuning"].values()) / 2
-    (line,) = [r for r in done.stdout.splitlines() if r.startswith("| PEFT p-tuning")]
-    assert f"{mean:.4f} ±" in line
-    # Keys and values of 20 virtual tokens in two layers of width 32, and a head of 32 x 2 + 2.
-    (line,) = [r for r in done.stdout.splitlines() if r.startswith("| ptune deep prompt")]
-    assert "2,626" in line
-    assert (tmp_path / "accuracy.png").stat().st_size > 5_000
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert rows[: len(before)] == [json.loads(line) for line in before]
+    made = collections.Counter((r["method"], r["part"], r["seed"]) for r in rows)
+    # Three learning rates on a part of the training data, then the best one with each seed.
+    assert made == {
+        ("ptune deep", "final", 0): 1, ("ptune deep", "final", 1): 1, ("majority", "final", 0): 1,
+        ("PEFT p-tuning", "search", 0): 3, ("PEFT p-tuning", "final", 0): 1,
+        ("PEFT p-tuning", "final", 1): 1, ("SetFit", "final", 0): 1, ("SetFit", "final", 1): 1,
+    }  # fmt: skip
+    search = {r["rate"]: r["score"] for r in rows if r["part"] == "search"}
+    finals = [r for r in rows if r["method"] == "PEFT p-tuning" and r["part"] == "final"]
+    assert all(search[r["rate"]] == max(search.values()) for r in finals)
+    assert {r["train_examples"] for r in rows if "score" in r} == {48, 38}
+    (refused, _) = (r for r in rows if r["method"] == "SetFit")
+    assert refused["reason"] == "SetFit is for few examples (--shots)"
+    shown = run("suite.py", "--report", results).stdout
+    (line,) = [r for r in shown.splitlines() if r.startswith("| ptune deep | 0")]
+    scores = [r["score"] for r in rows if r["method"] == "ptune deep"]
+    assert f"| {sum(scores) / 2:.3f} ± {abs(scores[0] - scores[1]) / 2:.3f} |" in line
+    differences = [a - b["score"] for a, b in zip(scores, finals, strict=True)]
+    (line,) = [r for r in shown.splitlines() if re.match(r"\| PEFT p-tuning \| [+-]", r)]
+    assert f"| {sum(differences) / 2:+.4f} |" in line
 
 
-def test_accuracy_refuses_to_mix_results_of_different_benchmarks(tmp_path):
-    (tmp_path / "accuracy.json").write_text(
-        json.dumps({"model": "other", "task": "mrpc", "train_file": None, "epochs": 4.0,
-                    "shots": None, "runs": {}})
-    )  # fmt: skip
-    done = run("accuracy.py", "--task", "mrpc", "--output-dir", tmp_path)
+@pytest.mark.slow
+def test_the_suite_tries_settings_under_names(bert_folder, tmp_path):
+    results = tmp_path / "suite.jsonl"
+    words = [*suite_words(bert_folder, results), 0, "--name", "slow", "--set"]
+    assert run(*words, "prompt_learning_rate=1e-4", "prompt=input").returncode == 0
+    (row,) = [json.loads(line) for line in results.read_text().splitlines()]
+    assert (row["method"], row["settings"]["prompt_learning_rate"]) == ("slow", 1e-4)
+    assert row["settings"]["prompt"] == "input"
+    done = run(*words, "prompt_learning_rate=1e-3")
     assert done.returncode == 2
-    assert "model differs" in done.stderr
+    assert "choose another --name" in done.stderr
 
 
 @pytest.fixture(scope="module")
