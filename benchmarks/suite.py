@@ -274,7 +274,7 @@ def majority(job: Job, data: Any) -> Found:
     if data.labels.is_regression:
         raise NotPossible("a regression has no most frequent label")
     if data.labels.is_single:
-        predicted = np.full(len(targets), data.labels.majority(train))
+        predicted = np.full(len(targets), np.bincount(train).argmax())
     else:
         predicted = np.zeros_like(targets, dtype=int)
         predicted[:, train.sum(axis=0).argmax()] = 1
@@ -445,7 +445,7 @@ def variants_of_ptune() -> dict[str, dict[str, Any]]:
 
     from ptune.prompts.config import Depth
 
-    kinds = sorted(get_args(Depth), key=["deep", "input"].__contains__, reverse=True)
+    kinds = sorted(get_args(Depth), key=lambda kind: kind != "deep")
     return {f"ptune {kind}": {"prompt": kind} for kind in kinds}
 
 
