@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+import gc
 import re
 import sys
 import warnings
@@ -229,6 +230,12 @@ def pytest_collection_modifyitems(config, items):
         attacks = [item for item in items if item.get_closest_marker("attack")]
         config.hook.pytest_deselected(items=attacks)
         items[:] = [item for item in items if item not in attacks]
+
+
+def pytest_collection_finish():
+    """Keep the modules' objects out of the garbage collector, which every training calls."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, positions
-from ptune.labels import columns_of, is_container, is_missing, values_of
+from ptune.labels import as_iterable, columns_of, is_container, is_missing, values_of
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
@@ -52,6 +52,7 @@ def rows(X: Any, names: Sequence[str] = ()) -> Iterable[Any]:
     if is_one(X):
         return [X]
     columns = columns_of(X)
+    X = X if columns is not None else as_iterable(X)
     no_rows = isinstance(X, Mapping | bytes | bytearray | memoryview | type)
     if no_rows or not getattr(X, "ndim", 1) or not (columns is not None or hasattr(X, "__iter__")):
         raise PtuneError(

@@ -131,7 +131,7 @@ def _weights(
         if weights.shape != (len(targets),) or not (weights >= 0).all() or not weights.any():
             raise PtuneError(
                 f"sample_weight must be {len(targets)} numbers of at least 0, one for each text, "
-                "and not all of them 0."
+                "and not all of them zero."
             )
     if class_weight is not None:
         if labels.is_regression:

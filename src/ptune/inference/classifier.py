@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from ptune import texts
@@ -22,7 +23,7 @@ from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, check_lengths, dataset_of
 from ptune.errors import PtuneError, near
-from ptune.labels import LabelColumn, Labels, Prediction, read
+from ptune.labels import LabelColumn, Labels, Prediction, columns_of, read
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Postprocessing, check_confidence
 from ptune.texts import Encoded, Text
@@ -52,12 +53,15 @@ class TextClassifier:
     Attributes:
         labels_: The labels, in the order of the probabilities.
         postprocessing_: Calibration and thresholds, if training had texts to fit them on.
+        feature_names_in_: The columns with the texts, if it was trained on a table. Tables with
+            more columns are accepted then.
         tokenizer_: The backbone's tokenizer.
         batch_size: A batch has at most 128 tokens times this number.
     """
 
     labels_: Labels
     postprocessing_: Postprocessing = RAW
+    feature_names_in_: np.ndarray
     tokenizer_: transformers.PreTrainedTokenizerBase
     batch_size: int
 
@@ -96,11 +100,14 @@ class TextClassifier:
 
     def _windows(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
         """Logits ``[n, num_labels]`` of each window of texts."""
-        rows = iter(texts.rows(X))
+        rows = iter(self._rows(X))
         started = 0
         while window := list(itertools.islice(rows, WINDOW)):
             yield self._window(window, started)
             started += len(window)
+
+    def _rows(self, X: Any) -> Iterable[Any]:
+        return texts.rows(X, list(getattr(self, "feature_names_in_", ())))
 
     def _window(self, window: list[Text], started: int) -> np.ndarray:
         columns = texts.as_columns(window, started)
@@ -300,10 +307,15 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         """
         from ptune.training.run import train_run
 
+        if y is None:
+            raise PtuneError("fit requires y to be passed, but the target y is None.")
+        self.__dict__.pop("feature_names_in_", None)
+        if (columns_in := columns_of(X)) is not None:
+            self.feature_names_in_ = np.array(texts.columns_of_texts(columns_in), dtype=object)
         weights: dict[str, Any] = {"sample_weight": sample_weight, "class_weight": class_weight}
-        data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y, problem_type, **weights)
+        data = TaskData.from_lists(texts.as_columns(self._rows(X)), y, problem_type, **weights)
         if eval_set is not None:
-            column, columns = read(eval_set[1]), texts.as_columns(texts.rows(eval_set[0]))
+            column, columns = read(eval_set[1]), texts.as_columns(self._rows(eval_set[0]))
             check_lengths(columns, column)
             data.evaluation[""] = dataset_of(columns, data.labels.encode(column))
         settings = TrainSettings(**self.get_params())
@@ -377,6 +389,13 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         check_is_fitted(self)
         own: dict[str, Any] = {"labels": self.labels_, "postprocessing": self.postprocessing_}
         return replace(self.prompt_model_.to_adapter(), **own)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.classifier_tags.multi_label = True
+        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prompt_model_")

@@ -229,13 +229,13 @@ def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:
 
 
 def _dense(y: Any) -> Any:
-    """A sparse matrix or a tensor as an array, and anything else as it is."""
+    """A sparse matrix or a tensor as an array, and anything else as `as_iterable` does."""
     if hasattr(y, "toarray"):
         return y.toarray()
     if hasattr(y, "detach"):
         y = y.detach().cpu().to_dense()
         return (y.float() if str(y.dtype) == "torch.bfloat16" else y).numpy()
-    return y
+    return as_iterable(y)
 
 
 def columns_of(table: Any) -> list[Any] | None:
@@ -244,6 +244,12 @@ def columns_of(table: Any) -> list[Any] | None:
     if names is None and hasattr(table, "__iter__"):
         names = getattr(table, "columns", None)
     return None if names is None else list(names)
+
+
+def as_iterable(values: Any) -> Any:
+    """What NumPy can turn into an array, and nothing else can be done with, as that array."""
+    is_array = not isinstance(values, type) and hasattr(values, "__array__")
+    return np.asarray(values) if is_array and not hasattr(values, "__iter__") else values
 
 
 def values_of(column: Any) -> Iterable[Any]:

@@ -176,8 +176,8 @@ def check_names(names: Sequence[str], column: LabelColumn) -> None:
     if len(names) < 2:
         none = "" if column.kind == "one" else " or none"
         raise PtuneError(
-            f"Every example has the label {names[0]!r}{none} ({where}). A classifier needs at "
-            "least two. Is it the right column (--label-column)?"
+            f"Every example has the label {names[0]!r}{none} ({where}). This is only one class, "
+            "and a classifier needs at least two. Is it the right column (--label-column)?"
         )
     if len(names) > max(100, len(column) // 2):
         raise PtuneError(
