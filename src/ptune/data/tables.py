@@ -81,6 +81,14 @@ def read_text(file: Path) -> str:
     return text
 
 
+# The line of a row, and its cells.
+Ragged: TypeAlias = tuple[int, list[str]]
+
+_CARE = (
+    'A text with a separator, a quote or a line break belongs in quotes ("), and a quote inside is '
+    'doubled (""). JSON lines (.jsonl) need no such care.'
+)
+
 # Some rows of a file, or one batch of a Parquet file, which keeps its types.
 Batch: TypeAlias = list[dict[str, Any]] | pyarrow.RecordBatch
 
@@ -100,8 +108,14 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
     if kind in _ARROW:
         yield from _ARROW[kind](file, size)
         return
-    rows = _records(file, dialect) if kind in (".json", ".jsonl") else _named_rows(file, dialect)
-    while batch := list(itertools.islice(rows, size)):
+    if kind in (".json", ".jsonl"):
+        records = _records(file, dialect)
+        while batch := list(itertools.islice(records, size)):
+            yield batch
+        return
+    rows = _cells(file, dialect)
+    names = next(rows, [])
+    while batch := [dict(zip(names, row, strict=True)) for row in itertools.islice(rows, size)]:
         yield batch
 
 
@@ -121,7 +135,14 @@ def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
     elif kind in (".json", ".jsonl"):
         table = _table(_records(file, dialect))
     else:
-        table = _table(_named_rows(file, dialect, repair=True))
+        ragged: list[Ragged] = []
+        rows = _cells(file, dialect, ragged)
+        table = {name: [] for name in next(rows, [])}
+        while some := list(itertools.islice(rows, 2**12)):  # a million lists are slow to collect
+            for column, cells in zip(table.values(), zip(*some, strict=True), strict=True):
+                column.extend(cells)
+        if ragged:
+            _add_repaired(table, ragged, file, delimiter_of(file, dialect))
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table
@@ -152,66 +173,72 @@ def _table(rows: Iterable[dict[str, Any]]) -> Table:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _named_rows(file: Path, dialect: Dialect, *, repair: bool = False) -> Iterator[dict[str, str]]:
-    """Rows of CSV (RFC 4180), or of the same with another delimiter.
+def _cells(
+    file: Path, dialect: Dialect, ragged: list[Ragged] | None = None
+) -> Iterator[list[str]]:
+    """The names of the columns, then the rows, of CSV (RFC 4180) with any delimiter.
 
     Args:
         file: The file.
         dialect: How it is written.
-        repair: In a file of texts and labels, put together a text that has separators and no
-            quotes. This needs all rows, and yields those rows last.
+        ragged: Gets rows with more cells than the header, in a file of texts and labels;
+            ``None``: they are refused.
     """
     csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
     separator = delimiter_of(file, dialect)
     reader = csv.reader(lines(file, dialect, newline=""), delimiter=separator, strict=True)
-    care = (
-        'A text with a separator, a quote or a line break belongs in quotes ("), and a quote '
-        'inside is doubled (""). JSON lines (.jsonl) need no such care.'
-    )
     names: list[str] = []
-    ragged: list[tuple[int, list[str]]] = []
-    labels: Counter[str] = Counter()
     started = 1
-
-    def wrong(line: int, row: list[str]) -> PtuneError:
-        return PtuneError(
-            f"Line {line} of {file} has {len(row)} cell(s), and the header has {len(names)}. {care}"
-        )
-
     try:
         for row in reader:
-            if row and not names and not row[0].startswith("sep="):  # Excel names its delimiter
+            if not names and row and not _names_delimiter(row):
                 names = _header(row, file) if dialect.header else _numbered(row)
-                if dialect.header:
-                    started = reader.line_num + 1
-                    continue
-            if not names or not row:
-                pass
-            elif repair and len(row) > len(names) == 2:
+                yield names
+                row = [] if dialect.header else row
+            if row and names and len(row) != len(names):
+                if ragged is None or not len(row) > len(names) == 2:
+                    raise _wrong_length(file, names, (started, row))
                 ragged.append((started, row))
-                labels[row[-1]] += 1
-            elif len(row) != len(names):
-                raise wrong(started, row)
-            else:
-                labels[row[-1]] += repair
-                yield dict(zip(names, row, strict=True))
+            elif row and names:
+                yield row
             started = reader.line_num + 1
     except csv.Error as error:
         raise PtuneError(
             f"{file} could not be read as {format_of(file)[1:]}: the quoting in line {started} is "
-            f"broken ({error}). {care}"
+            f"broken ({error}). {_CARE}"
         ) from error
-    if ragged and not (len(labels) > 1 and all(labels[row[-1]] > 1 for _, row in ragged)):
-        raise wrong(*ragged[0])
-    for _, row in ragged:
-        yield dict(zip(names, (separator.join(row[:-1]), row[-1]), strict=True))
-    if ragged:
-        warnings.warn(
-            f"{len(ragged)} rows of {file} have more cells than the header, the first in line "
-            f"{ragged[0][0]}. The separators were taken as part of the texts. Put texts in quotes "
-            'to be sure (").',
-            stacklevel=2,
-        )
+
+
+def _wrong_length(file: Path, names: list[str], row: Ragged) -> PtuneError:
+    return PtuneError(
+        f"Line {row[0]} of {file} has {len(row[1])} cell(s), and the header has {len(names)}. "
+        f"{_CARE}"
+    )
+
+
+def _add_repaired(table: Table, ragged: list[Ragged], file: Path, separator: str) -> None:
+    """Add rows whose texts have separators and no quotes to a table of texts and labels.
+
+    Raises:
+        PtuneError: Their last cells do not look like labels, which occur several times.
+    """
+    texts, labels = table.values()
+    counts = Counter(itertools.chain(labels, (row[-1] for _, row in ragged)))
+    if len(counts) < 2 or any(counts[row[-1]] < 2 or not row[-1].strip() for _, row in ragged):
+        raise _wrong_length(file, list(table), ragged[0])
+    warnings.warn(
+        f"{len(ragged)} rows of {file} have more cells than the header, the first in line "
+        f"{ragged[0][0]}. The separators were taken as part of the texts. Put texts in quotes "
+        'to be sure (").',
+        stacklevel=2,
+    )
+    texts += [separator.join(row[:-1]) for _, row in ragged]
+    labels += [row[-1] for _, row in ragged]
+
+
+def _names_delimiter(row: list[str]) -> bool:
+    """True for `sep=;`, which Excel writes before the header."""
+    return row[0].startswith("sep=") and len("".join(row)) <= len("sep=;")
 
 
 def _header(row: list[str], file: Path) -> list[str]:

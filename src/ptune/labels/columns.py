@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +128,8 @@ class LabelColumn:
             _check_scalar(name, f"the name of a column of {self.where}")
         for i, value in enumerate([] if self.kind == "indicators" else self.values):
             for label in value if self.kind == "several" else [value]:
-                _check_scalar(label, f"{self.where}, {positions([i], self.first)}")
+                if not _is_label(label):
+                    _refuse(label, f"{self.where}, {positions([i], self.first)}")
         return self
 
 
@@ -161,7 +162,21 @@ def is_missing(value: Any) -> bool:
     return isinstance(value, float | np.floating | np.datetime64) and value != value
 
 
-def _check_scalar(label: Any, where: str) -> None:
+def _is_label(label: Any) -> bool:
+    if isinstance(label, str):
+        return label.isascii() or _is_unicode(label)
+    return isinstance(label, SCALARS) and (not isinstance(label, float) or math.isfinite(label))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse(label: Any, where: str) -> NoReturn:
     if not isinstance(label, SCALARS):
         how = ".decode()" if isinstance(label, bytes) else "str()"
         raise PtuneError(
@@ -174,13 +189,9 @@ def _check_scalar(label: Any, where: str) -> None:
             f"The label {label!r} combines members of {type(label).__name__} ({where}). Pass a "
             "list of members for each text, for example list(label)."
         )
-    if isinstance(label, float) and not math.isfinite(label):
+    if isinstance(label, float):
         raise PtuneError(f"The label {label} is not a finite number ({where}). Leave it out.")
-    if isinstance(label, str):
-        try:
-            label.encode()
-        except UnicodeEncodeError as error:
-            raise PtuneError(f"The label {label!r} is not valid Unicode ({where}).") from error
+    raise PtuneError(f"The label {label!r} is not valid Unicode ({where}).")
 
 
 def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -240,11 +241,14 @@ class Labels:
             return self._rearranged(column), Counter()
         unseen: Counter[str] = Counter()
         numbers: dict[str, int] = {}
+        several = column.kind == "several"
+        flat = list(chain.from_iterable(column.values)) if several else column.values
+        known = {key: self._number(key[1]) for key in set(zip(map(type, flat), flat, strict=True))}
 
         def number(value: Any) -> int:
-            known = self._number(value)
-            if known is not None:
-                return known
+            found = known[type(value), value]
+            if found is not None:
+                return found
             name = value.name if isinstance(value, enum.Enum) else str(value)
             unseen[name] += 1
             return len(self) + numbers.setdefault(name, len(numbers))
