@@ -23,7 +23,8 @@ from typing import Any
 
 from common import versions
 
-WORDS = "the parcel never came and nobody answers the phone so please send my money back".split()
+SENTENCE = "the parcel never came and nobody answers the phone so please send my money back"
+WORDS = SENTENCE.split(" ")
 # Runs in both checkouts; the first releases had other modules.
 READER = """
 import resource, sys, time
@@ -94,7 +95,9 @@ def main() -> None:
         own = [run for run in runs if run["part"] == part]
         seconds = statistics.median(run["now"]["seconds"] for run in own)
         memory = max(run["now"]["memory_mb"] for run in own)
-        ratios = [run["before"]["seconds"] / run["now"]["seconds"] for run in own if "before" in run]
+        ratios = [
+            run["before"]["seconds"] / run["now"]["seconds"] for run in own if "before" in run
+        ]
         faster = f"{statistics.median(ratios):.2f}" if ratios else ""
         print(f"| as `ptune {part}` | {seconds:.2f} | {memory:.0f} MB | {faster} |")
 

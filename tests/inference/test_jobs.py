@@ -129,7 +129,7 @@ def test_a_damaged_file_is_named_and_the_others_are_classified(classifier, folde
         ("in/c.csv", "in", "is the folder of the input"),
         ("nowhere", "out", "no file or folder"),
         ("in/deep/empty", "out", "contains no .csv"),
-        ("in/c.csv", "out.parquet", "only be written from a Parquet file"),
+        ("in/c.csv", "out.parquet", "only be written from a Parquet, Arrow or Feather file"),
     ],
 )
 def test_impossible_jobs_are_refused_and_leave_the_input_unchanged(

@@ -79,7 +79,7 @@ def model_card(
         base_model_relation="adapter" if backbone.on_hub else None,
         pipeline_tag="text-classification",
         tags=["p-tuning", *(["peft"] if in_peft else [])],
-        datasets=[GLUE_ON_THE_HUB] if settings.get("task") else None,
+        datasets=_datasets(settings),
         metrics=sorted({r.metric_type for r in results}) or None,
         eval_results=results or None,
         model_name=name if results else None,
@@ -103,6 +103,14 @@ def model_card(
         **_scores(metrics),
     )
     return ModelCard(text)
+
+
+def _datasets(settings: dict[str, Any]) -> list[str] | None:
+    """The data set on the Hub that it was trained on."""
+    if settings.get("task"):
+        return [GLUE_ON_THE_HUB]
+    found = PublicBackbone.of(settings.get("dataset"), None)
+    return [found.name] if found.name and found.on_hub else None
 
 
 def _template() -> jinja2.Template:
@@ -188,6 +196,8 @@ def _training(settings: dict[str, Any], metrics: dict[str, Any]) -> dict[str, An
     for name in _FILE_SETTINGS:
         if name in rows:
             rows[name] = last_part(str(rows[name]))
+    if "dataset" in rows:
+        rows["dataset"] = PublicBackbone.of(rows["dataset"], None).name
     if metrics.get("model"):
         rows["model"] = PublicBackbone.of(metrics["model"], None).name
     rows = without_paths(rows)

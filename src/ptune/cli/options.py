@@ -95,6 +95,8 @@ SkipUnlabelled = Annotated[bool, option_of(_SETTINGS["skip_unlabelled"])]
 Delimiter = Annotated[str | None, option_of(_SETTINGS["delimiter"])]
 Encoding = Annotated[str | None, option_of(_SETTINGS["encoding"])]
 NoHeader = Annotated[bool, option_of(_SETTINGS["no_header"])]
+Sheet = Annotated[str | None, option_of(_SETTINGS["sheet"])]
+DatasetConfig = Annotated[str | None, option_of(_SETTINGS["dataset_config"])]
 DataDir = Annotated[str | None, option_of(_SETTINGS["data_dir"])]
 DtypeOption = Annotated[Dtype, option_of(_SETTINGS["dtype"])]
 Epochs = Annotated[float | None, option_of(_SETTINGS["epochs"])]
@@ -130,5 +132,5 @@ Runtime = Annotated[
 Overwrite = Annotated[bool, option("Replace the run in the output folder.", OUTPUT, "--overwrite")]
 LabelledFile = Annotated[
     Path | None,
-    option("A labelled CSV, TSV, JSON lines or Parquet file.", DATA, metavar="FILE"),
+    option("A labelled file, of any kind that ptune train reads.", DATA, metavar="FILE"),
 ]

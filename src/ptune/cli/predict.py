@@ -15,6 +15,7 @@ from ptune.cli.options import (
     OUTPUT,
     Adapter,
     DataDir,
+    DatasetConfig,
     Delimiter,
     DtypeOption,
     Encoding,
@@ -28,6 +29,7 @@ from ptune.cli.options import (
     Revision,
     Runtime,
     Separator,
+    Sheet,
     SkipUnlabelled,
     TextColumn,
     console,
@@ -39,7 +41,6 @@ from ptune.errors import PtuneError
 from ptune.training.settings import DATA
 
 if TYPE_CHECKING:
-    from ptune.data.tables import Columns
     from ptune.inference.classifier import TextClassifier
     from ptune.inference.files import Source
     from ptune.inference.jobs import Recipe
@@ -74,10 +75,18 @@ def predict(
     ] = None,
     file: Annotated[
         Path | None,
-        option("Classify the texts of a CSV, TSV, JSON lines or Parquet file, or a folder.", DATA),
+        option(
+            "Classify the texts of a file: CSV, TSV, JSON, Parquet, Arrow, .xlsx or .ods; or of "
+            "all such files in a folder.",
+            DATA,
+        ),
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
+    sheet: Sheet = None,
     format: Format = None,
     output: Annotated[
         Path | None,
@@ -115,7 +124,9 @@ def predict(
 
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
     """
+    from ptune.data.opening import Dialect
     from ptune.data.tables import Columns
+    from ptune.inference.files import Source
     from ptune.inference.jobs import Recipe
 
     if file and texts:
@@ -123,8 +134,9 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     columns = Columns(text_column, text_pair_column)
+    dialect = Dialect(delimiter, encoding, not no_header, sheet)
     chosen = (model, revision, dtype, runtime, allow_other_backbone, abstain)
-    recipe = Recipe(adapter, columns, *chosen)
+    recipe = Recipe(adapter, columns, *chosen, dialect)
     if file and output:
         _predict_files(file, output, recipe, format, ray=ray, workers=workers)
         return
@@ -133,21 +145,13 @@ def predict(
     typed = bool(texts) and texts != ["-"]
     as_table = format == "table" or (format is None and typed and console.is_terminal)
     classifier = recipe.load()
-    source = _source(texts if typed else None, pair, file, columns)
+    if file:
+        source = Source.of_file(file, columns, dialect)
+    else:
+        pairs = [(text, pair) for text in texts or []] if pair is not None else texts
+        source = Source.of_texts(pairs if pairs and typed else _lines(sys.stdin))
     shown = "table" if as_table and not output else format
     _predict(classifier, source, output, shown, abstain)
-
-
-def _source(
-    texts: list[str] | None, pair: str | None, file: Path | None, columns: Columns
-) -> Source:
-    from ptune.inference.files import Source
-
-    if file:
-        return Source.of_file(file, columns)
-    if texts and pair is not None:
-        return Source.of_texts([(texts[0], pair)])
-    return Source.of_texts(texts or _lines(sys.stdin))
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
@@ -225,6 +229,19 @@ def evaluate(
     task: Annotated[str | None, option("GLUE task.", DATA, metavar="TASK")] = None,
     data_dir: DataDir = None,
     file: LabelledFile = None,
+    dataset: Annotated[
+        str | None,
+        option(
+            "A 🤗 data set: an id on the Hub, or a folder that save_to_disk wrote.",
+            DATA,
+            metavar="NAME",
+        ),
+    ] = None,
+    dataset_config: DatasetConfig = None,
+    split: Annotated[
+        str | None,
+        option("Split of the data set.", DATA, default="test, or validation", metavar="NAME"),
+    ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -234,6 +251,7 @@ def evaluate(
     delimiter: Delimiter = None,
     encoding: Encoding = None,
     no_header: NoHeader = False,
+    sheet: Sheet = None,
     model: Model = None,
     allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
@@ -243,9 +261,13 @@ def evaluate(
         Path | None, option("Also write the scores to this JSON file.", OUTPUT, metavar="FILE")
     ] = None,
 ) -> None:
-    """Score a classifier on a labelled file or on a GLUE task's evaluation set.
+    """Score a classifier on a labelled file, a data set or a GLUE task's evaluation set.
 
-    Example: ptune evaluate runs/mine --file b.csv
+    For example:
+
+    ptune evaluate runs/mine --file b.csv
+
+    ptune evaluate runs/news --dataset ag_news
     """
     from ptune.data.glue import evaluation_sets
     from ptune.data.opening import Dialect
@@ -270,7 +292,10 @@ def evaluate(
         columns=Columns(
             text_column, text_pair_column, label_column, tuple(indicator_column or ()) or None
         ),
-        dialect=Dialect(delimiter, encoding, not no_header),
+        dataset=dataset,
+        config=dataset_config,
+        split=split,
+        dialect=Dialect(delimiter, encoding, not no_header, sheet),
         label_separator=label_separator,
         skip_unlabelled=skip_unlabelled,
     )

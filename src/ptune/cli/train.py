@@ -65,13 +65,15 @@ def train(
     ] = False,
     **options: Any,
 ) -> None:
-    """Train a classifier on a GLUE task or on your own file.
+    """Train a classifier on your own file, a 🤗 data set or a GLUE task.
 
     For example:
 
     ptune train --task mrpc --data-dir glue --output-dir runs/mrpc
 
     ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
+
+    ptune train --dataset ag_news --output-dir runs/news
     """
     from ptune.training.report import TrainingProgress
     from ptune.training.run import is_begun, train_run, train_seeds

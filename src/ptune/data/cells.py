@@ -7,9 +7,11 @@ look continuous, see `looks_continuous`.
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ptune.labels import MULTI, REGRESSION, LabelColumn, indicators, is_missing, read
@@ -31,6 +33,7 @@ def label_column(
     problem_type: str | None = None,
     separator: str | None = None,
     typed: bool = False,
+    known: Collection[str] = (),
 ) -> LabelColumn:
     """The labels in the cells of one column.
 
@@ -39,21 +42,26 @@ def label_column(
         where: The column and its file, for messages.
         problem_type: As in Transformers' configurations, if it is known.
         separator: Between several labels in one cell; ``None``: `|`, if cells hold it and parts of
-            them also occur alone.
+            them also occur alone. A list in a cell, as JSON or Python, is several labels too.
         typed: True if the file has types: its strings are names, and its numbers are numbers.
+        known: Names of labels that exist, with the white space around them.
     """
-    cells = [_stripped(cell) for cell in cells] if _strip_is_safe(cells) else list(cells)
+    if known or _strip_is_safe(cells):
+        exact = frozenset(known)
+        cells = [
+            cell.strip() if isinstance(cell, str) and cell not in exact else cell for cell in cells
+        ]
     texts = [cell for cell in cells if isinstance(cell, str) and cell]
     several = problem_type == MULTI or (separator is not None and problem_type is None)
     if problem_type is None and not several:
-        several = _parts_stand_alone(texts, SEPARATOR)
+        several = _parts_stand_alone(texts, SEPARATOR) or _are_lists(texts)
         if not several and (joined := next((t for t in texts if SEPARATOR in t), None)):
             warnings.warn(
                 f"The label {joined!r} contains {SEPARATOR!r} ({where}). If it stands for several "
                 f"labels, use --label-separator {SEPARATOR!r}.",
                 stacklevel=2,
             )
-    values: list[Any] = cells
+    values: list[Any] = list(cells)
     if several:
         values = [_parts(cell, separator or SEPARATOR) for cell in cells]
     if not typed:
@@ -102,10 +110,6 @@ def looks_continuous(texts: Sequence[str]) -> bool:
     )
 
 
-def _stripped(cell: Any) -> Any:
-    return cell.strip() if isinstance(cell, str) else cell
-
-
 def _strip_is_safe(cells: Sequence[Any]) -> bool:
     """True if no two different cells become equal without the white space around them."""
     different = {cell for cell in cells if isinstance(cell, str) and cell.strip()}
@@ -128,8 +132,29 @@ def _parts_stand_alone(texts: Sequence[str], separator: str) -> bool:
 def _parts(cell: Any, separator: str) -> Any:
     """The labels in a cell; none in an empty one, while ``None`` stays missing."""
     if isinstance(cell, str):
+        if (listed := _listed(cell)) is not None:
+            return listed
         return [part.strip() for part in cell.split(separator) if part.strip()]
     return cell
+
+
+def _are_lists(texts: Sequence[str]) -> bool:
+    return any(texts) and all(_listed(text) is not None for text in set(texts))
+
+
+def _listed(cell: str) -> list[str] | None:
+    """The strings of a cell that is a list, as JSON or as Python writes it."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        try:
+            found = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    strings = isinstance(found, list) and all(isinstance(label, str) for label in found)
+    return found if strings else None
 
 
 def _numbers(values: list[Any], problem_type: str | None) -> list[Any]:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from ptune.data.cells import are_numbers, indicator_columns, label_column
 from ptune.data.opening import FOUND, Dialect
-from ptune.data.tables import BY_NAME, Columns, find_columns, is_typed, read_table
+from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
 from ptune.labels import LabelColumn, Labels, read
 from ptune.texts import check
@@ -28,6 +27,9 @@ if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying nee
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+
+# Texts in one column or two, and their labels.
+Examples: TypeAlias = tuple[list[list[str]], LabelColumn]
 
 TEXT, PAIR, LABEL, WEIGHT = "text", "text_pair", "label", "weight"
 
@@ -171,74 +173,112 @@ def load_files(
     train_file: str | Path,
     eval_file: str | Path | None = None,
     *,
-    columns: Columns = BY_NAME,
-    dialect: Dialect = FOUND,
     problem_type: str | None = None,
-    label_separator: str | None = None,
-    skip_unlabelled: bool = False,
     seed: int = 0,
+    **how: Any,
 ) -> TaskData:
-    """The user's own CSV, TSV, JSON lines or Parquet files.
+    """The user's own files.
 
     Args:
         train_file: Examples to learn from.
         eval_file: Examples to evaluate on; ``None``: a fifth of `train_file`, with the same share
             of every label.
-        columns: Which columns to read.
-        dialect: How the files are written.
         problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
-        label_separator: Between several labels in one cell; ``None``: `|`, if parts of the cells
-            also occur alone.
-        skip_unlabelled: Leave out examples without a label.
         seed: Random seed of the split.
+        **how: Other arguments of `labelled_texts`.
 
     Raises:
         PtuneError: A file or column is missing or is not as expected; or a label of the
             evaluation file does not occur in training.
     """
-    read_examples = partial(
-        labelled_texts,
-        dialect=dialect,
-        label_separator=label_separator,
-        skip_unlabelled=skip_unlabelled,
+    return task_data(
+        Path(train_file).stem,
+        labelled_texts(train_file, problem_type=problem_type, **how),
+        None
+        if eval_file is None
+        else lambda labels: labelled_texts(
+            eval_file, problem_type=labels.kind, known=labels.names, **how
+        ),
+        problem_type,
+        seed,
     )
-    texts, column = read_examples(train_file, columns=columns, problem_type=problem_type)
+
+
+def task_data(
+    name: str,
+    train: Examples,
+    evaluation: Callable[[Labels], Examples] | None,
+    problem_type: str | None,
+    seed: int,
+) -> TaskData:
+    """Examples to train on, and others to evaluate on, read once the labels are known.
+
+    Without others, a fifth is held out, with the same share of every label.
+    """
+    texts, column = train
     data = TaskData.from_lists(texts, column, problem_type)
-    data.name = Path(train_file).stem
-    if eval_file is None:
+    data.name = name
+    if evaluation is None:
         data.train, data.evaluation[""] = _hold_out(data, seed)
     else:
-        texts, column = read_examples(eval_file, columns=columns, problem_type=data.labels.kind)
+        texts, column = evaluation(data.labels)
         data.evaluation[""] = dataset_of(texts, data.labels.encode(column))
     return data
 
 
-def labelled_texts(
-    file: str | Path,
-    *,
-    columns: Columns = BY_NAME,
-    dialect: Dialect = FOUND,
-    problem_type: str | None = None,
-    label_separator: str | None = None,
-    skip_unlabelled: bool = False,
-) -> tuple[list[list[str]], LabelColumn]:
-    """The texts of a labelled file, in one column or two, and their labels.
+def labelled_texts(file: str | Path, *, dialect: Dialect = FOUND, **how: Any) -> Examples:
+    """The texts of a labelled file and their labels.
+
+    Args:
+        file: The file.
+        dialect: How it is written.
+        **how: Other arguments of `examples_of`.
 
     Raises:
         PtuneError: As for `load_files`.
     """
-    table = read_table(file, dialect)
-    found = find_columns(table, columns, file)
+    return examples_of(read_table(file, dialect), str(file), typed=is_typed(file), **how)
+
+
+def examples_of(
+    table: Table,
+    source: str,
+    *,
+    typed: bool,
+    columns: Columns = BY_NAME,
+    problem_type: str | None = None,
+    label_separator: str | None = None,
+    skip_unlabelled: bool = False,
+    known: Sequence[str] = (),
+) -> Examples:
+    """The texts of a table, in one column or two, and their labels.
+
+    Args:
+        table: Columns by name.
+        source: Where it comes from, for messages.
+        typed: True if its values have types; text only, otherwise.
+        columns: Which columns to read.
+        problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
+        label_separator: Between several labels in one cell; ``None``: `|`, if parts of the cells
+            also occur alone.
+        skip_unlabelled: Leave out examples without a label.
+        known: Names of labels that exist.
+
+    Raises:
+        PtuneError: A column is missing or is not as expected.
+    """
+    found = find_columns(table, columns, source)
     names = [name for name in (found.text, found.text_pair) if name is not None]
     if found.indicators:
-        column = indicator_columns({name: table[name] for name in found.indicators}, str(file))
+        column = indicator_columns({name: table[name] for name in found.indicators}, source)
     else:
         column = label_column(
             table[str(found.label)],
-            f"column {found.label!r} of {file}",
+            f"column {found.label!r} of {source}",
             problem_type=problem_type,
             separator=label_separator,
-            typed=is_typed(file),
+            typed=typed,
+            known=known,
         )
     texts = [table[name] for name in names]
     missing = column.missing()
@@ -248,7 +288,7 @@ def labelled_texts(
         texts = [[t for i, t in enumerate(text) if i not in gone] for text in texts]
         column = column.without(missing)
     return [
-        _checked(text, f"column {name!r} of {file}", typed=is_typed(file))
+        _checked(text, f"column {name!r} of {source}", typed=typed)
         for text, name in zip(texts, names, strict=True)
     ], column
 

@@ -10,11 +10,12 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from ptune import compat
-from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, labelled_texts
-from ptune.data.opening import near_path
+from ptune.data.dataset import LABEL, PAIR, TEXT, Examples, TaskData, labelled_texts
+from ptune.data.opening import FOUND, Dialect, near_path
+from ptune.data.splits import evaluation_split
 from ptune.data.tables import read_text
 from ptune.errors import PtuneError, first_line, near
-from ptune.labels import REGRESSION, LabelColumn, Labels, finite, read
+from ptune.labels import REGRESSION, Labels, finite, read
 
 logger = logging.getLogger(__name__)
 
@@ -275,36 +276,40 @@ def _examples(
     return Dataset.from_dict(result)
 
 
-# Texts in one column or two, and their labels.
-Examples = tuple[list[list[str]], LabelColumn]
-
-
 def evaluation_sets(
     labels: Labels,
     *,
     task: str | None = None,
     data_dir: str | Path | None = None,
     file: str | Path | None = None,
+    dialect: Dialect = FOUND,
+    dataset: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
     **how: Any,
 ) -> tuple[dict[str, Examples], tuple[str, ...]]:
-    """What to evaluate a classifier on: a GLUE task's evaluation sets or a labelled file.
+    """What to evaluate a classifier on: a GLUE task, a labelled file or a split.
 
     Args:
         labels: The classifier's.
         task, data_dir: As for `load_glue`.
-        file: As for `labelled_texts`.
-        **how: Other arguments of `labelled_texts`.
+        file, dialect: As for `labelled_texts`.
+        dataset, config, split: As for `evaluation_split`.
+        **how: Other arguments of `examples_of`.
 
     Returns:
         Examples by name (``""`` if there is only one set), and the names of the metrics.
 
     Raises:
-        PtuneError: Neither or both are named, or the labels are not the classifier's.
+        PtuneError: None or two are named, or the labels are not the classifier's.
     """
-    if (task is None) == (file is None):
-        raise PtuneError("Name what to evaluate on: either --task or --file.")
+    if sum(source is not None for source in (task, file, dataset)) != 1:
+        raise PtuneError("Name what to evaluate on: --task, --file or --dataset, and one only.")
+    how |= {"problem_type": labels.kind, "known": labels.names}
     if file is not None:
-        return {"": labelled_texts(file, problem_type=labels.kind, **how)}, labels.metrics
+        return {"": labelled_texts(file, dialect=dialect, **how)}, labels.metrics
+    if dataset is not None:
+        return {"": evaluation_split(dataset, config, split, **how)}, labels.metrics
     assert task is not None
     data = load_glue(task, data_dir)
     if not data.evaluation:
@@ -316,10 +321,10 @@ def evaluation_sets(
             f"{', '.join(data.labels.names)}: it was trained on another task."
         )
     sets = {}
-    for name, dataset in data.evaluation.items():
-        targets = list(dataset[LABEL])
+    for name, examples in data.evaluation.items():
+        targets = list(examples[LABEL])
         if not labels.is_regression:
             targets = [labels.values[order[i]] for i in targets]
-        columns = [list(dataset[c]) for c in (TEXT, PAIR) if c in dataset.column_names]
+        columns = [list(examples[c]) for c in (TEXT, PAIR) if c in examples.column_names]
         sets[name] = columns, read(targets, f"the labels of {task}")
     return sets, data.metrics

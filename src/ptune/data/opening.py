@@ -1,5 +1,7 @@
 """Opening text files with any usual compression, encoding and delimiter."""
 
+# ruff: noqa: RUF001 (characters by which encodings are recognised)
+
 from __future__ import annotations
 
 import bz2
@@ -22,7 +24,6 @@ import pyarrow
 
 from ptune.errors import PtuneError, first_line
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 DELIMITERS = (",", ";", "\t", "|")
 # Lines of a file from which its delimiter is found.
 SAMPLE = 100
@@ -35,6 +36,19 @@ _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
 }
 
+# The first bytes of files that are not text.
+_BINARY = {
+    b"PK\x03\x04": "a zip file, such as .xlsx or .ods,",
+    b"\x1f\x8b": "compressed (.gz)",
+    b"BZh": "compressed (.bz2)",
+    b"\xfd7zXZ": "compressed (.xz)",
+    b"\x28\xb5\x2f\xfd": "compressed (.zst)",
+    b"PAR1": "a Parquet file (.parquet)",
+    b"ARROW1": "an Arrow file (.arrow)",
+    b"\xd0\xcf\x11\xe0": "an old Excel file (.xls)",
+    b"%PDF-": "a PDF file",
+}
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -45,11 +59,13 @@ class Dialect:
         encoding: ``None``: UTF-8, or what a byte-order mark says.
         header: True if the first line of a CSV or TSV file names the columns. If not, the columns
             are called 1, 2 and so on.
+        sheet: Name of a sheet of a workbook; ``None``: the first one.
     """
 
     delimiter: str | None = None
     encoding: str | None = None
     header: bool = True
+    sheet: str | None = None
 
 
 FOUND = Dialect()
@@ -58,7 +74,7 @@ FOUND = Dialect()
 def format_of(file: str | Path) -> str:
     """A file's extension without that of a compression, in lower case."""
     file = Path(file)
-    if file.suffix.lower() in COMPRESSIONS:
+    if file.suffix.lower() in _OPENERS:
         file = file.with_suffix("")
     return file.suffix.lower()
 
@@ -72,9 +88,8 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
     """
     if not file.is_file():
         raise PtuneError(f"There is no file {file}. {near_path(file)}".rstrip())
-    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
     try:
-        with openers.get(file.suffix.lower(), open)(file, "rb") as stream:
+        with _OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
             yield stream
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise PtuneError(
@@ -83,8 +98,19 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
+@contextmanager
+def created(file: Path) -> Iterator[IO[bytes]]:
+    """A new file, compressed if its name says so."""
+    with _OPENERS.get(file.suffix.lower(), open)(file, "wb") as stream:
+        yield stream
+
+
 def _zstd(file: Path, mode: str) -> Any:
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(file), mode), "zstd")
+    kind = pyarrow.CompressedInputStream if mode == "rb" else pyarrow.CompressedOutputStream
+    return kind(pyarrow.OSFile(str(file), mode), "zstd")
+
+
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
 
 
 def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator[str]:
@@ -94,9 +120,21 @@ def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator
         PtuneError: It is not there, is damaged, or has another encoding.
     """
     with opened(file) as stream:
-        start = stream.read(4)
+        start = stream.read(2**10)
+    for magic, what in _BINARY.items():
+        if start.startswith(magic):
+            raise PtuneError(
+                f"{file} is {what} and not text. Give it the ending that says so, or save it as "
+                "CSV in UTF-8."
+            )
     mark = next((name for bom, name in _MARKS.items() if start.startswith(bom)), None)
     encoding = mark or dialect.encoding or "utf-8"
+    if mark is None and dialect.encoding is None and start.count(0) * 4 > len(start):
+        likely = _likely_encoding(start, [])
+        raise PtuneError(
+            f"{file} is not UTF-8: {start.count(0)} of its first {len(start)} bytes are zero. "
+            + _use(likely, file)
+        )
     try:
         codecs.lookup(encoding)
     except LookupError as error:
@@ -114,38 +152,78 @@ def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator
 
 
 def _wrong_encoding(file: Path, encoding: str) -> str:
+    found = ""
+    sample: list[bytes] = []  # lines with bytes that are not ASCII
     with opened(file) as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                line.decode(encoding)
-            except UnicodeError as error:
-                start = getattr(error, "start", 0)
-                likely = _likely_encoding(line)
-                name = "UTF-8" if encoding == "utf-8" else encoding
-                return (
-                    f"{file} is not {name}: byte 0x{line[start]:02x} in line {number}. It is "
-                    f"probably {likely}: use --encoding {likely.split()[0]}, or convert the file "
-                    f"(`iconv -f {likely.split()[0]} -t utf-8 {file.name} > utf8-{file.name}`)."
-                )
-    return f"{file} does not have the encoding {encoding}. Name another with --encoding."
+            if line.isascii():
+                continue
+            sample.append(line)
+            if not found:
+                try:
+                    line.decode(encoding)
+                except UnicodeError as error:
+                    byte = line[getattr(error, "start", 0)]
+                    found = f"byte 0x{byte:02x} in line {number}"
+            if found and len(sample) >= SAMPLE:
+                break
+    with opened(file) as stream:
+        start = stream.read(2**16)
+    if not found:
+        return f"{file} does not have the encoding {encoding}. Name another with --encoding."
+    name = "UTF-8" if encoding == "utf-8" else encoding
+    return f"{file} is not {name}: {found}. " + _use(_likely_encoding(start, sample), file)
 
 
-def _likely_encoding(line: bytes) -> str:
-    """A guess from one line: most files that are not UTF-8 are Western European."""
-    if line.count(0) > len(line) // 4:
-        return "utf-16"
-    high = [byte for byte in line if byte > 127]
-    if len(high) * 5 <= len(line) and not {0x81, 0x8D, 0x8F, 0x90, 0x9D} & set(high):
-        return "cp1252 (Windows, a superset of latin-1)"
-    if all(byte >= 0xC0 or byte in (0xA8, 0xB8) for byte in high):
-        return "cp1251 (Windows, Cyrillic)"
-    for encoding in ("shift_jis", "euc_kr", "gb18030"):
+def _use(encoding: str, file: Path) -> str:
+    return (
+        f"It is probably {encoding}: use --encoding {encoding}, or convert the file "
+        f"(`iconv -f {encoding} -t utf-8 {file.name} > utf8-{file.name}`)."
+    )
+
+
+# Encodings in order of preference, with the characters beyond ASCII that are usual in texts of
+# their languages, and those that are possible.
+_USUAL = {
+    "cp1252": ("[À-ÿœŒšŽ“”„‘’–—…€«»¿¡•°§©®™£]", ""),
+    "cp1250": ("[À-žŠ-ž“”„‘’–—…€«»°§]", ""),
+    "cp850": ("[À-ÿ]", ""),
+    "cp1251": ("[а-яё–—«»№]", "[А-ЯЁ]"),
+    "koi8_r": ("[а-яё]", "[А-ЯЁ]"),
+    "shift_jis": ("[ぁ-ヿ、-〿！-～]", "[一-鿿]"),
+    "euc_jp": ("[ぁ-ヿ、-〿！-～]", "[一-鿿]"),
+    "euc_kr": ("[가-힣]", ""),
+    "gb18030": ("[一-鿿、-〿！-～“”]", ""),
+    "big5": ("[一-鿿、-〿！-～]", ""),
+}
+_WESTERN = ("cp1252", "cp1250", "cp850")
+
+
+def _likely_encoding(start: bytes, sample: list[bytes]) -> str:
+    """A guess at the encoding of a file that is not UTF-8.
+
+    Args:
+        start: Its first bytes.
+        sample: Lines with bytes that are not ASCII.
+    """
+    if zeros := start.count(0):
+        odd = start[1::2].count(0)
+        width = "32" if zeros * 5 > len(start) * 3 else "16"
+        first = start[0] == 0 if width == "32" else odd * 2 < zeros
+        return f"utf-{width}-{'be' if first else 'le'}"
+    joined = b"".join(sample)
+    mostly_ascii = sum(byte > 127 for byte in joined) * 5 <= len(joined) * 2
+    scores: dict[str, float] = {}
+    for encoding, (usual, possible) in _USUAL.items():
+        if encoding in _WESTERN and not mostly_ascii:
+            continue
         try:
-            line.decode(encoding)
+            text = "".join(c for c in joined.decode(encoding) if not c.isascii())
         except UnicodeDecodeError:
             continue
-        return encoding
-    return "latin-1"
+        fitting = len(re.findall(usual, text)) + 0.9 * len(re.findall(possible or "(?!)", text))
+        scores[encoding] = fitting / max(1, len(text)) + 0.2 * (encoding in _WESTERN)
+    return max(scores, key=scores.__getitem__, default="latin-1")
 
 
 def delimiter_of(file: Path, dialect: Dialect = FOUND) -> str:

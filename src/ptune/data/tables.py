@@ -18,6 +18,7 @@ import pyarrow
 from pyarrow import feather, parquet
 
 from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
+from ptune.data.sheets import SHEETS, sheet_rows
 from ptune.errors import PtuneError, first_line, near
 
 # Column names that are recognised, in order of preference.
@@ -44,7 +45,7 @@ LABEL_NAMES = (
     "y",
 )
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather")
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", *SHEETS)
 
 # Columns of a file, by name. Not a 🤗 dataset: Arrow would turn texts that look like dates into
 # dates, and reject a column of both names and numbers.
@@ -94,7 +95,7 @@ Batch: TypeAlias = list[dict[str, Any]] | pyarrow.RecordBatch
 
 
 def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Iterator[Batch]:
-    """A CSV, TSV, JSON lines, Parquet or Arrow file as it is, `size` rows at a time.
+    """A file of any of `FORMATS` as it is, `size` rows at a time.
 
     Memory stays flat.
 
@@ -120,14 +121,15 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
 
 
 def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
-    """A CSV, TSV, JSON lines, Parquet or Arrow file as it is.
+    """A file of any of `FORMATS` as it is.
 
     Raises:
         PtuneError: It is not there, empty, damaged, or of another format.
     """
     file = Path(file)
     kind = _kind(file)
-    if kind not in _ARROW and not any(line.strip() for line in lines(file, dialect)):
+    is_text = kind not in (*_ARROW, *SHEETS)
+    if is_text and not any(line.strip() for line in lines(file, dialect)):
         raise PtuneError(f"{file} is empty. Expected a header and examples.")
     if kind in _ARROW:
         batches = [batch.to_pylist() for batch in _ARROW[kind](file, 2**16)]
@@ -141,7 +143,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
         while some := list(itertools.islice(rows, 2**12)):  # a million lists are slow to collect
             for column, cells in zip(table.values(), zip(*some, strict=True), strict=True):
                 column.extend(cells)
-        if ragged:
+        if ragged:  # not in a sheet
             _add_repaired(table, ragged, file, delimiter_of(file, dialect))
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
@@ -149,8 +151,8 @@ def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
 
 
 def is_typed(file: str | Path) -> bool:
-    """True if a file's format has types; CSV and TSV have only text."""
-    return format_of(file) not in (".csv", ".tsv")
+    """True if a file's format has types; CSV, TSV and sheets have only text."""
+    return format_of(file) not in (".csv", ".tsv", *SHEETS)
 
 
 def _kind(file: Path) -> str:
@@ -173,10 +175,8 @@ def _table(rows: Iterable[dict[str, Any]]) -> Table:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _cells(
-    file: Path, dialect: Dialect, ragged: list[Ragged] | None = None
-) -> Iterator[list[str]]:
-    """The names of the columns, then the rows, of CSV (RFC 4180) with any delimiter.
+def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> Iterator[list[str]]:
+    """The names of the columns, then the rows: a sheet, or CSV (RFC 4180) with any delimiter.
 
     Args:
         file: The file.
@@ -184,6 +184,13 @@ def _cells(
         ragged: Gets rows with more cells than the header, in a file of texts and labels;
             ``None``: they are refused.
     """
+    if format_of(file) in SHEETS:
+        for i, row in enumerate(sheet_rows(file, dialect.sheet)):
+            if not i:
+                yield _header(row, file) if dialect.header else _numbered(row)
+            if i or not dialect.header:
+                yield row
+        return
     csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
     separator = delimiter_of(file, dialect)
     reader = csv.reader(lines(file, dialect, newline=""), delimiter=separator, strict=True)
@@ -243,6 +250,8 @@ def _names_delimiter(row: list[str]) -> bool:
 
 def _header(row: list[str], file: Path) -> list[str]:
     names = [name.strip() for name in row]
+    if len(set(names) - {""}) < len(set(row) - {""}):
+        names = row  # the space around them tells them apart
     if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
         raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
     # Two unnamed columns must not be merged.
@@ -384,7 +393,7 @@ def find_columns(
             (None, pair),
         )
     if text is None:
-        others = [n for n in free if n not in LABEL_NAMES]
+        others = [n for n in _without_predictions(names) if n in free and n not in LABEL_NAMES]
         text = next((n for n in TEXT_NAMES if n in free), others[0] if len(others) == 1 else None)
     if text is None:
         raise PtuneError(
@@ -393,3 +402,11 @@ def find_columns(
             "is an example."
         )
     return Columns(text, pair, label if labelled else None, asked.indicators)
+
+
+def _without_predictions(names: list[str]) -> list[str]:
+    """The columns of a file before those that `ptune predict` added, if it did."""
+    for i, name in enumerate(names[1:], 1):
+        if name.endswith("label") and names[i + 1 : i + 2] == [name[: -len("label")] + "score"]:
+            return names[:i]
+    return names

@@ -6,9 +6,10 @@ Rows keep their order and their columns; predictions are added as new columns.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,19 @@ from typing import IO, Any
 import pyarrow
 from pyarrow import parquet
 
-from ptune.data import tables
+from ptune.data import opening, tables
 from ptune.data.dataset import PAIR, TEXT
+from ptune.data.opening import FOUND, Dialect
+from ptune.data.sheets import SHEETS
 from ptune.data.tables import Batch, Columns
 from ptune.errors import PtuneError
 from ptune.inference.classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
 from ptune.texts import Text, as_rows, check
 
-# Rows of a file in memory at a time, and rows per row group of a Parquet file.
-ROWS, PARQUET_ROWS = WINDOW, 8 * WINDOW
+# Formats with types, rows of a file in memory at a time, and of such a file.
+TYPED = ("parquet", "arrow", "feather")
+ROWS, TYPED_ROWS = WINDOW, 8 * WINDOW
 
 
 # Where texts come from.
@@ -47,15 +51,15 @@ class Source:
     where: Callable[[str], str]
 
     @classmethod
-    def of_file(cls, file: Path, columns: Columns) -> Source:
-        """The rows of a CSV, TSV, JSON lines or Parquet file.
+    def of_file(cls, file: Path, columns: Columns, dialect: Dialect = FOUND) -> Source:
+        """The rows of a file of any of the formats that `ptune.data.tables` reads.
 
         Raises:
             PtuneError: The file is damaged (possibly found only when it is read), or the columns
                 with the texts cannot be found by their names.
         """
-        size = PARQUET_ROWS if file.suffix.lower() == ".parquet" else ROWS
-        batches = tables.read_batches(file, size)
+        size = TYPED_ROWS if opening.format_of(file)[1:] in TYPED else ROWS
+        batches = tables.read_batches(file, size, dialect)
         first = list(itertools.islice(batches, 1))
         if first:
             columns = tables.find_columns(_names(first[0]), columns, file, labelled=False)
@@ -202,14 +206,14 @@ class Delimited(Writer):
         p = self.prefix(batch)
         for row, prediction in zip(_rows(batch), predicted, strict=True):
             label = prediction.label
-            shown = "|".join(label) if isinstance(label, list) else label
+            shown = joined(label) if isinstance(label, list) else label
             row = {**row, f"{p}label": shown, f"{p}score": round(prediction.score, 6)}
-            if not isinstance(label, float):
-                # A label may have the name of a column.
-                row |= {
-                    f"{k} (label)" if k in row else k: round(v, 6)
-                    for k, v in prediction.probabilities.items()
-                }
+            for name, probability in prediction.probabilities.items():
+                if isinstance(label, float):
+                    break
+                while name in row:  # a label may have the name of a column
+                    name += " (label)"
+                row[name] = round(probability, 6)
             if self._writer is None:
                 self._writer = csv.DictWriter(self.out, list(row), delimiter=self.separator)
                 self._writer.writeheader()
@@ -221,11 +225,11 @@ class Delimited(Writer):
             self._writer.writerow(row)
 
 
-class Parquet(Writer):
-    """Writes a Parquet file. The columns of the input keep their types."""
+class Typed(Writer):
+    """Writes a Parquet, Arrow or Feather file. The columns of the input keep their types."""
 
-    def __init__(self, file: Path, classifier: TextClassifier) -> None:
-        self.file = file
+    def __init__(self, out: IO[bytes], format: str, classifier: TextClassifier) -> None:
+        self.out, self.format = out, format
         labels = classifier.labels_
         kind = pyarrow.list_(pyarrow.string()) if labels.is_multi else pyarrow.string()
         self.types = {
@@ -233,27 +237,35 @@ class Parquet(Writer):
             "score": pyarrow.float64(),
             "probabilities": pyarrow.struct([(n, pyarrow.float64()) for n in labels.names]),
         }
-        self._writer: parquet.ParquetWriter | None = None
+        self._writer: Any = None
 
     def write(self, batch: Batch, predicted: list[Prediction]) -> None:
-        """Append rows and their predictions as a row group."""
+        """Append rows and their predictions as a row group or record batch."""
         if not isinstance(batch, pyarrow.RecordBatch):
             raise PtuneError(
-                f"{self.file.name} can only be written from a Parquet file, whose columns have "
-                "types. Name a .jsonl or .csv file."
+                f"A .{self.format} file can only be written from a Parquet, Arrow or Feather file, "
+                "whose columns have types. Name a .jsonl or .csv file."
             )
         p = self.prefix(batch)
         for name, kind in self.types.items():
             column = pyarrow.array([getattr(x, name) for x in predicted], kind)
             batch = batch.append_column(f"{p}{name}", column)
         if self._writer is None:
-            self._writer = parquet.ParquetWriter(self.file, batch.schema)
+            kind = parquet.ParquetWriter if self.format == "parquet" else pyarrow.ipc.new_file
+            self._writer = kind(self.out, batch.schema)
         self._writer.write_batch(batch)
 
     def close(self) -> None:
         """Finish the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def joined(labels: Sequence[str]) -> str:
+    """Several labels in one cell: `a|b`, or a JSON list if that could be misread."""
+    plain = all(label == label.strip() and "|" not in label for label in labels)
+    cell = "|".join(labels)
+    return cell if plain and cell[:1] != "[" else json.dumps(labels, ensure_ascii=False)
 
 
 def text_writer(out: IO[str], format: str) -> Writer:
@@ -264,23 +276,32 @@ def text_writer(out: IO[str], format: str) -> Writer:
 
 
 def format_of(file: Path) -> str:
-    """The format in which a file is written: from its extension, by default JSON lines."""
-    ending = file.suffix.lower().removeprefix(".")
-    return ending if ending in ("csv", "tsv", "parquet") else "jsonl"
+    """The format in which a file is written: from its extension, by default JSON lines.
+
+    Raises:
+        PtuneError: It is a workbook.
+    """
+    ending = opening.format_of(file)
+    if ending in SHEETS:
+        raise PtuneError(
+            f"Predictions are not written as {ending}. Name a .csv file; spreadsheets open it."
+        )
+    return ending[1:] if ending[1:] in ("csv", "tsv", *TYPED) else "jsonl"
 
 
 @contextmanager
 def writer(file: Path, format: str, classifier: TextClassifier) -> Iterator[Writer]:
-    """Open a file for predictions of `classifier`."""
-    if format == "parquet":
-        table = Parquet(file, classifier)
-        try:
-            yield table
-        finally:
-            table.close()
-    else:
-        with file.open("w", encoding="utf-8", newline="") as f:
-            yield text_writer(f, format)
+    """Open a file for predictions of `classifier`, compressed if its name says so."""
+    with opening.created(file) as stream:
+        if format in TYPED:
+            table = Typed(stream, format, classifier)
+            try:
+                yield table
+            finally:
+                table.close()
+        else:
+            with io.TextIOWrapper(stream, encoding="utf-8", newline="") as f:
+                yield text_writer(f, format)
 
 
 def write(

@@ -23,6 +23,9 @@ from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
+from ptune.data import opening
+from ptune.data.opening import FOUND, Dialect
+from ptune.data.sheets import SHEETS
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import read_json, staged, write_json
@@ -53,6 +56,7 @@ class Recipe:
         model, revision, dtype, allow_other_backbone: As for `ptune.load`.
         runtime: `torch`, `onnx` or `openvino`.
         min_confidence: As for `TextClassifier.predict`.
+        dialect: How the files are written.
     """
 
     adapter: str
@@ -63,6 +67,7 @@ class Recipe:
     runtime: str = "torch"
     allow_other_backbone: bool = False
     min_confidence: float | None = None
+    dialect: Dialect = FOUND
 
     def load(self) -> TextClassifier:
         """Load the classifier."""
@@ -151,7 +156,7 @@ class Worker:
             return {"rows": 0, "error": str(error)}
 
     def _do(self, job: Job) -> int:
-        source = Source.of_file(job.source, self.recipe.columns)
+        source = Source.of_file(job.source, self.recipe.columns, self.recipe.dialect)
         # The record comes first. It holds the output's time, so it is not valid before the output
         # is in place.
         count = 0
@@ -203,14 +208,17 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
         path = source.relative_to(whole)
         record = below / RECORDS / path.with_name(path.name + ".json")
         made_from = {"recipe": fingerprint, "input": _fingerprint(source)}
-        jobs.append(Job(source, below / path, format_of(source), record, made_from))
+        # Sheets are read and not written.
+        sheet = opening.format_of(source) in SHEETS
+        target = below / (path.with_name(path.name + ".csv") if sheet else path)
+        jobs.append(Job(source, target, format_of(target), record, made_from))
     return jobs
 
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part[0] in "._" for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in FORMATS and path.is_file() and not hidden:
+        if opening.format_of(path) in FORMATS and path.is_file() and not hidden:
             yield path
 
 

@@ -27,6 +27,7 @@ from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
+from ptune.data.splits import load_task
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.files import (
@@ -220,7 +221,7 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     )
     if settings.dtype == "auto":
         resolved.dtype = str(fast_dtype()).removeprefix("torch.")  # type: ignore[assignment]
-    if settings.train_file:
+    if settings.task is None:
         resolved.problem_type = dataset.labels.problem_type  # type: ignore[assignment]
     return with_schedule(resolved, len(dataset.train))
 
@@ -231,32 +232,35 @@ def load_dataset(settings: TrainSettings) -> TaskData:
     Raises:
         PtuneError: They name none or two, or it cannot be read.
     """
-    if (settings.task is None) == (settings.train_file is None):
+    named = [s for s in (settings.task, settings.train_file, settings.dataset) if s is not None]
+    if len(named) != 1:
         raise PtuneError(
-            "Name what to learn: either a GLUE task (--task mrpc) or a file "
-            "(--train-file a.csv)" + ("." if settings.task is None else ", not both.")
+            "Name what to learn: a GLUE task (--task mrpc), a file (--train-file a.csv) or a data "
+            "set (--dataset ag_news)" + (", and one only." if named else ".")
         )
+    how: dict[str, Any] = {
+        "columns": Columns(
+            settings.text_column,
+            settings.text_pair_column,
+            settings.label_column,
+            tuple(settings.indicator_column or ()) or None,
+        ),
+        "problem_type": settings.problem_type,
+        "label_separator": settings.label_separator,
+        "skip_unlabelled": settings.skip_unlabelled,
+        "seed": settings.seed,
+    }
     if settings.task is not None:
         dataset = load_glue(settings.task, settings.data_dir)
         if dataset.train is None:
             raise PtuneError(f"GLUE's {settings.task} has no training data: train on mnli.")
+    elif settings.dataset is not None:
+        dataset = load_task(settings.dataset, settings.dataset_config, **how)
     else:
-        assert settings.train_file is not None
-        dataset = load_files(
-            settings.train_file,
-            settings.eval_file,
-            columns=Columns(
-                settings.text_column,
-                settings.text_pair_column,
-                settings.label_column,
-                tuple(settings.indicator_column or ()) or None,
-            ),
-            dialect=Dialect(settings.delimiter, settings.encoding, not settings.no_header),
-            problem_type=settings.problem_type,
-            label_separator=settings.label_separator,
-            skip_unlabelled=settings.skip_unlabelled,
-            seed=settings.seed,
+        dialect = Dialect(
+            settings.delimiter, settings.encoding, not settings.no_header, settings.sheet
         )
+        dataset = load_files(named[0], settings.eval_file, dialect=dialect, **how)
     if settings.examples_per_label is not None:
         dataset = dataset.few_examples(settings.examples_per_label, settings.seed)
     return dataset

@@ -199,7 +199,17 @@ class TrainSettings(ClassifierSettings):
         metavar="DIR",
     )
     train_file: str | None = setting(
-        None, "Your own CSV, TSV, JSON lines or Parquet file.", DATA, metavar="FILE"
+        None, "Your own file: CSV, TSV, JSON, Parquet, Arrow, .xlsx or .ods.", DATA, metavar="FILE"
+    )
+    dataset: str | None = setting(
+        None,
+        "A 🤗 data set: an id on the Hub, or a folder that save_to_disk wrote. Trains on its "
+        "train split.",
+        DATA,
+        metavar="NAME",
+    )
+    dataset_config: str | None = setting(
+        None, "Configuration of the data set.", DATA, unset="the only one", metavar="NAME"
     )
     eval_file: str | None = setting(
         None,
@@ -231,7 +241,10 @@ class TrainSettings(ClassifierSettings):
         None, "Encoding of text files.", DATA, unset="UTF-8, or UTF-16 with a byte-order mark"
     )
     no_header: bool = setting(
-        False, "The first line of a CSV file is an example. Its columns are called 1, 2, 3.", DATA
+        False, "The first line of a table is an example. Its columns are called 1, 2, 3.", DATA
+    )
+    sheet: str | None = setting(
+        None, "Sheet of a workbook.", DATA, unset="the first one", metavar="NAME"
     )
     problem_type: ProblemType | None = setting(
         None,
