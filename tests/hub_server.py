@@ -28,6 +28,7 @@ ENDPOINTS = {
     "branch": "branch",
     "revision": "revision",
     "tree": "listing",
+    "paths-info": "paths_info",
     "refs": "refs",
 }
 
@@ -284,10 +285,10 @@ class _Handler(BaseHTTPRequestHandler):
             name, _, rest = path[1:].partition("/resolve/")
             ref, _, file = rest.partition("/")
             return self.resolve(name, unquote(ref), unquote(file))
-        if path.startswith("/api/models/"):
-            # An id of one or two parts, then the endpoint.
-            parts = path.removeprefix("/api/models/").split("/")
-            for at, verb in enumerate(parts[1:3], start=1):
+        if path.startswith(("/api/models/", "/api/datasets/")):
+            # An id of one or two parts, then the endpoint. Data sets are called `datasets/…`.
+            parts = path.removeprefix("/api/").removeprefix("models/").split("/")
+            for at, verb in enumerate(parts[1:4], start=1):
                 if verb in ENDPOINTS:
                     name, rest = "/".join(parts[:at]), [unquote(p) for p in parts[at + 1 :]]
                     endpoint = getattr(self, ENDPOINTS[verb])
@@ -350,6 +351,22 @@ class _Handler(BaseHTTPRequestHandler):
             [
                 {"type": "file", "path": n, "size": len(f.content), "oid": f.oid}
                 for n, f in inside.items()
+            ],
+        )
+
+    def paths_info(self, name, ref, _rest):
+        _, tree = self.tree(name, ref)
+        paths = (
+            parse_qs(self.body.decode())["paths"]
+            if self.body[:1] != b"{"
+            else (json.loads(self.body)["paths"])
+        )
+        return self.send(
+            200,
+            [
+                {"type": "file", "path": p, "size": len(tree[p].content), "oid": tree[p].oid}
+                for p in paths
+                if p in tree
             ],
         )
 
