@@ -84,7 +84,10 @@ def imported_packages():
 def test_every_imported_package_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lists = [project["dependencies"], *(extras[e] for e in ("ray", "onnx", "openvino", "serve"))]
+    lists = [
+        project["dependencies"],
+        *(extras[e] for e in ("ray", "onnx", "openvino", "serve", "spreadsheet")),
+    ]
     declared = {re.match(r"[\w-]+", d)[0].lower() for listed in lists for d in listed}
     own = {"ptune", *sys.stdlib_module_names}
     names = packages_distributions()

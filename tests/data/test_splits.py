@@ -86,7 +86,7 @@ def test_columns_are_found_as_in_files(saved):
     name = saved(pairs)
     with refused(
         f"No column of {name} (train) is called like a label (…); it has premise, hypothesis. "
-        "Name it with --label-column."
+        "Name it with --label-column, or each column of 0 and 1 with --indicator-column."
     ):
         load_task(name)
 

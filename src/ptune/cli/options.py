@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from rich.markup import escape
 from ptune.serving.settings import LIMITS, SERVER
 from ptune.training.declaration import Setting, settings_of
 from ptune.training.settings import BACKBONE, DATA, SECTIONS, Dtype, TrainSettings, is_first
+
+if TYPE_CHECKING:
+    from ptune.data.opening import Dialect
+    from ptune.data.tables import Columns
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -62,12 +66,18 @@ def option_of(setting: Setting) -> Any:
     )
 
 
-def with_settings(owner: type) -> Callable[[Command], Command]:
-    """Give a command an option for each setting, and call it with them as keyword arguments."""
+def with_settings(owner: type, *names: str) -> Callable[[Command], Command]:
+    """Give a command an option for each setting, and call it with them as keyword arguments.
+
+    Args:
+        owner: The class that declares the settings.
+        names: The settings; none: all of them.
+    """
 
     def add_options(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters.values()
-        declared = [s for s in settings_of(owner).values() if s.section]
+        settings = settings_of(owner)
+        declared = [s for s in map(settings.__getitem__, names or settings) if s.section]
         added = [
             inspect.Parameter(
                 setting.name,
@@ -85,19 +95,25 @@ def with_settings(owner: type) -> Callable[[Command], Command]:
     return add_options
 
 
+# Settings by which a file is read, and by which its labels are.
+READING = ("text_column", "text_pair_column", "delimiter", "encoding", "no_header", "sheet")
+LABELLED = ("label_column", "indicator_column", "label_separator", "skip_unlabelled")
+
+
+def read_with(options: dict[str, Any]) -> tuple[Columns, Dialect]:
+    """How to read a file: takes `READING` and the columns of labels out of the options."""
+    from ptune.data.opening import Dialect
+    from ptune.data.tables import Columns
+
+    text, pair, delimiter, encoding, no_header, sheet = map(options.pop, READING)
+    label, indicators = (options.pop(name, None) for name in LABELLED[:2])
+    columns = Columns(text, pair, label, tuple(indicators or ()) or None)
+    return columns, Dialect(delimiter, encoding, not no_header, sheet)
+
+
 _SETTINGS = settings_of(TrainSettings)
 TextColumn = Annotated[str | None, option_of(_SETTINGS["text_column"])]
 PairColumn = Annotated[str | None, option_of(_SETTINGS["text_pair_column"])]
-LabelColumn = Annotated[str | None, option_of(_SETTINGS["label_column"])]
-IndicatorColumn = Annotated[list[str] | None, option_of(_SETTINGS["indicator_column"])]
-Separator = Annotated[str | None, option_of(_SETTINGS["label_separator"])]
-SkipUnlabelled = Annotated[bool, option_of(_SETTINGS["skip_unlabelled"])]
-Delimiter = Annotated[str | None, option_of(_SETTINGS["delimiter"])]
-Encoding = Annotated[str | None, option_of(_SETTINGS["encoding"])]
-NoHeader = Annotated[bool, option_of(_SETTINGS["no_header"])]
-Sheet = Annotated[str | None, option_of(_SETTINGS["sheet"])]
-DatasetConfig = Annotated[str | None, option_of(_SETTINGS["dataset_config"])]
-DataDir = Annotated[str | None, option_of(_SETTINGS["data_dir"])]
 DtypeOption = Annotated[Dtype, option_of(_SETTINGS["dtype"])]
 Epochs = Annotated[float | None, option_of(_SETTINGS["epochs"])]
 Seed = Annotated[int, option_of(_SETTINGS["seed"])]

@@ -12,33 +12,25 @@ import typer
 from rich.table import Table
 
 from ptune.cli.options import (
+    LABELLED,
     OUTPUT,
+    READING,
     Adapter,
-    DataDir,
-    DatasetConfig,
-    Delimiter,
     DtypeOption,
-    Encoding,
-    IndicatorColumn,
-    LabelColumn,
     LabelledFile,
     Model,
-    NoHeader,
     OtherBackbone,
-    PairColumn,
     Revision,
     Runtime,
-    Separator,
-    Sheet,
-    SkipUnlabelled,
-    TextColumn,
     console,
     errors,
     option,
+    read_with,
     say,
+    with_settings,
 )
 from ptune.errors import PtuneError
-from ptune.training.settings import DATA
+from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
     from ptune.inference.classifier import TextClassifier
@@ -63,6 +55,7 @@ Abstain = Annotated[
 ]
 
 
+@with_settings(TrainSettings, *READING)
 def predict(
     adapter: Adapter,
     texts: Annotated[
@@ -75,18 +68,8 @@ def predict(
     ] = None,
     file: Annotated[
         Path | None,
-        option(
-            "Classify the texts of a file: CSV, TSV, JSON, Parquet, Arrow, .xlsx or .ods; or of "
-            "all such files in a folder.",
-            DATA,
-        ),
+        option("Classify the texts of a file, or of every file in a folder.", DATA),
     ] = None,
-    text_column: TextColumn = None,
-    text_pair_column: PairColumn = None,
-    delimiter: Delimiter = None,
-    encoding: Encoding = None,
-    no_header: NoHeader = False,
-    sheet: Sheet = None,
     format: Format = None,
     output: Annotated[
         Path | None,
@@ -109,6 +92,7 @@ def predict(
         int | None,
         option("Number of Ray workers.", OUTPUT, default="one per GPU, or per CPU", metavar="N"),
     ] = None,
+    **options: Any,
 ) -> None:
     """Classify texts, a file, a folder of files, or the lines of standard input.
 
@@ -124,19 +108,15 @@ def predict(
 
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
     """
-    from ptune.data.opening import Dialect
-    from ptune.data.tables import Columns
-    from ptune.inference.files import Source
     from ptune.inference.jobs import Recipe
 
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
-    columns = Columns(text_column, text_pair_column)
-    dialect = Dialect(delimiter, encoding, not no_header, sheet)
-    chosen = (model, revision, dtype, runtime, allow_other_backbone, abstain)
-    recipe = Recipe(adapter, columns, *chosen, dialect)
+    columns, dialect = read_with(options)
+    how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect)
+    recipe = Recipe(adapter, columns, *how)
     if file and output:
         _predict_files(file, output, recipe, format, ray=ray, workers=workers)
         return
@@ -145,13 +125,19 @@ def predict(
     typed = bool(texts) and texts != ["-"]
     as_table = format == "table" or (format is None and typed and console.is_terminal)
     classifier = recipe.load()
-    if file:
-        source = Source.of_file(file, columns, dialect)
-    else:
-        pairs = [(text, pair) for text in texts or []] if pair is not None else texts
-        source = Source.of_texts(pairs if pairs and typed else _lines(sys.stdin))
+    source = _source(texts if typed else None, pair, file, recipe)
     shown = "table" if as_table and not output else format
     _predict(classifier, source, output, shown, abstain)
+
+
+def _source(texts: list[str] | None, pair: str | None, file: Path | None, recipe: Recipe) -> Source:
+    from ptune.inference.files import Source
+
+    if file:
+        return Source.of_file(file, recipe.columns, recipe.dialect)
+    if texts and pair is not None:
+        return Source.of_texts([(texts[0], pair)])
+    return Source.of_texts(texts or _lines(sys.stdin))
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
@@ -224,34 +210,14 @@ def print_predictions(texts: Sequence[Any], predictions: Sequence[Prediction]) -
     console.print(table)
 
 
+@with_settings(TrainSettings, "task", "data_dir", "dataset", "dataset_config", *READING, *LABELLED)
 def evaluate(
     adapter: Adapter,
-    task: Annotated[str | None, option("GLUE task.", DATA, metavar="TASK")] = None,
-    data_dir: DataDir = None,
     file: LabelledFile = None,
-    dataset: Annotated[
-        str | None,
-        option(
-            "A 🤗 data set: an id on the Hub, or a folder that save_to_disk wrote.",
-            DATA,
-            metavar="NAME",
-        ),
-    ] = None,
-    dataset_config: DatasetConfig = None,
     split: Annotated[
         str | None,
         option("Split of the data set.", DATA, default="test, or validation", metavar="NAME"),
     ] = None,
-    text_column: TextColumn = None,
-    text_pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    indicator_column: IndicatorColumn = None,
-    label_separator: Separator = None,
-    skip_unlabelled: SkipUnlabelled = False,
-    delimiter: Delimiter = None,
-    encoding: Encoding = None,
-    no_header: NoHeader = False,
-    sheet: Sheet = None,
     model: Model = None,
     allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
@@ -260,6 +226,7 @@ def evaluate(
     output: Annotated[
         Path | None, option("Also write the scores to this JSON file.", OUTPUT, metavar="FILE")
     ] = None,
+    **options: Any,
 ) -> None:
     """Score a classifier on a labelled file, a data set or a GLUE task's evaluation set.
 
@@ -270,8 +237,6 @@ def evaluate(
     ptune evaluate runs/news --dataset ag_news
     """
     from ptune.data.glue import evaluation_sets
-    from ptune.data.opening import Dialect
-    from ptune.data.tables import Columns
     from ptune.files import staged
     from ptune.inference.engines import open_classifier
     from ptune.texts import as_rows
@@ -284,25 +249,13 @@ def evaluate(
         dtype=dtype,
         allow_other_backbone=allow_other_backbone,
     )
-    sets, metrics = evaluation_sets(
-        classifier.labels_,
-        task=task,
-        data_dir=data_dir,
-        file=file,
-        columns=Columns(
-            text_column, text_pair_column, label_column, tuple(indicator_column or ()) or None
-        ),
-        dataset=dataset,
-        config=dataset_config,
-        split=split,
-        dialect=Dialect(delimiter, encoding, not no_header, sheet),
-        label_separator=label_separator,
-        skip_unlabelled=skip_unlabelled,
-    )
+    columns, dialect = read_with(options)
+    how: dict[str, Any] = {"file": file, "split": split, "columns": columns, "dialect": dialect}
+    sets, metrics = evaluation_sets(classifier.labels_, **how, **options)
     scores = {
         (f"{name}_" if name else "") + key: value
-        for name, (columns, labels) in sets.items()
-        for key, value in classifier.evaluate(as_rows(columns), labels, metrics).items()
+        for name, (texts, labels) in sets.items()
+        for key, value in classifier.evaluate(as_rows(texts), labels, metrics).items()
     }
     console.print_json(json.dumps(scores))
     if output:

@@ -284,7 +284,7 @@ def evaluation_sets(
     file: str | Path | None = None,
     dialect: Dialect = FOUND,
     dataset: str | None = None,
-    config: str | None = None,
+    dataset_config: str | None = None,
     split: str | None = None,
     **how: Any,
 ) -> tuple[dict[str, Examples], tuple[str, ...]]:
@@ -294,7 +294,7 @@ def evaluation_sets(
         labels: The classifier's.
         task, data_dir: As for `load_glue`.
         file, dialect: As for `labelled_texts`.
-        dataset, config, split: As for `evaluation_split`.
+        dataset, dataset_config, split: As for `evaluation_split`.
         **how: Other arguments of `examples_of`.
 
     Returns:
@@ -309,7 +309,7 @@ def evaluation_sets(
     if file is not None:
         return {"": labelled_texts(file, dialect=dialect, **how)}, labels.metrics
     if dataset is not None:
-        return {"": evaluation_split(dataset, config, split, **how)}, labels.metrics
+        return {"": evaluation_split(dataset, dataset_config, split, **how)}, labels.metrics
     assert task is not None
     data = load_glue(task, data_dir)
     if not data.evaluation:

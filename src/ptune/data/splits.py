@@ -153,8 +153,8 @@ def _candidates(features: Features, columns: Columns) -> list[str]:
     """Columns that may hold texts or labels; numbers are not texts."""
     from datasets import Value
 
-    asked = (*LABEL_NAMES, columns.text, columns.text_pair, columns.label)
-    asked += columns.indicators or ()
+    named = (columns.text, columns.text_pair, columns.label, *(columns.indicators or ()))
+    asked = {*LABEL_NAMES, *named}
     strings = ("string", "large_string", "string_view")
     return [
         name

@@ -125,7 +125,8 @@ class LabelColumn:
                 f"{positions(missing, self.first)}. Fill them in or leave those examples out."
             )
         for name in self.names or ():
-            _check_scalar(name, f"the name of a column of {self.where}")
+            if not _is_label(name):
+                _refuse(name, f"the name of a column of {self.where}")
         for i, value in enumerate([] if self.kind == "indicators" else self.values):
             for label in value if self.kind == "several" else [value]:
                 if not _is_label(label):
@@ -163,6 +164,8 @@ def is_missing(value: Any) -> bool:
 
 
 def _is_label(label: Any) -> bool:
+    if isinstance(label, enum.Enum):
+        return label.name in type(label).__members__
     if isinstance(label, str):
         return label.isascii() or _is_unicode(label)
     return isinstance(label, SCALARS) and (not isinstance(label, float) or math.isfinite(label))
@@ -184,7 +187,7 @@ def _refuse(label: Any, where: str) -> NoReturn:
             "are strings, integers, floats, booleans or enum members. Convert it, for example "
             f"with {how}."
         )
-    if isinstance(label, enum.Enum) and label.name not in type(label).__members__:
+    if isinstance(label, enum.Enum):
         raise PtuneError(
             f"The label {label!r} combines members of {type(label).__name__} ({where}). Pass a "
             "list of members for each text, for example list(label)."

@@ -203,8 +203,7 @@ class TrainSettings(ClassifierSettings):
     )
     dataset: str | None = setting(
         None,
-        "A 🤗 data set: an id on the Hub, or a folder that save_to_disk wrote. Trains on its "
-        "train split.",
+        "A 🤗 data set: an id on the Hub, or a folder that save_to_disk wrote.",
         DATA,
         metavar="NAME",
     )
