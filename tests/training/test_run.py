@@ -112,7 +112,9 @@ def test_settings_json_has_the_values_of_the_run_and_no_others(bert_folder, tabl
     written = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert written["dtype"] in ("float32", "bfloat16")
     resolved = {
-        "prompt_learning_rate": 6e-2,
+        "prompt_learning_rate": 0.12,
+        "learning_rate": 1e-3,
+        "head_init": "features",
         "prompt_init": "random",
         "prompt_init_scale": 0.5,
         "pooling": "architecture",
@@ -127,7 +129,7 @@ def test_a_run_is_not_resumed_with_the_default_of_a_setting_that_it_changed(
     bert_folder, table, tmp_path
 ):
     ptune.train_run(settings(bert_folder, table, prompt_learning_rate=0.5), tmp_path / "run")
-    with pytest.raises(PtuneError, match=r"prompt_learning_rate was 0.5 and is 0.06"):
+    with pytest.raises(PtuneError, match=r"prompt_learning_rate was 0.5 and is 0.12"):
         ptune.train_run(settings(bert_folder, table), tmp_path / "run", resume=True)
 
 
@@ -177,13 +179,6 @@ def test_a_large_dataset_is_trained_for_8_epochs():
     assert (chosen.num_train_epochs, chosen.eval_strategy) == (8, "epoch")
 
 
-def test_the_default_learning_rates_depend_on_the_prompt():
-    deep, shallow = (ptune.TrainSettings(prompt=kind).prompt_rate for kind in ("deep", "input"))
-    assert (deep, shallow) == (6e-2, 5e-3)
-    assert ptune.TrainSettings(learning_rate=0.25).prompt_rate == deep
-    assert ptune.TrainSettings(prompt_learning_rate=0.5).prompt_rate == 0.5
-
-
 def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table, tmp_path):
     options = {"learning_rate": 0.05, "prompt_learning_rate": 0.05, "epochs": 20}
     run = ptune.train_run(settings(bert_folder, table, **options), tmp_path / "run")
@@ -200,6 +195,23 @@ def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table,
     labels = [dataset.labels.names[i] for i in examples["label"]]
     scores = classifier.evaluate(list(examples["text"]), labels)
     assert scores["accuracy"] == written["eval"]["accuracy"]
+
+
+def test_a_run_starts_from_a_head_that_fits_the_features(bert_folder, table, tmp_path):
+    """Before the first step, the classifier is better than the majority."""
+    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
+    run = ptune.train_run(settings(bert_folder, table, **still), tmp_path / "run")
+    assert run.metrics["eval"]["accuracy"] > run.metrics["majority"]["accuracy"]
+
+
+def test_balanced_class_weights_are_those_of_fit(bert_folder, table, tmp_path):
+    own = settings(bert_folder, table, epochs=1, class_weight="balanced")
+    data = training.load_dataset(own)
+    weights, labels = np.array(data.train["weight"]), np.array(data.train["label"])
+    totals = [weights[labels == label].sum() for label in (0, 1)]
+    assert totals[0] == pytest.approx(totals[1])
+    assert "weight" not in data.evaluation[""].column_names
+    assert ptune.train_run(own, tmp_path / "run").metrics["eval"]
 
 
 def test_long_texts_are_truncated_and_counted(bert_folder, tmp_path, texts):
@@ -254,6 +266,7 @@ def test_an_input_prompt_starts_from_the_given_words_with_a_zero_head(bert_folde
     """Before training, all labels are equally likely."""
     question = "what is it about?"
     options = {"prompt": "input", "learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
+    options["head_init"] = "random"
     own = settings(bert_folder, table, prompt_init_text=question, **options)
     run = ptune.train_run(own, tmp_path / "run")
     config = run.model.prompt_config

@@ -263,6 +263,20 @@ def _is_causal(backbone: PreTrainedModel) -> bool:
     return causal == {True} and (set(layers) == {"full_attention"} if layers else window is None)
 
 
+def generates(model_type: str | None) -> bool:
+    """True if a type of model was trained to continue texts (GPT-2, Llama), not to fill gaps.
+
+    Transformers then has a causal language model of this type, and no masked one.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    return (
+        model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and model_type not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    )
+
+
 # Special tokens.
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers.utils import logging as transformers_logging
 
 from ptune import compat
+from ptune.backbones.architectures import generates
 from ptune.backbones.cpu import cpu_has, keep_memory
 from ptune.backbones.wheels import EXTRAS, SHORT_NAMES, folder_of
 from ptune.errors import PtuneError, first_line
@@ -200,15 +201,20 @@ def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None)
 
     Checkpoints of sentence-transformers record this in `1_Pooling/config.json`.
     """
-    file = compat.optional_file(
-        location(name),
-        "1_Pooling/config.json",
-        revision=_revision_of(full_name(name), revision),
-        token=token,
-    )
-    return file is not None and bool(
-        json.loads(file.read_text("utf-8")).get("pooling_mode_mean_tokens")
-    )
+    pooling = _json_of(name, "1_Pooling/config.json", revision, token)
+    return bool(pooling.get("pooling_mode_mean_tokens"))
+
+
+def is_decoder(name: str, *, revision: str | None = None, token: Any = None) -> bool:
+    """True if a backbone was trained to continue texts; see `architectures.generates`."""
+    return generates(_json_of(name, "config.json", revision, token).get("model_type"))
+
+
+def _json_of(name: str, file: str, revision: str | None, token: Any) -> dict[str, Any]:
+    """A JSON file of a backbone; empty if it has no such file."""
+    where = {"revision": _revision_of(full_name(name), revision), "token": token}
+    found = compat.optional_file(location(name), file, **where)
+    return {} if found is None else json.loads(found.read_text("utf-8"))
 
 
 @contextmanager

@@ -82,12 +82,9 @@ class TaskData:
         column = read(y)
         check_lengths(columns, column)
         labels = Labels.learn(column, problem_type)
-        targets = labels.encode(column)
-        train = dataset_of(columns, targets)
-        if sample_weight is not None or class_weight is not None:
-            weights = _weights(labels, targets, sample_weight, class_weight)
-            train = train.add_column(WEIGHT, weights)
-        return cls(name="texts", labels=labels, metrics=labels.metrics, train=train)
+        train = dataset_of(columns, labels.encode(column))
+        data = cls(name="texts", labels=labels, metrics=labels.metrics, train=train)
+        return data.weighted(sample_weight=sample_weight, class_weight=class_weight)
 
     @property
     def pairs(self) -> bool:
@@ -102,6 +99,20 @@ class TaskData:
             and self.train is not None
             and bool(np.isnan(np.asarray(self.train[LABEL], dtype=float)).any())
         )
+
+    def weighted(self, *, sample_weight: Any = None, class_weight: Any = None) -> TaskData:
+        """The same data with a weight for each training example, unless both arguments are `None`.
+
+        Args:
+            sample_weight, class_weight: As in scikit-learn.
+
+        Raises:
+            PtuneError: The weights do not fit the labels.
+        """
+        if self.train is None or (sample_weight is None and class_weight is None):
+            return self
+        weights = _weights(self.labels, list(self.train[LABEL]), sample_weight, class_weight)
+        return replace(self, train=self.train.add_column(WEIGHT, weights))
 
     def few_examples(self, per_label: int, seed: int) -> TaskData:
         """The same data with only `per_label` training examples of each label, drawn at random.

@@ -24,11 +24,6 @@ Pooling = Literal["auto", "architecture", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
 
-# What a prompt starts from if its configuration leaves it open, and the factor for these values.
-PROMPT_INIT: dict[Depth, PromptInit] = {"deep": "random", "input": "vocab", "reader": "vocab"}
-PROMPT_INIT_SCALE: dict[Depth, float] = {"deep": 0.5, "input": 1.0, "reader": 1.0}
-
-
 # The largest values of these fields, so that a file cannot ask for more memory than there is.
 LIMITS = {
     "num_virtual_tokens": 10_000,
@@ -36,6 +31,16 @@ LIMITS = {
     "encoder_num_layers": 16,
     "reader_rank": 1_024,
 }
+
+
+def start_of(depth: Depth, *, decoder: bool) -> tuple[PromptInit, float]:
+    """What a prompt starts from if its configuration leaves it open, and the factor for it.
+
+    ``"vocab"`` becomes ``"text"`` if there is a question about the texts.
+    """
+    # A decoder does not recover from keys and values that no text has. An encoder learns more from
+    # a random start.
+    return ("random", 0.5) if depth == "deep" and not decoder else ("vocab", 1.0)
 
 
 @dataclass
@@ -81,14 +86,14 @@ class PromptEncoderConfig:
         prompt_init: ``"random"``: the initial values of the encoder. ``"vocab"``: the prompt starts
             as random words of the backbone's vocabulary; a deep prompt starts as their key-values
             or hidden states. ``"text"``: as ``"vocab"``, with the words of `prompt_init_text`.
-            ``None``: ``"text"`` if there is such a text, else ``"vocab"`` for an input prompt and
-            ``"random"`` for a deep one.
+            ``None``: ``"text"`` if there is such a text; else ``"random"`` for a deep prompt of an
+            encoder and ``"vocab"`` for all others.
         prompt_init_text: A description of the task, or its label names. It is repeated, or cut, to
             `num_virtual_tokens` tokens.
         tokenizer_name_or_path: The tokenizer for `prompt_init_text`; ``None``: the backbone's.
         tokenizer_kwargs: Arguments for loading that tokenizer. They are not read from files.
         prompt_init_scale: Factor for the initial values; ``None``: 0.5 for a deep prompt that
-            starts at random by default, else 1.
+            starts at random because `prompt_init` is ``None``, else 1.
 
     Raises:
         PtuneError: A value is out of range; the message names the field.
@@ -207,7 +212,12 @@ class PromptEncoderConfig:
         return self.num_virtual_tokens + 2 * self.reader_rank
 
     def resolved(
-        self, backbone: str | None = None, *, pairs: bool = False, question: str | None = None
+        self,
+        backbone: str | None = None,
+        *,
+        pairs: bool = False,
+        question: str | None = None,
+        decoder: bool = False,
     ) -> PromptEncoderConfig:
         """A copy in which `pooling` and the start of the prompt are decided.
 
@@ -215,15 +225,17 @@ class PromptEncoderConfig:
             backbone: The backbone's name, if `base_model_name_or_path` is not set.
             pairs: True if texts come in pairs. For a sentence encoder with an input prompt,
                 ``"auto"`` pooling is then the mean over the prompt.
-            question: A question about the text. An input prompt starts from its words by default.
+            question: A question about the text, from whose words a prompt can start.
+            decoder: True if the backbone is a decoder.
         """
         init, text, scale = self.prompt_init, self.prompt_init_text, self.prompt_init_scale
         if init is None and (text or "").strip():
             init = "text"
+        own_init, own_scale = start_of(self.depth, decoder=decoder)
         if scale is None:  # the default scale belongs to the default start
-            scale = PROMPT_INIT_SCALE[self.depth] if init is None else 1.0
+            scale = own_scale if init is None else 1.0
         if init is None:
-            init = PROMPT_INIT[self.depth]
+            init = own_init
             if init == "vocab" and question:
                 init, text = "text", question
         pooling, name = self.pooling, self.base_model_name_or_path or backbone
@@ -250,6 +262,7 @@ class PromptEncoderConfig:
         num_layers: int | None,
         num_heads: int | None,
         name: str | None = None,
+        decoder: bool = False,
     ) -> PromptEncoderConfig:
         """A copy with the backbone's name and sizes filled in, and everything decided.
 
@@ -271,7 +284,7 @@ class PromptEncoderConfig:
             num_attention_heads=num_heads,
             num_transformer_submodules=self.num_transformer_submodules or 1,
             modules_to_save=self.modules_to_save or ["classifier", "score"],
-        ).resolved()
+        ).resolved(decoder=decoder)
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {

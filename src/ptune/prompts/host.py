@@ -22,6 +22,7 @@ from ptune.backbones.architectures import (
     Architecture,
     are_close,
     flat,
+    generates,
     two_texts,
     use_valid_special_ids,
 )
@@ -159,6 +160,7 @@ class Host:
             num_layers=own.num_layers,
             num_heads=self._key_heads() if config.peft_type == PREFIX_TUNING else own.num_heads,
             name=self.backbone.name_or_path or None,
+            decoder=generates(own.model_type),
         )
         k = config.num_virtual_tokens
         if config.depth == "input" and own.max_positions is not None and k >= own.max_positions:

@@ -36,13 +36,16 @@ class Mechanism:
         name: The name that adapters record.
         width: Numbers per virtual token.
         takes_positions: Whether the prompt takes k of the backbone's positions.
+        parts: Widths of the parts of a virtual token. They add up to `width`, and each part has a
+            scale of its own.
     """
 
     name: str
     takes_positions: bool
+    parts: list[int]
 
     def __init__(self, tokens: VirtualTokens, width: int) -> None:
-        self.tokens, self.width = tokens, width
+        self.tokens, self.width, self.parts = tokens, width, [width]
 
     def enter(
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
@@ -196,6 +199,7 @@ class PrefixKeyValues(Mechanism):
         self.shapes = [(a.heads, a.head_dim) for a in architecture.attentions]
         self.sizes = [2 * heads * dim for heads, dim in self.shapes]
         super().__init__(tokens, width=sum(self.sizes))
+        self.parts = [heads * dim for heads, dim in self.shapes for _ in range(2)]
 
     def enter(  # noqa: D102
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
@@ -249,6 +253,7 @@ class LayerEmbeddings(Mechanism):
         later_layers = len(architecture.layers) - 1
         self.sizes = [tokens.weight.shape[1]] + [architecture.hidden_size] * later_layers
         super().__init__(tokens, width=sum(self.sizes))
+        self.parts = self.sizes
         self._hook = LayerInputs(backbone, architecture.layers, passes)
 
     def enter(  # noqa: D102

@@ -11,7 +11,6 @@ import functools
 import math
 import textwrap
 import types
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,7 +32,6 @@ class Setting:
         metavar: What `--help` calls the value. ``None``: its choices, or N, X or TEXT by its type.
         envvar: The environment variable that gives the value if the command line does not.
         unset: What ``None`` means, shown as the default.
-        by_prompt: The default for each kind of prompt.
         name, type, default: Those of the field, filled in by `settings_of`.
     """
 
@@ -45,7 +43,6 @@ class Setting:
     metavar: str | None = None
     envvar: str | None = None
     unset: str = ""
-    by_prompt: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     name: str = ""
     type: Any = None
     default: Any = None
@@ -77,8 +74,6 @@ class Setting:
     @property
     def shown_default(self) -> str:
         """The default as text; empty: there is nothing to show."""
-        if self.by_prompt:
-            return ", ".join(f"{_shown(v)} ({kind})" for kind, v in self.by_prompt.items())
         return self.unset if self.default is None or self.default is False else _shown(self.default)
 
     @property

@@ -45,6 +45,7 @@ from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.training import calibration, report
+from ptune.training.defaults import Situation, choose, question
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.trainer import (
     SharingTrainer,
@@ -52,7 +53,6 @@ from ptune.training.trainer import (
     build_trainer,
     first_output,
     training_arguments,
-    with_schedule,
 )
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def train_run(
             tokenizer,
             dataset,
             training_arguments(settings, folder / CHECKPOINTS, len(dataset.train)),
-            prompt_learning_rate=settings.prompt_rate,
+            settings,
             callbacks=[stop, *([progress] if progress else [])],
         )
         # The folder changes only now: from here on, wrong settings cannot end the run.
@@ -209,21 +209,20 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
 
     With the result, a run can be repeated elsewhere.
     """
-    assert dataset.train is not None
-    config = prompt_config(settings, dataset.question, pairs=dataset.pairs)
+    situation = Situation.of(settings, dataset)
+    config = own_prompt(settings, dataset, situation)
     resolved = replace(
         settings,
         pooling=config.pooling,
         prompt_init=config.prompt_init,
         prompt_init_text=config.prompt_init_text,
         prompt_init_scale=config.prompt_init_scale,
-        prompt_learning_rate=settings.prompt_rate,
     )
     if settings.dtype == "auto":
         resolved.dtype = str(fast_dtype()).removeprefix("torch.")  # type: ignore[assignment]
     if settings.task is None:
         resolved.problem_type = dataset.labels.problem_type  # type: ignore[assignment]
-    return with_schedule(resolved, len(dataset.train))
+    return choose(resolved, situation)
 
 
 def load_dataset(settings: TrainSettings) -> TaskData:
@@ -263,18 +262,34 @@ def load_dataset(settings: TrainSettings) -> TaskData:
         dataset = load_files(named[0], settings.eval_file, dialect=dialect, **how)
     if settings.examples_per_label is not None:
         dataset = dataset.few_examples(settings.examples_per_label, settings.seed)
-    return dataset
+    return dataset.weighted(class_weight=settings.class_weight)
+
+
+def own_prompt(
+    settings: TrainSettings, dataset: TaskData, situation: Situation
+) -> PromptEncoderConfig:
+    """The prompt that the settings describe, for a dataset."""
+    decoder = situation.backbone == "decoder"
+    asked = dataset.question
+    if decoder or settings.prompt_init == "text":
+        asked = question(dataset)
+    return prompt_config(settings, asked, pairs=dataset.pairs, decoder=decoder)
 
 
 def prompt_config(
-    settings: TrainSettings, question: str | None = None, *, pairs: bool = False
+    settings: TrainSettings,
+    question: str | None = None,
+    *,
+    pairs: bool = False,
+    decoder: bool = False,
 ) -> PromptEncoderConfig:
     """The prompt that the settings describe.
 
     Args:
         settings: The settings of the run.
-        question: The question that the dataset asks about a text, if it has one.
+        question: A question about a text, from whose words the prompt can start.
         pairs: True if texts come in pairs.
+        decoder: True if the backbone is a decoder.
     """
     text = settings.prompt_init_text
     if settings.prompt_init == "text":
@@ -291,9 +306,10 @@ def prompt_config(
         prompt_init_text=text,
         prompt_init_scale=settings.prompt_init_scale,
         backbone_dropout=settings.backbone_dropout,
+        shift_positions=settings.shift_positions,
         revision=settings.revision,
     )
-    return config.resolved(settings.model, pairs=pairs, question=question)
+    return config.resolved(settings.model, pairs=pairs, question=question, decoder=decoder)
 
 
 def new_model(
@@ -310,7 +326,7 @@ def new_model(
     )
     if settings.prompt == "input":
         start_head_at_zero(backbone)
-    config = prompt_config(settings, dataset.question, pairs=dataset.pairs)
+    config = own_prompt(settings, dataset, Situation.of(settings, dataset))
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
     return model

@@ -10,8 +10,6 @@ from typing import Any, Literal
 from ptune.errors import PtuneError
 from ptune.files import SETTINGS_NAME, read_json
 from ptune.prompts.config import (
-    PROMPT_INIT,
-    PROMPT_INIT_SCALE,
     Depth,
     Placement,
     Pooling,
@@ -22,6 +20,9 @@ from ptune.prompts.config import (
 from ptune.training.declaration import check_settings, documented, setting
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Preset = Literal["fast", "default", "best"]
+ClassWeight = Literal["balanced"]
+HeadInit = Literal["features", "random"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 # Sections of `ptune train --help` and of the docs, in this order.
@@ -38,8 +39,8 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-# Learning rates of the prompt if the settings leave it open.
-PROMPT_LEARNING_RATE = {"deep": 6e-2, "input": 5e-3, "reader": 2e-3}
+# What is chosen by `ptune.training.defaults`.
+_CHOSEN = "chosen from the backbone and the data"
 
 
 @dataclass(eq=False, repr=False)
@@ -98,34 +99,56 @@ class ClassifierSettings:
         "Start the prompt as words of the vocabulary (vocab), as the words of prompt_init_text "
         "(text), or at random.",
         PROMPT,
-        by_prompt=PROMPT_INIT,
+        unset="random for a deep prompt of an encoder, text for a decoder, else vocab",
     )
     prompt_init_text: str | None = setting(
         None,
         "Words that the prompt starts as, such as a question about the text.",
         PROMPT,
-        unset="the question of a GLUE task for an input prompt",
+        unset="a GLUE task's question, or for a decoder one with the label names",
     )
     prompt_init_scale: float | None = setting(
         None,
         "Factor for the initial prompt. It is 1 if prompt_init is given.",
         PROMPT,
         above=0,
-        by_prompt=PROMPT_INIT_SCALE,
+        unset="0.5 for a random start, else 1",
     )
-    learning_rate: float = setting(
-        5e-3, "Learning rate of the head.", TRAINING, at_least=0, metavar="RATE"
+    head_init: HeadInit | None = setting(
+        None,
+        "Start the head with ridge regression on what it reads (features), or at random.",
+        TRAINING,
+        unset="features",
+    )
+    head_init_scale: float = setting(
+        1.0, "Factor for the head's start from features.", TRAINING, above=0
+    )
+    relative_steps: bool = setting(
+        True,
+        "Learning rates are relative to the scale of the prompt's start and of what the head "
+        "reads.",
+        TRAINING,
+    )
+    learning_rate: float | None = setting(
+        None, "Learning rate of the head.", TRAINING, at_least=0, metavar="RATE", unset=_CHOSEN
     )
     prompt_learning_rate: float | None = setting(
-        None,
-        "Learning rate of the prompt.",
+        None, "Learning rate of the prompt.", TRAINING, at_least=0, metavar="RATE", unset=_CHOSEN
+    )
+    preset: Preset = setting(
+        "default",
+        "Length of a run if epochs is left open: half as long (fast), or 2.5 times as long (best).",
         TRAINING,
-        at_least=0,
-        by_prompt=PROMPT_LEARNING_RATE,
-        metavar="RATE",
     )
     epochs: float | None = setting(
         None, "Passes over the data.", TRAINING, above=0, unset="8, and at least 200 steps"
+    )
+    average: float = setting(
+        0.0,
+        "Average the weights over this share of the steps, at the end of training.",
+        TRAINING,
+        at_least=0,
+        at_most=1,
     )
     batch_size: int = setting(
         32,
@@ -174,8 +197,8 @@ class TrainSettings(ClassifierSettings):
         PtuneError: A value has the wrong type or is out of range; the message names it.
 
     Example:
-        >>> TrainSettings(task="mrpc", prompt="input").prompt_rate
-        0.005
+        >>> TrainSettings(task="mrpc", prompt="input").num_virtual_tokens
+        20
     """
 
     revision: str | None = setting(
@@ -267,6 +290,17 @@ class TrainSettings(ClassifierSettings):
         at_least=1,
         unset="all",
     )
+    class_weight: ClassWeight | None = setting(
+        None,
+        "Give rare labels as much weight as frequent ones (balanced).",
+        TRAINING,
+        unset="every example counts the same",
+    )
+    shift_positions: bool = setting(
+        PromptEncoderConfig.shift_positions,
+        "Count a text's positions from the end of a deep prompt, as PEFT's prefix tuning does.",
+        PROMPT,
+    )
     backbone_dropout: bool = setting(
         PromptEncoderConfig.backbone_dropout,
         "Train with the frozen backbone's dropout, as PEFT does.",
@@ -281,12 +315,6 @@ class TrainSettings(ClassifierSettings):
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-    @property
-    def prompt_rate(self) -> float:
-        """The learning rate of the prompt."""
-        rate = self.prompt_learning_rate
-        return PROMPT_LEARNING_RATE[self.prompt] if rate is None else rate
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `settings.json`: the settings that have a value and apply."""

@@ -11,7 +11,6 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,41 +35,12 @@ from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import encode
+from ptune.training.defaults import HEAD_ABSOLUTE, SCHEDULED, steps_per_epoch, with_schedule
+from ptune.training.features import Features, fit_head
 from ptune.training.settings import TrainSettings
+from ptune.training.steps import Average, ScaledSteps, prompt_scales
 
 logger = logging.getLogger(__name__)
-
-# The length of a run if the settings leave it open.
-MIN_STEPS = 200
-EPOCHS = 8
-# What `Trainer` does after each epoch, or after each N steps.
-SCHEDULED = ("eval", "save", "logging")
-
-
-def steps_per_epoch(settings: TrainSettings, examples: int) -> int:
-    """Optimizer steps in a pass over the training examples."""
-    accumulated = settings.training_arguments.get("gradient_accumulation_steps", 1)
-    return math.ceil(examples / (settings.batch_size * accumulated * settings.processes))
-
-
-def with_schedule(settings: TrainSettings, examples: int) -> TrainSettings:
-    """Choose the number of epochs if the settings leave it open, and when to evaluate.
-
-    Small datasets need a minimum number of steps. However many epochs these are, the run is
-    evaluated `EPOCHS` times.
-    """
-    if settings.epochs is not None:
-        return settings
-    per_epoch = steps_per_epoch(settings, examples)
-    if EPOCHS * per_epoch >= MIN_STEPS:
-        return replace(settings, epochs=EPOCHS)
-    schedule: dict[str, Any] = {f"{what}_strategy": "steps" for what in SCHEDULED}
-    schedule |= {f"{what}_steps": MIN_STEPS // EPOCHS for what in SCHEDULED}
-    return replace(
-        settings,
-        epochs=MIN_STEPS / per_epoch,
-        training_arguments=schedule | settings.training_arguments,
-    )
 
 
 def training_arguments(
@@ -93,7 +63,9 @@ def training_arguments(
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": 2 * settings.batch_size,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": HEAD_ABSOLUTE
+        if settings.learning_rate is None
+        else settings.learning_rate,
         "weight_decay": 0.01,
         "warmup_steps": math.ceil(0.06 * steps),
         **{f"{what}_strategy": "epoch" for what in SCHEDULED},
@@ -347,11 +319,11 @@ def build_trainer(
     tokenizer: transformers.PreTrainedTokenizerBase,
     dataset: TaskData,
     args: TrainingArguments,
+    settings: TrainSettings,
     *,
-    prompt_learning_rate: float | None,
     callbacks: list[TrainerCallback],
 ) -> tuple[SharingTrainer, dict[str, int]]:
-    """Tokenize the data and build a `Trainer` for a prompt.
+    """Tokenize the data, build a `Trainer` for a prompt and start the head.
 
     Returns:
         The `Trainer`, and the number of truncated texts in each set.
@@ -362,7 +334,7 @@ def build_trainer(
     train, evaluation, truncated = _tokenized(model, tokenizer, dataset)
     groups = model.parameter_groups(
         args.learning_rate,
-        prompt_learning_rate=prompt_learning_rate,
+        prompt_learning_rate=settings.prompt_learning_rate,
         weight_decay=args.weight_decay,
     )
     needs_own_loss = WEIGHT in train.column_names or dataset.has_unknown
@@ -379,14 +351,32 @@ def build_trainer(
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=metric_function(dataset),
             optimizers=(optimizer_class(groups, **options), None),
-            callbacks=[NotFinite(), *callbacks],
+            callbacks=[NotFinite(), Average(settings.average), *callbacks],
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise PtuneError(f"Trainer refused these settings: {error}") from error
     trainer.labels = dataset.labels if needs_own_loss else None
+    start_head(trainer, dataset.labels, settings)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, truncated
+
+
+def start_head(trainer: SharingTrainer, labels: Labels, settings: TrainSettings) -> None:
+    """Fit the head to what it reads, and make steps relative, as the settings say.
+
+    A head that a checkpoint brought stays as it is.
+    """
+    model: Any = trainer.model
+    train, fits = trainer.train_dataset, settings.head_init == "features"
+    features = None
+    if fits or settings.relative_steps:
+        features = Features.of(model, train, trainer.data_collator, settings.seed)
+    if features is not None and fits and not compat.was_loaded(features.weight):
+        fit_head(features, labels, train, settings.head_init_scale)
+    if settings.relative_steps:
+        assert trainer.optimizer is not None
+        ScaledSteps(trainer.optimizer, prompt_scales(model), features)
 
 
 def _tokenized(

@@ -1,0 +1,116 @@
+"""Settings that are left open: chosen from the backbone and the data, by one rule.
+
+docs/defaults.md has the rule as a table, and what it was chosen from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ptune.backbones.loading import is_decoder
+from ptune.data.dataset import TaskData
+from ptune.prompts.config import Depth
+from ptune.training.settings import Preset, TrainSettings
+
+# The length of a run: passes over the data, and the fewest steps.
+EPOCHS: dict[Preset, int] = {"fast": 4, "default": 8, "best": 20}
+MIN_STEPS: dict[Preset, int] = {"fast": 100, "default": 200, "best": 500}
+# However long a run is, it is evaluated so often if the settings leave it open.
+EVALUATIONS = 8
+# What `Trainer` does after each epoch, or after each N steps.
+SCHEDULED = ("eval", "save", "logging")
+
+# Learning rates of the prompt, by kind of backbone. Relative to the scale of its start.
+RELATIVE = {("encoder", "deep"): 0.12, ("encoder", "input"): 0.1}
+RELATIVE |= {("decoder", "deep"): 0.02, ("decoder", "input"): 0.04}
+# If steps are not relative, and for readers, whose low-rank layers start at zero.
+ABSOLUTE: dict[Depth, float] = {"deep": 6e-2, "input": 5e-3, "reader": 2e-3}
+# Learning rate of the head: relative to the scale of what it reads, or not.
+HEAD_RELATIVE, HEAD_ABSOLUTE = 1e-3, 5e-3
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the rule looks at.
+
+    Attributes:
+        backbone: `encoder` or `decoder`.
+        prompt: `deep`, `input` or `reader`.
+        examples: Number of training examples.
+    """
+
+    backbone: str
+    prompt: Depth
+    examples: int
+
+    @classmethod
+    def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
+        """The situation of a run."""
+        assert dataset.train is not None
+        decoder = is_decoder(settings.model, revision=settings.revision)
+        return cls("decoder" if decoder else "encoder", settings.prompt, len(dataset.train))
+
+
+def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
+    """Fill in the settings that are left open, apart from the prompt's start and its pooling.
+
+    `PromptEncoderConfig.resolved` decides those two, also outside of training.
+    """
+    relative, kind = settings.relative_steps, (situation.backbone, situation.prompt)
+    rate = RELATIVE.get(kind) if relative else None
+    chosen: dict[str, Any] = {
+        "prompt_learning_rate": rate or ABSOLUTE[situation.prompt],
+        "learning_rate": HEAD_RELATIVE if relative else HEAD_ABSOLUTE,
+        "head_init": "features",
+    }
+    settings = replace(
+        settings, **{k: v for k, v in chosen.items() if getattr(settings, k) is None}
+    )
+    return with_schedule(settings, situation.examples)
+
+
+def steps_per_epoch(settings: TrainSettings, examples: int) -> int:
+    """Optimizer steps in a pass over the training examples."""
+    accumulated = settings.training_arguments.get("gradient_accumulation_steps", 1)
+    return math.ceil(examples / (settings.batch_size * accumulated * settings.processes))
+
+
+def with_schedule(settings: TrainSettings, examples: int) -> TrainSettings:
+    """Choose the number of epochs if the settings leave it open, and when to evaluate.
+
+    Small datasets need a minimum number of steps.
+    """
+    if settings.epochs is not None:
+        return settings
+    per_epoch = steps_per_epoch(settings, examples)
+    epochs, fewest = EPOCHS[settings.preset], MIN_STEPS[settings.preset]
+    if epochs * per_epoch >= fewest:
+        return replace(settings, epochs=epochs)
+    schedule: dict[str, Any] = {f"{what}_strategy": "steps" for what in SCHEDULED}
+    schedule |= {f"{what}_steps": max(1, fewest // EVALUATIONS) for what in SCHEDULED}
+    return replace(
+        settings,
+        epochs=fewest / per_epoch,
+        training_arguments=schedule | settings.training_arguments,
+    )
+
+
+def question(dataset: TaskData) -> str:
+    """A question about a text, with the names of the labels, from which a prompt can start."""
+    if dataset.question:
+        return f"{dataset.question[0].upper()}{dataset.question[1:]} Answer:"
+    what = "texts" if dataset.pairs else "text"
+    if dataset.labels.is_regression:
+        return f"Rate the {what} with a number. Answer:"
+    names = [name.replace("_", " ").strip() for name in dataset.labels.names]
+    if not any(c.isalpha() for name in names for c in name):
+        return f"Classify the {what}. Answer:"
+    some = names[:_MOST_NAMES]
+    listed = " or ".join([*([", ".join(some[:-1])] if some[:-1] else []), some[-1]])
+    return f"Classify the {what}. Is it {listed}? Answer:"
+
+
+# A prompt has no room for more label names.
+_MOST_NAMES = 6

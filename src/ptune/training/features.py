@@ -1,0 +1,260 @@
+"""What the head reads before training: its scale, and a head that is fitted to it.
+
+One pass over the training texts, with the prompt as it starts, gives the features. Their standard
+deviation sets the size of the head's steps. Ridge regression on them gives the head's start, so
+that training begins at the baseline instead of at chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptune import texts
+from ptune.data.dataset import WEIGHT
+from ptune.labels import Labels
+from ptune.model import PromptModel
+from ptune.prompts.heads import Head
+
+# The column of the targets in a tokenised dataset.
+LABELS = "labels"
+# The most texts whose features are computed.
+MOST_TEXTS = 4096
+# Strengths of the ridge regression, for the mean over the texts.
+_RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the last layer of a head reads.
+
+    Attributes:
+        weight: The weight of that layer, ``[num_labels, width]``.
+        bias: Its bias, ``[num_labels]``, if it has one.
+        values: The features of some training texts, ``[n, width]``, float32 on the CPU.
+        rows: Which training texts they are, ``[n]``.
+        mean: The mean of the features, ``[width]``.
+        std: Their standard deviation, ``[width]``; never 0.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    values: Tensor
+    rows: np.ndarray
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(
+        cls, model: PromptModel, train: Dataset, collate: Callable[[list[Any]], Any], seed: int
+    ) -> Features | None:
+        """The features of the training texts, or of a random sample of them.
+
+        Args:
+            model: The model, before training.
+            train: The tokenised training set.
+            collate: Makes a batch of examples.
+            seed: For the sample.
+
+        Returns:
+            ``None`` if the head does not end in a linear layer of its own.
+        """
+        names = last_layer(model)
+        if names is None:
+            return None
+        rows = np.random.default_rng(seed).permutation(len(train))[:MOST_TEXTS]
+        given = [c for c in (LABELS, WEIGHT) if c in train.column_names]
+        table = train.remove_columns(given).select(rows.tolist())
+        lengths = [len(ids) for ids in table["input_ids"]]
+        reader = _Reader(model, *names)
+        values = torch.empty(len(rows), reader.width)
+        was_training = model.training
+        model.eval()
+        try:
+            for chosen in texts.batches(lengths, 32):
+                batch = collate([table[i] for i in chosen])
+                found = reader.features(batch.to(model.device))
+                if found is None:
+                    return None
+                values[chosen] = found
+        finally:
+            model.train(was_training)
+        mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
+        std = std.clamp_min(1e-3 * std.max().clamp_min(1e-12))
+        parameters = dict(model.head_parameters())
+        weight, device = parameters[names[0]], model.device
+        bias = parameters[names[1]] if names[1] else None
+        return cls(weight, bias, values, rows, mean.to(device), std.to(device))
+
+    # The layer reads z = (x - mean) / std if it has a bias, so V = W std is what a step should
+    # change. Without a bias, x / std has a large constant part, the mean. It is shrunk to length 1,
+    # so that it acts as a bias and does not drown the rest.
+
+    def _shrunk(self, vectors: Tensor) -> Tensor:
+        """Vectors ``[…, width]`` with their part along the mean made smaller."""
+        constant = self.mean / self.std
+        size = constant.norm()
+        if self.bias is not None or size <= 1:
+            return vectors
+        constant = constant / size
+        return vectors - (1 - 1 / size) * (vectors @ constant)[..., None] * constant
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient ``[num_labels, width]`` for V, from the weight's."""
+        if self.bias is not None:
+            assert self.bias.grad is not None
+            gradient = gradient - torch.outer(self.bias.grad, self.mean)
+        return self._shrunk(gradient / self.std)
+
+    def step(self, step: Tensor) -> Tensor:
+        """The step ``[num_labels, width]`` of the weight, from a step of V."""
+        return self._shrunk(step) / self.std
+
+
+def last_layer(model: PromptModel) -> tuple[str, str | None] | None:
+    """Names of the weight and the bias of the linear layer that gives the logits."""
+    parameters = dict(model.head_parameters())
+    labels = model.config.num_labels
+    found = None
+    for name, parameter in parameters.items():
+        path, _, leaf = name.rpartition(".")
+        layer = model.backbone.get_submodule(path)
+        if leaf == "weight" and isinstance(layer, nn.Linear) and parameter.shape[0] == labels:
+            bias = f"{path}.bias"
+            found = name, bias if bias in parameters else None
+    return found
+
+
+class _Reader:
+    """Reads what the last layer of a head reads. With the identity as its weight, it returns it."""
+
+    def __init__(self, model: PromptModel, weight: str, bias: str | None) -> None:
+        self.model, self.own = model, model.state.head
+        parameters = dict(model.head_parameters())
+        self.weight = parameters[weight]
+        self.bias = parameters[bias] if bias else None
+        self.width = self.weight.shape[1]
+        parameters[weight] = nn.Parameter(torch.eye(self.width, device=self.weight.device))
+        if bias:
+            parameters[bias] = nn.Parameter(torch.zeros(self.width, device=self.weight.device))
+        labels = {"id2label": {i: str(i) for i in range(self.width)}, "problem_type": None}
+        self.identity = Head(parameters, labels)
+        self.checked = False
+
+    @torch.no_grad()
+    def features(self, batch: Any) -> Tensor | None:
+        """Features of a batch ``[texts, width]``; ``None``: the logits do not depend on them so."""
+        state = self.model.state
+        state.head = self.identity
+        try:
+            found = self.model(**batch).logits.float()
+        finally:
+            state.head = self.own
+        if not self.checked:
+            logits = self.model(**batch).logits.float()
+            expected = F.linear(found, self.weight, self.bias)
+            if found.shape[1] != self.width or not torch.allclose(
+                logits, expected, rtol=0.05, atol=0.05 * float(logits.abs().max())
+            ):
+                return None
+            self.checked = True
+        return found.cpu()
+
+
+# A head fitted to the features.
+
+
+def fit_head(features: Features, labels: Labels, train: Dataset, scale: float = 1.0) -> None:
+    """Start the last layer of a head with ridge regression on its features.
+
+    The strength of the regression and the scale of the logits are those with the smallest loss on
+    texts that were left out (one at a time, in closed form), so the start is not overconfident.
+
+    Args:
+        features: The features. The parameters of their layer change in place.
+        labels: The labels.
+        train: The tokenised training set.
+        scale: Factor for the layer.
+    """
+
+    def column(name: str) -> Tensor:
+        return torch.tensor(np.asarray(train[name], dtype=float)[features.rows])
+
+    targets = column(LABELS)
+    targets = targets.long() if labels.is_single else targets
+    weights = column(WEIGHT) if WEIGHT in train.column_names else torch.ones(len(targets))
+    mean, std = features.mean.cpu().double(), features.std.cpu().double()
+    inputs = features.values.double()
+    inputs = (inputs if features.bias is None else inputs - mean) / std
+    ridge = _Ridge(inputs, targets, weights.double(), labels, shifts=features.bias is not None)
+    coefficients, intercept = (scale * part for part in ridge.best())
+    coefficients = coefficients / std
+    with torch.no_grad():
+        features.weight.copy_(coefficients)
+        if features.bias is not None:
+            features.bias.copy_(intercept - coefficients @ mean)
+
+
+class _Ridge:
+    """Ridge regression whose scores become logits."""
+
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, weights: Tensor, labels: Labels, *, shifts: bool
+    ) -> None:
+        self.inputs, self.targets, self.labels = inputs, targets, labels
+        self.weights = (weights / weights.sum())[:, None]  # [n, 1]
+        goal = _one_column_each(targets, labels)  # [n, num_labels]
+        if shifts:
+            center = (self.weights * goal).sum(dim=0)
+            few = center.clamp(1e-4, 1 - 1e-4)
+            self.shift = few.log() if labels.is_single else few.logit()
+        else:
+            center = goal.new_full(goal.shape[1:], 0.5 if labels.is_multi else 1 / len(labels))
+            self.shift = torch.zeros_like(center)
+        if labels.is_regression:
+            self.shift = center = center if shifts else torch.zeros_like(center)
+        self.goal = goal - center
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[num_labels, width]`` and intercepts ``[num_labels]``."""
+        rows = self.weights.sqrt() * self.inputs
+        values, vectors = torch.linalg.eigh(rows.T @ rows)  # [width], [width, width]
+        turned = self.inputs @ vectors
+        projected = turned.T @ (self.weights * self.goal)
+        found = (torch.inf, projected.T, self.shift)
+        for strength in _RIDGES:
+            inverse = 1 / (values.clamp_min(0) + strength)
+            leverage = (turned.pow(2) * inverse).sum(dim=1, keepdim=True) * self.weights
+            leverage = leverage.clamp_max(0.999)
+            scores = turned @ (inverse[:, None] * projected)
+            left_out = (scores - leverage * self.goal) / (1 - leverage)
+            loss, scale = self._calibrated(left_out)
+            if loss < found[0]:
+                coefficients = vectors @ (inverse[:, None] * projected)
+                found = (loss, scale * coefficients.T, self.shift)
+        return found[1:]
+
+    def _calibrated(self, scores: Tensor) -> tuple[float, float]:
+        """The smallest loss, and the factor that makes scores logits with it."""
+        factors = [1.0] if self.labels.is_regression else torch.logspace(-1, 2, 25).tolist()
+
+        def loss(factor: float) -> float:
+            losses = self.labels.losses(factor * scores + self.shift, self.targets)
+            return float((self.weights * losses.reshape(len(scores), -1)).sum())
+
+        return min((loss(factor), factor) for factor in factors)
+
+
+def _one_column_each(targets: Tensor, labels: Labels) -> Tensor:
+    """What each output should be: 0 or 1 for a label, or the number of a regression."""
+    if labels.is_single:
+        return F.one_hot(targets, len(labels)).double()
+    columns = targets.reshape(len(targets), -1)
+    return torch.where(columns.isnan(), columns.nanmean(dim=0), columns)
