@@ -244,10 +244,18 @@ class _Ridge:
     def _calibrated(self, scores: Tensor) -> tuple[float, float]:
         """The smallest loss, and the factor that makes scores logits with it."""
         factors = [1.0] if self.labels.is_regression else torch.logspace(-1, 2, 25).tolist()
+        # As in Platt's calibration: a few right answers are no reason for certainty.
+        doubt = 2 / (2 + len(scores) / len(self.labels))
 
         def loss(factor: float) -> float:
-            losses = self.labels.losses(factor * scores + self.shift, self.targets)
-            return float((self.weights * losses.reshape(len(scores), -1)).sum())
+            logits = factor * scores + self.shift
+            losses = self.labels.losses(logits, self.targets).reshape(len(scores), -1)
+            if self.labels.is_single:
+                losses = losses - doubt * (losses + logits.log_softmax(dim=1).mean(1, keepdim=True))
+            elif self.labels.is_multi:
+                undecided = (F.softplus(logits) + F.softplus(-logits)) / 2
+                losses = losses + doubt * (undecided - losses)
+            return float((self.weights * losses).sum())
 
         return min((loss(factor), factor) for factor in factors)
 
