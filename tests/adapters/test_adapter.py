@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import warnings
 import zipfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import peft
 import pytest
@@ -331,10 +334,10 @@ def damage_by_many_labels(folder):
 
 
 def damage_by_many_rows(folder):
-    change(folder, "base_model.classifier.bias", torch.zeros(50_001))
+    change(folder, "base_model.classifier.bias", torch.zeros(20_000_000))  # 80 MB
     return (
-        "…: 'base_model.classifier.bias' has 50,001 labels; expected at most 50,000. If you trust "
-        "it, set PTUNE_MAX_LABELS=50001 in the environment."
+        "…: 'base_model.classifier.bias' has 20,000,000 labels; expected at most 50,000. If you "
+        "trust it, set PTUNE_MAX_LABELS=20000000 in the environment."
     )
 
 
@@ -358,9 +361,9 @@ def damage_by_declaring_more_than_there_is(folder):
 
 
 def damage_by_a_compressed_pickle(folder):
-    as_pickle(folder, compression=zipfile.ZIP_DEFLATED, zeros=10_000_000)
+    as_pickle(folder, compression=zipfile.ZIP_DEFLATED, zeros=20_000_000)
     return (
-        "…/adapter_model.bin is damaged or cut short (40,0… bytes compressed to …). Save or "
+        "…/adapter_model.bin is damaged or cut short (80,0… bytes compressed to …). Save or "
         "download it again."
     )
 
@@ -467,6 +470,44 @@ def damage_by_another_mechanism(folder):
     )
 
 
+def damage_by_a_link_to_another_folder(folder):
+    file = folder / "adapter_model.safetensors"
+    target = file.rename(folder.parent / "elsewhere")
+    file.symlink_to(target)
+    return (
+        f"{file} links to {target}, outside the adapter's folder. If you trust the adapter, "
+        "replace the link by a copy of the file."
+    )
+
+
+def damage_by_a_link_up_and_down(folder):
+    file = folder / "ptune.json"
+    target = file.rename(folder.parent / "elsewhere.json")
+    file.symlink_to("../elsewhere.json")
+    return f"{file} links to {target}, outside the adapter's folder. …"
+
+
+def damage_by_a_link_to_itself(folder):
+    (folder / "ptune.json").unlink()
+    (folder / "ptune.json").symlink_to("ptune.json")
+    return f"{folder}/ptune.json is not a regular file. Remove it, or download the adapter again."
+
+
+def damage_by_a_pipe(folder):
+    (folder / "ptune.json").unlink()
+    os.mkfifo(folder / "ptune.json")
+    return f"{folder}/ptune.json is not a regular file. …"
+
+
+def damage_by_a_pickle_of_a_list(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save([torch.zeros(2)], folder / "adapter_model.bin")
+    return (
+        "…/adapter_model.bin is damaged or cut short (it holds no named tensors). Save or download "
+        "it again."
+    )
+
+
 def damage_by_a_pickle(folder):
     import pickle
 
@@ -484,8 +525,76 @@ DAMAGES = [value for name, value in list(globals().items()) if name.startswith("
 def test_a_damaged_adapter_is_refused_by_name(saved, kind, damage):
     _, folder = saved
     message = damage(folder)
-    with refused(message):
-        PromptModel.from_pretrained(build(kind), folder)
+    backbone = build(kind)
+    with refused(message), at_most(50_000_000):
+        PromptModel.from_pretrained(backbone, folder)
+
+
+@contextmanager
+def at_most(limit):
+    """Check how many bytes more than before are in memory at any time, where Linux tells."""
+    status = Path("/proc/self/status")
+
+    def kilobytes(name):
+        return int(re.search(rf"{name}:\s+(\d+) kB", status.read_text())[1])
+
+    if status.exists():
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        before = kilobytes("VmRSS")
+    try:
+        yield
+    finally:
+        if status.exists():
+            assert (kilobytes("VmHWM") - before) * 1024 <= limit
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+@pytest.mark.parametrize("form", ["safetensors", "pickle"])
+def test_a_large_adapter_takes_less_than_twice_its_tensors(saved, kind, form):
+    _, folder = saved
+    change(folder, "prompt_embeddings", torch.ones(1000, 32_000))  # 128 MB
+    file = folder / "adapter_config.json"
+    sizes = {"num_virtual_tokens": 1000, "token_dim": 32_000}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **sizes}))
+    if form == "pickle":
+        as_pickle(folder)
+    with at_most(2 * 128_000_000):
+        assert Adapter.read(folder).prompt_embeddings.sum() == 32_000_000
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_a_small_file_cannot_ask_for_a_large_prompt_encoder(saved, kind):
+    """The encoder's width, 16,384, would take a gigabyte."""
+    _, folder = saved
+    file = folder / "adapter_config.json"
+    content = {**json.loads(file.read_text()), "encoder_hidden_size": 16_384}
+    file.write_text(json.dumps(content))
+    backbone = build(kind)
+    with (
+        refused(
+            "…/model.safetensors: prompt_encoders.default.mlp_head.0.bias has the shape [16]; "
+            "expected [16384]. The file is damaged or belongs to another adapter."
+        ),
+        at_most(50_000_000),
+    ):
+        PromptModel.from_pretrained(backbone, folder, is_trainable=True)
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_links_inside_an_adapter_s_folder_are_followed(saved, kind, tmp_path):
+    model, folder = saved
+    (folder / "ptune.json").rename(folder / "inside.json")
+    (folder / "ptune.json").symlink_to("inside.json")
+    (tmp_path / "link").symlink_to(folder)
+    PromptModel.from_pretrained(build(kind), tmp_path / "link")
+    # As in the Hub's cache.
+    snapshot = tmp_path / "models--a--b" / "snapshots" / ("1" * 40) / "inner"
+    (tmp_path / "models--a--b" / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
+        (folder / name).rename(tmp_path / "models--a--b" / "blobs" / str(number))
+        (snapshot / name).symlink_to(f"../../../blobs/{number}")
+    assert Adapter.read(snapshot).prompt_embeddings.equal(model.prompt_embeddings())
 
 
 @pytest.mark.parametrize("kind", ["bert"], indirect=True)

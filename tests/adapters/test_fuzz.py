@@ -1,18 +1,25 @@
 """Damaged files of adapters: each is refused with a `PtuneError`, or is a valid adapter."""
 
+import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import struct
+import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
-from ptune import PromptEncoderConfig, PtuneError
+import ptune
+import ptune.peft
+from ptune import PromptEncoderConfig, PromptModel, PtuneError
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.schema import MAX_VALUE
+from ptune.backbones.loading import load_backbone
 from ptune.labels import Labels
 
 # `make fuzz` sets more of them, and another seed.
@@ -95,9 +102,9 @@ def mutate(draw, file):
     data = file.read_bytes()
     if file.suffix == ".json" and kind < 0.8:
         data = json.dumps(changed_json(draw, json.loads(data))).encode()
-    elif file.name == SAFE and kind < 0.5:
+    elif file.suffix == ".safetensors" and kind < 0.5:
         data = changed_header(draw, data)
-    elif file.name == SAFE and kind < 0.6:
+    elif file.suffix == ".safetensors" and kind < 0.6:
         data = changed_values(draw, data)
     else:
         data = changed_bytes(draw, data)
@@ -138,23 +145,69 @@ def original(request, tmp_path_factory):
     return folder
 
 
-def test_a_damaged_file_is_refused_or_still_an_adapter(original, tmp_path):
-    draw = random.Random(f"{SEED} {original.name}")
-    check(Adapter.read(original))
-    messages = []
-    for number in range(MUTATIONS // 3):
-        folder = tmp_path / "damaged"
+def attack(original, folder, count, use):
+    """Damage copies of an adapter and use them: each is refused, or used without an error."""
+    draw, messages = random.Random(f"{SEED} {original.name}"), []
+    use(draw, original)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(count):
         shutil.copytree(original, folder)
         files = draw.sample(sorted(folder.iterdir()), draw.choice([1, 1, 2]))
-        done = [mutate(draw, file) for file in files]
+        done, started = [mutate(draw, file) for file in files], time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                check(Adapter.read(folder))
+                use(draw, folder)
         except PtuneError as error:
             messages.append(str(error))
         except BaseException as error:
             raise AssertionError(f"mutation {number}: {done}") from error
+        seconds = time.process_time() - started
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak  # kB
+        assert (seconds < 5, grown < 1_000_000) == (True, True), f"mutation {number}: {done}"
         shutil.rmtree(folder)
-    assert len(messages) > MUTATIONS // 10
+    assert len(messages) > count // 4
     assert all(20 < len(message) < 2000 for message in messages)
+
+
+def test_a_damaged_file_is_refused_or_still_an_adapter(original, tmp_path):
+    attack(
+        original,
+        tmp_path / "damaged",
+        MUTATIONS // 3,
+        lambda draw, folder: check(Adapter.read(folder)),
+    )
+
+
+@pytest.mark.parametrize("depth", ["input", "deep"])
+def test_a_damaged_adapter_never_changes_the_backbone(depth, bert_folder, tmp_path):
+    """With a backbone: `ptune.load`, and resuming on a backbone that others use, too."""
+
+    def weights(model):
+        parts = {n: p for n, p in model.state_dict().items() if n.startswith("bert.")}
+        return hashlib.sha256(b"".join(parts[n].numpy().tobytes() for n in sorted(parts))).digest()
+
+    shared = load_backbone(str(bert_folder), dtype="float32")
+    config = ptune.peft.PromptEncoderConfig(
+        num_virtual_tokens=4, depth=depth, encoder_hidden_size=8
+    )
+    model = PromptModel(shared, config)
+    model.save_pretrained(tmp_path / depth)
+    model.unload()
+    before = weights(shared)
+
+    def use(draw, folder):
+        model = None
+        try:
+            if draw.random() < 0.3:
+                model = PromptModel.from_pretrained(shared, folder, is_trainable=True)
+            else:
+                name = draw.choice([None, str(bert_folder)])
+                classifier = ptune.load(folder, model=name, dtype="float32", device="cpu")
+                model = classifier.prompt_model_
+                assert np.isfinite(next(classifier.logits("where is my parcel?"))).all()
+            check(model.to_adapter())
+        finally:
+            assert weights(model.unload() if model else shared) == before
+
+    attack(tmp_path / depth, tmp_path / "damaged", 50 if MUTATIONS == 300 else 150, use)

@@ -485,6 +485,21 @@ def test_a_refusal_halfway_leaves_nothing_in_the_repository(server, run_folder, 
     assert server.files("alice/mail") == set()
 
 
+def test_an_error_of_the_hub_is_reported(server, run_folder, patience):
+    server.go_wrong("POST", "/commit/", status=409)
+    with refused("The Hub refused alice/mail with error 409 (…). Try again later."):
+        push(run_folder)
+
+
+def test_a_full_disk_during_a_download_is_reported(server, run_folder, tmp_path):
+    server.add_folder("bob/mail", run_folder)
+    (tmp_path / "file").write_text("")
+    with refused(
+        "adapter_config.json of 'bob/mail' could not be saved (…). Free some space or try again."
+    ):
+        ptune.load("bob/mail", cache_dir=tmp_path / "file")
+
+
 def test_an_interrupted_upload_is_repeated(server, run_folder, patience):
     server.go_wrong("PUT", "/storage/", cut=100, times=1)
     push(run_folder)

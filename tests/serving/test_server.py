@@ -211,7 +211,7 @@ def test_files_outside_the_folder_are_not_served(stage, tmp_path):
     assert sorted(bank) == ["around", "inside"]
     assert bank.refused.keys() == {"out", "half", "two words"}
     assert "outside the served folder" in bank.refused["out"]
-    assert "outside the served folder" in bank.refused["half"]
+    assert "outside the adapter's folder" in bank.refused["half"]
 
 
 # Who may use the server.

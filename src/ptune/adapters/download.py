@@ -88,11 +88,10 @@ class AdapterFiles:
         """The local path of a file, downloaded if necessary; ``None``: there is no such file.
 
         Raises:
-            PtuneError: The Hub cannot be reached.
+            PtuneError: The Hub cannot be reached, or it is a link to another folder.
         """
         if self.is_local:
-            file = self.folder / name
-            return file if file.is_file() else None
+            return _own_file(self.folder, name)
         path = f"{self._inside}/{name}" if self._inside else name
         try:
             return Path(self._download(path, revision=self._revision))
@@ -143,6 +142,28 @@ class AdapterFiles:
                 "network."
             )
         return f"{name} of {source} could not be saved ({reason}). Free some space or try again."
+
+
+def _own_file(folder: Path, name: str) -> Path | None:
+    """A file of an adapter's folder; ``None``: there is none.
+
+    Raises:
+        PtuneError: It is not a file, or a link that leads out of the folder.
+    """
+    file = folder / name
+    if not os.path.lexists(file):
+        return None
+    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
+    # A snapshot in the Hub's cache consists of links to `blobs`.
+    blobs = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
+    if not any(target.is_relative_to(place) for place in (root, *blobs)):
+        raise PtuneError(
+            f"{file} links to {target}, outside the adapter's folder. If you trust the adapter, "
+            "replace the link by a copy of the file."
+        )
+    if not file.is_file():
+        raise PtuneError(f"{file} is not a regular file. Remove it, or download the adapter again.")
+    return file
 
 
 def is_hub_id(name: str) -> bool:
