@@ -78,6 +78,7 @@ class Fault:
     method: str
     where: str
     status: int | None = None
+    code: str | None = None
     cut: int | None = None
     times: float = float("inf")
 
@@ -180,7 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.fault and self.fault.status is not None:
                 messages = {401: "Invalid username or password.", 403: "You may not do this."}
-                raise _Refused(self.fault.status, messages.get(self.fault.status, "Out of order."))
+                message = messages.get(self.fault.status, "Out of order.")
+                raise _Refused(self.fault.status, message, self.fault.code)
             self.route(path)
         except _Refused as refused:
             self.send(

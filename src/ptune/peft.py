@@ -86,14 +86,8 @@ class PromptTuningInit(StrEnum):
 class PeftConfig:
     """What all configurations share. `from_pretrained` and `from_peft_type` choose the class.
 
-    Args:
-        task_type: ``"SEQ_CLS"``.
-        peft_type: The method.
-        auto_mapping: Not used: ptune imports no code that a file names.
-        peft_version: The release of PEFT whose file format is written.
-        base_model_name_or_path: The backbone's Hub id or folder.
-        revision: The backbone's revision on the Hub.
-        inference_mode: True in a saved adapter.
+    The fields are those of `ptune.PromptEncoderConfig`. `auto_mapping` is not used: ptune imports
+    no code that a file names.
     """
 
     task_type: str | None = None
@@ -162,16 +156,9 @@ class PeftConfig:
 
 @dataclass
 class PromptLearningConfig(PeftConfig):
-    """What the configurations of prompts share.
+    """What the configurations of prompts share, as in `ptune.PromptEncoderConfig`.
 
     Args:
-        num_virtual_tokens: Length of the prompt, in tokens.
-        token_dim: Width of the backbone's token embedding; filled in from the backbone.
-        num_transformer_submodules: 1. PEFT repeats prompts for encoder-decoders.
-        num_attention_heads: Attention heads of the backbone; filled in.
-        num_layers: Layers of the backbone; filled in.
-        modules_to_save: Saved for PEFT. ptune trains and saves the whole head, that is every
-            parameter outside the backbone's base model.
         init_weights: ``None`` or ``False``: the prompt starts as its method does. ``"zero"``, for
             prefix tuning: it starts as zeros.
     """
@@ -462,21 +449,13 @@ class PeftModelForSequenceClassification(PromptModel):
         config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> PeftModelForSequenceClassification:
-        """Put a saved adapter on `model`.
+        """Put a saved adapter on `model`, as `PromptModel.from_pretrained` does.
 
         Args:
-            model: The backbone.
-            model_id: A folder, or a repository on the Hub.
-            adapter_name: Its name in the model.
-            is_trainable: Continue training.
             config: Replaces the adapter's own. It becomes the model's, as in PEFT: its
                 `inference_mode` is set, and what it leaves open is filled in.
-            **kwargs: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`, and
-                `allow_other_backbone` as for `PromptModel.from_adapter`. PEFT's arguments for
-                loading large weights have no effect.
-
-        Raises:
-            PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
+            **kwargs: As for `PromptModel.from_pretrained`. PEFT's arguments for loading large
+                weights have no effect.
         """
         allow = kwargs.pop("allow_other_backbone", False)
         loaded = cls.from_adapter(
@@ -497,28 +476,14 @@ class PeftModelForSequenceClassification(PromptModel):
         return loaded
 
     def add_adapter(self, adapter_name: str, peft_config: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Add a new prompt, with a head like the one the backbone came with. It is not active yet.
-
-        Raises:
-            PtuneError: There is an adapter of that name, or the prompt does not fit.
-        """
+        """As `PromptModel.add_adapter`, with PEFT's arguments."""
         _refuse_unknown(kwargs, "add_adapter")
         super().add_adapter(adapter_name, peft_config)
 
     def load_adapter(  # type: ignore[override]
         self, model_id: Any, adapter_name: str, is_trainable: bool = False, **kwargs: Any
     ) -> None:
-        """Add a saved adapter. It is not active yet.
-
-        Args:
-            model_id: A folder, or a repository on the Hub.
-            adapter_name: Its name in this model.
-            is_trainable: Let it train once it is active, without a prompt encoder.
-            **kwargs: As for `from_pretrained`.
-
-        Raises:
-            PtuneError: There is no such adapter, or it does not fit. The model is unchanged.
-        """
+        """As `PromptModel.load_adapter`, with PEFT's arguments."""
         allow = kwargs.pop("allow_other_backbone", False)
         super().load_adapter(
             _read(model_id, kwargs),
@@ -528,15 +493,7 @@ class PeftModelForSequenceClassification(PromptModel):
         )
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make another adapter active: its prompt, head and labels.
-
-        Args:
-            adapter_name: Its name.
-            inference_mode: True: it does not train.
-
-        Raises:
-            PtuneError: There is none of that name.
-        """
+        """As `PromptModel.set_adapter`. With `inference_mode`, the adapter does not train."""
         super().set_adapter(adapter_name)
         if inference_mode:
             self.freeze()
@@ -563,17 +520,10 @@ class PeftModelForSequenceClassification(PromptModel):
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Save all adapters, each with a model card, where PEFT saves them.
+        """Save all adapters, or the selected ones, each with a model card, where PEFT saves them.
 
         `default` (or the only adapter) is saved in the folder itself, others in folders of their
         names in it. A checkpoint of `Trainer` always has the active adapter in the folder itself.
-
-        Args:
-            save_directory: The folder.
-            safe_serialization: True. ptune does not write pickles.
-            selected_adapters: Save these only.
-            is_main_process: False: save nothing.
-            **kwargs: Others that PEFT and `Trainer` pass.
 
         Raises:
             PtuneError: `safe_serialization` is False, an adapter does not exist, or the folder
@@ -651,7 +601,7 @@ class AutoPeftModelForSequenceClassification:
         revision: str | None = None,
         **kwargs: Any,
     ) -> PeftModelForSequenceClassification:
-        """Load an adapter together with the backbone that it names.
+        """Load an adapter and its backbone.
 
         Args:
             pretrained_model_name_or_path: A folder, or a repository on the Hub.
@@ -664,11 +614,10 @@ class AutoPeftModelForSequenceClassification:
         Raises:
             PtuneError: There is no adapter, it names no backbone, or one of them cannot be loaded.
         """
-        here = ("subfolder", "token", "cache_dir", "local_files_only", *_WITHOUT_EFFECT)
+        kwargs = {name: value for name, value in kwargs.items() if name not in _WITHOUT_EFFECT}
+        here = ("subfolder", "token", "cache_dir", "local_files_only")
         where = {name: kwargs.pop(name) for name in here if name in kwargs}
-        token, allow = where.get("token"), kwargs.pop("allow_other_backbone", False)
-        for name in _WITHOUT_EFFECT:
-            where.pop(name, None)
+        allow = kwargs.pop("allow_other_backbone", False)
         saved = Adapter.read(pretrained_model_name_or_path, revision=revision, **where)
         backbone_name = saved.config.base_model_name_or_path
         if backbone_name is None:
@@ -682,7 +631,7 @@ class AutoPeftModelForSequenceClassification:
             labels=saved.labels.names,
             problem_type=saved.labels.problem_type,
             revision=saved.config.revision,
-            token=token,
+            token=where.get("token"),
             **kwargs,
         )
         return PeftModel.from_pretrained(
@@ -722,14 +671,7 @@ def get_peft_model(
 def get_peft_model_state_dict(
     model: PromptModel, state_dict: None = None, adapter_name: str | None = None, **kwargs: Any
 ) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter file: prompt embeddings and head.
-
-    Args:
-        model: The model.
-        state_dict: Not used; `None`.
-        adapter_name: Which adapter; `None`: the active one.
-        **kwargs: PEFT's other arguments have no effect.
-    """
+    """The tensors of an adapter file: prompt and head. Other arguments have no effect."""
     return model.to_adapter(adapter_name).tensors()
 
 

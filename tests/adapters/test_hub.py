@@ -485,6 +485,25 @@ def test_a_refusal_halfway_leaves_nothing_in_the_repository(server, run_folder, 
     assert server.files("alice/mail") == set()
 
 
+def test_a_link_to_a_file_elsewhere_is_not_published(server, run_folder, tmp_path):
+    folder, secret = tmp_path / "run", tmp_path / "id_rsa"
+    shutil.copytree(run_folder, folder)
+    secret.write_text("secret")
+    (folder / "README.md").symlink_to(secret)
+    with refused(
+        f"{folder / 'README.md'} links to {secret}, outside the adapter's folder. If you trust the "
+        "adapter, replace the link by a copy of the file."
+    ):
+        push(folder)
+    assert not server.repos
+
+
+def test_a_repository_that_is_deleted_meanwhile_is_reported(server, run_folder):
+    server.go_wrong("POST", "/commit/", status=404, code="RepoNotFound")
+    with refused("There is no repository alice/mail that you can see (…). Check the name."):
+        push(run_folder)
+
+
 def test_an_error_of_the_hub_is_reported(server, run_folder, patience):
     server.go_wrong("POST", "/commit/", status=409)
     with refused("The Hub refused alice/mail with error 409 (…). Try again later."):

@@ -91,7 +91,7 @@ class AdapterFiles:
             PtuneError: The Hub cannot be reached, or it is a link to another folder.
         """
         if self.is_local:
-            return _own_file(self.folder, name)
+            return own_file(self.folder, name)
         path = f"{self._inside}/{name}" if self._inside else name
         try:
             return Path(self._download(path, revision=self._revision))
@@ -144,7 +144,7 @@ class AdapterFiles:
         return f"{name} of {source} could not be saved ({reason}). Free some space or try again."
 
 
-def _own_file(folder: Path, name: str) -> Path | None:
+def own_file(folder: Path, name: str) -> Path | None:
     """A file of an adapter's folder; ``None``: there is none.
 
     Raises:

@@ -26,7 +26,7 @@ from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
 from ptune.adapters.card import LIBRARY, PICTURES, model_card
-from ptune.adapters.download import HubHTTPError
+from ptune.adapters.download import HubHTTPError, own_file
 from ptune.adapters.public import PublicBackbone, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
@@ -158,7 +158,7 @@ def _public_files(folder: Path) -> Files:
         files[METRICS_NAME] = (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
     unchanged = [INFO_NAME, *PICTURES, CARD_NAME]
     unchanged += [QUALITY_NAME] if adapter.postprocessing.tensors else []
-    files |= {name: folder / name for name in unchanged if (folder / name).is_file()}
+    files |= {name: file for name in unchanged if (file := own_file(folder, name))}
     if CARD_NAME in files and CARD_MARK in (folder / CARD_NAME).read_text("utf-8"):
         del files[CARD_NAME]
     return files
