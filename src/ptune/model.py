@@ -33,7 +33,7 @@ from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
 from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Host
 from ptune.prompts.mechanisms import Mechanism, Prompt
-from ptune.prompts.readers import Readers
+from ptune.prompts.readers import KeptTexts, Readers
 
 
 @dataclass
@@ -488,6 +488,14 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         """Stop training the active adapter, for inference."""
         self.state.trains = False
         self._freeze_inactive()
+
+    @property
+    def kept_texts(self) -> KeptTexts:
+        """The texts that a reader keeps from one epoch to the next, up to `limit` bytes.
+
+        The limit is 0 at first. `ptune train` and `PromptClassifier.fit` set it while they train.
+        """
+        return self.host.readers.kept
 
     def unload(self) -> PreTrainedModel:
         """Restore the backbone bit for bit and return it. This model cannot be used afterwards."""

@@ -46,14 +46,26 @@ TASKS = {
         "single_label_classification",
         {"num_virtual_tokens": 7, "depth": "deep", "shift_positions": True, "pooling": "mean"},
     ),
+    "reader": (
+        ["u", "v", "w"],
+        "single_label_classification",
+        {"num_virtual_tokens": 4, "depth": "reader", "pooling": "prompt", "reader_rank": 2},
+    ),
+    "as reader": (
+        ["m", "n"],
+        "multi_label_classification",
+        {"num_virtual_tokens": 2, "depth": "reader"},
+    ),
 }
+READERS = ["reader", "as reader"]
 TEXTS = [*SENTENCES[:4], "the", (SENTENCES[4], SENTENCES[5]), ("the lamp", "red")]
 
 
 def save_adapter(backbone, folder, labels, problem_type, options, seed=0, **info):
     """Save an adapter with a random prompt and head."""
     torch.manual_seed(seed)
-    config = PromptEncoderConfig(encoder_reparameterization_type="NONE", **options)
+    make = ptune.PromptEncoderConfig if options.get("depth") == "reader" else PromptEncoderConfig
+    config = make(encoder_reparameterization_type="NONE", **options)
     model = PromptModel(backbone, config)
     with torch.no_grad():
         model.prompt_encoder.embedding.weight.normal_(std=0.5)
@@ -87,7 +99,8 @@ def test_a_mixed_batch_gives_each_task_s_own_logits_on_every_architecture(archit
     base = build_model(kind, tokenizer)
     own = {}
     is_causal = Architecture.of(base).is_causal
-    tasks = [t for t in TASKS if not (is_causal and TASKS[t][2].get("pooling") == "prompt")]
+    tasks = [t for t in TASKS if t not in READERS]
+    tasks = [t for t in tasks if not (is_causal and TASKS[t][2].get("pooling") == "prompt")]
     for i, task in enumerate(tasks):
         labels, problem_type, options = TASKS[task]
         backbone = build_model(kind, tokenizer, num_labels=len(labels))
@@ -182,6 +195,48 @@ def test_predictions_equal_those_of_the_classifiers(own, shared_bank):
         else:
             assert found.label == expected.label
         assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_each_text_is_read_once_for_all_readers(own, shared_bank):
+    """Other prompts read it again, for which all of them share a pass."""
+    runs = []
+    embedding = shared_bank.backbone.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, args, out: runs.append(args[0].shape))
+    found = shared_bank.predict_all(TEXTS, READERS)
+    hook.remove()
+    longest = max(len(shared_bank.tokenizer(text)["input_ids"]) for text in TEXTS[:4])
+    assert len(runs) == 2
+    assert runs[0][0] == len(TEXTS)
+    assert runs[0][1] >= longest
+    assert runs[1] == (2 * len(TEXTS), 4)
+    assert [list(by_task) for by_task in found] == [READERS] * len(TEXTS)
+    for text, by_task in zip(TEXTS, found, strict=True):
+        for task, prediction in by_task.items():
+            expected = own[task](text)
+            assert prediction.label == expected.label
+            np.testing.assert_allclose(
+                list(prediction.probabilities.values()),
+                list(expected.probabilities.values()),
+                atol=1e-5,
+            )
+
+
+def test_all_tasks_answer_for_every_text(own, shared_bank):
+    found = shared_bank.predict_all(iter(TEXTS[:3]))
+    assert [list(by_task) for by_task in found] == [list(shared_bank)] * 3
+    for text, by_task in zip(TEXTS[:3], found, strict=True):
+        for task, prediction in by_task.items():
+            expected = own[task](text).label
+            assert prediction.label == (
+                pytest.approx(expected, abs=1e-5) if task == "deep" else expected
+            )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_many_readers_of_one_text_take_several_passes(own, shared_bank, batch_size, monkeypatch):
+    monkeypatch.setattr("ptune.inference.bank.TOKENS_PER_TEXT", 4)
+    requests = [(task, text) for text in TEXTS for task in READERS * 3]
+    assert_same(shared_bank.logits(requests, batch_size=batch_size), alone(own, requests))
 
 
 def test_no_requests_give_no_results(shared_bank):

@@ -214,6 +214,26 @@ def test_balanced_class_weights_are_those_of_fit(bert_folder, table, tmp_path):
     assert ptune.train_run(own, tmp_path / "run").metrics["eval"]
 
 
+def test_a_reader_reads_each_text_once_and_learns_the_same(bert_folder, table, tmp_path):
+    """Whether texts are kept changes no number of the adapter beyond rounding."""
+    options = {"prompt": "reader", "reader_rank": 2, "pooling": "prompt"}
+    loaded = {}
+    for gigabytes in (1.0, 0.0):
+        chosen = settings(bert_folder, table, keep_texts=gigabytes, **options)
+        run = training.train_run(chosen, tmp_path / str(gigabytes))
+        assert run.model.kept_texts.nbytes == 0
+        loaded[gigabytes] = run.model.to_adapter(), run.metrics["kept_texts"]
+    kept, none = (loaded[gigabytes][1] for gigabytes in (1.0, 0.0))
+    texts = len(set(table.read_text().splitlines())) - 1
+    assert kept["texts"] == kept["read"] == texts
+    assert kept["reused"] > texts
+    # Two layers with keys and values of 32 numbers in float32, for each token.
+    assert kept["bytes_per_text"] > 2 * 2 * 32 * 4
+    assert none == {"texts": 0, "bytes": 0, "bytes_per_text": 0, "read": 0, "reused": 0}
+    one, other = (loaded[gigabytes][0].prompt_embeddings for gigabytes in (1.0, 0.0))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
 def test_long_texts_are_truncated_and_counted(bert_folder, tmp_path, texts):
     file = tmp_path / "long.csv"
     long = " ".join(texts * 4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ from ptune.postprocessing import Postprocessing
 from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Prompt
-from ptune.texts import Text, batches, encode, lock_of
+from ptune.prompts.readers import TextStates
+from ptune.texts import TOKENS_PER_TEXT, Text, batches, encode, lock_of
 
 if TYPE_CHECKING:
     import transformers
@@ -468,6 +469,24 @@ class PromptBank:
             for (task, _), logits in zip(window, found, strict=True):
                 yield task.info, logits
 
+    def predict_all(
+        self, texts: Iterable[Text], tasks: Iterable[str] | None = None
+    ) -> list[dict[str, Prediction]]:
+        """The predictions of several tasks for each text, by the tasks' names.
+
+        Each text is read once for all readers among the tasks. Every other prompt reads it again.
+
+        Args:
+            texts: Texts or pairs.
+            tasks: Names of the tasks; ``None``: all of them.
+
+        Raises:
+            PtuneError: As for `logits`.
+        """
+        names, rows = list(self if tasks is None else tasks), list(texts)
+        answers = iter(self.predict([(name, text) for text in rows for name in names]))
+        return [{name: next(answers) for name in names} for _ in rows]
+
     def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
         """How many tokens of each text are cut off. Raises as `logits` does."""
         found = self._tasks_and_texts(requests)
@@ -489,15 +508,53 @@ class PromptBank:
     ) -> list[np.ndarray]:
         encoded = self._encode(window, side=side)
         answers = [np.empty(0, dtype=np.float32)] * len(window)
-        for chosen in batches([len(e["input_ids"]) for e in encoded], batch_size):
-            # Readers pass through the backbone after their texts, all others with them.
-            for is_reader in (False, True):
-                some = [i for i in chosen if (window[i][0].info.depth == "reader") == is_reader]
-                tasks = [window[i][0] for i in some]
-                logits = self._forward(tasks, [encoded[i] for i in some]) if some else ()
-                for i, task, row in zip(some, tasks, logits, strict=True):
-                    answers[i] = row[: len(task.info.labels_)]
+
+        def answer(chosen: list[int], **inputs: Any) -> None:
+            tasks = [window[i][0] for i in chosen]
+            for i, row in zip(chosen, self._forward(tasks, **inputs), strict=True):
+                answers[i] = row[: len(window[i][0].info.labels_)]
+
+        with_text = [i for i, (task, _) in enumerate(window) if task.info.depth != "reader"]
+        for some in batches([len(encoded[i]["input_ids"]) for i in with_text], batch_size):
+            chosen = [with_text[j] for j in some]
+            answer(chosen, texts=[encoded[i] for i in chosen])
+        after_text = [i for i, (task, _) in enumerate(window) if task.info.depth == "reader"]
+        longest = max((window[i][0].info.num_virtual_tokens for i in after_text), default=0)
+        for states, chosen in self._read_once(after_text, encoded, longest, batch_size):
+            answer(chosen, states=states)
         return answers
+
+    def _read_once(
+        self, requests: list[int], encoded: list[dict[str, list[int]]], k: int, batch_size: int
+    ) -> Iterator[tuple[TextStates, list[int]]]:
+        """Read each text once, for all requests about it.
+
+        Args:
+            requests: Numbers of requests, all for readers.
+            encoded: The text of each request; those about the same text share an object.
+            k: Length of the longest reader.
+            batch_size: As for `logits`.
+
+        Yields:
+            Texts, and the requests that a forward pass answers: as many for each text, those of
+            the first text first.
+        """
+        of_text: dict[int, list[int]] = defaultdict(list)
+        for i in requests:
+            of_text[id(encoded[i])].append(i)
+        alike: dict[int, list[list[int]]] = defaultdict(list)
+        for some in of_text.values():
+            alike[len(some)].append(some)
+        for count, groups in alike.items():
+            lengths = [len(encoded[some[0]]["input_ids"]) for some in groups]
+            for chosen in batches(lengths, batch_size):
+                texts = [encoded[groups[i][0]] for i in chosen]
+                states = self._host.read_texts(**self._padded(texts))
+                # Readers of a text take part in one attention, so there must not be too many.
+                most = min(TOKENS_PER_TEXT * batch_size // len(chosen), max(64, max(lengths)))
+                step = max(1, most // k)
+                for start in range(0, count, step):
+                    yield states, [i for j in chosen for i in groups[j][start : start + step]]
 
     def _encode(
         self,
@@ -506,37 +563,48 @@ class PromptBank:
         cut: bool = True,
         side: str | None = None,
     ) -> list[dict[str, list[int]]]:
-        """The tokenizer's output for each text or pair."""
-        encoded: list[dict[str, list[int]]] = [{} for _ in window]
+        """The tokenizer's output for each text or pair, the same object for equal ones."""
+        asked = [(texts, task.max_text_tokens if cut else None) for task, texts in window]
+        encoded: dict[Any, dict[str, list[int]]] = {text: {} for text in asked}
         for columns in (1, 2):
-            some = [i for i, (_, texts) in enumerate(window) if len(texts) == columns]
+            some = [text for text in encoded if len(text[0]) == columns]
             if some:
                 found, _ = encode(
                     self.tokenizer,
-                    [[window[i][1][c] for i in some] for c in range(columns)],
-                    [window[i][0].max_text_tokens if cut else None for i in some],
+                    [[texts[c] for texts, _ in some] for c in range(columns)],
+                    [limit for _, limit in some],
                     side,
                 )
                 for key, values in found.items():
-                    for i, value in zip(some, values, strict=True):
-                        encoded[i][key] = value
-        return encoded
+                    for text, value in zip(some, values, strict=True):
+                        encoded[text][key] = value
+        return [encoded[text] for text in asked]
 
-    @torch.inference_mode()
-    def _forward(self, tasks: list[_Task], texts: list[dict[str, list[int]]]) -> np.ndarray:
-        """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
-        weights = self._take(dict.fromkeys(tasks))
-        number = {task: i for i, task in enumerate(weights)}
+    def _padded(self, texts: list[dict[str, list[int]]]) -> Any:
+        """A batch of texts on the backbone's device."""
         with lock_of(self.tokenizer):
             batch = self.tokenizer.pad(
                 {key: [text[key] for text in texts] for key in texts[0]}, return_tensors="pt"
             )
-        one = len(weights) == 1
+        return batch.to(self.backbone.device)
+
+    @torch.inference_mode()
+    def _forward(
+        self,
+        tasks: list[_Task],
+        texts: list[dict[str, list[int]]] | None = None,
+        states: TextStates | None = None,
+    ) -> np.ndarray:
+        """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
+        weights = self._take(dict.fromkeys(tasks))
+        number = {task: i for i, task in enumerate(weights)}
+        one = len(weights) == 1 and (states is None or len(states.mask) == len(tasks))
+        inputs = self._padded(texts) if texts else {"texts": states}
         output = self._host.run(
             [w.prompt for w in weights.values()],
             None if one else [number[task] for task in tasks],
             heads=[weights[task].head for task in (weights if one else tasks)],
-            **batch.to(self.backbone.device),
+            **inputs,
         )
         return output.logits.float().cpu().numpy()
 

@@ -232,9 +232,11 @@ class ReaderStates:
         vectors = current.reader_vectors[number]  # [n, hidden]
         change = F.embedding(current.virtual.clamp(0, len(vectors) - 1), vectors)
         if current.reader_low_rank:
-            down, up = current.reader_low_rank[number]  # [1 or batch, rank, hidden]
+            down, up = current.reader_low_rank[number]  # [n, rank, hidden]
             normal = F.rms_norm(states.to(down.dtype), states.shape[-1:])  # [batch, k, hidden]
-            change = change + normal @ down.mT @ up
+            normal = normal.unflatten(0, (-1, len(down)))
+            narrow = torch.einsum("bnkh,nrh->bnkr", normal, down)
+            change = change + torch.einsum("bnkr,nrh->bnkh", narrow, up).flatten(0, 1)
         return (states + change.to(states.dtype), *rest), kwargs
 
 

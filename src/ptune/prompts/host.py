@@ -630,7 +630,10 @@ class _Batch:
         rows = len(mask) if which is None else len(which)
         times = rows // max(1, len(mask))
         low_rank = [p.embeddings[:0] if p.low_rank is None else p.low_rank for p in self.prompts]
+        if which is not None and list(which) == list(which[:times]) * len(mask):
+            which = which[:times]  # all texts have the same readers
         readers.enter_low_rank(self.current, low_rank, which)
+        self.current.prompts_per_text = times
         lengths = texts.lengths.repeat_interleave(times, dim=0)  # [rows, 1]
         self._check_fits(lengths, self._of_texts([p.positions for p in self.prompts]))
         empty = torch.zeros(rows, 0, dtype=torch.long, device=mask.device)

@@ -43,7 +43,8 @@ class Pass:
         layer_start: Index of the prompt embedding that the first of these belongs to.
         reader_vectors: For each layer but the first, ``[n, hidden]``: added to its input at virtual
             tokens.
-        reader_low_rank: For each layer but the first, two matrices ``[1 or batch, rank, hidden]``.
+        reader_low_rank: For each layer but the first, two matrices ``[n, rank, hidden]``,
+            where n is 1, `prompts_per_text` or the batch.
         reader_positions: ``[batch, seq]``: the positions of readers, if they follow a text.
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
         mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.

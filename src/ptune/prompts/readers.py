@@ -120,6 +120,11 @@ class KeptTexts:
         self._rows.clear()
         self.nbytes = 0
 
+    def close(self) -> None:
+        """Free the memory, and keep nothing from now on."""
+        self.limit = 0
+        self.forget()
+
     def check(self, version: object) -> None:
         """Forget everything if it belongs to another state of the backbone."""
         if version != self._version:
@@ -216,14 +221,14 @@ class Readers(Mechanism):
         Args:
             current: The pass.
             low_rank: ``[2 * rank, width]`` for each prompt.
-            which: As for `enter`.
+            which: As for `enter`. With several readers per text, those of the first text.
         """
         if not any(len(t) for t in low_rank):
             return
         down, up = (stacked([t.chunk(2)[i] if len(t) else t for t in low_rank]) for i in range(2))
         if which is not None:
             index = torch.tensor(which, device=down.device)
-            down, up = down[index], up[index]  # [texts, rank, width]
+            down, up = down[index], up[index]  # [batch or readers per text, rank, width]
         parts = (t.split(self.sizes, dim=2)[1:] for t in (down, up))
         current.reader_low_rank = list(zip(*parts, strict=True))
 
@@ -237,7 +242,6 @@ class Readers(Mechanism):
             times: How many prompts read each text.
         """
         current.key_values, current.key_mask = texts.key_values, texts.mask
-        current.prompts_per_text = times
         if self.continues:
             own = torch.arange(k, device=texts.mask.device).repeat(times)
             place = texts.mask.cumsum(dim=1) - 1  # [batch, seq]

@@ -114,6 +114,8 @@ def train_run(
         check_unchanged(folder, settings, dataset)
     assert dataset.train is not None
     model = new_model(settings, dataset, tokenizer)
+    if settings.prompt == "reader":
+        model.kept_texts.limit = int(settings.keep_texts * 1e9)
     with compat.own_accelerate_state():
         stop = StopAndSave()
         trainer, truncated = build_trainer(
@@ -136,6 +138,9 @@ def train_run(
         answers = _answers(trainer)
     results = _results(settings, trainer, dataset, answers)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
+    if settings.prompt == "reader":
+        results["kept_texts"] = model.kept_texts.summary
+        model.kept_texts.close()
     values, results["quality"] = _calibrated(settings, dataset.labels, answers)
     run = Run(folder, model, results, values, answers)
     if is_first():

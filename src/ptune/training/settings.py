@@ -306,6 +306,13 @@ class TrainSettings(ClassifierSettings):
         "Train with the frozen backbone's dropout, as PEFT does.",
         BACKBONE,
     )
+    keep_texts: float = setting(
+        2.0,
+        "Memory for texts that a reader has read, in GB. Texts beyond it are read in every epoch.",
+        TRAINING,
+        at_least=0,
+        metavar="GB",
+    )
     processes: int = setting(
         processes, "Number of processes that train together.", at_least=1, unset="those started"
     )
