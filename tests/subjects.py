@@ -24,6 +24,8 @@ from ptune.postprocessing import Postprocessing
 DEEP = {"depth": "deep", "num_virtual_tokens": 4}
 # How a prompt enters a backbone: an architecture where it does so, and the prompt.
 MECHANISMS = {
+    # No prompt, only a head.
+    "none": ("BERT", {"depth": "none"}),
     # A prompt among the tokens of the text.
     "input": ("BERT", {"depth": "input", "placement": "after_first"}),
     # An input prompt before the texts of a causal backbone, read once for the whole batch.

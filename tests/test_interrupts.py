@@ -143,6 +143,9 @@ def test_an_exception_in_a_model_leaves_nothing(folder_of, subject, place):
     inputs = tokenizer(SENTENCES[:3], padding=True, return_tensors="pt")
     labels = torch.tensor([0, 1, 0])
     model.add_adapter("other", config_of(subject, num_virtual_tokens=2))
+    with torch.no_grad():
+        for p in model.adapters["other"].head.parameters.values():
+            p.neg_()  # all that differs without a prompt
 
     @torch.no_grad()
     def disabled():
@@ -171,7 +174,8 @@ def test_an_exception_in_a_model_leaves_nothing(folder_of, subject, place):
         assert all(map(torch.equal, found(), wanted))
     model.set_adapter("default")
     model(**inputs, labels=labels).loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.prompt_encoder.parameters())
+    trained = [*model.prompt_encoder.parameters(), *(p for _, p in model.head_parameters())]
+    assert all(p.grad.isfinite().all() for p in trained if p.numel())
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -506,6 +506,8 @@ def test_a_copy_and_its_original_answer_in_threads(classifier):
     with torch.no_grad():
         for p in twin.prompt_model_.prompt_encoder.parameters():
             p.neg_()
+        for _, p in twin.prompt_model_.head_parameters():
+            p.neg_()  # all that there is without a prompt
     assert not is_right(answers(twin, SENTENCES), answers(classifier, SENTENCES))
     check([classifier, twin] * 2, INPUTS, calls=10)
 

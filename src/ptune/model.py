@@ -34,6 +34,7 @@ from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Host
 from ptune.prompts.mechanisms import Mechanism, Prompt
 from ptune.prompts.readers import KeptTexts, Readers
+from ptune.texts import Template
 
 
 @dataclass
@@ -46,6 +47,7 @@ class AdapterState:
         head: Parameters and labels.
         max_length: The user's limit on a text's length, in tokens.
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
+        template: The words around each text, which the caller puts there.
         trains: Whether it trains while it is active.
     """
 
@@ -54,7 +56,13 @@ class AdapterState:
     head: Head
     max_length: int | None = None
     pairs: bool | None = None
+    template: Template | None = None
     trains: bool = True
+
+    def take_over(self, adapter: Adapter) -> None:
+        """Take over from an adapter how its texts are read."""
+        self.max_length, self.pairs = adapter.max_length, adapter.pairs
+        self.template = adapter.template
 
 
 class _ThreadChoice(threading.local):
@@ -326,7 +334,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         with loading():
             self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
         state = self.adapters[adapter_name]
-        state.max_length, state.pairs = adapter.max_length, adapter.pairs
+        state.take_over(adapter)
         state.trains = is_trainable
         self._freeze_inactive()
 
@@ -604,7 +612,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             return {}
         encoder = self.prompt_encoders[name].named_parameters(f"prompt_encoders.{name}")
         named = dict(encoder) | {f"backbone.{n}": p for n, p in self._parameters_of(state.head)}
-        return {n: p.detach() for n, p in named.items()}
+        return {n: p.detach() for n, p in named.items() if p.numel()}
 
     def frozen_names(self) -> set[str]:
         """Names of the frozen tensors, which are not part of a checkpoint."""
@@ -640,6 +648,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             max_length=state.max_length,
             pairs=state.pairs,
+            template=state.template,
             backbone=self.host.identity,
         )
 
@@ -702,7 +711,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         except BaseException:
             model.unload()
             raise
-        model.max_length, model.state.pairs = adapter.max_length, adapter.pairs
+        model.state.take_over(adapter)
         if not is_trainable:
             model.freeze()
         return model.train(is_trainable)
@@ -916,9 +925,9 @@ def check_encoder(
     """
     with torch.device("meta"):
         encoder = build_prompt_encoder(config, adapter.prompt_embeddings.shape[1])
-    own = encoder.named_parameters(f"prompt_encoders.{name}")
+    own = {n: p for n, p in encoder.named_parameters(f"prompt_encoders.{name}") if p.numel()}
     saved = {n: tensor for n, tensor in state.items() if n.startswith("prompt_encoders.")}
-    check_trained_state(adapter, saved, dict(own))
+    check_trained_state(adapter, saved, own)
 
 
 def check_trained_state(

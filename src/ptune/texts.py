@@ -5,8 +5,10 @@ A string is one text. A tuple of two strings is one pair. Anything else iterable
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -212,6 +214,7 @@ def encode(
     columns: Sequence[Sequence[str]],
     max_text_tokens: int | Sequence[int | None] | None,
     truncation_side: str | None = None,
+    template: Template | None = None,
 ) -> tuple[Encoded, int]:
     """Token ids of texts or pairs. Several threads may call it with one tokenizer.
 
@@ -221,32 +224,41 @@ def encode(
         max_text_tokens: The longest text in tokens, for all of them or for each; longer texts are
             cut. ``None``: no limit.
         truncation_side: Where they are cut: `left` or `right`. ``None``: the tokenizer's own side.
+        template: The words around each text.
 
     Returns:
         `input_ids` and so on, one list per text, and how many texts were cut.
     """
     lists = [list(column) for column in columns]
+    limits = max_text_tokens
+    if not isinstance(limits, Sequence):
+        limits = [limits] * len(lists[0])
     with lock_of(tokenizer):
-        encoded = dict(tokenizer(*lists, verbose=False))
-        ids = encoded["input_ids"]
-        limits = max_text_tokens
-        if not isinstance(limits, Sequence):
-            limits = [limits] * len(ids)
-        too_long: dict[int, list[int]] = defaultdict(list)
-        for i, limit in enumerate(limits):
-            if limit and len(ids[i]) > limit:
-                too_long[limit].append(i)
         own_side = tokenizer.truncation_side
         try:
             tokenizer.truncation_side = truncation_side or own_side
-            for limit, some in too_long.items():
-                part = [[column[i] for i in some] for column in lists]
-                cut = tokenizer(*part, truncation=True, max_length=limit)
-                for key, values in cut.items():
-                    for i, value in zip(some, values, strict=True):
-                        encoded[key][i] = value
+            if template is not None:
+                return template.encode(tokenizer, lists, limits)
+            return _encode(tokenizer, lists, limits)
         finally:
             tokenizer.truncation_side = own_side
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, lists: list[list[str]], limits: Sequence[int | None]
+) -> tuple[Encoded, int]:
+    encoded = dict(tokenizer(*lists, verbose=False))
+    ids = encoded["input_ids"]
+    too_long: dict[int, list[int]] = defaultdict(list)
+    for i, limit in enumerate(limits):
+        if limit and len(ids[i]) > limit:
+            too_long[limit].append(i)
+    for limit, some in too_long.items():
+        part = [[column[i] for i in some] for column in lists]
+        cut = tokenizer(*part, truncation=True, max_length=limit)
+        for key, values in cut.items():
+            for i, value in zip(some, values, strict=True):
+                encoded[key][i] = value
     return encoded, sum(map(len, too_long.values()))
 
 
@@ -270,3 +282,165 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:
     """The texts at the chosen positions, ready for `tokenizer.pad`."""
     return {key: [values[i] for i in chosen] for key, values in encoded.items()}
+
+
+# Templates.
+
+
+_PLACES = re.compile(r"\{(text|text_pair|soft:[^{}]*)\}")
+_CHAT = "chat:"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around a text, such as ``{soft:Review:} {text} Sentiment:``.
+
+    | place | what stands there |
+    | --- | --- |
+    | `{text}` | the text |
+    | `{text_pair}` | the second text of a pair |
+    | `{soft:words}` | these words; a trained prompt starts as them and replaces them |
+
+    After ``chat:``, the rest is what a user says, in the format that the model was tuned on.
+
+    Args:
+        pattern: Words and places.
+
+    Raises:
+        PtuneError: `{text}` is missing or occurs twice, a place is unknown, or `{soft:…}` is not at
+            the start.
+
+    Example:
+        >>> Template("Review: {text} Sentiment:").fill([["fine"]])
+        ['Review: fine Sentiment:']
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        body = self.pattern.removeprefix(_CHAT)
+        places = _PLACES.findall(body)
+        if rest := re.search(r"\{[^{}]*\}?", _PLACES.sub("", body)):
+            raise PtuneError(
+                f"The template has the place {rest[0]!r}; expected {{text}}, {{text_pair}} or "
+                "{soft:words}."
+            )
+        for name in ("text", "text_pair"):
+            if (found := places.count(name)) != 1 and (name == "text" or found):
+                raise PtuneError(
+                    f"The template {self.pattern!r} has {{{name}}} {found} times; expected once."
+                )
+        soft = [place for place in places if place.startswith("soft:")]
+        if soft != ([f"soft:{self.soft_words}"] if self.soft_words else []):
+            raise PtuneError(
+                f"The template {self.pattern!r} has {{soft:…}} after its start; a prompt replaces "
+                "only the words at the start."
+            )
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model is asked in its chat format."""
+        return self.pattern.startswith(_CHAT)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether it has a place for a second text."""
+        return "{text_pair}" in self.pattern
+
+    @property
+    def soft_words(self) -> str:
+        """The words that a trained prompt replaces; empty: there are none."""
+        found = re.match(r"\{soft:([^{}]*)\}", self.pattern)
+        return found[1] if found else ""
+
+    def without_soft_words(self) -> Template:
+        """The template that remains where a prompt replaces the soft words."""
+        words = self.soft_words
+        return Template(self.pattern.removeprefix(f"{{soft:{words}}}")) if words else self
+
+    def fill(self, columns: Sequence[Sequence[str]]) -> list[str]:
+        """The template with each text, or pair of texts, in its places.
+
+        Args:
+            columns: One column of texts; or two, the first texts and the second texts.
+
+        Raises:
+            PtuneError: The template is for pairs and the texts are not, or the other way round.
+        """
+        if (len(columns) == 2) != self.takes_pairs:
+            places, found = ("{text} and {text_pair}", "single texts")
+            if not self.takes_pairs:
+                places, found = ("{text} alone", "pairs")
+            raise PtuneError(f"The template {self.pattern!r} has {places}, but these are {found}.")
+        named = dict(zip(("text", "text_pair"), columns, strict=False))
+
+        def one(i: int) -> str:
+            def place(found: re.Match[str]) -> str:
+                name = found[1]
+                return name[len("soft:") :] if name.startswith("soft:") else named[name][i]
+
+            return _PLACES.sub(place, self.pattern.removeprefix(_CHAT))
+
+        return [one(i) for i in range(len(columns[0]))]
+
+    def encode(
+        self, tokenizer: Any, columns: Sequence[Sequence[str]], limits: Sequence[int | None]
+    ) -> tuple[dict[str, list[list[int]]], int]:
+        """Token ids of the filled template. Too long texts are cut, never the template.
+
+        Args:
+            tokenizer: The backbone's; the caller holds its lock.
+            columns: As for `fill`.
+            limits: The largest number of tokens of each text with the template.
+
+        Returns:
+            `input_ids` and so on, and how many texts were cut.
+
+        Raises:
+            PtuneError: The template alone has too many tokens.
+        """
+        encoded = self._tokens(tokenizer, columns)
+        ids, cut = encoded["input_ids"], 0
+        for i, limit in enumerate(limits):
+            if limit is None or len(ids[i]) <= limit:
+                continue
+            parts = [column[i] for column in columns]
+            cut += 1
+            while True:
+                short = self._tokens(tokenizer, [[part] for part in parts])
+                if (excess := len(short["input_ids"][0]) - limit) <= 0:
+                    break
+                longest = max(range(len(parts)), key=lambda j: len(parts[j]))
+                if not parts[longest]:
+                    raise PtuneError(
+                        f"The template {self.pattern!r} alone has {limit + excess} tokens, and "
+                        f"only {limit} fit. Shorten it, or raise max_length."
+                    )
+                parts[longest] = _shortened(tokenizer, parts[longest], excess)
+            for key, values in short.items():
+                encoded[key][i] = values[0]
+        return encoded, cut
+
+    def _tokens(self, tokenizer: Any, columns: Sequence[Sequence[str]]) -> dict[str, Any]:
+        filled = self.fill(columns)
+        if self.chats:
+            if not getattr(tokenizer, "chat_template", None):
+                raise PtuneError(
+                    f"The template {self.pattern!r} needs a chat format, and this tokenizer has "
+                    "none. Leave out 'chat:'."
+                )
+            filled = [
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                )
+                for text in filled
+            ]
+        return dict(tokenizer(filled, add_special_tokens=not self.chats, verbose=False))
+
+
+def _shortened(tokenizer: Any, text: str, excess: int) -> str:
+    """A text without its last tokens, on the side on which the tokenizer cuts."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    # In characters: a token's own characters are not known to every tokenizer.
+    keep = min(len(text) - 1, len(text) * max(0, len(ids) - excess) // max(1, len(ids)))
+    return text[len(text) - keep :] if tokenizer.truncation_side == "left" else text[:keep]

@@ -104,9 +104,9 @@ def test_other_unknown_fields_are_warned_about_by_name():
         ("base_model_name_or_path", ["a", "b"], "a string"),
         ("revision", 3, "a string"),
         ("inference_mode", "true", "true or false"),
-        ("num_virtual_tokens", "20", "an integer from 1 to 10,000"),
-        ("num_virtual_tokens", True, "an integer from 1 to 10,000"),
-        ("num_virtual_tokens", 10_001, "an integer from 1 to 10,000"),
+        ("num_virtual_tokens", "20", "an integer from 0 to 10,000"),
+        ("num_virtual_tokens", True, "an integer from 0 to 10,000"),
+        ("num_virtual_tokens", 10_001, "an integer from 0 to 10,000"),
         ("encoder_hidden_size", 16_385, "an integer from 1 to 16,384"),
         ("encoder_num_layers", 17, "an integer from 1 to 16"),
         ("token_dim", 0, "an integer from 1 to 1,000,000,000"),
@@ -114,7 +114,7 @@ def test_other_unknown_fields_are_warned_about_by_name():
         ("modules_to_save", "classifier", "a list of strings"),
         ("encoder_reparameterization_type", "CNN", "'MLP', 'LSTM' or 'NONE'"),
         ("encoder_dropout", float("nan"), "a number"),
-        ("depth", 3, "'input', 'deep' or 'reader'"),
+        ("depth", 3, "'input', 'deep', 'reader' or 'none'"),
         ("pooling", ["mean"], "'family', 'architecture', 'mean' or 'prompt'"),
         ("prompt_init_scale", "big", "a number"),
         ("prompt_init_scale", 1e300, "a number"),
@@ -137,7 +137,7 @@ def test_a_value_out_of_range_is_refused_with_the_file():
 
 def test_a_prompt_without_a_length_is_refused():
     message = refusal(parse_config, {"peft_type": "P_TUNING"}, "f")
-    assert message == "f has no num_virtual_tokens; expected an integer from 1 to 10,000."
+    assert message == "f has no num_virtual_tokens; expected an integer from 0 to 10,000."
 
 
 def test_another_method_is_refused():
@@ -202,7 +202,7 @@ def test_unknown_fields_of_ptune_json_are_warned_about():
         ({"max_length": -1}, "f: max_length is -1; expected an integer from 1 to 1,000,000,000."),
         (
             {"mechanism": "magic"},
-            "f: mechanism is 'magic'; expected 'input', 'prefix', 'layers' or 'reader'.",
+            "f: mechanism is 'magic'; expected 'none', 'input', 'prefix', 'layers' or 'reader'.",
         ),
         ({"backbone": []}, "f: backbone is []; expected an object."),
         (

@@ -52,7 +52,7 @@ def sentence_encoder(bert_folder, tmp_path_factory):
         ({"placement": "end"}, "placement is 'end'; expected one of 'prefix', 'after_first'."),
         (
             {"depth": "shallow"},
-            "depth is 'shallow'; expected one of 'input', 'deep', 'reader'.",
+            "depth is 'shallow'; expected one of 'input', 'deep', 'reader', 'none'.",
         ),
         (
             {"encoder_reparameterization_type": "GRU"},

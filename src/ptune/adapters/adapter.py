@@ -36,6 +36,7 @@ from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
+from ptune.texts import Template
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
@@ -63,6 +64,7 @@ class Adapter:
             with the backbone.
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
         pairs: True if it was trained on pairs of texts; ``None``: not recorded.
+        template: The words around each text; ``None``: the text alone.
         backbone: Sizes, sampled weights and the commit by which the backbone is recognised; empty
             if PEFT wrote the adapter.
         postprocessing: Calibration, thresholds and the like; empty if nothing was fitted.
@@ -78,6 +80,7 @@ class Adapter:
     mechanism: Mechanism | None = None
     max_length: int | None = None
     pairs: bool | None = None
+    template: Template | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
     postprocessing: Postprocessing = RAW
     source: str = "the adapter"
@@ -141,11 +144,12 @@ class Adapter:
             (stage / CONFIG_NAME).write_text(text, encoding="utf-8")
             info = {
                 "format": schema.FORMAT,
-                "requires": [schema.READER] if self.config.depth == "reader" else [],
+                "requires": self.requires,
                 "ptune_version": __version__,
                 **self.labels.to_json(),
                 "max_length": self.max_length,
                 "text_pairs": self.pairs,
+                "template": self.template and self.template.pattern,
                 "mechanism": self.mechanism,
                 "backbone": self.backbone,
                 **save_quality(self.postprocessing, stage),
@@ -161,10 +165,21 @@ class Adapter:
         for name in stale:
             (Path(folder) / name).unlink(missing_ok=True)
 
+    @property
+    def requires(self) -> list[str]:
+        """What a reader must know about, to give the same answers."""
+        features = {
+            schema.TEMPLATE: self.template is not None,
+            schema.NO_PROMPT: self.config.depth == "none",
+            schema.READER: self.config.depth == "reader",
+        }
+        return [name for name, used in features.items() if used]
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Prompt and head under their names in `adapter_model.safetensors`."""
         named = {HEAD_PREFIX + name: tensor for name, tensor in self.head.items()}
-        named[EMBEDDINGS_KEY] = self.prompt_embeddings
+        if len(self.prompt_embeddings):
+            named[EMBEDDINGS_KEY] = self.prompt_embeddings
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
     def read_trained_state(self) -> dict[str, torch.Tensor] | None:
@@ -280,7 +295,10 @@ def _read_weights(
             f"{files.source} is incomplete: it has {CONFIG_NAME} but no {WEIGHTS_NAME}. Save or "
             "download it again."
         )
-    embeddings, head = split(read_tensors(file), str(file))
+    tensors = dict(read_tensors(file))
+    if config.depth == "none":
+        tensors.setdefault(EMBEDDINGS_KEY, torch.empty(0, config.token_dim or 0))
+    embeddings, head = split(tensors, str(file))
     # The width of a deep prompt depends on the backbone.
     width = config.token_dim if config.depth == "input" else None
     shape, length = list(embeddings.shape), config.rows
@@ -314,6 +332,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
     weights = files.find(WEIGHTS_NAME) or files.find(OLD_WEIGHTS_NAME)
     assert weights is not None
     where_it_is = {
+        "none": "only a head",
         "deep": "in every layer",
         "reader": "after the text, which does not attend to it",
         "input": f"placement {config.placement}",
@@ -336,6 +355,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
         "labels": ", ".join(adapter.labels.names),
         "problem type": adapter.labels.problem_type,
+        "template": adapter.template and adapter.template.pattern,
         "longest text": f"{adapter.max_length} tokens" if adapter.max_length else None,
     }
     if file := files.find(METRICS_NAME):

@@ -30,6 +30,7 @@ from ptune.prompts.config import (
     PromptInit,
     Reparameterization,
 )
+from ptune.texts import Template
 
 CONFIG_NAME = "adapter_config.json"
 INFO_NAME = "ptune.json"
@@ -37,17 +38,18 @@ INFO_NAME = "ptune.json"
 # The format of `ptune.json`. Files without a format are of format 1.
 FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
-READER = "reader"
-FEATURES: frozenset[str] = frozenset({READER})
+READER, TEMPLATE, NO_PROMPT = "reader", "template", "no_prompt"
+FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT})
 
 # Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
 MAX_JSON = 16_000_000
 # The largest number in an adapter. Trained prompts and heads stay below 1,000.
 MAX_VALUE = 1e6
 
-Mechanism = Literal["input", "prefix", "layers", "reader"]
+Mechanism = Literal["none", "input", "prefix", "layers", "reader"]
 # The depth of a prompt, by its mechanism.
 DEPTH_OF: dict[Mechanism, Depth] = {
+    "none": "none",
     "input": "input",
     "prefix": "deep",
     "layers": "deep",
@@ -136,7 +138,7 @@ PEFT_FIELDS = {
     "base_model_name_or_path": Field(STRING),
     "revision": Field(STRING),
     "inference_mode": Field(FLAG, False),
-    "num_virtual_tokens": Field(integer(LIMITS["num_virtual_tokens"]), required=True),
+    "num_virtual_tokens": Field(integer(LIMITS["num_virtual_tokens"], 0), required=True),
     "token_dim": Field(POSITIVE),
     "num_transformer_submodules": Field(POSITIVE),
     "num_attention_heads": Field(POSITIVE),
@@ -190,6 +192,7 @@ INFO_FIELDS = {
     "label_type": Field(LABELS),
     "max_length": Field(POSITIVE),
     "text_pairs": Field(FLAG),
+    "template": Field(STRING),
     "mechanism": Field(one_of(*get_args(Mechanism))),
     "backbone": Field(OBJECT),
     "quality": Field(OBJECT),  # `ptune.adapters.quality` reads it
@@ -319,11 +322,16 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
             f"{FORMAT}. Upgrade ptune (`pip install -U ptune`)."
         )
     values = parse_fields(content, INFO_FIELDS, file)
+    try:
+        template = None if values["template"] is None else Template(values["template"])
+    except PtuneError as error:
+        raise PtuneError(f"{file}: {error}") from error
     sizes = parse_fields(values["backbone"] or {}, BACKBONE_FIELDS, f"{file}, backbone")
     return {
         "labels": Labels.from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
         "pairs": values["text_pairs"],
+        "template": template,
         **{name: values[name] for name in ("ptune_version", "max_length", "mechanism")},
     }
 

@@ -150,7 +150,7 @@ class Architecture:
             depth: As in `PromptEncoderConfig`.
             width: Numbers per virtual token of a trained prompt; ``None``: the prompt is new.
         """
-        if depth in ("input", "reader"):
+        if depth in ("input", "reader", "none"):
             return depth
         widths = {}
         if self.attentions:

@@ -10,7 +10,12 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from ptune import compat
@@ -159,6 +164,33 @@ def load_backbone(
     return model
 
 
+def load_language_model(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, with the head that predicts the next token.
+
+    Args:
+        name, revision, token: As for `load_backbone`.
+        dtype: Number format.
+
+    Raises:
+        PtuneError: It does not exist, cannot be reached, or is not a causal language model.
+    """
+    name = full_name(name)
+    with quiet_transformers(), _explained(name, "causal-language-model", "smollm2 or gpt2"):
+        return AutoModelForCausalLM.from_pretrained(
+            location(name),
+            dtype=dtype,
+            revision=_revision_of(name, revision),
+            token=token,
+            **_NO_CODE,
+        )
+
+
 def load_tokenizer(
     name: str,
     *,
@@ -218,7 +250,11 @@ def _json_of(name: str, file: str, revision: str | None, token: Any) -> dict[str
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(
+    name: str,
+    kind: str = "sequence-classification",
+    examples: str = "roberta-large, gpt2 or facebook/opt-350m",
+) -> Iterator[None]:
     """Turn errors from Transformers about a backbone into messages that say how to fix them."""
     try:
         yield
@@ -226,9 +262,8 @@ def _explained(name: str) -> Iterator[None]:
         reason = first_line(error)
         if "Unrecognized configuration class" in reason:
             raise PtuneError(
-                f"The backbone {name} has no sequence-classification class in Transformers "
-                f"{transformers.__version__}. Choose one that AutoModelForSequenceClassification "
-                "loads, such as roberta-large, gpt2 or facebook/opt-350m."
+                f"The backbone {name} has no {kind} class in Transformers "
+                f"{transformers.__version__}. Choose another one, such as {examples}."
             ) from error
         is_path = name.startswith((".", "~", "/")) or name.count("/") > 1
         if is_path and not Path(name).exists():

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ptune.cli import predict, share, train
+from ptune.cli import classify, predict, share, train
 from ptune.cli.options import FIRST, errors
 from ptune.errors import PtuneError
 
@@ -40,6 +40,7 @@ for _command in (
     predict.evaluate,
     predict.predict,
     predict.info,
+    classify.classify,
     share.serve,
     share.export,
     share.push,

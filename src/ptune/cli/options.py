@@ -114,6 +114,8 @@ def read_with(options: dict[str, Any]) -> tuple[Columns, Dialect]:
 _SETTINGS = settings_of(TrainSettings)
 TextColumn = Annotated[str | None, option_of(_SETTINGS["text_column"])]
 PairColumn = Annotated[str | None, option_of(_SETTINGS["text_pair_column"])]
+Template = Annotated[str | None, option_of(_SETTINGS["template"])]
+LabelWords = Annotated[str | None, option_of(_SETTINGS["label_words"])]
 DtypeOption = Annotated[Dtype, option_of(_SETTINGS["dtype"])]
 Epochs = Annotated[float | None, option_of(_SETTINGS["epochs"])]
 Seed = Annotated[int, option_of(_SETTINGS["seed"])]

@@ -125,12 +125,15 @@ def predict(
     typed = bool(texts) and texts != ["-"]
     as_table = format == "table" or (format is None and typed and console.is_terminal)
     classifier = recipe.load()
-    source = _source(texts if typed else None, pair, file, recipe)
+    source = texts_of(texts if typed else None, pair, file, recipe)
     shown = "table" if as_table and not output else format
-    _predict(classifier, source, output, shown, abstain)
+    answer(classifier, source, output, shown, abstain)
 
 
-def _source(texts: list[str] | None, pair: str | None, file: Path | None, recipe: Recipe) -> Source:
+def texts_of(
+    texts: list[str] | None, pair: str | None, file: Path | None, recipe: Recipe
+) -> Source:
+    """The texts of a command: typed, in a file, or on standard input."""
     from ptune.inference.files import Source
 
     if file:
@@ -149,12 +152,12 @@ def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
         raise PtuneError(f"Standard input is not UTF-8: {error}.") from error
 
 
-def _predict(
+def answer(
     classifier: TextClassifier,
     source: Source,
     output: Path | None,
     format: str | None,
-    abstain: float | None,
+    abstain: float | None = None,
 ) -> None:
     """Classify the texts of one source, to a file or to standard output."""
     from ptune.files import staged

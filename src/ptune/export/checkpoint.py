@@ -95,6 +95,11 @@ def export_transformers(
     for kept in (os.fspath(source), location(classifier.model)):
         if Path(kept).resolve().is_relative_to(folder):
             raise PtuneError(f"{folder} contains {kept}, which the export reads. Name another one.")
+    if template := classifier.prompt_model_.state.template:
+        raise PtuneError(
+            f"The classifier {source} puts the words {template.pattern!r} around each text, which "
+            "no ordinary checkpoint does. Export it with `--to onnx`."
+        )
     labels, device = classifier.labels, classifier.prompt_model_.device
     tokenizer, ids = _tokenizer(classifier)
     texts = [*own_texts(classifier), *check_texts]

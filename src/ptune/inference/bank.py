@@ -45,7 +45,7 @@ from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.readers import TextStates
-from ptune.texts import TOKENS_PER_TEXT, Text, batches, encode, lock_of
+from ptune.texts import TOKENS_PER_TEXT, Template, Text, batches, encode, lock_of
 
 if TYPE_CHECKING:
     import transformers
@@ -110,6 +110,7 @@ class _Task:
         folder: The folder of its files.
         stamp: State of these files when they were read.
         max_text_tokens: The longest text in tokens.
+        template: The words around each text.
         weights: `None` while they are only on disk.
     """
 
@@ -117,6 +118,7 @@ class _Task:
     folder: str
     stamp: tuple[Any, ...]
     max_text_tokens: int | None
+    template: Template | None
     weights: _Weights | None
 
 
@@ -373,7 +375,7 @@ class PromptBank:
             found.config.num_virtual_tokens,
             found.config.depth,
         )
-        return _Task(info, str(folder.absolute()), stamp, longest, weights)
+        return _Task(info, str(folder.absolute()), stamp, longest, found.template, weights)
 
     def _weights(self, found: Adapter) -> _Weights:
         """Move an adapter's tensors to the backbone's device, after checking that they fit."""
@@ -564,20 +566,24 @@ class PromptBank:
         side: str | None = None,
     ) -> list[dict[str, list[int]]]:
         """The tokenizer's output for each text or pair, the same object for equal ones."""
-        asked = [(texts, task.max_text_tokens if cut else None) for task, texts in window]
+        asked = [
+            (texts, task.template, task.max_text_tokens if cut else None) for task, texts in window
+        ]
         encoded: dict[Any, dict[str, list[int]]] = {text: {} for text in asked}
-        for columns in (1, 2):
-            some = [text for text in encoded if len(text[0]) == columns]
-            if some:
-                found, _ = encode(
-                    self.tokenizer,
-                    [[texts[c] for texts, _ in some] for c in range(columns)],
-                    [limit for _, limit in some],
-                    side,
-                )
-                for key, values in found.items():
-                    for text, value in zip(some, values, strict=True):
-                        encoded[text][key] = value
+        alike: dict[tuple[int, Template | None], list[Any]] = {}
+        for text in encoded:
+            alike.setdefault((len(text[0]), text[1]), []).append(text)
+        for (columns, template), some in alike.items():
+            found, _ = encode(
+                self.tokenizer,
+                [[texts[c] for texts, _, _ in some] for c in range(columns)],
+                [limit for _, _, limit in some],
+                side,
+                template,
+            )
+            for key, values in found.items():
+                for text, value in zip(some, values, strict=True):
+                    encoded[text][key] = value
         return [encoded[text] for text in asked]
 
     def _padded(self, texts: list[dict[str, list[int]]]) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ptune.errors import PtuneError, near
 from ptune.labels import LabelColumn, Labels, Prediction, columns_of, read
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Postprocessing, check_confidence
-from ptune.texts import Encoded, Text
+from ptune.texts import Encoded, Template, Text
 from ptune.training.declaration import documented
 from ptune.training.settings import ClassifierSettings, TrainSettings
 
@@ -68,6 +69,10 @@ class TextClassifier:
     def _max_text_tokens(self) -> int | None:
         """The longest text in tokens; longer ones are cut. ``None``: no limit."""
         raise NotImplementedError
+
+    def _template(self) -> Template | None:
+        """The words around each text."""
+        return None
 
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         """Logits of each batch. The batches may come back in any order."""
@@ -111,7 +116,9 @@ class TextClassifier:
 
     def _window(self, window: list[Text], started: int) -> np.ndarray:
         columns = texts.as_columns(window, started)
-        encoded, _ = texts.encode(self.tokenizer_, columns, self._max_text_tokens())
+        encoded, _ = texts.encode(
+            self.tokenizer_, columns, self._max_text_tokens(), template=self._template()
+        )
         lengths = [len(ids) for ids in encoded["input_ids"]]
         batches = texts.batches(lengths, self.batch_size)
         logits = np.empty((len(window), len(self.labels_)), dtype=np.float32)
@@ -348,6 +355,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
     def _max_text_tokens(self) -> int | None:
         return self.prompt_model_.max_text_tokens(self.tokenizer_)
 
+    def _template(self) -> Template | None:
+        return self.prompt_model_.state.template
+
     def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
         for chosen, rows in batches:
             with texts.lock_of(self.tokenizer_):
@@ -355,6 +365,59 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             with torch.inference_mode():
                 output = self.prompt_model_(**batch.to(self.prompt_model_.device))
             yield chosen, output.logits.float().cpu().numpy()
+
+    @classmethod
+    def zero_shot(
+        cls,
+        labels: Sequence[str],
+        *,
+        model: str = "smollm2",
+        template: str | None = None,
+        label_words: Mapping[str, str | Sequence[str]] | str | None = None,
+        pairs: bool = False,
+        calibrate: bool = True,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> PromptClassifier:
+        """A classifier without any training: a language model is asked for the label.
+
+        `fit` then trains a prompt and a head that start from the same question.
+
+        Args:
+            labels: The labels.
+            model: A causal language model: short name, Hub id or folder.
+            template: The words around each text (`Template`); ``None``: a question with the labels.
+            label_words: Words for each label; ``None``: the labels themselves.
+            pairs: Classify pairs of texts.
+            calibrate: Give texts without content equal scores (contextual calibration).
+            device: ``None``: a GPU if there is one.
+            **settings: Other settings of the classifier, for `fit`.
+
+        Raises:
+            PtuneError: There are fewer than two labels, or the model is not a causal language
+                model.
+
+        Example:
+            ``PromptClassifier.zero_shot(["positive", "negative"]).predict(["What a day!"])``
+        """
+        from ptune.training.run import zero_shot_model
+
+        words = (
+            label_words
+            if label_words is None or isinstance(label_words, str)
+            else (json.dumps({name: label_words[name] for name in label_words}))
+        )
+        classifier = cls(model, template=template, head="words", label_words=words, **settings)
+        own = TrainSettings(**{**classifier.get_params(), "prompt": "none"})
+        found, tokenizer = zero_shot_model(
+            own, Labels(tuple(labels)), pairs=pairs, calibrate=calibrate
+        )
+        found.freeze()
+        classifier.prompt_model_ = found.eval().to(device or default_device())
+        assert found.state.template is not None
+        classifier.template = found.state.template.pattern
+        classifier.tokenizer_, classifier.labels_ = tokenizer, Labels(tuple(labels))
+        return classifier
 
     # Files.
 

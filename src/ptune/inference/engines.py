@@ -17,6 +17,7 @@ from ptune.files import read_json
 from ptune.inference.classifier import Answer, Batch, TextClassifier, load
 from ptune.labels import Labels
 from ptune.postprocessing import Postprocessing
+from ptune.texts import Template
 
 # Files of an export.
 MODEL_NAME = "model.onnx"
@@ -115,17 +116,21 @@ class ExportedClassifier(TextClassifier):
         tokenizer: Any,
         labels: Labels,
         postprocessing: Postprocessing,
+        template: Template | None,
         max_length: int | None,
         batch_size: int,
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
         self.labels_, self.postprocessing_ = labels, postprocessing
-        self.max_length = max_length
+        self.template, self.max_length = template, max_length
         self.batch_size = batch_size
 
     def _max_text_tokens(self) -> int | None:
         return self.max_length
+
+    def _template(self) -> Template | None:
+        return self.template
 
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         return self.engine.run(self._padded(batches))
@@ -191,7 +196,9 @@ def load_exported(
         )
     labels = Labels.from_json(info, EXPORT_INFO_NAME)
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
-    return ExportedClassifier(engine, tokenizer, labels, values, info["max_length"], batch_size)
+    template = None if info.get("template") is None else Template(info["template"])
+    longest = info["max_length"]
+    return ExportedClassifier(engine, tokenizer, labels, values, template, longest, batch_size)
 
 
 def _existing(file: Path) -> Path | None:

@@ -18,7 +18,7 @@ PROMPT_TUNING = "PROMPT_TUNING"
 # The release of PEFT whose file format is written.
 PEFT_FORMAT = "0.21.2"
 
-Depth = Literal["input", "deep", "reader"]
+Depth = Literal["input", "deep", "reader", "none"]
 Placement = Literal["prefix", "after_first"]
 Pooling = Literal["auto", "architecture", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
@@ -40,6 +40,8 @@ def start_of(depth: Depth, *, decoder: bool) -> tuple[PromptInit, float]:
     """
     # A decoder does not recover from keys and values that no text has. An encoder learns more from
     # a random start.
+    if depth == "none":
+        return "random", 1.0
     return ("random", 0.5) if depth == "deep" and not decoder else ("vocab", 1.0)
 
 
@@ -70,7 +72,8 @@ class PromptEncoderConfig:
         depth: ``"deep"``: every layer has virtual tokens of its own (P-tuning v2); see
             `ptune.prompts.mechanisms`. ``"input"``: the backbone reads the virtual tokens like
             tokens of the text. ``"reader"``: the virtual tokens attend to the text in every layer,
-            and the text does not attend to them.
+            and the text does not attend to them. ``"none"``: there are no virtual tokens, only a
+            head.
         reader_rank: For a reader: rank of a low-rank layer between the layers of the backbone,
             which only the virtual tokens pass through; 0: none.
         placement: Where an input prompt is. ``"after_first"``: right after the first token, which
@@ -143,8 +146,12 @@ class PromptEncoderConfig:
             if (value := getattr(self, name)) not in allowed:
                 expected = ", ".join(repr(choice) for choice in allowed if choice)
                 raise PtuneError(f"{name} is {value!r}; expected one of {expected}.")
+        if self.depth == "none":
+            self.num_virtual_tokens = 0
         for name, limit in LIMITS.items():
             value = getattr(self, name)
+            if name == "num_virtual_tokens" and self.depth == "none":
+                continue
             if value is None and name == "encoder_hidden_size":
                 continue
             least, is_int = int(name != "reader_rank"), isinstance(value, int)
@@ -169,14 +176,20 @@ class PromptEncoderConfig:
                 f"peft_type is {self.peft_type!r} and depth is {self.depth!r}; expected depth "
                 f"{expected!r}."
             )
+        if self.depth == "none" and self.encoder_reparameterization_type != "NONE":
+            raise PtuneError(
+                f"encoder_reparameterization_type is {self.encoder_reparameterization_type!r}, but "
+                "without a prompt there is nothing to encode; expected 'NONE'."
+            )
         if self.depth == "deep" and self.encoder_reparameterization_type == "LSTM":
             raise PtuneError(
                 "encoder_reparameterization_type is 'LSTM'; a deep prompt takes 'MLP' or 'NONE'."
             )
-        if self.depth == "deep" and self.pooling == "prompt":
+        if self.depth in ("deep", "none") and self.pooling == "prompt":
+            has = "a deep prompt has" if self.depth == "deep" else "there are"
             raise PtuneError(
-                "pooling is 'prompt', but a deep prompt has no vectors that the head could read. "
-                "Use 'mean' or 'architecture'."
+                f"pooling is 'prompt', but {has} no vectors that the head could read. Use 'mean' "
+                "or 'architecture'."
             )
         if self.depth == "reader" and self.encoder_reparameterization_type != "NONE":
             raise PtuneError(

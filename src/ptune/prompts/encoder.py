@@ -28,7 +28,10 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, config: PromptEncoderConfig, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.rows, width)
+        start = torch.empty(config.rows, width)
+        if len(start):  # torch warns about none
+            nn.init.normal_(start)
+        self.embedding = nn.Embedding.from_pretrained(start, freeze=False)
 
     def forward(self) -> Tensor:
         """The prompt, ``[rows, width]``."""
@@ -106,6 +109,7 @@ ENCODERS: dict[tuple[str, str], type[PromptEncoder]] = {
     ("input", "MLP"): MLPPromptEncoder,
     ("input", "LSTM"): LSTMPromptEncoder,
     ("deep", "NONE"): PromptEncoder,
+    ("none", "NONE"): PromptEncoder,
     ("deep", "MLP"): MLPPrefixEncoder,
     ("reader", "NONE"): PromptEncoder,
 }

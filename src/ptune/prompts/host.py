@@ -38,6 +38,7 @@ from ptune.prompts.mechanisms import (
     InputEmbeddings,
     LayerEmbeddings,
     Mechanism,
+    NoPrompt,
     PrefixKeyValues,
     Prompt,
     SharedInputEmbeddings,
@@ -249,13 +250,14 @@ class Host:
             return PrefixKeyValues(backbone, own, tokens, passes)
         if name == "layers":
             return LayerEmbeddings(backbone, own, tokens, passes)
-        if name == "input":
-            return InputEmbeddings(tokens)
+        if name in ("input", "none"):
+            return (InputEmbeddings if name == "input" else NoPrompt)(tokens)
         if name == "reader":
             return Readers(backbone, own, tokens, passes)
         raise PtuneError(
-            f"The prompt's mechanism is {name!r}; this version of ptune knows 'input', 'prefix', "
-            "'layers' and 'reader'. The adapter was written by a newer version: upgrade ptune."
+            f"The prompt's mechanism is {name!r}; this version of ptune knows 'none', 'input', "
+            "'prefix', 'layers' and 'reader'. The adapter was written by a newer version: upgrade "
+            "ptune."
         )
 
     @torch.no_grad()

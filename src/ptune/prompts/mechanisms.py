@@ -2,6 +2,7 @@
 
 | mechanism | a virtual token is | requires |
 | --- | --- | --- |
+| `none` | there is none: only the head is learned | nothing |
 | `input` | an input embedding | nothing |
 | `prefix` | a key and a value in every attention, before those of the text | attention that uses `AttentionInterface` |
 | `layers` | an input embedding, and one more embedding for every later layer | a list of layers |
@@ -138,6 +139,13 @@ class InputEmbeddings(Mechanism):
 
     def from_words(self, ids: Tensor) -> Tensor:  # noqa: D102
         return self.tokens.weight[ids].detach().float()
+
+
+class NoPrompt(InputEmbeddings):
+    """No virtual tokens: the backbone reads the text alone, and only the head is learned."""
+
+    name = "none"
+    takes_positions = False
 
 
 class SharedInputEmbeddings(InputEmbeddings):

@@ -26,7 +26,7 @@ SCHEDULED = ("eval", "save", "logging")
 RELATIVE = {("encoder", "deep"): 0.12, ("encoder", "input"): 0.1}
 RELATIVE |= {("decoder", "deep"): 0.02, ("decoder", "input"): 0.04}
 # If steps are not relative, and for readers, whose low-rank layers start at zero.
-ABSOLUTE: dict[Depth, float] = {"deep": 6e-2, "input": 5e-3, "reader": 2e-3}
+ABSOLUTE: dict[Depth, float] = {"deep": 6e-2, "input": 5e-3, "reader": 2e-3, "none": 5e-3}
 # Learning rate of the head: relative to the scale of what it reads, or not.
 HEAD_RELATIVE, HEAD_ABSOLUTE = 1e-3, 5e-3
 

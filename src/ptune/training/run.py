@@ -18,13 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from ptune import __version__, compat
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.cpu import forget_shapes
-from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
-from ptune.data.dataset import TaskData, load_files
+from ptune.backbones.loading import (
+    fast_dtype,
+    load_backbone,
+    load_language_model,
+    load_tokenizer,
+)
+from ptune.data.dataset import PAIR, TEXT, TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
 from ptune.data.splits import load_task
@@ -44,6 +50,8 @@ from ptune.labels import Labels, mean_and_std
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.words import default_template, parse_words, start_of_head
+from ptune.texts import Template
 from ptune.training import calibration, report
 from ptune.training.defaults import Situation, choose, question
 from ptune.training.settings import TrainSettings, is_first
@@ -206,6 +214,7 @@ def prepare(
     """Load the dataset, unless it is given, and the tokenizer, and resolve the settings."""
     dataset = dataset or load_dataset(settings)
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
+    settings = ask_with_words(settings, dataset, tokenizer)
     return resolve(settings, dataset), dataset, tokenizer
 
 
@@ -318,9 +327,18 @@ def prompt_config(
 
 
 def new_model(
-    settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
+    settings: TrainSettings,
+    dataset: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    calibrate: bool = True,
 ) -> PromptModel:
-    """Load the backbone and attach a new prompt and head. All randomness comes from the seed."""
+    """Load the backbone and attach a new prompt and head. All randomness comes from the seed.
+
+    Args:
+        settings, dataset, tokenizer: What to train.
+        calibrate: For a head of label words; see `start_of_head`.
+    """
     transformers.set_seed(settings.seed)
     backbone = load_backbone(
         settings.model,
@@ -332,9 +350,87 @@ def new_model(
     if settings.prompt == "input":
         start_head_at_zero(backbone)
     config = own_prompt(settings, dataset, Situation.of(settings, dataset))
+    template = None if settings.template is None else Template(settings.template)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
+    if template:
+        is_prompt = template.soft_words == settings.prompt_init_text
+        model.state.template = template.without_soft_words() if is_prompt else template
+        if settings.head == "words":
+            words_by_label = parse_words(settings.label_words or {}, dataset.labels.names)
+            language_model = load_language_model(
+                settings.model, dtype=backbone.dtype, revision=settings.revision
+            )
+            rows = start_of_head(
+                language_model, tokenizer, template, words_by_label, calibrate=calibrate
+            )
+            start_head(model, rows)
     return model
+
+
+def zero_shot_model(
+    settings: TrainSettings, labels: Labels, *, pairs: bool, calibrate: bool = True
+) -> tuple[PromptModel, PreTrainedTokenizerBase]:
+    """A model that answers as its language model does, without training, and its tokenizer.
+
+    Raises:
+        PtuneError: As for `new_model`; or there are fewer than two labels.
+    """
+    if len(labels) < 2:
+        raise PtuneError(f"There are {len(labels)} labels; expected at least two.")
+    tokenizer = load_tokenizer(settings.model, revision=settings.revision)
+    columns: dict[str, list[str]] = {TEXT: [], **({PAIR: []} if pairs else {})}
+    dataset = TaskData("zero-shot", labels, (), train=Dataset.from_dict(columns))
+    settings = ask_with_words(settings, dataset, tokenizer)
+    return new_model(settings, dataset, tokenizer, calibrate=calibrate), tokenizer
+
+
+def ask_with_words(
+    settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
+) -> TrainSettings:
+    """Decide on a template, and on the prompt that starts as its words.
+
+    Raises:
+        PtuneError: The template is malformed, or the labels are numbers to predict.
+    """
+    if settings.head == "words" and dataset.labels.is_regression:
+        raise PtuneError("A regression has no label words. Use head='linear'.")
+    if settings.head == "words" and settings.template is None:
+        asked = default_template(dataset.labels.names, pairs=dataset.pairs)
+        settings = replace(settings, template=asked)
+    if settings.head == "words":
+        settings = replace(settings, head_init="random")  # not from the features
+    if settings.template is None or settings.prompt == "none" or settings.prompt_init is not None:
+        return settings
+    if not (words := Template(settings.template).soft_words):
+        return settings
+    length = len(tokenizer(words, add_special_tokens=False)["input_ids"])
+    return replace(
+        settings,
+        prompt_init="text",
+        prompt_init_text=words,
+        prompt_init_scale=1.0,
+        num_virtual_tokens=length,
+        shift_positions=settings.prompt == "deep",  # where the words were
+    )
+
+
+def start_head(model: PromptModel, rows: torch.Tensor) -> None:
+    """Set the head to rows ``[labels, hidden]``, without a bias.
+
+    Raises:
+        PtuneError: The backbone's head has more layers than one.
+    """
+    named = dict(model.head_parameters())
+    weights = [name for name, p in named.items() if p.ndim > 1]
+    if [named[name].shape for name in weights] != [rows.shape]:
+        raise PtuneError(
+            f"The head of {model.architecture.name} has other parameters ({', '.join(named)}) than "
+            "one layer on what the language model's head reads. Use head='linear'."
+        )
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(rows if name in weights else torch.zeros_like(parameter))
 
 
 def fit_to_tokenizer(

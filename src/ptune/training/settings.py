@@ -23,6 +23,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["fast", "default", "best"]
 ClassWeight = Literal["balanced"]
 HeadInit = Literal["features", "random"]
+HeadStart = Literal["linear", "words"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 # Sections of `ptune train --help` and of the docs, in this order.
@@ -57,8 +58,8 @@ class ClassifierSettings:
     _: KW_ONLY
     prompt: Depth = setting(
         PromptEncoderConfig.depth,
-        "Virtual tokens in every layer (deep, P-tuning v2), before the text (input), or after it "
-        "and unseen by it (reader).",
+        "Virtual tokens in every layer (deep, P-tuning v2), before the text (input), after it and "
+        "unseen by it (reader), or nowhere (none: only the head is trained).",
         PROMPT,
     )
     num_virtual_tokens: int = setting(
@@ -128,6 +129,27 @@ class ClassifierSettings:
         "Learning rates are relative to the scale of the prompt's start and of what the head "
         "reads.",
         TRAINING,
+    )
+    template: str | None = setting(
+        None,
+        "Words around each text that ask a language model for the label, such as '{soft:Review:} "
+        "{text} Sentiment:'. The prompt starts as the soft words and replaces them.",
+        PROMPT,
+        unset="the text alone; with head words, a question with the labels",
+    )
+    head: HeadStart = setting(
+        "linear",
+        "What the head starts as: a new layer (linear), or a language model's own scores of the "
+        "label words (words).",
+        PROMPT,
+    )
+    label_words: str | None = setting(
+        None,
+        "Words for the labels, for head words: label=word|word,label=word, or a JSON file with "
+        "words by label.",
+        PROMPT,
+        unset="the labels themselves",
+        metavar="WORDS",
     )
     learning_rate: float | None = setting(
         None, "Learning rate of the head.", TRAINING, at_least=0, metavar="RATE", unset=_CHOSEN

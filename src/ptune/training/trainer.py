@@ -34,7 +34,7 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, WEIGHT, TaskData, quiet
 from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.texts import encode
+from ptune.texts import Template, encode
 from ptune.training.defaults import HEAD_ABSOLUTE, SCHEDULED, steps_per_epoch, with_schedule
 from ptune.training.features import Features, fit_head
 from ptune.training.settings import TrainSettings
@@ -265,7 +265,10 @@ class SharingTrainer(Trainer):
 
 
 def tokenize(
-    tokenizer: transformers.PreTrainedTokenizerBase, dataset: Dataset, max_text_tokens: int | None
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    dataset: Dataset,
+    max_text_tokens: int | None,
+    template: Template | None = None,
 ) -> tuple[Dataset, int]:
     """Tokenize a dataset with the columns of `ptune.data.dataset`.
 
@@ -273,6 +276,7 @@ def tokenize(
         tokenizer: The backbone's tokenizer.
         dataset: Texts and labels.
         max_text_tokens: Longer texts are truncated to this length. `None`: no limit.
+        template: The words around each text.
 
     Returns:
         The dataset with the tokenizer's columns and `labels`, and the number of truncated texts.
@@ -282,7 +286,8 @@ def tokenize(
 
     def encode_batch(batch: dict[str, list[str]]) -> dict[str, Any]:
         nonlocal truncated
-        encoded, cut = encode(tokenizer, [batch[c] for c in columns], max_text_tokens)
+        texts = [batch[c] for c in columns]
+        encoded, cut = encode(tokenizer, texts, max_text_tokens, template=template)
         truncated += cut
         return encoded
 
@@ -393,11 +398,13 @@ def _tokenized(
             "max_length."
         )
     assert dataset.train is not None
-    train, cut = tokenize(tokenizer, dataset.train, limit)
+    template = model.state.template
+    train, cut = tokenize(tokenizer, dataset.train, limit, template)
     truncated = {"train": cut}
     evaluation = {}
     for name, examples in dataset.evaluation.items():
-        evaluation[name], truncated[name or "eval"] = tokenize(tokenizer, examples, limit)
+        evaluation[name], cut = tokenize(tokenizer, examples, limit, template)
+        truncated[name or "eval"] = cut
     for name, cut in truncated.items():
         if cut:
             logger.warning("%d texts of %s were cut to %s tokens to fit.", cut, name, limit)

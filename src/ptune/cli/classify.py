@@ -1,0 +1,83 @@
+"""`ptune classify`: a language model's own answer, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ptune.cli.options import (
+    OUTPUT,
+    DtypeOption,
+    LabelWords,
+    Template,
+    TextColumn,
+    console,
+    option,
+    say,
+)
+from ptune.cli.predict import Format, answer, texts_of
+from ptune.errors import PtuneError
+from ptune.training.settings import BACKBONE, DATA, PROMPT
+
+
+def classify(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts. Without any, or for -, the lines of standard input."),
+    ] = None,
+    *,
+    labels: Annotated[
+        str,
+        option("The labels, with commas between them.", DATA, metavar="A,B", show_default=False),
+    ],
+    model: Annotated[
+        str, option("Causal language model: a short name, a Hub id or a folder.", BACKBONE)
+    ] = "smollm2",
+    template: Template = None,
+    label_words: LabelWords = None,
+    file: Annotated[Path | None, option("Classify the texts of a file.", DATA)] = None,
+    text_column: TextColumn = None,
+    format: Format = None,
+    output: Annotated[
+        Path | None,
+        option(
+            "Write to this file, in the format of its ending.", OUTPUT, default="standard output"
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        option("Also save the classifier, for `ptune predict` and `ptune serve`.", OUTPUT),
+    ] = None,
+    calibrate: Annotated[bool, option("Give texts without content equal scores.", PROMPT)] = True,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Classify texts with a language model's own words, without training.
+
+    For example:
+
+    ptune classify "what a wonderful day" --labels positive,negative
+    """
+    from ptune.data.tables import Columns
+    from ptune.inference.classifier import PromptClassifier
+    from ptune.inference.jobs import Recipe
+
+    if file and texts:
+        raise PtuneError("Give texts or --file, not both.")
+    names = [name.strip() for name in labels.split(",") if name.strip()]
+    classifier = PromptClassifier.zero_shot(
+        names,
+        model=model,
+        template=template,
+        label_words=label_words,
+        calibrate=calibrate,
+        dtype=dtype,
+    )
+    typed = bool(texts) and texts != ["-"]
+    as_table = format == "table" or (format is None and typed and console.is_terminal)
+    source = texts_of(texts if typed else None, None, file, Recipe("", Columns(text_column)))
+    answer(classifier, source, output, "table" if as_table and not output else format)
+    if save:
+        classifier.save(save)
+        say(f"The classifier is in {save}.")
