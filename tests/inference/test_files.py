@@ -5,16 +5,22 @@ import datetime
 import decimal
 import json
 
+import numpy as np
 import pyarrow
 import pytest
+from conftest import refused
 from pyarrow import parquet
 
 import ptune
 from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
+from ptune.data.cells import label_column
+from ptune.data.glue import evaluation_sets
+from ptune.data.opening import Dialect
 from ptune.data.tables import Columns
-from ptune.inference.files import Source, format_of, write, writer
+from ptune.inference.files import Source, format_of, joined, write, writer
 from ptune.peft import PromptEncoderConfig
+from ptune.texts import as_rows
 
 
 def save_untrained(model, folder, labels=("no", "yes"), problem_type="single_label_classification"):
@@ -113,3 +119,84 @@ def test_label_sets_and_numbers_have_their_own_parquet_types(
     assert [r["label"] for r in found.to_pylist()] == [
         pytest.approx(p.label) if kind == "double" else p.label for p in expected
     ]
+
+
+# What `ptune predict` writes is what `ptune evaluate` reads.
+
+ODD = ["a|b", ' "quoted", ', "two\nlines", "[x]", "semi;colon\ttab", "text", "label", "007", "7"]
+WORDS = [
+    "hello",
+    'a "b", c;d\te',
+    "two\nlines\r\nthree",
+    " spaces ",
+    "NA",
+    "=1+1",
+    "5",
+    "|",
+    "Größe",
+]
+
+
+@pytest.fixture(scope="module", params=["single", "multi", "regression"])
+def odd_classifier(request, bert_folder, tmp_path_factory):
+    """A classifier whose labels have separators, quotes, line breaks and names of columns."""
+    problem_type = {
+        "single": "single_label_classification",
+        "multi": "multi_label_classification",
+        "regression": "regression",
+    }[request.param]
+    labels = ["stars"] if request.param == "regression" else ODD
+    folder = tmp_path_factory.mktemp("odd") / request.param
+    save_untrained(bert_folder, folder, labels, problem_type)
+    return ptune.load(folder, dtype="float32")
+
+
+def table_of(pairs):
+    table = {"text": WORDS * 3, "id": list(range(27))}
+    return table | ({"text_pair": WORDS[::-1] * 3} if pairs else {})
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "tsv.gz", "jsonl.xz", "parquet", "arrow", "feather.zst"])
+def test_predictions_are_read_back_as_labels(odd_classifier, tmp_path, ending, pairs):
+    source = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table(table_of(pairs)), source)
+    target = tmp_path / f"out.{ending}"
+    assert classify(odd_classifier, source, target) == 27
+    labels = odd_classifier.labels_
+    ((texts, column),) = evaluation_sets(labels, file=target)[0].values()
+    assert texts[0] == table_of(pairs)["text"]
+    assert texts[1:] == ([table_of(pairs)["text_pair"]] if pairs else [])
+    logits = np.array(list(odd_classifier.logits(as_rows(texts))))
+    expected = labels.decide(logits)
+    assert np.asarray(labels.encode(column)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_all_labels_of_a_text_are_read_back_from_one_cell():
+    for several in (ODD, ODD[:1], ODD[3:4], [], ["late", "lost"]):
+        column = label_column([joined(several)], "here", problem_type="multi_label_classification")
+        assert column.values == [several]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_text_column_of_any_name_is_found_among_the_predictions(classifier, tmp_path, ending):
+    (tmp_path / "in.csv").write_text("Betreff\nhello\ngood bye\n")
+    target = tmp_path / f"out.{ending}"
+    classify(classifier, tmp_path / "in.csv", target)
+    ((texts, column),) = evaluation_sets(classifier.labels_, file=target)[0].values()
+    assert texts == [["hello", "good bye"]]
+    assert set(column.values) <= {"no", "yes"}
+
+
+def test_predict_takes_the_options_that_say_how_a_file_is_written(classifier, tmp_path):
+    (tmp_path / "in.csv").write_bytes("1#Größe, M\n2#hello\n".encode("cp1252"))
+    dialect = Dialect("#", "cp1252", header=False)
+    rows = Source.of_file(tmp_path / "in.csv", Columns("2"), dialect)
+    with writer(tmp_path / "out.csv", "csv", classifier) as out:
+        assert write(classifier, rows, out) == 2
+    assert [row["2"] for row in read(tmp_path / "out.csv")] == ["Größe, M", "hello"]
+
+
+def test_predictions_are_not_written_as_a_workbook(tmp_path):
+    with refused("Predictions are not written as .ods. Name a .csv file; spreadsheets open it."):
+        format_of(tmp_path / "out.ods")
