@@ -488,7 +488,7 @@ def no_classifier(tmp_path_factory, tokenizer):
         (["--weight-decay", "much"], ["weight-decay", "'much'", "ptune train --help"]),
         (["--lr-scheduler-type", "linaer"], ["'linaer'", "'linear'", "ptune train --help"]),
         (["stray"], ["'stray'", "ptune train --help"]),
-        (["--task", "mrpc"], ["--task", "--train-file", "not both"]),
+        (["--task", "mrpc"], ["--task", "--train-file", "and one only"]),
         (["--text-column", "txet"], ["mail.csv", "'txet'", "did you mean 'text'"]),
         (["--train-file", "nowhere.csv"], ["There is no file nowhere.csv"]),
         (["--num-virtual-tokens", "0"], ["num_virtual_tokens is 0", "at least 1"]),

@@ -1,5 +1,7 @@
 """Files as spreadsheets and colleagues write them."""
 
+# ruff: noqa: RUF001 (texts in several languages)
+
 import bz2
 import gzip
 import json
@@ -7,6 +9,7 @@ import lzma
 
 import pyarrow
 import pytest
+from conftest import refused
 from pyarrow import feather, parquet
 
 from ptune import PtuneError
@@ -62,17 +65,67 @@ def test_a_byte_order_mark_decides_the_encoding(tmp_path, encoding, name):
     assert read_table(tmp_path / name) == TABLE
 
 
-@pytest.mark.parametrize(
-    ("encoding", "text"),
-    [("cp1252", "Das Caf\xe9 ist rot."), ("cp1251", "\u043c\u044f\u0447 \u043a\u0440\u0430\u0441")],
-)
-def test_another_encoding_is_named_and_can_be_given(tmp_path, encoding, text):
-    (tmp_path / "a.csv").write_bytes(f"text,label\n{text},a\n".encode(encoding))
-    with pytest.raises(
-        PtuneError, match=f"not UTF-8: .*probably {encoding}.*--encoding {encoding}"
+LANGUAGES = {
+    "cp1252": "Das Café ist rot, “größer” – 5 €",
+    "cp1250": "Żółta łódź płynie, příliš žluťoučký kůň",
+    "cp850": "Das Café ist rot und größer",
+    "cp1251": "мяч красный, Небо синее",
+    "koi8_r": "мяч красный, Небо синее",
+    "shift_jis": "ボールは赤いです。空は青い",
+    "euc_jp": "ボールは赤いです。空は青い",
+    "euc_kr": "공은 빨간색입니다",
+    "gb18030": "球是红色的。天空是蓝色的",
+    "big5": "球是紅色的。天空是藍色的",
+}
+
+
+@pytest.mark.parametrize("encoding", LANGUAGES)
+def test_the_most_likely_encoding_is_named_and_can_be_given(tmp_path, encoding):
+    text = LANGUAGES[encoding]
+    file = tmp_path / "a.csv"
+    file.write_bytes(f'text,label\nhello,b\n"{text}",a\n'.encode(encoding))
+    with refused(
+        f"{file} is not UTF-8: byte 0x… in line 3. It is probably {encoding}: use --encoding "
+        f"{encoding}, or convert the file (`iconv -f {encoding} -t utf-8 a.csv > utf8-a.csv`)."
     ):
-        read_table(tmp_path / "a.csv")
-    assert read_table(tmp_path / "a.csv", Dialect(encoding=encoding))["text"] == [text]
+        read_table(file)
+    assert read_table(file, Dialect(encoding=encoding))["text"] == ["hello", text]
+
+
+@pytest.mark.parametrize("language", ["cp1252", "cp1251", "shift_jis"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_utf16_without_a_mark_is_named_and_can_be_given(tmp_path, encoding, language):
+    text = LANGUAGES[language]
+    file = tmp_path / "a.csv"
+    content = f'text,label\n"{text}",a\n'
+    file.write_bytes(content.encode(encoding))
+    with refused(
+        f"{file} is not UTF-8: … of its first … bytes are zero. It is probably {encoding}: use "
+        f"--encoding {encoding}, or convert the file (`iconv -f {encoding} -t utf-8 a.csv > …`)."
+    ):
+        read_table(file)
+    assert read_table(file, Dialect(encoding=encoding))["text"] == [text]
+    file.write_bytes(("\ufeff" + content).encode(encoding))
+    assert read_table(file)["text"] == [text]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"PK\3\4", "a zip file, such as .xlsx or .ods,"),
+        (gzip.compress(b"text,label\n"), "compressed (.gz)"),
+        (b"PAR1", "a Parquet file (.parquet)"),
+        (b"\xd0\xcf\x11\xe0", "an old Excel file (.xls)"),
+    ],
+)
+def test_what_is_not_text_is_named(tmp_path, content, what):
+    file = tmp_path / "a.csv"
+    file.write_bytes(content)
+    with refused(
+        f"{file} is {what} and not text. Give it the ending that says so, or save it as CSV in "
+        "UTF-8."
+    ):
+        read_table(file)
 
 
 def test_an_unknown_encoding_is_refused(tmp_path):
@@ -144,3 +197,94 @@ def test_deeply_nested_json_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(PtuneError, match="nested too deeply"):
         read_table(tmp_path / "a.jsonl")
+
+
+# What spreadsheets, surveys and scripts write.
+
+CARE = (
+    'A text with a separator, a quote or a line break belongs in quotes ("), and a quote inside is '
+    'doubled (""). JSON lines (.jsonl) need no such care.'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "table"),
+    [
+        ('text,label\n"a\nb\r\nc",x\n', {"text": ["a\nb\r\nc"], "label": ["x"]}),
+        ("text,label\nNA,null\n007,NaN\n", {"text": ["NA", "007"], "label": ["null", "NaN"]}),
+        ("text,label\ra,x\rb,y\r", {"text": ["a", "b"], "label": ["x", "y"]}),
+        ("text,label,\na,x,\n", {"text": ["a"], "label": ["x"], "": [""]}),
+        ("text,label\na\u2028b\x85c\x0cd,x\n", {"text": ["a\u2028b\x85c\x0cd"], "label": ["x"]}),
+        ('\ufeff"text"\t"label"\n"a, b"\tx\n', {"text": ["a, b"], "label": ["x"]}),
+        (f"text,label\n{'x ' * 2**19},a\n", {"text": ["x " * 2**19], "label": ["a"]}),
+        (" a,a\nx,y\n", {" a": ["x"], "a": ["y"]}),
+    ],
+    ids=lambda value: repr(value)[:24] if isinstance(value, str) else "",
+)
+def test_odd_cells_keep_their_text(tmp_path, content, table):
+    (tmp_path / "a.csv").write_bytes(content.encode())
+    assert read_table(tmp_path / "a.csv") == table
+    batches = read_batches(tmp_path / "a.csv", 1)
+    assert [row for batch in batches for row in batch] == [
+        dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,text,label\na,b,c\n", "{} has two columns named 'text'. Rename one."),
+        ("text,label\na\n", f"Line 2 of {{}} has 1 cell(s), and the header has 2. {CARE}"),
+        ("text,label\na,x,\nb,y,\n", f"Line 2 of {{}} has 3 cell(s), and the header has 2. {CARE}"),
+        (
+            "My survey\n\ntext,label\na,x\n",
+            "Line 3 of {} has 2 cell(s), and the header has 1. Remove what is above the header, if "
+            f"anything is. {CARE}",
+        ),
+        (
+            'text,label\n"a" b,x\n',
+            f"{{}} could not be read as csv: the quoting in line 2 is broken (…). {CARE}",
+        ),
+        (
+            "text,label\n,x\n,y\n",
+            "Found an empty text in column 'text' of {}, at row 1, 2 (counting from 1). Expected "
+            "strings or pairs of strings, not a mixture. 2 of 2 are wrong. Correct them or leave "
+            "them out.",
+        ),
+        (
+            "text,label\na,\nb,\n",
+            "2 of 2 labels are missing (column 'label' of {}), at row 1, 2 (counting from 1). Fill "
+            "them in or leave those examples out.",
+        ),
+    ],
+    ids=["two of a name", "short row", "long row", "title", "quotes", "no text", "no label"],
+)
+def test_odd_files_are_refused_with_the_line(tmp_path, content, message):
+    file = tmp_path / "a.csv"
+    file.write_text(content)
+    with refused(message.format(file)):
+        load_files(file)
+
+
+def test_columns_are_found_in_capitals_and_beside_empty_ones(tmp_path):
+    rows = "".join(f"{i},,a text {i},{'xy'[i % 2]},\n" for i in range(20))
+    (tmp_path / "a.csv").write_text(f",note,Text,LABEL,more\n{rows}")
+    assert load_files(tmp_path / "a.csv").labels.names == ("x", "y")
+
+
+def test_lists_in_cells_are_several_labels(tmp_path):
+    rows = "".join(f"text {i},\"['late', 'lost']\"\nother {i},[]\n" for i in range(9))
+    rows += "".join(f'third {i},"[""late""]"\n' for i in range(9))
+    (tmp_path / "a.csv").write_text(f"text,labels\n{rows}")
+    data = load_files(tmp_path / "a.csv")
+    assert data.labels.names == ("late", "lost")
+    assert {tuple(row) for row in data.train["label"]} == {(1, 1), (0, 0), (1, 0)}
+
+
+def test_labels_of_the_evaluation_file_keep_the_space_that_tells_them_apart(tmp_path):
+    rows = "".join(f"text {i},{'a' if i % 2 else ' a'}\n" for i in range(20))
+    (tmp_path / "a.csv").write_text(f"text,label\n{rows}")
+    (tmp_path / "b.csv").write_text("text,label\none, a\ntwo, a \n")
+    with pytest.warns(UserWarning, match="white space"):
+        data = load_files(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert [data.labels.names[i] for i in data.evaluation[""]["label"]] == [" a", "a"]

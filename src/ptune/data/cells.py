@@ -160,13 +160,17 @@ def _listed(cell: str) -> list[str] | None:
 def _numbers(values: list[Any], problem_type: str | None) -> list[Any]:
     """Whole numbers as integers, and numbers that look continuous as floats."""
     flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
-    texts = [text for text in flat if not is_missing(text)]
+    different = [text for text in set(flat) if not is_missing(text)]
+    if not different or not are_numbers(different):
+        return values
     convert: Any = None
-    if texts and all(_WHOLE.fullmatch(text) for text in texts):
+    if all(_WHOLE.fullmatch(text) for text in different):
         convert = int
-    elif problem_type == REGRESSION or (problem_type is None and looks_continuous(texts)):
+    elif problem_type == REGRESSION or (
+        problem_type is None and looks_continuous([t for t in flat if not is_missing(t)])
+    ):
         convert = float
-    if convert is None or (convert is float and not are_numbers(texts)):
+    if convert is None:
         return values
 
     def converted(value: Any) -> Any:

@@ -27,6 +27,8 @@ from ptune.errors import PtuneError, first_line
 DELIMITERS = (",", ";", "\t", "|")
 # Lines of a file from which its delimiter is found.
 SAMPLE = 100
+# This many zero bytes at its start, at only even or only odd places, are a sign of UTF-16.
+FEW = 4
 # Byte-order marks. UTF-32's begins with UTF-16's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -129,7 +131,15 @@ def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator
             )
     mark = next((name for bom, name in _MARKS.items() if start.startswith(bom)), None)
     encoding = mark or dialect.encoding or "utf-8"
-    if mark is None and dialect.encoding is None and start.count(0) * 4 > len(start):
+    odd = start[1::2].count(0)
+    if (
+        mark is None
+        and dialect.encoding is None
+        and (
+            start.count(0) * 4 > len(start)
+            or (start.count(0) >= FEW and odd in (0, start.count(0)))
+        )
+    ):
         likely = _likely_encoding(start, [])
         raise PtuneError(
             f"{file} is not UTF-8: {start.count(0)} of its first {len(start)} bytes are zero. "
@@ -207,12 +217,11 @@ def _likely_encoding(start: bytes, sample: list[bytes]) -> str:
         sample: Lines with bytes that are not ASCII.
     """
     if zeros := start.count(0):
-        odd = start[1::2].count(0)
-        width = "32" if zeros * 5 > len(start) * 3 else "16"
-        first = start[0] == 0 if width == "32" else odd * 2 < zeros
-        return f"utf-{width}-{'be' if first else 'le'}"
+        if not any(start[0::4] + start[1::4]) or not any(start[2::4] + start[3::4]):
+            return f"utf-32-{'be' if start[0] == 0 else 'le'}"
+        return f"utf-16-{'le' if start[1::2].count(0) * 2 > zeros else 'be'}"
     joined = b"".join(sample)
-    mostly_ascii = sum(byte > 127 for byte in joined) * 5 <= len(joined) * 2
+    mostly_ascii = sum(byte > 127 for byte in joined) * 2 <= len(joined)
     scores: dict[str, float] = {}
     for encoding, (usual, possible) in _USUAL.items():
         if encoding in _WESTERN and not mostly_ascii:
@@ -222,7 +231,8 @@ def _likely_encoding(start: bytes, sample: list[bytes]) -> str:
         except UnicodeDecodeError:
             continue
         fitting = len(re.findall(usual, text)) + 0.9 * len(re.findall(possible or "(?!)", text))
-        scores[encoding] = fitting / max(1, len(text)) + 0.2 * (encoding in _WESTERN)
+        bonus = 0.2 * (encoding in _WESTERN) + 0.2 * bool(re.search("[ぁ-ヿ]{2}", text))
+        scores[encoding] = fitting / max(1, len(text)) + bonus
     return max(scores, key=scores.__getitem__, default="latin-1")
 
 

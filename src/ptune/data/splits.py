@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune import compat
 from ptune.data.dataset import Examples, TaskData, examples_of, quiet, task_data
-from ptune.data.tables import BY_NAME, LABEL_NAMES, Columns, Table, find_columns
+from ptune.data.tables import BY_NAME, LABEL_NAMES, Columns, Table, called, find_columns
 from ptune.errors import PtuneError, near
 from ptune.labels import Labels
 
@@ -153,13 +153,14 @@ def _candidates(features: Features, columns: Columns) -> list[str]:
     """Columns that may hold texts or labels; numbers are not texts."""
     from datasets import Value
 
-    named = (columns.text, columns.text_pair, columns.label, *(columns.indicators or ()))
-    asked = {*LABEL_NAMES, *named}
+    asked = (columns.text, columns.text_pair, columns.label, *(columns.indicators or ()))
     strings = ("string", "large_string", "string_view")
     return [
         name
         for name, feature in features.items()
-        if name in asked or (isinstance(feature, Value) and feature.dtype in strings)
+        if name in asked
+        or called(LABEL_NAMES, [name])
+        or (isinstance(feature, Value) and feature.dtype in strings)
     ]
 
 
@@ -191,7 +192,7 @@ def _first_labelled(
             continue
         names = splits[split].column_names
         label = (columns.indicators or (columns.label,))[0]
-        label = label or next((n for n in LABEL_NAMES if n in names), None)
+        label = label or called(LABEL_NAMES, names)
         if label in names and any(v is not None for v in _cells(splits[split], str(label))):
             return split
     return None

@@ -8,7 +8,7 @@ import itertools
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,7 +219,8 @@ def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> 
 def _wrong_length(file: Path, names: list[str], row: Ragged) -> PtuneError:
     return PtuneError(
         f"Line {row[0]} of {file} has {len(row[1])} cell(s), and the header has {len(names)}. "
-        f"{_CARE}"
+        + ("Remove what is above the header, if anything is. " if len(names) == 1 else "")
+        + _CARE
     )
 
 
@@ -379,7 +380,7 @@ def find_columns(
             raise PtuneError(f"{file} has no column {name!r}; {near(name, names)}.")
     text, pair, label = asked.text, asked.text_pair, asked.label
     if labelled and label is None and not asked.indicators:
-        label = next((n for n in LABEL_NAMES if n in names and n not in (text, pair)), None)
+        label = called(LABEL_NAMES, [n for n in names if n not in (text, pair)])
         if label is None:
             raise PtuneError(
                 f"No column of {file} is called like a label ({', '.join(LABEL_NAMES)}); it has "
@@ -388,13 +389,14 @@ def find_columns(
             )
     if text is None:
         free = [n for n in names if n not in (label, pair, *(asked.indicators or ()))]
-        text, pair = next(
-            ((a, b) for a, b in PAIR_NAMES if a in free and (b == pair if pair else b in free)),
-            (None, pair),
-        )
+        for first, second in PAIR_NAMES:
+            found = called((first,), free), called((second,), [pair] if pair else free)
+            if text is None and None not in found:
+                text, pair = found
     if text is None:
-        others = [n for n in _without_predictions(names) if n in free and n not in LABEL_NAMES]
-        text = next((n for n in TEXT_NAMES if n in free), others[0] if len(others) == 1 else None)
+        others = [n for n in _without_predictions(names) if n in free]
+        others = [n for n in others if not called(LABEL_NAMES, [n])]
+        text = called(TEXT_NAMES, free) or (others[0] if len(others) == 1 else None)
     if text is None:
         raise PtuneError(
             f"No column of {file} is called like a text ({', '.join(TEXT_NAMES)}); it has "
@@ -402,6 +404,11 @@ def find_columns(
             "is an example."
         )
     return Columns(text, pair, label if labelled else None, asked.indicators)
+
+
+def called(known: Iterable[str], names: Sequence[str]) -> str | None:
+    """The column with the first of several known names, in capitals or not."""
+    return next((n for k in known for n in names if n == k or n.lower() == k), None)
 
 
 def _without_predictions(names: list[str]) -> list[str]:

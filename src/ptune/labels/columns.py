@@ -69,6 +69,8 @@ class LabelColumn:
             return np.flatnonzero(np.isnan(self.values).all(axis=1)).tolist()
         if self.kind == "several":
             return [i for i, v in enumerate(self.values) if v is None or any(map(is_missing, v))]
+        if not any(map(is_missing, _different(self.values))):
+            return []
         return [i for i, v in enumerate(self.values) if is_missing(v)]
 
     @property
@@ -127,6 +129,8 @@ class LabelColumn:
         for name in self.names or ():
             if not _is_label(name):
                 _refuse(name, f"the name of a column of {self.where}")
+        if self.kind == "one" and all(map(_is_label, _different(self.values))):
+            return self
         for i, value in enumerate([] if self.kind == "indicators" else self.values):
             for label in value if self.kind == "several" else [value]:
                 if not _is_label(label):
@@ -161,6 +165,11 @@ def is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
         return True
     return isinstance(value, float | np.floating | np.datetime64) and value != value
+
+
+def _different(values: Sequence[Any]) -> Iterable[Any]:
+    """The values without repetitions, if all are strings: a file repeats them a million times."""
+    return set(values) if set(map(type, values)) == {str} else values
 
 
 def _is_label(label: Any) -> bool:
