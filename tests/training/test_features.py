@@ -79,16 +79,17 @@ def test_a_fitted_head_starts_below_the_loss_of_a_constant(tokenizer, labels, ta
     assert loss < 0.7 * constant
 
 
-def test_a_head_fitted_to_random_labels_is_not_confident(tokenizer):
+@pytest.mark.parametrize("count", [20, 60], ids=["fewer than the width", "more"])
+def test_a_head_fitted_to_random_labels_is_not_confident(tokenizer, count):
     rng = np.random.default_rng(1)
-    train = examples(tokenizer, rng.integers(0, 2, 40).tolist())
+    train = examples(tokenizer, rng.integers(0, 2, count).tolist())
     model = PromptModel(build("bert")).eval()
     features = features_of(model, train, tokenizer)
     fit_head(features, Labels(("a", "b")), train)
     other = tokenizer([" ".join(rng.choice(WORDS, 6)) for _ in range(50)], padding=True)
     with torch.no_grad():
         logits = model(**{k: torch.tensor(v) for k, v in other.items()}).logits
-    assert logits.softmax(dim=1).max(dim=1).values.mean() < 0.8
+    assert logits.softmax(dim=1).max(dim=1).values.mean() < 0.7
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
@@ -101,7 +102,7 @@ def test_a_scaled_head_trains_as_one_that_reads_standardised_features(optimizer)
     with torch.no_grad():
         plain.weight.copy_(standard.weight / std)
         plain.bias.copy_(standard.bias - plain.weight @ mean)
-    features = Features(plain.weight, plain.bias, values, np.arange(64), mean, std)
+    features = Features("weight", plain.weight, plain.bias, values, np.arange(64), mean, std)
     own, other = (optimizer(layer.parameters(), lr=0.01) for layer in (plain, standard))
     ScaledSteps(own, {}, features)
     standardised = (values - mean) / std
@@ -128,7 +129,9 @@ def test_a_head_without_a_bias_does_not_learn_only_a_constant():
             ScaledSteps(
                 optimizer,
                 {},
-                Features(layer.weight, None, values, np.arange(64), values.mean(dim=0), std),
+                Features(
+                    "weight", layer.weight, None, values, np.arange(64), values.mean(dim=0), std
+                ),
             )
         for batch in torch.arange(64).split(8) * 10:
             optimizer.zero_grad()

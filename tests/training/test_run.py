@@ -204,6 +204,16 @@ def test_a_run_starts_from_a_head_that_fits_the_features(bert_folder, table, tmp
     assert run.metrics["eval"]["accuracy"] > run.metrics["majority"]["accuracy"]
 
 
+def test_a_head_from_a_checkpoint_is_kept(tokenizer, table, tmp_path):
+    backbone = build("bert")
+    backbone.save_pretrained(tmp_path / "fine-tuned")
+    tokenizer.save_pretrained(tmp_path / "fine-tuned")
+    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
+    run = ptune.train_run(settings(tmp_path / "fine-tuned", table, **still), tmp_path / "run")
+    head = dict(run.model.head_parameters())
+    assert torch.equal(head["classifier.weight"], backbone.classifier.weight)
+
+
 def test_balanced_class_weights_are_those_of_fit(bert_folder, table, tmp_path):
     own = settings(bert_folder, table, epochs=1, class_weight="balanced")
     data = training.load_dataset(own)

@@ -36,7 +36,8 @@ class Features:
     """What the last layer of a head reads.
 
     Attributes:
-        weight: The weight of that layer, ``[num_labels, width]``.
+        name: The name of that layer's weight in the backbone.
+        weight: The weight, ``[num_labels, width]``.
         bias: Its bias, ``[num_labels]``, if it has one.
         values: The features of some training texts, ``[n, width]``, float32 on the CPU.
         rows: Which training texts they are, ``[n]``.
@@ -44,6 +45,7 @@ class Features:
         std: Their standard deviation, ``[width]``; never 0.
     """
 
+    name: str
     weight: nn.Parameter
     bias: nn.Parameter | None
     values: Tensor
@@ -91,7 +93,7 @@ class Features:
         parameters = dict(model.head_parameters())
         weight, device = parameters[names[0]], model.device
         bias = parameters[names[1]] if names[1] else None
-        return cls(weight, bias, values, rows, mean.to(device), std.to(device))
+        return cls(names[0], weight, bias, values, rows, mean.to(device), std.to(device))
 
     # The layer reads z = (x - mean) / std if it has a bias, so V = W std is what a step should
     # change. Without a bias, x / std has a large constant part, the mean. It is shrunk to length 1,
@@ -208,7 +210,7 @@ class _Ridge:
     def __init__(
         self, inputs: Tensor, targets: Tensor, weights: Tensor, labels: Labels, *, shifts: bool
     ) -> None:
-        self.inputs, self.targets, self.labels = inputs, targets, labels
+        self.inputs, self.targets, self.labels, self.shifts = inputs, targets, labels, shifts
         self.weights = (weights / weights.sum())[:, None]  # [n, 1]
         goal = _one_column_each(targets, labels)  # [n, num_labels]
         if shifts:
@@ -231,10 +233,10 @@ class _Ridge:
         found = (torch.inf, projected.T, self.shift)
         for strength in _RIDGES:
             inverse = 1 / (values.clamp_min(0) + strength)
-            leverage = (turned.pow(2) * inverse).sum(dim=1, keepdim=True) * self.weights
-            leverage = leverage.clamp_max(0.999)
+            # How much a text decides its own score; the mean that was taken out counts, too.
+            leverage = self.weights * (self.shifts + (turned.pow(2) * inverse).sum(1, keepdim=True))
             scores = turned @ (inverse[:, None] * projected)
-            left_out = (scores - leverage * self.goal) / (1 - leverage)
+            left_out = self.goal - (self.goal - scores) / (1 - leverage).clamp_min(1e-9)
             loss, scale = self._calibrated(left_out)
             if loss < found[0]:
                 coefficients = vectors @ (inverse[:, None] * projected)

@@ -377,7 +377,8 @@ def start_head(trainer: SharingTrainer, labels: Labels, settings: TrainSettings)
     features = None
     if fits or settings.relative_steps:
         features = Features.of(model, train, trainer.data_collator, settings.seed)
-    if features is not None and fits and not compat.was_loaded(features.weight):
+    own = model.host.heads.original.parameters
+    if features is not None and fits and not compat.was_loaded(own[features.name]):
         fit_head(features, labels, train, settings.head_init_scale)
     if settings.relative_steps:
         assert trainer.optimizer is not None
