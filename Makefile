@@ -46,11 +46,12 @@ structure: $(VENV)/installed-dev ## Print modules, levels, cycles and the larges
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tests/structure.py
 
-docs: $(VENV)/installed-dev ## Write the tables of settings in docs/
+docs: $(VENV)/installed-dev ## Build the documentation in site/, offline, with warnings as errors
 	$(BIN)/python docs/settings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-architectures: $(VENV)/installed-dev ## Test every architecture and write the README's table
-	$(BIN)/python -m pytest -q tests/backbones/test_architectures.py --architectures README.md
+architectures: $(VENV)/installed-dev ## Test every architecture and write the table in docs/
+	$(BIN)/python -m pytest -q tests/backbones/test_architectures.py --architectures docs/reference/architectures.md
 
 # torch keeps its pin: the newest release would bring gigabytes of CUDA.
 nightly: ## Test with the newest release of every other dependency, in .venv-nightly
@@ -62,4 +63,4 @@ nightly: ## Test with the newest release of every other dependency, in .venv-nig
 	.venv-nightly/bin/python -m pytest $(PARALLEL)
 
 clean: ## Remove what was built
-	rm -rf $(VENV) .venv-nightly runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .venv-nightly runs site dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

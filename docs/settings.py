@@ -1,4 +1,4 @@
-"""Writes the tables of settings, in `settings.md` and `serve.md` (`make docs`)."""
+"""Writes the tables of settings, in `reference/settings.md` and `guides/serve.md` (`make docs`)."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from ptune.serving.settings import ServeSettings
 from ptune.training.declaration import Setting, settings_of
 from ptune.training.settings import SECTIONS, ClassifierSettings, TrainSettings
 
-PAGE = Path(__file__).with_suffix(".md")
-SERVE_PAGE = PAGE.with_name("serve.md")
+DOCS = Path(__file__).parent
+PAGE, SERVE_PAGE = DOCS / "reference" / "settings.md", DOCS / "guides" / "serve.md"
 INTRODUCTION = """# Settings of a training run
 
 Give a setting as an option of the command line, as an argument of `PromptClassifier` or as a field
@@ -18,8 +18,10 @@ ptune train --train-file mail.csv --prompt-learning-rate 3e-2 --output-dir runs/
 ```
 
 ```python
-ptune.PromptClassifier(prompt_learning_rate=3e-2).fit(texts, labels)
-ptune.train_run(ptune.TrainSettings(train_file="mail.csv", prompt_learning_rate=3e-2), "runs/mail")
+import ptune
+
+classifier = ptune.PromptClassifier(prompt_learning_rate=3e-2)
+settings = ptune.TrainSettings(train_file="mail.csv", prompt_learning_rate=3e-2)
 ```
 
 An option has the name of its field with hyphens: `prompt_learning_rate` is

@@ -174,7 +174,7 @@ def glue_folder():
     return folder
 
 
-# The table of architectures in the README.
+# The table of architectures in `docs/reference/architectures.md`.
 
 
 def pytest_addoption(parser):

@@ -126,8 +126,8 @@ def test_the_tables_in_the_docs_are_current():
     """`make docs` writes them."""
     write = runpy.run_path(str(DOCS / "settings.py"))
     page = write["page"]()
-    assert (DOCS / "settings.md").read_text("utf-8") == page
-    assert (DOCS / "serve.md").read_text("utf-8") == write["serve_page"]()
+    assert (DOCS / "reference" / "settings.md").read_text("utf-8") == page
+    assert (DOCS / "guides" / "serve.md").read_text("utf-8") == write["serve_page"]()
     for setting in SETTINGS.values():
         assert not setting.section or f"| `{setting.name}` |" in page
 

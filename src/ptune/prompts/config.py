@@ -1,7 +1,8 @@
 """What a prompt is: `PromptEncoderConfig`, with ptune's defaults.
 
-The defaults were measured on MRPC and on the demo's emails (docs/which.md). `ptune.peft` has PEFT's
-defaults. Neither changes what saved files mean; see `ptune.adapters.schema`.
+The defaults were measured on MRPC and on the demo's emails (docs/measuring/accuracy.md).
+`ptune.peft` has PEFT's defaults. Neither changes what saved files mean; see
+`ptune.adapters.schema`.
 """
 
 from __future__ import annotations
