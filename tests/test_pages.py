@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
 # A visible line before a block that cannot run here, and how many there may be.
-NOT_RUN, MOST_NOT_RUN = re.compile(r"needs (a GPU|the network)", re.IGNORECASE), 5
+NOT_RUN, MOST_NOT_RUN = re.compile(r"needs? (a GPU|the network)", re.IGNORECASE), 5
 
 # Their fields are options of `ptune train`.
 TRAINER = {field.name for field in dataclasses.fields(TrainingArguments)}
