@@ -1,6 +1,7 @@
 """Which architectures export to ONNX? Tiny seeded models of every architecture in the tests.
 
-    python benchmarks/onnx_architectures.py --write docs/reference/architectures.md [--architectures BERT GPT-2]
+    python benchmarks/onnx_architectures.py --write docs/reference/architectures.md
+        [--architectures BERT GPT-2]
 
 Exports an input prompt and a deep prompt of each with `ptune.export_onnx`, runs both on ONNX
 Runtime and OpenVINO in float32, and writes a table of the largest difference from PyTorch's
