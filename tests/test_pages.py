@@ -52,8 +52,8 @@ def blocks(page, *languages):
 
 
 def shown_output(code):
-    """The lines `#> …` of a block, which follow the `print` whose output they show."""
-    return [line[3:] for line in code.splitlines() if line.startswith("#> ")]
+    """The lines `# → …` of a block, which follow the `print` whose output they show."""
+    return [line[4:] for line in code.splitlines() if line.startswith("# → ")]
 
 
 @pytest.fixture(scope="session")
