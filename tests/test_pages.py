@@ -109,6 +109,12 @@ def test_python_blocks_run_and_print_what_they_show(page, trained, tmp_path, mon
         names = run(code, names)
 
 
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_what_a_block_prints_is_shown(page):
+    for code in blocks(page, "python"):
+        assert "print(" not in code or shown_output(code), code
+
+
 def test_few_blocks_are_not_run():
     found = [
         line
