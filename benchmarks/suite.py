@@ -141,18 +141,23 @@ def recorder() -> Any:
         def __init__(self) -> None:
             self.curve: Curve = []
             self.evaluating = 0.0
+            self.loss: dict[str, float] = {}
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if "loss" in kwargs["logs"]:
+                self.loss = {"train_loss": round(float(kwargs["logs"]["loss"]), 5)}
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             scores = {k.removeprefix("eval_"): v for k, v in kwargs["metrics"].items()}
             self.evaluating += scores.get("runtime", 0.0)
             hidden = ("_second", "runtime", "epoch")
             kept = {k: round(v, 5) for k, v in scores.items() if not k.endswith(hidden)}
-            self.curve.append({"epoch": round(state.epoch, 3), **kept})
+            self.curve.append({"epoch": round(state.epoch, 3), **kept, **self.loss})
 
     return Recorder()
 
 
-ARGUMENTS = {"save_strategy": "no", "logging_strategy": "no"}
+ARGUMENTS = {"save_strategy": "no", "logging_strategy": "epoch"}
 
 
 def ours(job: Job, data: Any) -> Found:
