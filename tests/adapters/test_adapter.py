@@ -470,6 +470,31 @@ def damage_by_another_mechanism(folder):
     )
 
 
+def calibrate(folder):
+    """Make `ptune.json` say that the classifier is calibrated."""
+    file = folder / "ptune.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quality": {}}))
+
+
+def damage_by_missing_calibration(folder):
+    calibrate(folder)
+    return (
+        f"{folder}/ptune.json belongs to a calibrated classifier, but there is no "
+        "ptune_quality.safetensors next to it. Copy or download that file too, or remove 'quality' "
+        "from ptune.json to predict without calibration."
+    )
+
+
+def damage_by_a_calibration_out_of_range(folder):
+    calibrate(folder)
+    file = folder / "ptune_quality.safetensors"
+    save_file({"scale": torch.tensor([1.0, 1e5]), "shift": torch.zeros(2)}, file)
+    return (
+        f"{file}: scale holds 100000; expected numbers from 0.001 to 1000. The file is damaged: "
+        "download it, or train the classifier again."
+    )
+
+
 def damage_by_a_link_to_another_folder(folder):
     file = folder / "adapter_model.safetensors"
     target = file.rename(folder.parent / "elsewhere")
@@ -672,10 +697,53 @@ def test_another_number_of_labels_is_refused_and_the_backbone_unchanged(saved, k
     _, folder = saved
     backbone = build(kind, num_labels=4)
     before = {n: p.clone() for n, p in backbone.named_parameters()}
-    with pytest.raises(PtuneError, match=r"\[2.*\[4.*num_labels=2"):
+    with refused(
+        f"classifier.bias has the shape [2] in the adapter {folder} and [4] in the "
+        "backbone. If only the number of labels differs, load the backbone with num_labels=2; "
+        "`ptune.load` does so."
+    ):
         PromptModel.from_pretrained(backbone, folder)
     assert all(torch.equal(p, before[n]) for n, p in backbone.named_parameters())
     assert all(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_a_head_that_does_not_fit_a_model_is_refused(saved, kind):
+    """A model has a head already, and adapters for it must have all of it."""
+    _, folder = saved
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    model = PromptModel(build(kind))
+    name = "classifier.weight"
+    for changed, message in [
+        (
+            {f"base_model.{name}": None},
+            f"The adapter {folder} does not contain {name}, which BertForSequenceClassification "
+            "needs. Train and save the adapter with ptune.",
+        ),
+        (
+            {"base_model.other": torch.zeros(2)},
+            f"other of the adapter {folder} is not in the head of BertForSequenceClassification: "
+            "it belongs to another backbone.",
+        ),
+        (
+            {f"base_model.{name}": torch.zeros(2, 31)},
+            f"{name} of the adapter {folder} has the shape [2, 31], but this backbone with 2 "
+            "labels requires [2, 32]: the adapter belongs to another backbone.",
+        ),
+    ]:
+        save_file({n: t for n, t in {**tensors, **changed}.items() if t is not None}, file)
+        with refused(message):
+            model.load_adapter(folder, "another")
+        assert list(model.adapters) == ["default"]
+    with refused("There is already an adapter 'default'. Choose another name."):
+        model.load_adapter(folder, "default")
+    for bad in ("", "../up", "a.b"):
+        with refused(
+            f"An adapter cannot be called {bad!r}. Choose a name that is not empty and contains no "
+            "dots."
+        ):
+            model.load_adapter(folder, bad)
 
 
 def test_a_missing_part_of_the_head_is_warned_about(saved, kind):

@@ -38,7 +38,9 @@ def refusal(adapter="…", trained_on="…", backbone="…", difference="bert.�
 
 def adapter_of(backbone, folder):
     """Save a new adapter of a backbone."""
-    model = PromptModel(backbone, PromptEncoderConfig(num_virtual_tokens=3, depth="input")).eval()
+    # Whether mean pooling is the default would be looked up under the backbone's name.
+    config = PromptEncoderConfig(num_virtual_tokens=3, depth="input", pooling="architecture")
+    model = PromptModel(backbone, config).eval()
     model.save_pretrained(folder)
     return model
 
