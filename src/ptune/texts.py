@@ -84,12 +84,16 @@ def columns_of_texts(columns: Sequence[Any], names: Sequence[str] = ()) -> Seque
     return chosen
 
 
-def as_columns(X: Iterable[Any], before: int = 0) -> list[list[str]]:
+def as_columns(
+    X: Iterable[Any], before: int = 0, pairs: bool | None = None, first: int = 0
+) -> list[list[str]]:
     """One column of texts; or two for pairs, the first texts and the second texts.
 
     Args:
         X: Texts or pairs, as `rows` returns them.
         before: Number of texts that came before these, for messages.
+        pairs: Whether they must be pairs; ``None``: if the first one is.
+        first: The number of the very first one, for messages: 0 in Python, 1 in files.
 
     Raises:
         PtuneError: There are none, they mix texts and pairs, or one of them is not a text.
@@ -97,15 +101,12 @@ def as_columns(X: Iterable[Any], before: int = 0) -> list[list[str]]:
     found = list(X)
     if not found:
         raise PtuneError("There are no texts.")
-    if not _is_pair(found[0]):
-        return [check(found, "the texts", before)]
+    if not (_is_pair(found[0]) if pairs is None else pairs):
+        return [check(found, "the texts", before, first)]
     if wrong := [i for i, row in enumerate(found) if not _is_pair(row)]:
-        _refuse(found, wrong, "the pairs of texts", before, 0)
-    first, second = zip(*found, strict=True)
-    return [
-        check(first, "the first texts of the pairs", before),
-        check(second, "the second texts of the pairs", before),
-    ]
+        _refuse(found, wrong, "the pairs of texts", before, first)
+    columns = zip(("first", "second"), zip(*found, strict=True), strict=True)
+    return [check(c, f"the {name} texts of the pairs", before, first) for name, c in columns]
 
 
 def as_rows(columns: Sequence[Sequence[str]]) -> list[Any]:

@@ -712,7 +712,13 @@ def test_an_empty_second_text_is_refused(refused, trained):
 def test_an_empty_line_of_standard_input_is_refused(run_ptune, trained):
     done = run_ptune("predict", trained, stdin="one\n\nthree\n")
     assert done.code == 2
-    assert "empty text in list of texts, at row 2" in done.err
+    assert "empty text in the texts, at row 2 (counting from 1)" in done.err
+
+
+def test_a_line_that_is_no_pair_among_pairs_is_refused(run_ptune, trained):
+    done = run_ptune("predict", trained, stdin="one\ttwo\nthree\n")
+    assert done.code == 2
+    assert "the single text 'three' in the pairs of texts, at row 2 (counting from 1)" in done.err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
@@ -188,13 +189,47 @@ def test_a_batch_of_deep_prompts_of_equal_length(own, shared_bank):
 
 def test_predictions_equal_those_of_the_classifiers(own, shared_bank):
     requests = [(task, text) for text in TEXTS for task in TASKS]
-    for (task, text), found in zip(requests, shared_bank.predict(requests), strict=True):
+    for (task, text), found in zip(requests, shared_bank(requests), strict=True):
         expected = own[task](text)
         if isinstance(expected.label, float):
             assert found.label == pytest.approx(expected.label, abs=1e-5)
         else:
             assert found.label == expected.label
         assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    task, text = requests[0]
+    assert shared_bank((task, text)).probabilities == shared_bank([(task, text)])[0].probabilities
+
+
+def test_predict_has_the_form_of_the_classifiers_predict(own, shared_bank):
+    requests = [(task, text) for text in TEXTS for task in TASKS]
+    for (task, text), found in zip(requests, shared_bank.predict(requests), strict=True):
+        (expected,) = own[task].predict(text)
+        assert type(found) is type(expected)
+        if own[task].problem_type_ == "regression":
+            assert found == pytest.approx(expected, abs=1e-5)
+        else:
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_a_classifier(own, shared_bank, task):
+    one, texts = shared_bank[task], [text for text in TEXTS if isinstance(text, str)]
+    frame = pd.DataFrame({"text": texts})
+    expected = own[task].predict(texts)
+    assert one.predict(frame).dtype == expected.dtype
+    np.testing.assert_allclose(list(one.logits(texts)), list(own[task].logits(texts)), atol=1e-5)
+    if own[task].problem_type_ != "regression":
+        np.testing.assert_array_equal(one.predict(frame), expected)
+        assert one.score(texts, expected) == 1.0
+    with pytest.raises(PtuneError, match="no task 'nobody'"):
+        shared_bank["nobody"]
+
+
+def test_requests_may_be_columns(shared_bank):
+    table = pd.DataFrame({"task": ["mean", "deep"], "text": ["the", "a"]})
+    expected = shared_bank.logits([("mean", "the"), ("deep", "a")])
+    for requests in (table, zip(table["task"], table["text"], strict=True), table.values):
+        assert_same(shared_bank.logits(requests), expected)
 
 
 def test_each_text_is_read_once_for_all_readers(own, shared_bank):
@@ -537,12 +572,14 @@ def test_a_folder_without_adapters(tmp_path, bert_folder):
     ("request_", "reason"),
     [
         (("nobody", "the"), "no task 'nobody'"),
-        (("mean", "  "), "'mean' is empty"),
-        (("mean", ("the", "")), "'mean' is empty"),
-        (("mean", 3), "'mean' is 3"),
-        (("mean", ["a", "b", "c"]), "expected a text or a pair"),
-        (("mean", "\ud800"), "'mean' is not valid Unicode"),
-        (("mean", None), "'mean' is None"),
+        (("mean", "  "), "'mean' is refused. Found an empty text in the texts, at position 1 "),
+        (("mean", ("the", "")), "'mean' is refused. Found an empty text in the second texts"),
+        (("mean", 3), "'mean' is refused. Found '3' of type int"),
+        (("mean", ["a", "b", "c"]), "Expected strings or pairs of strings"),
+        (("mean", {"text": "a"}), "Found a dictionary .* position 1 "),
+        (("mean", b"a"), r"call \.decode\(\)"),
+        (("mean", "\ud800"), "'mean' is refused. .*not valid Unicode"),
+        (("mean", None), "'mean' is refused. Found a missing value"),
         ("mean", "expected a task and a text"),
         (("mean", "the", "red"), "expected a task and a text"),
         (([], "the"), "expected a task and a text"),

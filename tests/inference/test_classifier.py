@@ -137,6 +137,15 @@ def test_a_wrong_text_is_named_with_its_position(classifier, wrong, message):
         classifier.predict(wrong)
 
 
+def test_texts_and_pairs_are_not_mixed_however_many_there_are(classifier, texts, monkeypatch):
+    monkeypatch.setattr("ptune.inference.classifier.WINDOW", 4)
+    with pytest.raises(PtuneError, match=r"a tuple of 2.* position 4 \(counting from 0\)"):
+        classifier.predict([*texts[:4], (texts[4], texts[5])])
+    pairs = [(text, text) for text in texts[:4]]
+    with pytest.raises(PtuneError, match=r"the single text .* position 4 \(counting from 0\)"):
+        classifier.predict([*pairs, texts[4]])
+
+
 def test_nothing_in_nothing_out(classifier):
     assert classifier([]) == []
     assert classifier.predict([]).shape == (0,)

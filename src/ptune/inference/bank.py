@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,9 @@ from ptune.backbones.loading import (
     smallest,
 )
 from ptune.compat import ForkLock
-from ptune.errors import PtuneError, first_line
+from ptune.errors import PtuneError, first_line, positions
 from ptune.files import METRICS_NAME, read_json
-from ptune.inference.classifier import WINDOW
+from ptune.inference.classifier import WINDOW, TextClassifier
 from ptune.labels import Labels, Prediction
 from ptune.model import check_fits
 from ptune.postprocessing import Postprocessing
@@ -45,7 +45,16 @@ from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.readers import TextStates
-from ptune.texts import TOKENS_PER_TEXT, Template, Text, batches, encode, lock_of
+from ptune.texts import (
+    TOKENS_PER_TEXT,
+    Template,
+    Text,
+    as_columns,
+    batches,
+    encode,
+    lock_of,
+    rows,
+)
 
 if TYPE_CHECKING:
     import transformers
@@ -439,12 +448,13 @@ class PromptBank:
     # Answers.
 
     def logits(
-        self, requests: Sequence[tuple[str, Text]], *, batch_size: int = 32
+        self, requests: Iterable[tuple[str, Text]], *, batch_size: int = 32
     ) -> list[np.ndarray]:
         """Logits ``[num_labels]`` of each request, in order.
 
         Args:
-            requests: Each a task and a text, or a pair of texts, for it.
+            requests: Each a task and a text, or a pair of texts, for it; or a table with columns
+                of tasks and texts.
             batch_size: At most this many times 128 tokens are classified at a time.
 
         Raises:
@@ -453,9 +463,32 @@ class PromptBank:
         """
         return [logits for _, logits in self.answers(requests, batch_size=batch_size)]
 
-    def predict(self, requests: Sequence[tuple[str, Text]]) -> list[Prediction]:
-        """The prediction for each request, in order. Raises as `logits` does."""
-        return [info.prediction(logits) for info, logits in self.answers(requests)]
+    def predict(self, requests: Iterable[tuple[str, Text]]) -> list[Any]:
+        """What each task's classifier would predict, in order. Raises as `logits` does.
+
+        A label; if a text can have several, a row of zeros and ones ``[num_labels]``; a number for
+        a regression. To predict for one task only, in an array, use ``bank[task].predict(texts)``.
+        """
+        found = []
+        for info, logits in self.answers(requests):
+            margins = info.postprocessing.margins(logits[None])
+            found.append(info.labels_.decode(margins)[0])
+        return found
+
+    def __call__(self, requests: Iterable[tuple[str, Text]]) -> Prediction | list[Prediction]:
+        """A `Prediction` for one request, a list for several. Raises as `logits` does."""
+        predictions = [info.prediction(logits) for info, logits in self.answers(requests)]
+        one = isinstance(requests, tuple) and _is_request(requests)
+        return predictions[0] if one else predictions
+
+    def __getitem__(self, task: str) -> TextClassifier:
+        """A task as a classifier, as it is now: with `predict`, `predict_proba`, `score` and so on.
+
+        Raises:
+            PtuneError: There is no task with this name.
+        """
+        with self._tables:
+            return _TaskClassifier(self, self._known(task))
 
     def answers(
         self,
@@ -485,9 +518,10 @@ class PromptBank:
         Raises:
             PtuneError: As for `logits`.
         """
-        names, rows = list(self if tasks is None else tasks), list(texts)
-        answers = iter(self.predict([(name, text) for text in rows for name in names]))
-        return [{name: next(answers) for name in names} for _ in rows]
+        names, given = list(self if tasks is None else tasks), list(rows(texts))
+        answers = self.answers([(name, text) for text in given for name in names])
+        found = (info.prediction(logits) for info, logits in answers)
+        return [{name: next(found) for name in names} for _ in given]
 
     def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
         """How many tokens of each text are cut off. Raises as `logits` does."""
@@ -501,7 +535,8 @@ class PromptBank:
     def _tasks_and_texts(
         self, requests: Iterable[tuple[str, Text]]
     ) -> list[tuple[_Task, tuple[str, ...]]]:
-        checked = [_checked(request) for request in requests]
+        rows_of = [requests] if isinstance(requests, tuple) and _is_request(requests) else requests
+        checked = [_checked(row, i) for i, row in enumerate(rows(rows_of))]
         with self._tables:
             return [(self._known(name), texts) for name, texts in checked]
 
@@ -615,28 +650,42 @@ class PromptBank:
         return output.logits.float().cpu().numpy()
 
 
-def _checked(request: Any) -> tuple[str, tuple[str, ...]]:
+class _TaskClassifier(TextClassifier):
+    """A task of a bank, with the interface of a classifier."""
+
+    batch_size = 32
+
+    def __init__(self, bank: PromptBank, task: _Task) -> None:
+        self._bank, self._task = bank, task
+        self.labels_, self.postprocessing_ = task.info.labels_, task.info.postprocessing
+        self.tokenizer_ = bank.tokenizer
+
+    def _window(self, columns: list[list[str]]) -> np.ndarray:
+        window = [(self._task, text) for text in zip(*columns, strict=True)]
+        return np.stack(self._bank._window(window, self.batch_size, None))
+
+
+def _is_request(request: Any) -> bool:
+    """True for a task and a text, or a pair of texts: (task, text)."""
+    return (
+        isinstance(request, tuple | list | np.ndarray)
+        and len(request) == 2
+        and isinstance(request[0], str)
+    )
+
+
+def _checked(request: Any, position: int) -> tuple[str, tuple[str, ...]]:
     """The task and the text, or the two texts, of a request."""
-    is_request = isinstance(request, tuple | list) and len(request) == 2
-    if not is_request or not isinstance(request[0], str):
-        raise PtuneError(f"{request!r} is not a request; expected a task and a text: (task, text).")
-    task, text = request
-    texts = (text,) if isinstance(text, str) else text
-    is_pair = isinstance(text, tuple | list) and len(text) == 2
-    if not (isinstance(text, str) or is_pair) or not all(isinstance(t, str) for t in texts):
+    if not _is_request(request):
         raise PtuneError(
-            f"A text for the task {task!r} is {text!r}; expected a text or a pair of texts."
+            f"{request!r}, at {positions([position], 0)}, is not a request; expected a task and a "
+            "text: (task, text)."
         )
-    for part in texts:
-        if not part.strip():
-            raise PtuneError(f"A text for the task {task!r} is empty. Leave it out.")
-        try:
-            part.encode()
-        except UnicodeEncodeError as error:
-            raise PtuneError(
-                f"A text for the task {task!r} is not valid Unicode ({error})."
-            ) from error
-    return task, tuple(texts)
+    task, text = request
+    try:
+        return str(task), tuple(column for (column,) in as_columns([text], position))
+    except PtuneError as error:
+        raise PtuneError(f"A text for the task {task!r} is refused. {error}") from error
 
 
 def _stamp(folder: Path) -> tuple[Any, ...]:

@@ -106,22 +106,23 @@ class TextClassifier:
     def _windows(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
         """Logits ``[n, num_labels]`` of each window of texts."""
         rows = iter(self._rows(X))
-        started = 0
+        started, pairs = 0, None
         while window := list(itertools.islice(rows, WINDOW)):
-            yield self._window(window, started)
+            columns = texts.as_columns(window, started, pairs)
+            pairs = len(columns) == 2
+            yield self._window(columns)
             started += len(window)
 
     def _rows(self, X: Any) -> Iterable[Any]:
         return texts.rows(X, list(getattr(self, "feature_names_in_", ())))
 
-    def _window(self, window: list[Text], started: int) -> np.ndarray:
-        columns = texts.as_columns(window, started)
+    def _window(self, columns: list[list[str]]) -> np.ndarray:
         encoded, _ = texts.encode(
             self.tokenizer_, columns, self._max_text_tokens(), template=self._template()
         )
         lengths = [len(ids) for ids in encoded["input_ids"]]
         batches = texts.batches(lengths, self.batch_size)
-        logits = np.empty((len(window), len(self.labels_)), dtype=np.float32)
+        logits = np.empty((len(columns[0]), len(self.labels_)), dtype=np.float32)
         for chosen, found in self._forward((c, texts.take(encoded, c)) for c in batches):
             logits[chosen] = found
         return logits

@@ -26,7 +26,7 @@ from ptune.data.tables import Batch, Columns
 from ptune.errors import PtuneError
 from ptune.inference.classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
-from ptune.texts import Text, as_rows, check
+from ptune.texts import Text, as_columns, as_rows, check
 
 # Formats with types, rows of a file in memory at a time, and of such a file.
 TYPED = ("parquet", "arrow", "feather")
@@ -67,27 +67,27 @@ class Source:
 
     @classmethod
     def of_texts(cls, texts: Iterable[Text]) -> Source:
-        """Texts, or pairs as tuples, as rows.
+        """Texts, or pairs as tuples, as rows. The first rows are read at once.
 
         Raises:
-            PtuneError: When read: texts and pairs are mixed.
+            PtuneError: Texts and pairs are mixed, or one of them is not a text.
         """
-        first = list(itertools.islice(texts := iter(texts), 1))
-        pairs = bool(first) and not isinstance(first[0], str)
+        rest = iter(texts)
 
-        def rows() -> Iterator[dict[str, Any]]:
-            for i, text in enumerate(itertools.chain(first, texts), 1):
-                if isinstance(text, str) == pairs:
-                    raise PtuneError(
-                        f"Text {i} is {text!r}. Expected strings or pairs of strings, not a "
-                        "mixture."
-                    )
-                yield {TEXT: text[0], PAIR: text[1]} if pairs else {TEXT: text}
+        def batches() -> Iterator[Batch]:
+            before, pairs = 0, None
+            while some := list(itertools.islice(rest, ROWS)):
+                columns = as_columns(some, before, pairs, first=1)
+                pairs = len(columns) == 2
+                names = (TEXT, PAIR)[: len(columns)]
+                rows = zip(*columns, strict=True)
+                yield [dict(zip(names, row, strict=True)) for row in rows]
+                before += len(some)
 
-        each = rows()
-        batches = iter(lambda: list(itertools.islice(each, ROWS)), [])
-        names = {TEXT: "list of texts", PAIR: "list of second texts"}
-        return cls(batches, Columns(TEXT, PAIR if pairs else None), names.__getitem__)
+        read = batches()
+        first = list(itertools.islice(read, 1))
+        pair = PAIR if first and PAIR in first[0][0] else None
+        return cls(itertools.chain(first, read), Columns(TEXT, pair), "column {!r}".format)
 
     def read(self) -> Iterator[tuple[Batch, list[Text]]]:
         """Yield rows and their texts, batch by batch.
