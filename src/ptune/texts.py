@@ -216,7 +216,7 @@ def encode(
     max_text_tokens: int | Sequence[int | None] | None,
     truncation_side: str | None = None,
     template: Template | None = None,
-) -> tuple[Encoded, int]:
+) -> tuple[Encoded, list[int]]:
     """Token ids of texts or pairs. Several threads may call it with one tokenizer.
 
     Args:
@@ -228,7 +228,7 @@ def encode(
         template: The words around each text.
 
     Returns:
-        `input_ids` and so on, one list per text, and how many texts were cut.
+        `input_ids` and so on, one list per text, and the positions of the texts that were cut.
     """
     lists = [list(column) for column in columns]
     limits = max_text_tokens
@@ -247,7 +247,7 @@ def encode(
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase, lists: list[list[str]], limits: Sequence[int | None]
-) -> tuple[Encoded, int]:
+) -> tuple[Encoded, list[int]]:
     encoded = dict(tokenizer(*lists, verbose=False))
     ids = encoded["input_ids"]
     too_long: dict[int, list[int]] = defaultdict(list)
@@ -260,7 +260,7 @@ def _encode(
         for key, values in cut.items():
             for i, value in zip(some, values, strict=True):
                 encoded[key][i] = value
-    return encoded, sum(map(len, too_long.values()))
+    return encoded, sorted(i for some in too_long.values() for i in some)
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -386,7 +386,7 @@ class Template:
 
     def encode(
         self, tokenizer: Any, columns: Sequence[Sequence[str]], limits: Sequence[int | None]
-    ) -> tuple[dict[str, list[list[int]]], int]:
+    ) -> tuple[dict[str, list[list[int]]], list[int]]:
         """Token ids of the filled template. Too long texts are cut, never the template.
 
         Args:
@@ -395,18 +395,18 @@ class Template:
             limits: The largest number of tokens of each text with the template.
 
         Returns:
-            `input_ids` and so on, and how many texts were cut.
+            `input_ids` and so on, and the positions of the texts that were cut.
 
         Raises:
             PtuneError: The template alone has too many tokens.
         """
         encoded = self._tokens(tokenizer, columns)
-        ids, cut = encoded["input_ids"], 0
+        ids, cut = encoded["input_ids"], []
         for i, limit in enumerate(limits):
             if limit is None or len(ids[i]) <= limit:
                 continue
             parts = [column[i] for column in columns]
-            cut += 1
+            cut.append(i)
             while True:
                 short = self._tokens(tokenizer, [[part] for part in parts])
                 if (excess := len(short["input_ids"][0]) - limit) <= 0:

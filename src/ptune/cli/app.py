@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ptune.cli import classify, predict, share, train
+from ptune.cli import classify, predict, quality, share, train
 from ptune.cli.options import FIRST, errors
 from ptune.errors import PtuneError
 
@@ -41,6 +41,7 @@ for _command in (
     predict.predict,
     predict.info,
     classify.classify,
+    quality.check,
     share.serve,
     share.export,
     share.push,

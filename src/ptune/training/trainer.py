@@ -288,7 +288,7 @@ def tokenize(
         nonlocal truncated
         texts = [batch[c] for c in columns]
         encoded, cut = encode(tokenizer, texts, max_text_tokens, template=template)
-        truncated += cut
+        truncated += len(cut)
         return encoded
 
     with quiet():

@@ -1,0 +1,1 @@
+"""Whether to trust a classifier, and the data it learns from."""

@@ -1,0 +1,235 @@
+"""Check labelled data before a training: `ptune check`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptune.backbones.loading import full_name
+from ptune.data.cells import indicator_columns, label_column
+from ptune.data.opening import FOUND, Dialect
+from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
+from ptune.errors import PtuneError
+from ptune.files import staged
+from ptune.labels import is_missing
+from ptune.quality import findings
+from ptune.quality.features import Show, features
+from ptune.quality.findings import Finding, Rows, normal, repaired, same_spelling
+
+# Where a finding's rows are.
+ORDER = ("error", "warning", "note")
+
+
+@dataclass
+class Examples:
+    """A file of labelled texts, whatever is wrong with it.
+
+    Attributes:
+        file: The file.
+        table: Its columns.
+        columns: Those with the texts and the label.
+        rows: The rows that have a text and a label.
+        incomplete: What is wrong with the others.
+    """
+
+    file: Path
+    table: Table
+    columns: Columns
+    rows: Rows
+    incomplete: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def read(
+        cls,
+        file: Path,
+        columns: Columns = BY_NAME,
+        dialect: Dialect = FOUND,
+        label_separator: str | None = None,
+    ) -> Examples:
+        """Read a file.
+
+        Raises:
+            PtuneError: It cannot be read, its columns cannot be found, or no row is complete.
+        """
+        table = read_table(file, dialect)
+        columns = find_columns(table, columns, file)
+        names = [name for name in (columns.text, columns.text_pair) if name is not None]
+        if columns.indicators:
+            column = indicator_columns({n: table[n] for n in columns.indicators}, str(file))
+        else:
+            column = label_column(
+                table[str(columns.label)],
+                f"column {columns.label!r} of {file}",
+                separator=label_separator,
+                typed=is_typed(file),
+            )
+        texts = [["" if is_missing(v) else str(v) for v in table[name]] for name in names]
+        empty = {i for text in texts for i, value in enumerate(text) if not value.strip()}
+        missing = set(column.missing()) - empty
+        kept = [i for i in range(len(column)) if i not in empty | missing]
+        if not kept:
+            raise PtuneError(f"No row of {file} has both a text and a label. Check the columns.")
+        column = column.without(sorted(empty | missing))
+        if column.kind == "indicators":
+            all_names = column.names or tuple(range(column.values.shape[1]))
+            each: Any = [[all_names[j] for j in np.flatnonzero(row == 1)] for row in column.values]
+        else:
+            each = column.values if column.kind == "several" else [[v] for v in column.values]
+        own = [[text[i] for i in kept] for text in texts]
+        rows = Rows(
+            numbers=[i + 1 for i in kept],
+            texts=["\n".join(parts) for parts in zip(*own, strict=True)],
+            labels=[tuple(sorted(map(str, labels))) for labels in each],
+            is_single=column.kind == "one",
+            columns=own,
+        )
+        found = cls(Path(file), table, columns, rows)
+        for what, gone in (("text", empty), ("label", missing)):
+            if gone:
+                found.incomplete.append(_incomplete(what, sorted(gone)))
+        return found
+
+
+def _incomplete(what: str, gone: list[int]) -> Finding:
+    return Finding(
+        f"no {what}",
+        "error",
+        f"{len(gone)} rows have no {what}",
+        "Fill it in, or leave them out (--fix).",
+        [i + 1 for i in gone],
+        [""] * len(gone),
+    )
+
+
+def check(
+    train: Examples,
+    evaluation: Examples | None = None,
+    *,
+    model: str | None = None,
+    show: Show = lambda batches, total: batches,
+) -> list[Finding]:
+    """All that is found in the data, the most serious first.
+
+    Args:
+        train: The training data.
+        evaluation: The evaluation data, to find texts that are in both.
+        model: The backbone that finds near-duplicates, likely wrong labels and long texts;
+            ``None``: these are not looked for.
+        show: Shows progress: takes batches and their number.
+
+    Raises:
+        PtuneError: The backbone cannot be loaded.
+    """
+    found = [*train.incomplete]
+    for look in (
+        findings.duplicates,
+        findings.broken,
+        findings.scripts,
+        findings.label_names,
+        findings.give_away,
+        findings.personal_data,
+    ):
+        found += look(train.rows)
+    if evaluation is not None:
+        found += findings.leakage(train.rows, evaluation.rows)
+    if model is not None:
+        found += _with_backbone(train.rows, evaluation.rows if evaluation else None, model, show)
+    return sorted(found, key=lambda finding: ORDER.index(finding.level))
+
+
+def _with_backbone(rows: Rows, other: Rows | None, model: str, show: Show) -> Iterator[Finding]:
+    x, cut = features(rows.columns, model, show=show)
+    yield from findings.truncated(rows, cut, full_name(model))
+    yield from findings.near_duplicates(rows, x)
+    if other is not None:
+        yield from findings.near_duplicates(rows, x, other, features(other.columns, model)[0])
+    yield from findings.wrong_labels(rows, x)
+
+
+def write_findings(
+    found: list[Finding], train: Examples, evaluation: Examples | None, output: Path
+) -> None:
+    """Write one line for each row of each finding: check, file, row, text, labels, remark.
+
+    Raises:
+        PtuneError: The file cannot be written.
+    """
+    with (
+        staged(output.absolute().parent) as stage,
+        (stage / output.name).open("w", encoding="utf-8", newline="") as out,
+    ):
+        writer = csv.writer(out)
+        writer.writerow(["check", "level", "file", "row", "text", "labels", "remark"])
+        for finding in found:
+            file = evaluation if is_about_evaluation(finding) and evaluation else train
+            places = {number: i for i, number in enumerate(file.rows.numbers)}
+            for number, remark in zip(finding.rows, finding.remarks, strict=True):
+                i = places.get(number)
+                text, labels = ("", ()) if i is None else (file.rows.texts[i], file.rows.labels[i])
+                own = [finding.check, finding.level, file.file.name, number]
+                writer.writerow([*own, text, "|".join(labels), remark])
+
+
+def is_about_evaluation(finding: Finding) -> bool:
+    """True if the rows of a finding are those of the evaluation file."""
+    return finding.check in ("leakage", "near leakage", "unknown labels")
+
+
+def write_fixed(train: Examples, output: Path) -> dict[str, int]:
+    """Write the file without what can be repaired safely. All columns stay.
+
+    Rows without a text or a label, and rows that repeat an earlier one with the same label, are
+    left out. Broken characters are repaired, and spellings of a label that differ only in case and
+    punctuation become the most frequent one.
+
+    Returns:
+        How many rows were left out or changed, by reason.
+
+    Raises:
+        PtuneError: The file cannot be written, or is not `.csv`, `.tsv` or `.jsonl`.
+    """
+    if output.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+        raise PtuneError(f"{output} cannot be written: name a .csv, .tsv or .jsonl file.")
+    rows, columns = train.rows, train.columns
+    spellings = same_spelling(rows.counts) if rows.is_single and columns.label else {}
+    fixed: list[dict[str, Any]] = []
+    total = len(next(iter(train.table.values())))
+    done = {"incomplete": total - len(rows.numbers), "repeated": 0, "characters": 0, "spelling": 0}
+    seen = set()
+    for number, labels in zip(rows.numbers, rows.labels, strict=True):
+        row = {name: column[number - 1] for name, column in train.table.items()}
+        texts = [name for name in (columns.text, columns.text_pair) if name]
+        for name in texts:
+            if (better := repaired(str(row[name]))) != row[name]:
+                row[name], done["characters"] = better, done["characters"] + 1
+        if spellings and labels[0] in spellings:
+            row[str(columns.label)] = spellings[labels[0]]
+            labels, done["spelling"] = (spellings[labels[0]],), done["spelling"] + 1
+        key = (normal("\n".join(str(row[name]) for name in texts)), labels)
+        if key in seen:
+            done["repeated"] += 1
+            continue
+        seen.add(key)
+        fixed.append(row)
+    _write_rows(fixed, list(train.table), output)
+    return done
+
+
+def _write_rows(rows: list[dict[str, Any]], names: list[str], output: Path) -> None:
+    with (
+        staged(output.absolute().parent) as stage,
+        (stage / output.name).open("w", encoding="utf-8", newline="") as out,
+    ):
+        if output.suffix.lower() == ".jsonl":
+            out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        else:
+            delimiter = "\t" if output.suffix.lower() == ".tsv" else ","
+            writer = csv.DictWriter(out, names, delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)

