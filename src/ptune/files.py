@@ -25,6 +25,8 @@ METRICS_NAME = "metrics.json"
 SEEDS_NAME = "seeds.json"
 CURVE_NAME = "learning_curve.png"
 CONFUSION_NAME = "confusion_matrix.png"
+REPORT_NAME = "report.html"
+NEXT_TO_REPORT = ("report.json", "mistakes.csv")
 
 
 @contextmanager

@@ -42,6 +42,7 @@ for _command in (
     predict.info,
     classify.classify,
     quality.check,
+    quality.report,
     share.serve,
     share.export,
     share.push,

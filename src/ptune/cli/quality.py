@@ -1,4 +1,4 @@
-"""`ptune check`: look at data before a training."""
+"""`ptune check` looks at data before a training, and `ptune report` at a classifier after it."""
 
 from __future__ import annotations
 
@@ -12,37 +12,34 @@ from rich.table import Table
 from rich.text import Text
 
 from ptune.cli.options import (
+    LABELLED,
     OUTPUT,
-    Delimiter,
-    Encoding,
-    LabelColumn,
-    NoHeader,
-    PairColumn,
-    Separator,
-    TextColumn,
+    READING,
+    Adapter,
+    DtypeOption,
+    LabelledFile,
+    Model,
     console,
     errors,
     option,
+    read_with,
     say,
+    with_settings,
 )
-from ptune.training.settings import BACKBONE, DATA
+from ptune.errors import PtuneError
+from ptune.files import REPORT_NAME
+from ptune.training.settings import BACKBONE, DATA, TrainSettings
 
 AsJson = Annotated[bool, option("Print JSON.", OUTPUT, "--json")]
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
+@with_settings(TrainSettings, *READING, *LABELLED[:3])
 def check(
     data: Annotated[Path, typer.Argument(help="A labelled CSV, TSV, JSON lines or Parquet file.")],
     eval_file: Annotated[
         Path | None, option("Also look for its texts in the training file.", DATA, metavar="FILE")
     ] = None,
-    text_column: TextColumn = None,
-    text_pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    label_separator: Separator = None,
-    delimiter: Delimiter = None,
-    encoding: Encoding = None,
-    no_header: NoHeader = False,
     model: Annotated[
         str,
         option(
@@ -71,6 +68,7 @@ def check(
         option("Write a CSV file with every row that was found.", OUTPUT, metavar="FILE"),
     ] = None,
     as_json: AsJson = False,
+    **options: Any,
 ) -> None:
     """Look for mistakes in labelled data, before a training.
 
@@ -80,12 +78,9 @@ def check(
 
     Example: ptune check mail.csv --eval-file test.csv
     """
-    from ptune.data.opening import Dialect
-    from ptune.data.tables import Columns
     from ptune.quality import check as checks
 
-    columns = Columns(text_column, text_pair_column, label_column)
-    how: tuple[Any, ...] = (columns, Dialect(delimiter, encoding, not no_header), label_separator)
+    how: tuple[Any, ...] = (*read_with(options), options["label_separator"])
     train = checks.Examples.read(data, *how)
     evaluation = checks.Examples.read(eval_file, *how) if eval_file else None
     found = checks.check(train, evaluation, model=None if fast else model, show=_progress)
@@ -101,6 +96,80 @@ def check(
         say(f"Wrote {fix}. Rows: {listed}.", errors)
     if strict and any(finding.level != "note" for finding in found):
         raise typer.Exit(1)
+
+
+@with_settings(TrainSettings, *READING, *LABELLED)
+def report(
+    adapter: Adapter,
+    file: LabelledFile = None,
+    slice_column: Annotated[
+        list[str] | None,
+        option("Also split the scores by the values of this column.", DATA, metavar="NAME"),
+    ] = None,
+    train_file: Annotated[
+        Path | None,
+        option("The training file.", DATA, default="the one of the run", metavar="FILE"),
+    ] = None,
+    fast: Annotated[
+        bool,
+        option("Leave out logistic regression and the nearest training texts.", BACKBONE, "--fast"),
+    ] = False,
+    model: Model = None,
+    dtype: DtypeOption = "auto",
+    output: Annotated[
+        Path | None,
+        option("The page.", OUTPUT, default="reports/FILE.html in the run folder", metavar="FILE"),
+    ] = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Write a page about what a classifier gets right and wrong.
+
+    Without --file, it is about the evaluation set of the run. The same as JSON and a CSV file of
+    the mistakes are next to it.
+
+    Example: ptune report runs/mine --file gold.csv --slice-column country
+    """
+    from ptune.inference.classifier import load
+    from ptune.quality import evidence, report
+
+    columns, dialect = read_with(options)
+    classifier = load(adapter, model=model, dtype=dtype)
+    data = evidence.dataset_of_run(Path(adapter), train_file)
+    if file is None:
+        if data is None:
+            raise PtuneError(
+                f"The data of {adapter} is not here. Name a labelled file (--file), or the "
+                "training file (--train-file)."
+            )
+        found = evidence.of_run(classifier, data)[0]
+        page = output or Path(adapter) / REPORT_NAME
+    else:
+        how: dict[str, Any] = {"columns": columns, "dialect": dialect, **options}
+        slices = tuple(slice_column or ())
+        found = evidence.of_file(classifier, file, slices=slices, data=data, **how)
+        page = output or Path(adapter) / "reports" / f"{file.stem}.html"
+    backbone = None if fast else report.backbone_of(classifier)
+    content = report.build(found, backbone, _progress)
+    report.write(content, page)
+    if as_json:
+        console.print_json(data={k: v for k, v in content.items() if k != "mistakes"})
+    else:
+        _show_scores(content)
+        say(f"Wrote {page}, and next to it {page.stem}.json and {report.mistakes_name(page)}.")
+
+
+def _show_scores(content: dict[str, Any]) -> None:
+    baselines = content["baselines"]
+    title = f"{content['name']}: {content['rows']:,} texts ({content['measured_on']})"
+    table = Table("", "value", "95% interval", *baselines, title=Text(title))
+    for row in content["scores"]:
+        own = f"{row['value']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"
+        others = [f"{scores[row['metric']]:.4f}" for scores in baselines.values()]
+        table.add_row(row["metric"].replace("_", " "), *own, *others)
+    if found := content.get("calibration"):
+        table.add_row("calibration error", f"{found['ece']['after']:.4f}")
+    console.print(table)
 
 
 def _progress(batches: Iterable[list[int]], total: int) -> Iterable[list[int]]:

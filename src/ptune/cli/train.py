@@ -96,7 +96,9 @@ def train(
     }
     with _interruptible(output_dir):
         if seeds == 1:
-            _show_run(train_run(settings, output_dir, **how))
+            run = train_run(settings, output_dir, **how)
+            _report(run)
+            _show_run(run)
         else:
             own = range(settings.seed, settings.seed + seeds)
             _show_spread(train_seeds(settings, output_dir, own, **how), output_dir, seeds)
@@ -105,6 +107,23 @@ def train(
 def _was_typed(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def _report(run: Run) -> None:
+    """Write the report on the evaluation set. The training has succeeded, whatever happens here."""
+    from ptune.inference.classifier import load
+    from ptune.quality.evidence import dataset_of_run
+    from ptune.quality.report import report_run
+
+    if not FIRST or not run.answers:
+        return
+    try:
+        data = dataset_of_run(run.folder)
+        if data is not None:
+            dtype = TrainSettings.read(run.folder).dtype
+            report_run(run.folder, load(run.folder, dtype=dtype), data, fast=True)
+    except Exception as error:  # Whatever the data holds, the classifier is there.
+        say(f"There is no report ({error}). Try `ptune report {run.folder}`.", errors)
 
 
 def _show_run(run: Run) -> None:
@@ -118,7 +137,7 @@ def _show_run(run: Run) -> None:
     _show_problem_type(run.metrics)
     say(
         f"Saved in {run.folder}: adapter, metrics.json, settings.json, learning_curve.png, "
-        f'confusion_matrix.png.\nTry it: ptune predict {run.folder} "…"'
+        f'confusion_matrix.png, report.html.\nTry it: ptune predict {run.folder} "…"'
     )
 
 

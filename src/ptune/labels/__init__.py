@@ -19,12 +19,13 @@ from ptune.labels.columns import (
     read,
     values_of,
 )
-from ptune.labels.labels import Labels, Prediction
+from ptune.labels.labels import NO_LABEL, Labels, Prediction
 from ptune.labels.metrics import METRICS, compute, mean_and_std
 
 __all__ = [
     "METRICS",
     "MULTI",
+    "NO_LABEL",
     "PROBLEM_TYPES",
     "REGRESSION",
     "SINGLE",

@@ -53,8 +53,8 @@ def fit(
     logits, targets = logits[known], targets[known]
     if labels.is_regression or len(logits) < MIN_ROWS:
         return RAW, {}
-    fitted = _fit(labels, logits, targets, goal)
-    crossed = cross_fitted(lambda x, y: _fit(labels, x, y, goal), logits, targets)
+    fitted = fit_values(labels, logits, targets, goal)
+    crossed = cross_fitted(lambda x, y: fit_values(labels, x, y, goal), logits, targets)
     before, after = labels.probabilities(logits), labels.probabilities(crossed[0])
     measured: dict[str, Any] = {
         "measured_on": "evaluation, cross-fitted",
@@ -76,7 +76,8 @@ def fit(
     return fitted, measured
 
 
-def _fit(labels: Labels, logits: Array, targets: Array, goal: Goal | None) -> Postprocessing:
+def fit_values(labels: Labels, logits: Array, targets: Array, goal: Goal | None) -> Postprocessing:
+    """Calibration, and thresholds or scores of sets. The arguments are those of `fit`."""
     facts: dict[str, Any] = {"rows": len(logits)}
     if labels.is_single:
         scale = np.full(len(labels), fit_temperature(logits, targets.astype(int)))

@@ -40,6 +40,8 @@ from ptune.files import (
     CONFUSION_NAME,
     CURVE_NAME,
     METRICS_NAME,
+    NEXT_TO_REPORT,
+    REPORT_NAME,
     SEEDS_NAME,
     SETTINGS_NAME,
     read_json,
@@ -514,7 +516,7 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
     with staged(folder) as stage:
         write_json(stage / SETTINGS_NAME, settings.to_dict())
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (METRICS_NAME, CURVE_NAME, CONFUSION_NAME):
+    for name in (METRICS_NAME, CURVE_NAME, CONFUSION_NAME, REPORT_NAME, *NEXT_TO_REPORT):
         (folder / name).unlink(missing_ok=True)
 
 

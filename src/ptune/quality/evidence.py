@@ -1,0 +1,246 @@
+"""A labelled set, and a classifier's answers to it: what a report is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptune import texts
+from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, labelled_texts
+from ptune.data.opening import FOUND, Dialect
+from ptune.data.tables import read_table
+from ptune.errors import PtuneError, near
+from ptune.inference.classifier import TextClassifier
+from ptune.labels import NO_LABEL, Labels
+from ptune.postprocessing import Goal, Postprocessing
+from ptune.training import calibration
+from ptune.training.run import load_dataset
+from ptune.training.settings import TrainSettings
+
+Array = NDArray[Any]
+# Characters of a text on a page.
+SHOWN = 300
+TEST, EVALUATION = "test", "evaluation, cross-fitted"
+
+
+@dataclass
+class Evidence:
+    """A labelled set, and a classifier's answers to it.
+
+    Attributes:
+        name: What the set is called.
+        measured_on: `TEST`: nothing was chosen on it. `EVALUATION`: calibration and thresholds
+            were, so those of each text come from a fit without it.
+        labels: The classifier's labels.
+        columns: The texts, in one column or two.
+        targets: As `Labels.encode` returns them.
+        logits: As the model computes them, ``[n, num_labels]``.
+        calibrated, margins: As `Postprocessing` makes them.
+        lengths: Tokens of each text.
+        cut: Whether each text is longer than the classifier reads.
+        slices: Columns of the file by whose values scores are split.
+        train: Texts and targets of the training set, if they are at hand.
+        metrics: Names of the metrics.
+    """
+
+    name: str
+    measured_on: str
+    labels: Labels
+    columns: list[list[str]]
+    targets: Array
+    logits: Array
+    calibrated: Array
+    margins: Array
+    lengths: list[int]
+    cut: Array
+    slices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    train: tuple[list[list[str]], Array] | None = None
+    metrics: tuple[str, ...] = ()
+
+    @classmethod
+    def collect(
+        cls,
+        classifier: TextClassifier,
+        columns: list[list[str]],
+        targets: Any,
+        name: str,
+        *,
+        chosen_on: bool,
+        **more: Any,
+    ) -> Evidence:
+        """Classify the texts.
+
+        Args:
+            classifier: The classifier.
+            columns, targets, name: As for the attributes.
+            chosen_on: Calibration and thresholds were fitted on these very texts.
+            **more: `slices`, `train` and `metrics`.
+
+        Raises:
+            PtuneError: A label is unknown to the classifier.
+        """
+        labels, values = classifier.labels_, classifier.postprocessing_
+        logits = np.stack(list(classifier.logits(texts.as_rows(columns)))).astype(np.float64)
+        targets = np.asarray(targets)
+        if labels.is_multi:
+            targets = targets.astype(float)
+        calibrated, margins = values.calibrated(logits), values.margins(logits)
+        if chosen_on and values.tensors:
+            calibrated, margins = _cross_fitted(labels, values, logits, targets)
+        limit = classifier._max_text_tokens()
+        template = classifier._template()
+        encoded, _ = texts.encode(classifier.tokenizer_, columns, None, template=template)
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        return cls(
+            name,
+            EVALUATION if chosen_on and values.tensors else TEST,
+            labels,
+            columns,
+            targets,
+            logits,
+            calibrated,
+            margins,
+            lengths,
+            np.array([limit is not None and n > limit for n in lengths]),
+            **{"metrics": labels.metrics, **more},
+        )
+
+    @property
+    def predicted(self) -> Array:
+        """Predictions, comparable with the targets."""
+        return self.labels.decide(self.margins)
+
+    @property
+    def comparable(self) -> tuple[Array, Array]:
+        """Targets and predictions; unknown labels (NaN) as if both said no."""
+        predicted = self.predicted
+        if not self.labels.is_multi:
+            return self.targets, predicted
+        unknown = np.isnan(self.targets)
+        return np.nan_to_num(self.targets).astype(int), np.where(unknown, 0, predicted)
+
+    @property
+    def right(self) -> Array:
+        """Whether each prediction is right; a text's labels only together."""
+        targets, predicted = self.comparable
+        return targets == predicted if targets.ndim == 1 else (targets == predicted).all(axis=1)
+
+    def text(self, i: int) -> str:
+        """A text for people, shortened."""
+        text = " ⏎ ".join(column[i] for column in self.columns)
+        return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+    def names(self, row: Any) -> str:
+        """A target or a prediction for people."""
+        if self.labels.is_regression:
+            return f"{float(row):.3f}"
+        if self.labels.is_single:
+            return self.labels.names[int(row)]
+        each = zip(self.labels.names, row, strict=True)
+        return ", ".join(name for name, on in each if on == 1) or NO_LABEL
+
+
+def _cross_fitted(
+    labels: Labels, values: Postprocessing, logits: Array, targets: Array
+) -> tuple[Array, Array]:
+    goal = values.facts.get("threshold_for")
+    return calibration.cross_fitted(
+        lambda x, y: calibration.fit_values(labels, x, y, Goal.parse(goal) if goal else None),
+        logits,
+        targets,
+    )
+
+
+def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | None:
+    """The data that a run was trained and evaluated on; ``None``: it is not here any more.
+
+    Args:
+        folder: The run folder.
+        train_file: The training file, if it has moved.
+
+    Raises:
+        PtuneError: `train_file` cannot be read.
+    """
+    try:
+        settings = TrainSettings.read(folder)
+        if train_file is not None:
+            settings.train_file = str(train_file)
+        return load_dataset(settings)
+    except PtuneError:
+        if train_file is not None:
+            raise
+        return None
+
+
+def of_run(classifier: TextClassifier, data: TaskData) -> list[Evidence]:
+    """A classifier's answers to the evaluation sets of its own run."""
+    train = _train(data)
+    return [
+        Evidence.collect(
+            classifier,
+            _columns(examples),
+            examples[LABEL],
+            " ".join(filter(None, [data.name, part])),
+            chosen_on=True,
+            train=train,
+            metrics=data.metrics,
+        )
+        for part, examples in data.evaluation.items()
+    ]
+
+
+def of_file(
+    classifier: TextClassifier,
+    file: Path,
+    *,
+    dialect: Dialect = FOUND,
+    slices: Sequence[str] = (),
+    data: TaskData | None = None,
+    **how: Any,
+) -> Evidence:
+    """A classifier's answers to a labelled file.
+
+    Args:
+        classifier: The classifier.
+        file: The file.
+        dialect: How it is written.
+        slices: Columns by whose values scores are split.
+        data: The data of the run.
+        **how: `columns`, `label_separator` and `skip_unlabelled`, as for `examples_of`.
+
+    Raises:
+        PtuneError: The file cannot be read, or has a label that training never saw.
+    """
+    labels = classifier.labels_
+    how |= {"problem_type": labels.kind, "known": labels.names}
+    found, column = labelled_texts(file, dialect=dialect, **how)
+    table = read_table(file, dialect) if slices else {}
+    for name in slices:
+        if name not in table:
+            raise PtuneError(f"{file} has no column {name!r}; {near(name, table)}.")
+        if len(table[name]) != len(column):
+            raise PtuneError("--slice-column and --skip-unlabelled cannot be combined.")
+    return Evidence.collect(
+        classifier,
+        found,
+        labels.encode(column),
+        file.stem,
+        chosen_on=False,
+        slices={name: table[name] for name in slices},
+        train=None if data is None else _train(data),
+    )
+
+
+def _train(data: TaskData) -> tuple[list[list[str]], Array] | None:
+    if data.train is None:
+        return None
+    return _columns(data.train), np.asarray(data.train[LABEL])
+
+
+def _columns(examples: Any) -> list[list[str]]:
+    return [list(examples[name]) for name in (TEXT, PAIR) if name in examples.column_names]

@@ -1,0 +1,334 @@
+"""What a classifier gets right and wrong on labelled texts: `ptune report`.
+
+The result is one HTML page that needs no network, the same as JSON, and the mistakes as CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import precision_recall_fscore_support
+
+from ptune.data.dataset import TaskData
+from ptune.errors import PtuneError
+from ptune.files import REPORT_NAME, staged, write_json
+from ptune.inference.classifier import TextClassifier
+from ptune.labels import compute
+from ptune.quality import bootstrap
+from ptune.quality.evidence import SHOWN, Evidence, of_run
+from ptune.quality.features import Show, features
+from ptune.training import calibration
+
+Array = NDArray[Any]
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+# Labels of a confusion matrix, confused pairs, examples of each, mistakes on the page.
+MATRIX, PAIRS, EXAMPLES, MISTAKES = 30, 8, 2, 40
+# Values of a column that are compared.
+SLICES = 12
+CONFIDENCES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+# Examples that logistic regression learns from, at most.
+MOST_EXAMPLES = 5000
+
+
+def build(evidence: Evidence, model: str | None = None, show: Show | None = None) -> dict[str, Any]:
+    """Everything that the page shows, as JSON.
+
+    Args:
+        evidence: The texts and the answers.
+        model: The backbone on whose features logistic regression is trained; ``None``: it is not.
+        show: Shows the progress of the features.
+    """
+    labels = evidence.labels
+    content: dict[str, Any] = {
+        "name": evidence.name,
+        "measured_on": evidence.measured_on,
+        "rows": len(evidence.lengths),
+        "labels": len(labels),
+        "problem_type": labels.kind,
+        "scores": _scores(evidence),
+        "baselines": _baselines(evidence),
+        "by_length": _by_length(evidence),
+        "slices": {name: _slice(evidence, values) for name, values in evidence.slices.items()},
+    }
+    nearest = None
+    if model is not None and evidence.train is not None:
+        nearest = _with_features(evidence, content, model, show)
+    if not labels.is_regression:
+        content |= {"calibration": _calibration(evidence), "per_label": _per_label(evidence)}
+    if labels.is_single:
+        content |= {"coverage": _coverage(evidence), **_confusion(evidence)}
+    content["mistakes"] = _mistakes(evidence, nearest)
+    return content
+
+
+# Scores.
+
+
+def _scores(evidence: Evidence) -> list[dict[str, Any]]:
+    """Each metric with its interval."""
+    targets, predicted = evidence.comparable
+    single = evidence.labels.is_single
+    strata = targets if single else np.zeros(len(targets), dtype=int)
+    found = bootstrap.resampled(
+        evidence.metrics, targets, predicted, len(evidence.labels), bootstrap.counts(strata)
+    )
+    values = compute(evidence.metrics, targets, predicted)
+    rows = []
+    for name in evidence.metrics:
+        low, high = bootstrap.interval(found[name])
+        rows.append({"metric": name, "value": values[name], "low": low, "high": high})
+    return rows
+
+
+def _baselines(evidence: Evidence) -> dict[str, dict[str, float]]:
+    """Scores of always predicting the most frequent label of the training set."""
+    if evidence.train is None or not evidence.labels.is_single:
+        return {}
+    majority, _ = evidence.labels.majority(evidence.train[1].tolist())
+    constant = np.full(len(evidence.targets), majority)
+    return {"majority class": compute(evidence.metrics, evidence.targets, constant)}
+
+
+def _with_features(
+    evidence: Evidence, content: dict[str, Any], model: str, show: Show | None
+) -> list[list[str]]:
+    """Add logistic regression on the backbone's features; the nearest training texts of each."""
+    assert evidence.train is not None
+    columns, targets = evidence.train
+    how: Any = {"show": show} if show else {}
+    known, _ = features(columns, model, **how)
+    new, _ = features(evidence.columns, model, **how)
+    labels = evidence.labels
+    if labels.is_single:
+        chosen = np.random.default_rng(0).permutation(len(known))[:MOST_EXAMPLES]
+        simple = LogisticRegression(C=10.0, max_iter=300).fit(known[chosen], targets[chosen])
+        scores = compute(evidence.metrics, evidence.targets, simple.predict(new))
+        content["baselines"]["logistic regression on features"] = scores
+    nearest = np.argsort(-(new @ known.T), axis=1)[:, :3]
+    return [[" ⏎ ".join(column[j] for column in columns) for j in row] for row in nearest]
+
+
+def _per_label(evidence: Evidence) -> list[dict[str, Any]]:
+    targets, predicted = evidence.comparable
+    each = precision_recall_fscore_support(
+        targets, predicted, labels=range(len(evidence.labels)), zero_division=0.0
+    )
+    rows = [
+        {"label": name, "precision": p, "recall": r, "f1": f, "examples": n}
+        for name, p, r, f, n in zip(
+            evidence.labels.names, *(part.tolist() for part in each), strict=True
+        )
+    ]
+    return sorted(rows, key=lambda row: row["f1"])
+
+
+def _calibration(evidence: Evidence) -> dict[str, Any]:
+    labels, targets = evidence.labels, evidence.targets
+    before, after = labels.probabilities(evidence.logits), labels.probabilities(evidence.calibrated)
+    return {
+        "ece": {
+            "before": calibration.ece(labels, before, targets),
+            "after": calibration.ece(labels, after, targets),
+        },
+        "brier": {
+            "before": calibration.brier(labels, before, targets),
+            "after": calibration.brier(labels, after, targets),
+        },
+        "reliability": [
+            {"texts": n, "claimed": claimed, "right": right}
+            for n, claimed, right in calibration.reliability(
+                *calibration.confidences(labels, after, targets)
+            )
+        ],
+    }
+
+
+def _coverage(evidence: Evidence) -> list[dict[str, Any]]:
+    """What `min_confidence` costs and brings."""
+    confidence = evidence.labels.probabilities(evidence.calibrated).max(axis=1)
+    rows = []
+    for bound in CONFIDENCES:
+        kept = confidence >= bound
+        accuracy = float(evidence.right[kept].mean()) if kept.any() else None
+        rows.append({"min_confidence": bound, "coverage": float(kept.mean()), "accuracy": accuracy})
+    return rows
+
+
+def _confusion(evidence: Evidence) -> dict[str, Any]:
+    matrix = evidence.labels.confusion(evidence.targets, evidence.predicted)
+    names = evidence.labels.names
+    off = matrix * (1 - np.eye(len(matrix), dtype=int))
+    pairs = []
+    for flat in np.argsort(-off, axis=None, kind="stable")[:PAIRS]:
+        i, j = divmod(int(flat), len(matrix))
+        if not off[i, j]:
+            break
+        chosen = np.flatnonzero((evidence.targets == i) & (evidence.predicted == j))
+        pairs.append(
+            {
+                "label": names[i],
+                "predicted": names[j],
+                "texts": int(off[i, j]),
+                "of": int(matrix[i].sum()),
+                "examples": [evidence.text(k) for k in chosen[:EXAMPLES]],
+            }
+        )
+    small = len(names) <= MATRIX
+    return {
+        "confused": pairs,
+        "confusion": {"labels": list(names), "counts": matrix.tolist()} if small else None,
+    }
+
+
+def _quality(evidence: Evidence, chosen: Array) -> dict[str, Any]:
+    """The first metric on a part of the texts, with an interval."""
+    name = evidence.metrics[0]
+    targets, predicted = (part[chosen] for part in evidence.comparable)
+    weights = bootstrap.counts(np.zeros(len(targets), dtype=int))
+    sampled = bootstrap.resampled([name], targets, predicted, len(evidence.labels), weights)
+    low, high = bootstrap.interval(sampled[name])
+    value = compute([name], targets, predicted)[name]
+    return {"texts": int(chosen.sum()), "value": value, "low": low, "high": high}
+
+
+def _by_length(evidence: Evidence) -> list[dict[str, Any]]:
+    lengths = np.array(evidence.lengths)
+    bounds = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75]).astype(int)).tolist()
+    rows = []
+    for low, high in itertools.pairwise([*bounds, int(lengths.max()) + 1]):
+        inside = (lengths >= low) & (lengths < high)
+        title = f"{low} to {high - 1} tokens"
+        if inside.any():
+            rows.append({"part": title, **_quality(evidence, inside)})
+    if evidence.cut.any():
+        rows.append({"part": "cut to the classifier's limit", **_quality(evidence, evidence.cut)})
+    return rows
+
+
+def _slice(evidence: Evidence, values: Sequence[Any]) -> list[dict[str, Any]]:
+    each = np.array([str(value) for value in values], dtype=object)
+    return [
+        {"part": value or "(empty)", **_quality(evidence, each == value)}
+        for value, _ in Counter(each.tolist()).most_common(SLICES)
+    ]
+
+
+def _mistakes(evidence: Evidence, nearest: list[list[str]] | None) -> list[dict[str, Any]]:
+    """Wrong predictions, the most confident first; for a regression the largest errors."""
+    targets, predicted = evidence.comparable
+    labels = evidence.labels
+    if labels.is_regression:
+        size = np.abs(targets - predicted)
+        wrong = np.argsort(-size, kind="stable")
+        score: Array = predicted
+    else:
+        p = labels.probabilities(evidence.calibrated)
+        score = p.max(axis=1) if labels.is_single else np.abs(p - targets).max(axis=1)
+        wrong = np.flatnonzero(~evidence.right)
+        wrong = wrong[np.argsort(-score[wrong], kind="stable")]
+    rows = []
+    for i in wrong.tolist():
+        row = {
+            "row": i + 1,
+            "text": " ⏎ ".join(column[i] for column in evidence.columns),
+            "label": evidence.names(evidence.targets[i]),
+            "predicted": evidence.names(predicted[i]),
+            "score": round(float(score[i]), 4),
+        }
+        if not labels.is_regression:
+            each = zip(labels.names, p[i].tolist(), strict=True)
+            row["scores"] = {n: round(v, 4) for n, v in sorted(each, key=lambda e: -e[1])[:5]}
+        if nearest is not None:
+            row["nearest"] = nearest[i]
+        rows.append(row)
+    return rows
+
+
+# Files.
+
+
+def report_run(
+    folder: Path,
+    classifier: TextClassifier,
+    data: TaskData,
+    *,
+    fast: bool,
+    show: Show | None = None,
+) -> Path:
+    """Write the report of a run on its own evaluation sets, into its folder.
+
+    Args:
+        folder: The run folder.
+        classifier: The run's classifier.
+        data: The run's data.
+        fast: Leave out logistic regression and the nearest training texts.
+        show: Shows the progress of the features.
+
+    Raises:
+        PtuneError: It cannot be written, or there is no evaluation set.
+    """
+    found = of_run(classifier, data)
+    if not found:
+        raise PtuneError(f"The run in {folder} has no evaluation set. Name a labelled file.")
+    page = folder / REPORT_NAME
+    for i, one in enumerate(found):
+        own = page if i == 0 else page.with_name(f"report_{i + 1}.html")
+        write(build(one, None if fast else backbone_of(classifier), show), own)
+    return page
+
+
+def backbone_of(classifier: TextClassifier) -> str | None:
+    """The backbone's name, if the classifier has one of its own."""
+    return getattr(classifier, "model", None)
+
+
+def render(content: dict[str, Any]) -> str:
+    """The page. Texts and labels appear as text, whatever they contain."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["percent"] = lambda v: "none" if v is None else f"{100 * v:.1f}%"
+    environment.filters["number"] = lambda value: f"{value:.4f}"
+    environment.filters["short"] = lambda s: s if len(s) <= SHOWN else s[: SHOWN - 1] + "…"
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        **{"confusion": None, **content}, most=MISTAKES, has=content.__contains__
+    )
+
+
+def write(content: dict[str, Any], page: Path) -> None:
+    """Write the page, the same as `.json`, and the mistakes as `-mistakes.csv`.
+
+    Raises:
+        PtuneError: They cannot be written.
+    """
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise PtuneError(f"{page} is not a page; expected a name that ends in .html.")
+    with staged(page.absolute().parent) as stage:
+        (stage / page.name).write_text(render(content), encoding="utf-8")
+        rest = {name: value for name, value in content.items() if name != "mistakes"}
+        write_json(stage / f"{page.stem}.json", rest)
+        with (stage / mistakes_name(page)).open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(["row", "text", "label", "predicted", "score", "scores", *NEAREST])
+            for row in content["mistakes"]:
+                scores = json.dumps(row.get("scores", {}), ensure_ascii=False)
+                own = [row[name] for name in ("row", "text", "label", "predicted", "score")]
+                writer.writerow([*own, scores, *row.get("nearest", [""] * 3)])
+
+
+NEAREST = ("nearest_1", "nearest_2", "nearest_3")
+
+
+def mistakes_name(page: Path) -> str:
+    """The name of the file of mistakes next to a page."""
+    return "mistakes.csv" if page.name == REPORT_NAME else f"{page.stem}-mistakes.csv"

@@ -1,0 +1,148 @@
+"""`ptune report`: intervals that are right, and a page that shows what is there."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import call
+
+from ptune.files import read_json
+from ptune.labels import compute
+from ptune.quality import bootstrap
+
+HOSTILE = "<script>alert('x')</script> {{ 7*7 }} <img src=http://example.org/a.png>"
+
+
+def write(file, rows, header):
+    with file.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([header, *rows])
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(bert_folder, texts, tmp_path_factory):
+    """A trained run with a hostile label, and the file of its data."""
+    folder = tmp_path_factory.mktemp("report")
+    labels = ["money", "<b>other</b>", "thanks"]
+    rows = [
+        (f"{t} {i}", labels[("thank" in t) * 2 or ("money" not in t and "phone" not in t)])
+        for i in range(20)
+        for t in texts
+    ]
+    file = write(folder / "train.csv", rows, ("text", "label"))
+    options = (
+        "--model",
+        bert_folder,
+        "--num-virtual-tokens",
+        4,
+        "--epochs",
+        2,
+        "--dtype",
+        "float32",
+    )
+    assert call("train", "--train-file", file, "--output-dir", folder / "run", *options) == 0
+    return folder / "run", labels
+
+
+def test_a_training_ends_with_a_report_on_its_evaluation_set(run):
+    folder, _ = run
+    page = (folder / "report.html").read_text("utf-8")
+    assert "evaluation, cross-fitted" in page
+    assert "&lt;b&gt;other&lt;/b&gt;" in page
+    content = read_json(folder / "report.json")
+    metrics = read_json(folder / "metrics.json")
+    assert content["rows"] == metrics["eval_examples"]["eval"] == 32
+    values = {row["metric"]: row["value"] for row in content["scores"]}
+    assert values["accuracy"] == pytest.approx(metrics["eval"]["accuracy"])
+    # The folds are others, because `Trainer` takes the texts in another order.
+    assert content["calibration"]["ece"] == pytest.approx(metrics["quality"]["ece"], abs=0.05)
+    assert content["baselines"]["majority class"]["accuracy"] == metrics["majority"]["accuracy"]
+
+
+def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys):
+    folder, labels = run
+    rows = [
+        (f"{t} {i}", labels[i % 3], "de" if i % 2 else "<i>fr</i>") for i in range(6) for t in texts
+    ]
+    rows.append((HOSTILE, labels[0], "de"))
+    file = write(tmp_path / "gold.csv", rows, ("text", "label", "country"))
+    options = ("--file", file, "--slice-column", "country", "--dtype", "float32")
+    assert call("report", folder, *options) == 0
+    assert "gold: 49 texts (test)" in capsys.readouterr().out
+    page = (folder / "reports" / "gold.html").read_text("utf-8")
+    assert len(page) < 2_000_000
+    assert not re.search(
+        r"<script|<img|<i>|<b>other|\b49 \*|src=|href=", page.replace("&lt;img src=", "")
+    )
+    content = read_json(folder / "reports" / "gold.json")
+    assert content["measured_on"] == "test"
+    right = [row["value"] for row in content["scores"] if row["metric"] == "accuracy"]
+    assert content["coverage"][0] == {"min_confidence": 0.0, "coverage": 1.0, "accuracy": right[0]}
+    assert sum(bin["texts"] for bin in content["calibration"]["reliability"]) == 49
+    assert {row["part"]: row["texts"] for row in content["slices"]["country"]} == {
+        "de": 25,
+        "<i>fr</i>": 24,
+    }
+    assert sum(map(sum, content["confusion"]["counts"])) == 49
+    assert sum(row["texts"] for row in content["by_length"] if "tokens" in row["part"]) == 49
+    assert "logistic regression on features" in content["baselines"]
+    with (folder / "reports" / "gold-mistakes.csv").open(encoding="utf-8") as opened:
+        mistakes = list(csv.DictReader(opened))
+    assert len(mistakes) == round(49 * (1 - right[0]))
+    scores = [float(row["score"]) for row in mistakes]
+    assert scores == sorted(scores, reverse=True)
+    for row in mistakes:
+        text, label, _ = rows[int(row["row"]) - 1]
+        assert (row["text"], row["label"]) == (text, label)
+        scores = json.loads(row["scores"])
+        assert row["label"] != row["predicted"] == max(scores, key=scores.get)
+        assert row["nearest_1"]
+
+
+def test_a_failed_report_does_not_break_a_training(run, tmp_path, monkeypatch, capsys):
+    folder, _ = run
+    monkeypatch.setattr("ptune.quality.report.TEMPLATE", Path("missing"))
+    settings = ("--config", folder / "settings.json", "--output-dir", tmp_path / "run")
+    assert call("train", *settings, "--epochs", 1) == 0
+    assert "There is no report" in capsys.readouterr().err
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_a_resample_with_every_text_once_gives_the_score_itself(kind):
+    rng = np.random.default_rng(0)
+    if kind == "one":
+        targets, predicted = rng.integers(0, 3, 60), rng.integers(0, 3, 60)
+        names = ["accuracy", "f1_macro", "matthews_correlation"]
+    else:
+        targets, predicted = rng.integers(0, 2, (60, 4)), rng.integers(0, 2, (60, 4))
+        targets[:, 3] = predicted[:, 3] = 0  # a label that does not occur
+        names = ["accuracy", "f1_macro", "f1_micro"]
+    found = bootstrap.resampled(names, targets, predicted, 4, np.ones((1, 60), dtype=np.float32))
+    wanted = compute(names, targets, predicted)
+    assert {name: float(values[0]) for name, values in found.items()} == pytest.approx(wanted)
+
+
+def test_resamples_keep_the_number_of_texts_of_each_label():
+    strata = np.array([0] * 5 + [1] * 20)
+    counts = bootstrap.counts(strata, samples=50)
+    assert (counts[:, :5].sum(axis=1) == 5).all()
+    assert (counts[:, 5:].sum(axis=1) == 20).all()
+    assert len(np.unique(counts, axis=0)) == 50
+
+
+def test_intervals_cover_the_true_accuracy():
+    rng = np.random.default_rng(0)
+    covered = []
+    for simulation in range(400):
+        targets = (rng.random(250) < 0.6).astype(int)
+        right = rng.random(250) < np.where(targets == 1, 0.85, 0.75)
+        weights = bootstrap.counts(targets, samples=300, seed=simulation)
+        predicted = np.where(right, targets, 1 - targets)
+        sampled = bootstrap.resampled(["accuracy"], targets, predicted, 2, weights)
+        low, high = bootstrap.interval(sampled["accuracy"])
+        covered.append(low <= 0.6 * 0.85 + 0.4 * 0.75 <= high)
+    assert 0.92 <= np.mean(covered) <= 0.98
