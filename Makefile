@@ -51,7 +51,8 @@ docs: $(VENV)/installed-dev ## Build the documentation in site/, offline, with w
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 architectures: $(VENV)/installed-dev ## Test every architecture and write the table in docs/
-	$(BIN)/python -m pytest -q tests/backbones/test_architectures.py --architectures docs/reference/architectures.md
+	$(BIN)/python -m pytest -q tests/backbones/test_architectures.py \
+		tests/backbones/test_overfitting.py --architectures docs/reference/architectures.md
 
 # torch keeps its pin: the newest release would bring gigabytes of CUDA.
 nightly: ## Test with the newest release of every other dependency, in .venv-nightly

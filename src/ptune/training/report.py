@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ptune.data.dataset import TaskData
+    from ptune.prompts.config import PromptEncoderConfig
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
@@ -198,6 +199,17 @@ def _matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
     return figure
 
 
+def _start(config: PromptEncoderConfig) -> str:
+    """What a prompt starts from, and what the head reads."""
+    words = {
+        "random": f"random numbers x {config.prompt_init_scale:g}",
+        "vocab": "random words",
+        "text": f'"{config.prompt_init_text}"',
+    }
+    what = words[config.prompt_init or "random"]
+    return f"{config.depth.capitalize()} prompt from {what}; pooling: {config.pooling}"
+
+
 class TrainingProgress(TrainerCallback):
     """A progress bar, and a line for each evaluation."""
 
@@ -218,7 +230,16 @@ class TrainingProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
     ) -> None:
-        """Show the bar."""
+        """Print what was chosen, and show the bar."""
+        groups = kwargs["optimizer"].param_groups  # the prompt's come first
+        rates = " and ".join(f"{groups[i]['initial_lr']:g}" for i in (0, -1))
+        self.console.print(
+            f"{_start(kwargs['model'].prompt_config)}; {args.num_train_epochs:g} epochs, "
+            f"{state.max_steps} steps; learning rates of prompt and head {rates}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         self.bar.start()
         self.task = self.bar.add_task(
             "training", total=state.max_steps, completed=state.global_step

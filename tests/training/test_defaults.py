@@ -1,0 +1,84 @@
+"""What is chosen if the settings leave it open."""
+
+import json
+
+import pytest
+import torch
+from conftest import build, train_tokenizer
+
+import ptune
+from ptune import TrainSettings
+from ptune.adapters.adapter import Adapter
+from ptune.data.dataset import TaskData
+from ptune.training.defaults import Situation, choose, question
+
+
+@pytest.mark.parametrize(
+    ("texts", "y", "expected"),
+    [
+        ([["a", "b"]], ["good", "very_bad"], "Classify the text. Is it good or very bad? Answer:"),
+        ([["a", "b"], ["c", "d"]], ["x", "y"], "Classify the texts. Is it x or y? Answer:"),
+        ([["a", "b", "c"]], [0, 1, 2], "Classify the text. Answer:"),
+        ([["a", "b"]], [0.5, 1.5], "Rate the text with a number. Answer:"),
+        ([["a", "b", "c"]], ["p", "q", "r"], "Classify the text. Is it p, q or r? Answer:"),
+    ],
+    ids=["labels", "pairs", "numbers", "regression", "three"],
+)
+def test_the_question_has_the_label_names(texts, y, expected):
+    assert question(TaskData.from_lists(texts, y)) == expected
+
+
+@pytest.mark.parametrize("preset", ["fast", "default", "best"])
+def test_a_preset_is_the_length_of_a_run(preset):
+    chosen = choose(TrainSettings(preset=preset), Situation("encoder", "deep", 3200))
+    assert chosen.epochs == {"fast": 4, "default": 8, "best": 20}[preset]
+    few = choose(TrainSettings(preset=preset), Situation("encoder", "deep", 32))
+    assert few.epochs == {"fast": 100, "default": 200, "best": 500}[preset]
+    own = choose(TrainSettings(preset=preset, epochs=3), Situation("encoder", "deep", 32))
+    assert own.epochs == 3
+
+
+def test_what_is_given_is_not_chosen():
+    given = {"learning_rate": 0.0, "prompt_learning_rate": 0.25, "head_init": "random"}
+    chosen = choose(TrainSettings(**given), Situation("decoder", "input", 100))
+    assert {name: getattr(chosen, name) for name in given} == given
+
+
+@pytest.fixture(scope="module")
+def decoder_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbones") / "tiny-gpt2"
+    build("gpt2").transformer.save_pretrained(folder)
+    train_tokenizer(eos="[SEP]").save_pretrained(folder)
+    return folder
+
+
+def test_a_decoder_reads_the_question_before_a_text(decoder_folder, tmp_path, texts):
+    """The keys and values of the question are those of its words."""
+    file = tmp_path / "mail.csv"
+    rows = [f'"{t} {i}",{"cats" if i % 2 else "dogs"}' for i, t in enumerate(texts * 2)]
+    file.write_text("text,label\n" + "\n".join(rows) + "\n")
+    settings = TrainSettings(
+        model=str(decoder_folder),
+        train_file=str(file),
+        num_virtual_tokens=12,
+        epochs=1,
+        learning_rate=0.0,
+        prompt_learning_rate=0.0,
+        shift_positions=True,
+        dtype="float32",
+    )
+    run = ptune.train_run(settings, tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "settings.json").read_text())
+    asked = "Classify the text. Is it cats or dogs? Answer:"
+    assert (written["prompt_init"], written["prompt_init_text"]) == ("text", asked)
+    tokenizer = train_tokenizer(eos="[SEP]")
+    words = tokenizer(asked)["input_ids"]
+    words = torch.tensor([(words * 12)[:12]])
+    text = torch.tensor([tokenizer(texts[0])["input_ids"]])
+    model = run.model.eval()
+    with torch.no_grad():
+        found = model(text).logits
+        plain = model.unload()  # with its own head
+        states = plain.transformer(torch.cat([words, text], dim=1)).last_hidden_state[:, -1]
+        head = Adapter.read(tmp_path / "run").head["score.weight"]
+    torch.testing.assert_close(found, states @ head.T, atol=1e-4, rtol=1e-4)
