@@ -45,6 +45,7 @@ from ptune.backbones.loading import load_backbone
 from ptune.data.dataset import TEXT
 from ptune.data.tables import read_table
 from ptune.peft import PromptEncoderConfig
+from ptune.prompts.config import Depth
 
 ADMIN = "admin-of-the-benchmark"
 TOLERANCE = 1e-5  # of a score
@@ -57,15 +58,15 @@ LIBRARIES = ("ptune", "torch", "transformers", "fastapi", "uvicorn", "aiohttp")
 # Tasks.
 
 
-def make_task(folder: Path, seed: int, model: str) -> None:
+def make_task(folder: Path, seed: int, model: str, depth: Depth | None = None) -> None:
     """Save an untrained adapter whose head gives different texts different scores."""
     kinds = ["single_label_classification"] * 3 + ["multi_label_classification", "regression"]
     problem_type = kinds[seed % 5]
     labels = ["score"] if problem_type == "regression" else WORDS[: 2 + seed % 5]
-    config = PromptEncoderConfig(
+    config = (ptune.PromptEncoderConfig if depth == "reader" else PromptEncoderConfig)(
         num_virtual_tokens=4 + seed % 5,
         encoder_reparameterization_type="NONE",
-        depth="deep" if seed % 2 else "input",
+        depth=depth or ("deep" if seed % 2 else "input"),
     )
     torch.manual_seed(seed)
     backbone = load_backbone(model, labels=labels, problem_type=problem_type, dtype="float32")
@@ -265,6 +266,7 @@ class Stage:
     """The folder to serve, and the right answers."""
 
     def __init__(self, folder: Path, model: str, tasks: int, texts: int) -> None:
+        self.model = model
         self.served, self.texts = folder / "served", texts_to_send(texts)
         self.answers: dict[str, list[list[dict[str, float]]]] = {}
         self.variants: dict[str, list[Path]] = {}

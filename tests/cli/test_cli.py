@@ -319,6 +319,35 @@ def test_predictions_for_a_file_keep_its_order(run_ptune, trained, tmp_path, tex
     assert len({r["score"] for r in records}) > 1
 
 
+def test_all_tasks_of_a_folder_answer_for_each_text(run_ptune, refused, trained, flags, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(trained, runs / "mail")
+    assert call(*flags, "--prompt", "reader", "--output-dir", runs / "reader") == 0
+    (tmp_path / "new.csv").write_text("id,text\n1,where is it\n2,please send my money\n")
+    asked = ["predict", runs, "--file", tmp_path / "new.csv", "--dtype", "float32", "--all-tasks"]
+    records = json_lines(run_ptune(*asked).out)
+    assert [list(r) for r in records] == [["id", "text", "mail", "reader"]] * 2
+    for name in ("mail", "reader"):
+        classifier = ptune.load(runs / name, dtype="float32")
+        for record in records:
+            expected = classifier(record["text"])
+            assert record[name]["label"] == expected.label
+            assert record[name]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-4)
+    done = run_ptune(*asked, "--output", tmp_path / "labels.csv")
+    assert "2 texts with the predictions of 2 tasks" in done.err
+    with (tmp_path / "labels.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    names = ["id", "text", "mail", "mail score", "reader", "reader score"]
+    assert [list(row) for row in rows] == [names] * 2
+    assert [row["reader"] for row in rows] == [r["reader"]["label"] for r in records]
+    refused(
+        [*asked, "--abstain", 0.5],
+        "--all-tasks does not work with --ray, --revision, --abstain, --runtime and --format table",
+    )
+    (tmp_path / "new.csv").write_text("text,mail\nwhere is it,x\n")
+    refused(asked, "A row has a column 'mail', which clashes with the predictions of a task.")
+
+
 @pytest.mark.parametrize("how", ["--format", "--output"])
 def test_predictions_in_csv_format_are_valid_csv(run_ptune, trained, tmp_path, how):
     file = tmp_path / "new.jsonl"

@@ -28,7 +28,7 @@ from ptune.serving.settings import ServeSettings
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from hostile import generated, send_wrong
-from serve import ADMIN, Server, Stage, measure_load, measure_stop
+from serve import ADMIN, Server, Stage, make_task, measure_load, measure_stop
 
 AS_ADMIN = {"Authorization": f"Bearer {ADMIN}"}
 LONG = "the parcel never came and nobody answers the phone " * 20
@@ -98,6 +98,51 @@ def test_raw_scores_are_the_logits(client, stage):
         "/tasks/task2/predict", json={"inputs": stage.texts[1], "raw_scores": True}
     ).json()
     assert close(answer, dict(zip(classifier.labels, logits.tolist(), strict=True)))
+
+
+def test_several_tasks_answer_for_each_text_in_one_request(client, stage):
+    names = ["task2", "reader0", "task0", "reader1"]
+    for i in range(2):
+        folder = stage.served / f"reader{i}"
+        make_task(folder, i, stage.model, depth="reader")
+        assert client.put(f"/tasks/reader{i}", headers=AS_ADMIN).status_code == 201
+    own = {name: ptune.load(stage.served / name, dtype="float32") for name in names}
+    (one, *more) = [text for text in stage.texts if isinstance(text, str)][:3]
+    found = client.post("/predict", json={"inputs": one, "tasks": names}).json()
+    assert list(found) == names
+    assert all(close(found[name], own[name](one).probabilities) for name in names)
+    found = client.post("/predict", json={"inputs": [[t] for t in more], "tasks": names}).json()
+    assert len(found) == len(more)
+    for text, by_task in zip(more, found, strict=True):
+        assert all(close(by_task[name], own[name](text).probabilities) for name in names)
+    found = client.post("/predict", json={"inputs": one, "tasks": ["*"]}).json()
+    assert list(found) == sorted(task["name"] for task in client.get("/tasks").json())
+    for i in range(2):
+        assert client.delete(f"/tasks/reader{i}", headers=AS_ADMIN).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ({"tasks": ["nothing"]}, 404, "There is no such task. GET /tasks lists all tasks."),
+        (
+            {"tasks": []},
+            422,
+            'tasks must be a list of names of tasks, or ["*"] for all of them.',
+        ),
+        ({}, 422, "tasks: Field required."),
+        (
+            {"tasks": ["task0", "task1"], "inputs": [["a"]] * 2},
+            413,
+            "The request asks 2 tasks about 2 texts; at most 3 answers are allowed, and these are "
+            "4. Send several requests.",
+        ),
+    ],
+)
+def test_a_wrong_request_for_several_tasks_is_refused(guarded, body, status, error):
+    headers = {"Authorization": "Bearer open-sesame"}
+    answer = httpx.post(f"{guarded.url}/predict", json={"inputs": "a", **body}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (status, error)
 
 
 def test_a_long_text_is_cut_or_with_truncate_false_refused(client, stage):

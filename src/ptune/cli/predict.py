@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ from ptune.errors import PtuneError
 from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
+    from ptune.inference.bank import PromptBank
     from ptune.inference.classifier import TextClassifier
     from ptune.inference.files import Source
     from ptune.inference.jobs import Recipe
@@ -79,6 +81,10 @@ def predict(
             default="standard output",
         ),
     ] = None,
+    all_tasks: Annotated[
+        bool,
+        option("The adapter is a folder of adapters. Use all of them.", OUTPUT, "--all-tasks"),
+    ] = False,
     abstain: Abstain = None,
     model: Model = None,
     allow_other_backbone: OtherBackbone = False,
@@ -107,6 +113,8 @@ def predict(
     ptune predict runs/mine --file mails/ --output labelled/
 
     ptune predict runs/mrpc "It rains." --pair "Rain falls."
+
+    ptune predict runs --file new.csv --output labels.csv --all-tasks
     """
     from ptune.inference.jobs import Recipe
 
@@ -115,6 +123,16 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     columns, dialect = read_with(options)
+    if all_tasks:
+        if ray or revision or abstain is not None or runtime != "torch" or format == "table":
+            raise PtuneError(
+                "--all-tasks does not work with --ray, --revision, --abstain, --runtime and "
+                "--format table. Leave them out."
+            )
+        recipe = Recipe(adapter, columns, dialect=dialect)
+        source = _source(texts if texts and texts != ["-"] else None, pair, file, recipe)
+        _predict_all(_bank(adapter, model, dtype), source, output, format)
+        return
     how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect)
     recipe = Recipe(adapter, columns, *how)
     if file and output:
@@ -177,6 +195,36 @@ def answer(
     else:
         out = files.text_writer(sys.stdout, format or "jsonl")
         files.write(classifier, source, out, abstain)
+
+
+def _bank(folder: str, model: str | None, dtype: str) -> PromptBank:
+    """All adapters of a folder. Says which were refused."""
+    from ptune.inference.bank import PromptBank
+
+    bank = PromptBank.from_folder(folder, model=model, dtype=dtype)
+    for reason in bank.refused.values():
+        say(reason, errors)
+    return bank
+
+
+def _predict_all(bank: PromptBank, source: Source, output: Path | None, format: str | None) -> None:
+    """Classify the texts of one source with all tasks, to a file or to standard output."""
+    from ptune.files import staged
+    from ptune.inference import files
+
+    if output is None:
+        files.write_all(bank, source, files.text_writer(sys.stdout, format or "jsonl"))
+        return
+    kind = format or files.format_of(output)
+    if kind in files.TYPED:
+        raise PtuneError(f"--all-tasks does not write .{kind} files. Name a .jsonl or .csv file.")
+    with (
+        staged(output.absolute().parent) as stage,
+        files.opening.created(stage / output.name) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", newline="") as out,
+    ):
+        count = files.write_all(bank, source, files.text_writer(out, kind))
+    say(f"{count} texts with the predictions of {len(bank)} tasks in {output}", errors)
 
 
 def _predict_files(

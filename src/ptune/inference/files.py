@@ -24,6 +24,7 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
 from ptune.data.tables import Batch, Columns
 from ptune.errors import PtuneError
+from ptune.inference.bank import PromptBank
 from ptune.inference.classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
 from ptune.texts import Text, as_columns, as_rows, check
@@ -173,7 +174,35 @@ def _rows(batch: Batch) -> list[dict[str, Any]]:
     return batch.to_pylist() if isinstance(batch, pyarrow.RecordBatch) else batch
 
 
-class JsonLines(Writer):
+class Rows(Writer):
+    """Writes rows as text."""
+
+    def put(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        raise NotImplementedError
+
+    def put_tasks(self, row: dict[str, Any], predicted: dict[str, Prediction]) -> None:
+        """Append a row with the predictions of several tasks.
+
+        Raises:
+            PtuneError: The row has a column with the name of a new one.
+        """
+        new: dict[str, Any] = {}
+        for task, prediction in predicted.items():
+            new |= self.columns(task, prediction)
+        if taken := sorted(row.keys() & new.keys()):
+            raise PtuneError(
+                f"A row has a column {taken[0]!r}, which clashes with the predictions of a task. "
+                "Rename the column."
+            )
+        self.put({**row, **new})
+
+    def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
+        """The columns of a task's prediction."""
+        raise NotImplementedError
+
+
+class JsonLines(Rows):
     """Writes one JSON object per line."""
 
     def __init__(self, out: IO[str]) -> None:
@@ -190,11 +219,22 @@ class JsonLines(Writer):
                 f"{p}score": round(prediction.score, 6),
                 f"{p}probabilities": probabilities,
             }
-            # Types that JSON lacks, such as dates, are written as strings.
-            self.out.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            self.put(record)
+
+    def put(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        # Types that JSON lacks, such as dates, are written as strings.
+        self.out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+    def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
+        """One column per task, with an object."""
+        probabilities = {k: round(v, 6) for k, v in prediction.probabilities.items()}
+        score = round(prediction.score, 6)
+        found = {"label": prediction.label, "score": score, "probabilities": probabilities}
+        return {task: found}
 
 
-class Delimited(Writer):
+class Delimited(Rows):
     """Writes CSV or TSV, with one column per label for its probability."""
 
     def __init__(self, out: IO[str], separator: str) -> None:
@@ -214,15 +254,25 @@ class Delimited(Writer):
                 while name in row:  # a label may have the name of a column
                     name += " (label)"
                 row[name] = round(probability, 6)
-            if self._writer is None:
-                self._writer = csv.DictWriter(self.out, list(row), delimiter=self.separator)
-                self._writer.writeheader()
-            if unknown := [name for name in row if name not in self._writer.fieldnames]:
-                raise PtuneError(
-                    f"Some rows have a column {unknown[0]!r} and the first row does not, so they "
-                    "do not form a table. Write JSON lines instead (a .jsonl file)."
-                )
-            self._writer.writerow(row)
+            self.put(row)
+
+    def put(self, row: dict[str, Any]) -> None:
+        """Append a row, with a header before the first one."""
+        if self._writer is None:
+            self._writer = csv.DictWriter(self.out, list(row), delimiter=self.separator)
+            self._writer.writeheader()
+        if unknown := [name for name in row if name not in self._writer.fieldnames]:
+            raise PtuneError(
+                f"Some rows have a column {unknown[0]!r} and the first row does not, so they "
+                "do not form a table. Write JSON lines instead (a .jsonl file)."
+            )
+        self._writer.writerow(row)
+
+    def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
+        """Two columns per task: the label and its score."""
+        label = prediction.label
+        shown = joined(label) if isinstance(label, list) else label
+        return {task: shown, f"{task} score": round(prediction.score, 6)}
 
 
 class Typed(Writer):
@@ -268,7 +318,7 @@ def joined(labels: Sequence[str]) -> str:
     return cell if plain and cell[:1] != "[" else json.dumps(labels, ensure_ascii=False)
 
 
-def text_writer(out: IO[str], format: str) -> Writer:
+def text_writer(out: IO[str], format: str) -> Rows:
     """A writer of the format `jsonl`, `csv` or `tsv`."""
     if format == "jsonl":
         return JsonLines(out)
@@ -302,6 +352,20 @@ def writer(file: Path, format: str, classifier: TextClassifier) -> Iterator[Writ
         else:
             with io.TextIOWrapper(stream, encoding="utf-8", newline="") as f:
                 yield text_writer(f, format)
+
+
+def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
+    """Classify the texts of `source` with every task of a bank; return how many there were.
+
+    Raises:
+        PtuneError: A text is empty or missing. The message names the row.
+    """
+    count, labels = 0, {task: bank.task(task).labels_ for task in bank}
+    for batch, texts in source.read():
+        for row, found in zip(_rows(batch), bank.predict_all(texts), strict=True):
+            out.put_tasks(row, {task: labels[task].by_name(p) for task, p in found.items()})
+        count += len(texts)
+    return count
 
 
 def write(

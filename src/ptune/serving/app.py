@@ -39,6 +39,7 @@ from ptune.serving.schemas import (
     PAIRS,
     RETRY_AFTER,
     LabelScore,
+    ManyTasksRequest,
     Moderation,
     ModerationRequest,
     PredictRequest,
@@ -60,7 +61,8 @@ PAGE_HEADERS = {
 }
 
 UNKNOWN = "There is no such task. GET /tasks lists all tasks."
-Asked = TypeVar("Asked", PredictRequest, ModerationRequest)
+Asked = TypeVar("Asked", PredictRequest, ManyTasksRequest, ModerationRequest)
+ByTask = dict[str, list[LabelScore]]
 
 _bearer = HTTPBearer(auto_error=False, description="The server's token, if it has one.")
 TaskName = Annotated[str, PathParameter(pattern=TASK_NAME.pattern, description=NAME_RULE)]
@@ -150,6 +152,13 @@ class Routes:
             **predict,
         )
         add(
+            "/predict",
+            self.predict_all,
+            response_model=ByTask | list[ByTask],
+            openapi_extra=_json_body(ManyTasksRequest),
+            **predict,
+        )
+        add(
             "/v1/moderations",
             self.moderate,
             response_model=Moderation,
@@ -223,9 +232,44 @@ class Routes:
             may_cut=asked.truncate is not False,
             side=asked.truncation_side,
         )
-        answers = await self._answers(info, job, request, deadline)
+        answers = await self._answers([info], job, request, deadline)
         scores = [_ranked(*answer, function)[: asked.top_k] for answer in answers]
         return JSONResponse(scores[0] if asked.is_flat(info.pairs) else scores)
+
+    async def predict_all(self, request: Request) -> Response:
+        """Return labels with their scores by task, for several tasks.
+
+        Each text is read once for all tasks that are readers. The answer for one text is an object
+        with an entry for each task; for several texts, it is a list of such objects.
+        """
+        deadline = self._deadline()
+        asked = _parse(ManyTasksRequest, await self._read(request, deadline))
+        function, names = asked.function, dict.fromkeys(asked.tasks)
+        infos = [self._known(name) for name in (sorted(self.bank) if "*" in names else names)]
+        if not infos:
+            refuse(404, "The server has no tasks.")
+        request.state.logged = {"tasks": len(infos)}
+        known = {info.pairs for info in infos}
+        pairs = known.pop() if len(known) == 1 else None
+        texts = asked.texts(pairs)
+        if (count := len(texts) * len(infos)) > self.settings.queue:
+            refuse(
+                413,
+                f"The request asks {len(infos):,} tasks about {len(texts):,} texts; at most "
+                f"{self.settings.queue:,} answers are allowed, and these are {count:,}. Send "
+                "several requests.",
+            )
+        job = Job(
+            [(info.name, text) for text in texts for info in infos],
+            may_cut=asked.truncate is not False,
+            side=asked.truncation_side,
+        )
+        answers = iter(await self._answers(infos, job, request, deadline))
+        found = [
+            {info.name: _ranked(*next(answers), function)[: asked.top_k] for info in infos}
+            for _ in texts
+        ]
+        return JSONResponse(found[0] if asked.is_flat(pairs) else found)
 
     async def moderate(self, request: Request) -> Response:
         """Return the categories of texts, in the form of OpenAI's moderation API.
@@ -240,7 +284,7 @@ class Routes:
         if info.labels_.is_regression:
             refuse(422, "The task predicts a number, so it has no categories.")
         job = Job([(info.name, text) for text in asked.texts()])
-        answers = await self._answers(info, job, request, deadline)
+        answers = await self._answers([info], job, request, deadline)
         results = [_moderated(*answer, self.settings.harmless or ()) for answer in answers]
         body = {"id": f"modr-{uuid.uuid4().hex}", "model": info.name, "results": results}
         return JSONResponse(body)
@@ -255,19 +299,21 @@ class Routes:
             refuse(404, UNKNOWN)
 
     async def _answers(
-        self, info: TaskInfo, job: Job, request: Request, deadline: float
+        self, infos: list[TaskInfo], job: Job, request: Request, deadline: float
     ) -> list[Answer]:
-        """The task, and its logits, for each text of a job."""
-        texts = [text for _, text in job.requests]
+        """The task, and its logits, for each text of a job that has each text for all tasks."""
+        texts = [text for _, text in job.requests[:: len(infos)]]
         self._check_texts(texts)
         request.state.logged["texts"] = len(texts)
-        answers = await self._classify(info, job, deadline)
-        pairs = answers[0][0].pairs
-        if pairs is not None and any(isinstance(text, str) is pairs for text in texts):
-            refuse(422, PAIRS if pairs else NO_PAIRS)
-        if not all(np.isfinite(logits).all() for _, logits in answers):
-            refuse(424, "The task's scores are NaN or infinite: its adapter is damaged.")
-        self.batcher.metrics.texts.labels(info.name).inc(len(texts))
+        answers = await self._classify(infos, job, deadline)
+        for (info, logits), (name, text) in zip(answers, job.requests, strict=True):
+            own = f"{name}: " if len(infos) > 1 else ""
+            if info.pairs is not None and isinstance(text, str) is info.pairs:
+                refuse(422, own + (PAIRS if info.pairs else NO_PAIRS))
+            if not np.isfinite(logits).all():
+                refuse(424, f"{own}The task's scores are NaN or infinite: its adapter is damaged.")
+        for info in infos:
+            self.batcher.metrics.texts.labels(info.name).inc(len(texts))
         return answers
 
     async def _read(self, request: Request, deadline: float) -> bytes:
@@ -312,7 +358,7 @@ class Routes:
                     "allowed.",
                 )
 
-    async def _classify(self, info: TaskInfo, job: Job, deadline: float) -> list[Answer]:
+    async def _classify(self, infos: list[TaskInfo], job: Job, deadline: float) -> list[Answer]:
         """The answers of a job, or the reason why there are none."""
         try:
             self.batcher.submit(job)
@@ -336,8 +382,8 @@ class Routes:
                 413, f"A text is {error} tokens longer than the task reads, and truncate is false."
             )
         except PtuneError as error:
-            if self._known(info.name) is not info:  # removed and added again in the meantime
-                refuse(404, UNKNOWN)
+            if any(self._known(info.name) is not info for info in infos):
+                refuse(404, UNKNOWN)  # removed and added again in the meantime
             refuse(422, str(error))
 
     # Tasks.

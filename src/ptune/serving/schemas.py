@@ -124,6 +124,15 @@ class PredictRequest(BaseModel):
         return self.truncation_direction and self.truncation_direction.lower()
 
 
+class ManyTasksRequest(PredictRequest):
+    """Texts to classify, and several tasks that classify each of them."""
+
+    tasks: Annotated[
+        list[str],
+        Field(min_length=1, description='Names of tasks, or ["*"] for all.', examples=[["*"]]),
+    ]
+
+
 class LabelScore(BaseModel):
     """A label with its probability; for regression, the number."""
 
@@ -230,6 +239,7 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _EXPECTED = {
     "inputs": 'inputs must be a text, a list of texts, a pair of texts, or rows [["a"], ["b", '
     '"c"], …] with one or two texts.',
+    "tasks": 'tasks must be a list of names of tasks, or ["*"] for all of them.',
     "input": 'input must be a text, a list of texts, or parts {"type": "text", "text": "…"}. '
     "Images cannot be classified.",
 }
