@@ -130,7 +130,7 @@ def predict(
                 "--format table. Leave them out."
             )
         recipe = Recipe(adapter, columns, dialect=dialect)
-        source = _source(texts if texts and texts != ["-"] else None, pair, file, recipe)
+        source = texts_of(texts if texts and texts != ["-"] else None, pair, file, recipe)
         _predict_all(_bank(adapter, model, dtype), source, output, format)
         return
     how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect)
