@@ -55,6 +55,16 @@ Abstain = Annotated[
         metavar="X",
     ),
 ]
+AllTasks = Annotated[
+    bool, option("The adapter is a folder of adapters. Use all of them.", OUTPUT, "--all-tasks")
+]
+Ray = Annotated[
+    bool, option("Distribute the files of a folder over the workers of Ray.", OUTPUT, "--ray")
+]
+Workers = Annotated[
+    int | None,
+    option("Number of Ray workers.", OUTPUT, default="one per GPU, or per CPU", metavar="N"),
+]
 
 
 @with_settings(TrainSettings, *READING)
@@ -81,23 +91,15 @@ def predict(
             default="standard output",
         ),
     ] = None,
-    all_tasks: Annotated[
-        bool,
-        option("The adapter is a folder of adapters. Use all of them.", OUTPUT, "--all-tasks"),
-    ] = False,
+    all_tasks: AllTasks = False,
     abstain: Abstain = None,
     model: Model = None,
     allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
     dtype: DtypeOption = "auto",
     runtime: Runtime = "torch",
-    ray: Annotated[
-        bool, option("Distribute the files of a folder over the workers of Ray.", OUTPUT, "--ray")
-    ] = False,
-    workers: Annotated[
-        int | None,
-        option("Number of Ray workers.", OUTPUT, default="one per GPU, or per CPU", metavar="N"),
-    ] = None,
+    ray: Ray = False,
+    workers: Workers = None,
     **options: Any,
 ) -> None:
     """Classify texts, a file, a folder of files, or the lines of standard input.
@@ -123,18 +125,13 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     columns, dialect = read_with(options)
-    if all_tasks:
-        if ray or revision or abstain is not None or runtime != "torch" or format == "table":
-            raise PtuneError(
-                "--all-tasks does not work with --ray, --revision, --abstain, --runtime and "
-                "--format table. Leave them out."
-            )
-        recipe = Recipe(adapter, columns, dialect=dialect)
-        source = texts_of(texts if texts and texts != ["-"] else None, pair, file, recipe)
-        _predict_all(_bank(adapter, model, dtype), source, output, format)
-        return
     how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect)
     recipe = Recipe(adapter, columns, *how)
+    if all_tasks:
+        bank = _bank(recipe, has_none_of=(ray, revision, abstain is not None, format == "table"))
+        source = texts_of(texts if texts and texts != ["-"] else None, pair, file, recipe)
+        _predict_all(bank, source, output, format)
+        return
     if file and output:
         _predict_files(file, output, recipe, format, ray=ray, workers=workers)
         return
@@ -197,11 +194,16 @@ def answer(
         files.write(classifier, source, out, abstain)
 
 
-def _bank(folder: str, model: str | None, dtype: str) -> PromptBank:
-    """All adapters of a folder. Says which were refused."""
+def _bank(recipe: Recipe, has_none_of: Iterable[Any]) -> PromptBank:
+    """All adapters of a folder. Prints which were refused."""
     from ptune.inference.bank import PromptBank
 
-    bank = PromptBank.from_folder(folder, model=model, dtype=dtype)
+    if any(has_none_of) or recipe.runtime != "torch":
+        raise PtuneError(
+            "--all-tasks does not work with --ray, --revision, --abstain, --runtime and "
+            "--format table. Leave them out."
+        )
+    bank = PromptBank.from_folder(recipe.adapter, model=recipe.model, dtype=recipe.dtype)
     for reason in bank.refused.values():
         say(reason, errors)
     return bank

@@ -62,7 +62,8 @@ PAGE_HEADERS = {
 
 UNKNOWN = "There is no such task. GET /tasks lists all tasks."
 Asked = TypeVar("Asked", PredictRequest, ManyTasksRequest, ModerationRequest)
-ByTask = dict[str, list[LabelScore]]
+Scores = list[LabelScore]
+ByTask = dict[str, Scores]
 
 _bearer = HTTPBearer(auto_error=False, description="The server's token, if it has one.")
 TaskName = Annotated[str, PathParameter(pattern=TASK_NAME.pattern, description=NAME_RULE)]
@@ -144,27 +145,13 @@ class Routes:
             "dependencies": [*client, Depends(_check_open)],
             "responses": errors(400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503),
         }
-        add(
-            "/tasks/{task}/predict",
-            self.predict,
-            response_model=list[LabelScore] | list[list[LabelScore]],
-            openapi_extra=_json_body(PredictRequest),
-            **predict,
-        )
-        add(
-            "/predict",
-            self.predict_all,
-            response_model=ByTask | list[ByTask],
-            openapi_extra=_json_body(ManyTasksRequest),
-            **predict,
-        )
-        add(
-            "/v1/moderations",
-            self.moderate,
-            response_model=Moderation,
-            openapi_extra=_json_body(ModerationRequest),
-            **predict,
-        )
+        classifying: list[tuple[str, Any, type[BaseModel], Any]] = [
+            ("/tasks/{task}/predict", self.predict, PredictRequest, Scores | list[Scores]),
+            ("/predict", self.predict_all, ManyTasksRequest, ByTask | list[ByTask]),
+            ("/v1/moderations", self.moderate, ModerationRequest, Moderation),
+        ]
+        for path, answer, asked, found in classifying:
+            add(path, answer, response_model=found, openapi_extra=_json_body(asked), **predict)
         tasks: dict[str, Any] = {"tags": ["tasks"]}
         add("/tasks", self.list_tasks, dependencies=client, responses=errors(401), **tasks)
         tasks["path"] = "/tasks/{task}"
