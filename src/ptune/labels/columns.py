@@ -220,8 +220,8 @@ def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:
     if isinstance(y, LabelColumn):
         return y
     how: dict[str, Any] = {"where": where, "first": first}
-    y = _dense(y)
     columns = columns_of(y)
+    y = y if columns is not None else _dense(y)
     dimensions = getattr(y, "ndim", 1)
     if (
         isinstance(y, str | bytes | Mapping | set | frozenset | type)
