@@ -43,6 +43,7 @@ for _command in (
     classify.classify,
     quality.check,
     quality.report,
+    quality.drift,
     share.serve,
     share.export,
     share.push,

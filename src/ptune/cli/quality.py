@@ -1,4 +1,4 @@
-"""`ptune check` looks at data before a training, and `ptune report` at a classifier after it."""
+"""`ptune check` for data, `ptune report` for a classifier, `ptune drift` for new texts."""
 
 from __future__ import annotations
 
@@ -157,6 +157,60 @@ def report(
     else:
         _show_scores(content)
         say(f"Wrote {page}, and next to it {page.stem}.json and {report.mistakes_name(page)}.")
+
+
+@with_settings(TrainSettings, *READING)
+def drift(
+    adapter: Adapter,
+    file: Annotated[Path, option("New texts, in any kind of file that ptune predict reads.", DATA)],
+    reference: Annotated[
+        Path | None,
+        option(
+            "Texts to compare with.",
+            DATA,
+            default="the evaluation set of the run, or its training set",
+            metavar="FILE",
+        ),
+    ] = None,
+    fast: Annotated[bool, option("Leave out the backbone's features.", BACKBONE, "--fast")] = False,
+    model: Model = None,
+    dtype: DtypeOption = "auto",
+    strict: Annotated[
+        bool, option("Exit with code 1 if something has shifted.", OUTPUT, "--strict")
+    ] = False,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Compare new texts, which need no labels, with those that a classifier was made for.
+
+    It compares predicted labels, confidence, length, and the backbone's features.
+
+    Example: ptune drift runs/mail --file last_week.csv
+    """
+    from ptune.inference.classifier import load
+    from ptune.quality import drift as shifts
+    from ptune.quality import evidence, report
+
+    columns, dialect = read_with(options)
+    classifier = load(adapter, model=model, dtype=dtype)
+    if reference is None:
+        known = evidence.reference_texts(Path(adapter))
+    else:
+        known = evidence.texts_of(reference, columns, dialect)
+    new = evidence.texts_of(file, columns, dialect)
+    backbone = None if fast else report.backbone_of(classifier)
+    found = shifts.drift(classifier, known, new, model=backbone, show=_progress)
+    if as_json:
+        console.print_json(data=[{**asdict(s), "is_shift": s.is_shift} for s in found])
+    else:
+        table = Table("", "reference", "new", "size", "p-value", "")
+        for s in found:
+            verdict = "[yellow]shifted[/]" if s.is_shift else "as before"
+            texts = map(Text, (s.name, s.reference, s.new))
+            table.add_row(*texts, f"{s.size:.3f}", f"{s.p_value:.3f}", verdict)
+        console.print(table)
+    if strict and any(s.is_shift for s in found):
+        raise typer.Exit(1)
 
 
 def _show_scores(content: dict[str, Any]) -> None:

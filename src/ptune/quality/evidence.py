@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ptune import texts
 from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, labelled_texts
 from ptune.data.opening import FOUND, Dialect
-from ptune.data.tables import read_table
+from ptune.data.tables import Columns, find_columns, read_table
 from ptune.errors import PtuneError, near
 from ptune.inference.classifier import TextClassifier
 from ptune.labels import NO_LABEL, Labels
@@ -25,6 +26,8 @@ from ptune.training.settings import TrainSettings
 Array = NDArray[Any]
 # Characters of a text on a page.
 SHOWN = 300
+# Fewer texts are too few to compare with.
+MIN_REFERENCE = 100
 TEST, EVALUATION = "test", "evaluation, cross-fitted"
 
 
@@ -234,6 +237,35 @@ def of_file(
         slices={name: table[name] for name in slices},
         train=None if data is None else _train(data),
     )
+
+
+def reference_texts(folder: Path) -> list[list[str]]:
+    """The texts of a run's evaluation sets; those of the training set, if there are few.
+
+    Raises:
+        PtuneError: The run's data is not here.
+    """
+    data = dataset_of_run(folder)
+    if data is None or data.train is None:
+        raise PtuneError(
+            f"The data of {folder} is not here. Name texts to compare with (--reference)."
+        )
+    sets = [_columns(examples) for examples in data.evaluation.values()]
+    if sum(len(columns[0]) for columns in sets) < MIN_REFERENCE:
+        sets = [_columns(data.train)]
+    return [list(itertools.chain.from_iterable(parts)) for parts in zip(*sets, strict=True)]
+
+
+def texts_of(file: Path, columns: Columns, dialect: Dialect) -> list[list[str]]:
+    """The texts of a file, which needs no labels, in one column or two.
+
+    Raises:
+        PtuneError: It cannot be read, or a text is missing.
+    """
+    table = read_table(file, dialect)
+    found = find_columns(table, columns, file, labelled=False)
+    names = [name for name in (found.text, found.text_pair) if name is not None]
+    return [texts.check(table[name], f"column {name!r} of {file}", first=1) for name in names]
 
 
 def _train(data: TaskData) -> tuple[list[list[str]], Array] | None:
