@@ -1,18 +1,28 @@
-"""Helpers that the benchmarks share."""
+"""Helpers that the benchmarks share.
+
+Import this module before other libraries: it silences what they print while they are imported and
+while they load models.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import resource
-from collections.abc import Iterable
+import time
+import warnings
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+warnings.simplefilter("ignore")
+logging.disable(logging.WARNING)
 
 
 def reset_peak_memory() -> None:
@@ -72,6 +82,40 @@ def machine() -> str:
     known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx2": "AVX2"}
     fastest = next((name for flag, name in known.items() if flag in flags), platform.machine())
     return f"{fields.get('model name', platform.processor())}, {os.cpu_count()} cores, {fastest}"
+
+
+def hardware(size: int = 4096) -> dict[str, float]:
+    """Measured speed: matrix products in TFLOP/s, and copying memory in GB/s, read and written."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def seconds(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(6):  # the first one warms up
+            started = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times[1:])
+
+    found = {}
+    n = size if device == "cuda" else size // 4
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        found[f"{name}_tflops"] = 2 * n**3 / seconds(lambda a=a, b=b: a @ b) / 1e12  # type: ignore[misc]
+    source = torch.randn(size * size, device=device)
+    target = torch.empty_like(source)
+    found["copy_gb_per_second"] = 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e9
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def free_memory_mb() -> float:
+    """Memory that new processes can take."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (free,) = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return free / 1024
 
 
 def append_row(file: Path, row: Row) -> None:

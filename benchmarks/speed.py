@@ -1,12 +1,15 @@
 """Compare the speed and memory of ptune with those of PEFT, in turn, on the same texts.
 
     python benchmarks/speed.py --data-dir glue --output-dir runs/speed
+    python benchmarks/speed.py --compare runs/before/speed.jsonl runs/speed/speed.jsonl
 
-This measures training, inference, memory and start-up, and prints ratios with their spread. It
-writes `speed.json` and `speed.png` to the output folder. `--parts` and `--backbones` choose what to
-measure. Seconds depend on the machine. Ratios are taken within a round, so other load affects both
-sides. In training, each contender has its own process, because ptune changes how its process keeps
-memory; the others wait meanwhile.
+This measures training, inference, memory and start-up, and prints ratios with their spread.
+`--parts` and `--backbones` choose what to measure. Every round adds a line to `speed.jsonl` in the
+output folder at once: if the benchmark is killed, start it again to do what is missing. Seconds
+depend on the machine. Ratios are taken within a round, so other load affects both sides. In
+training, each contender has its own process, because ptune changes how its process keeps memory;
+the others wait meanwhile. A contender that would not fit into the free memory is left out, and the
+table says so.
 
 | contender | trains |
 | --- | --- |
@@ -23,8 +26,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -37,8 +38,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from common import peak_memory_mb
+from common import (
+    Row,
+    append_row,
+    free_memory_mb,
+    hardware,
+    machine,
+    peak_memory_mb,
+    read_rows,
+    versions,
+)
 from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -125,6 +136,8 @@ def batches(
     order = list(LengthGroupedSampler(size, lengths=lengths, generator=generator))
     groups = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
     groups.sort(key=lambda group: sum(lengths[i] for i in group))
+    if len(groups) < steps:
+        raise SystemExit(f"{len(lengths)} texts are too few for {steps} batches of {size}.")
     every = len(groups) // steps
     labels = torch.tensor(examples[data.LABEL])
 
@@ -262,14 +275,26 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; contenders run in turn: A B C A B C."""
+def in_turn(
+    contenders: dict[str, Callable[[], Any]],
+    rounds: int,
+    record: Callable[[dict[str, float]], None] = lambda seconds: None,
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; contenders run in turn: A B C A B C.
+
+    Args:
+        contenders: Their work, by name.
+        rounds: Number of rounds.
+        record: Gets the seconds of each round when it ends.
+    """
     for work in contenders.values():
         work()  # warm up
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, work in contenders.items():
-            seconds[name].append(timed(work))
+        found = {name: timed(work) for name, work in contenders.items()}
+        record(found)
+        for name, value in found.items():
+            seconds[name].append(value)
     return seconds
 
 
@@ -292,12 +317,20 @@ CONTENDERS: dict[str, tuple[Callable[[str], Step], bool]] = {
 }
 
 
+class Ended(Exception):
+    """The process of a contender has ended."""
+
+
 class Contender:
-    """A contender in training, in its own process."""
+    """A contender in training, in its own process.
+
+    Attributes:
+        peak_mb: Peak memory of its process so far.
+    """
 
     def __init__(self, kind: str, name: str, examples: Any, steps: int, turns: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.kind = kind
+        self.peak_mb = 0.0
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
             target=contend, args=(theirs, kind, name, examples, steps, turns), daemon=True
@@ -309,13 +342,12 @@ class Contender:
         """Train one turn and wait for its end."""
         try:
             self.pipe.send(None)
-            self.pipe.recv()
+            self.peak_mb = self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()
-            raise SystemExit(
-                f"{self.kind!r} ended with exit code {self.process.exitcode}; -9 usually means out "
-                "of memory. Run fewer contenders at a time (--contenders)."
-            ) from None
+            code = self.process.exitcode
+            memory = " (probably out of memory)" if code == -9 else ""
+            raise Ended(f"its process ended with exit code {code}{memory}") from None
 
     def end(self) -> None:
         """Kill the process."""
@@ -331,46 +363,60 @@ def contend(pipe: Any, kind: str, name: str, examples: Any, steps: int, turns: i
     if isinstance(step, Floor):
         for batch in chain(*own_turns):
             step.prepare(batch)
-    for own in own_turns:
-        pipe.recv()
-        timed(lambda own=own: [step(batch) for batch in own])  # type: ignore[misc]  # also waits for a GPU
-        pipe.send(None)
-    pipe.recv()  # stay idle: an ending process would disturb the others
+    with contextlib.suppress(EOFError):
+        for own in own_turns:
+            pipe.recv()
+            timed(lambda own=own: [step(batch) for batch in own])  # type: ignore[misc]  # also waits for a GPU
+            pipe.send(peak_memory_mb())
+        pipe.recv()  # stay idle: an ending process would disturb the others
 
 
-def training(
-    name: str, examples: Any, steps: int, rounds: int, only: list[str] | None
-) -> dict[str, Any]:
+def training(log: Log, name: str, examples: Any, steps: int, rounds: int, only: list[str]) -> None:
     """Time training steps of some or all contenders on one backbone."""
-    kinds = [k for k in CONTENDERS if is_causal(name) or k != "ptune input, not shared"]
-    made = {
-        k: Contender(k, name, examples, steps, rounds + 1) for k in kinds if not only or k in only
-    }
+    part = f"training, {name}"
+    wanted = [k for k in CONTENDERS if is_causal(name) or k != "ptune input, not shared"]
+    wanted = [k for k in wanted if not only or k in only]
+    done = len([r for r in log.of(part) if "seconds" in r and r["wanted"] == wanted])
+    if done >= rounds:
+        return
+    made: dict[str, Contender] = {}
     try:
-        seconds = in_turn({k: c.work for k, c in made.items()}, rounds)
+        for kind in wanted:
+            needed = max([least_memory_mb(name), *(c.peak_mb for c in made.values())])
+            if (free := free_memory_mb()) < 1.2 * needed:
+                reason = f"{free:,.0f} MB are free, and it may need {1.2 * needed:,.0f} MB"
+                log.add(part=part, left_out=kind, reason=reason)
+                continue
+            made[kind] = Contender(kind, name, examples, steps, rounds - done + 1)
+            turn(log, part, made, kind)  # warm up
+        for _ in range(rounds - done):
+            seconds = {kind: turn(log, part, made, kind) for kind in list(made)}
+            found = {kind: value for kind, value in seconds.items() if value is not None}
+            log.round(part, found, steps=steps, wanted=wanted)
     finally:
         for contender in made.values():
             contender.end()
-    pairs = {
-        "PEFT, float32 : ptune input": ("PEFT, float32", "ptune input"),
-        "PEFT, autocast : ptune input": ("PEFT, autocast", "ptune input"),
-        "PEFT, float32 : ptune deep": ("PEFT, float32", "ptune deep"),
-        "PEFT LoRA : ptune deep": ("PEFT LoRA", "ptune deep"),
-        "ptune input : ptune deep": ("ptune input", "ptune deep"),
-        "floor : ptune input": ("floor of input", "ptune input"),
-        "floor : ptune deep": ("floor of deep", "ptune deep"),
-    }
-    if is_causal(name):
-        pairs["not shared : shared prompt"] = ("ptune input, not shared", "ptune input")
-    return {
-        "seconds_per_step": {k: statistics.median(v) / steps for k, v in seconds.items()},
-        "seconds_of_rounds": seconds,
-        "ratios": {
-            label: ratio(seconds, *pair)
-            for label, pair in pairs.items()
-            if made.keys() >= set(pair)
-        },
-    }
+
+
+def turn(log: Log, part: str, made: dict[str, Contender], kind: str) -> float | None:
+    """Seconds of a contender's turn. If its process has ended, it is left out from now on."""
+    try:
+        return timed(made[kind].work)
+    except Ended as reason:
+        log.add(part=part, left_out=kind, reason=str(reason))
+        del made[kind]
+        return None
+
+
+def least_memory_mb(name: str) -> float:
+    """Memory that training certainly needs: libraries, weights in float32 and packed copies."""
+    if name in PRETRAINED:
+        return 1500.0
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(configuration(name))
+    return 1000.0 + 2 * 4 * sum(p.numel() for p in model.parameters()) / 2**20
 
 
 # Inference, with MiniLM.
@@ -395,12 +441,16 @@ def adapters(name: str = "minilm") -> Iterator[tuple[Path, Path, Path]]:
         yield theirs, shallow, deep
 
 
-def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
+def inference(log: Log, texts: list[tuple[str, str]], rounds: int) -> None:
     """Throughput on many texts and latency of one, including tokenisation."""
     import peft
 
     import ptune
 
+    parts = {"throughput, minilm": rounds, "latency, minilm": 20 * rounds}
+    left = {part: count - len(log.of(part)) for part, count in parts.items()}
+    if max(left.values()) <= 0:
+        return
     with adapters() as (theirs, shallow, deep):
         tokenizer = load_tokenizer("minilm")
         peft_model = peft.PeftModel.from_pretrained(
@@ -417,44 +467,25 @@ def inference(texts: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
                 )
                 peft_model(**batch.to(DEVICE)).logits.softmax(dim=1).tolist()
 
-        many = in_turn(
-            {
+        work: dict[str, dict[str, Callable[[], Any]]] = {
+            "throughput, minilm": {
                 "PEFT, float32": lambda: peft_answer(texts),
                 "ptune input": lambda: list(classifiers["input"].logits(texts)),
                 "ptune deep": lambda: list(classifiers["deep"].logits(texts)),
             },
-            rounds,
-        )
-        one = in_turn(
-            {
+            "latency, minilm": {
                 "PEFT, float32": lambda: peft_answer(texts[:1]),
                 "ptune input": lambda: classifiers["input"](texts[0]),
                 "ptune deep": lambda: classifiers["deep"](texts[0]),
             },
-            20 * rounds,
-        )
+        }
+        for part, contenders in work.items():
+            in_turn(contenders, left[part], partial(log.round, part))
         sizes = {
             label: (folder / "adapter_model.safetensors").stat().st_size
             for label, folder in (("PEFT", theirs), ("input", shallow), ("deep", deep))
         }
-        loading = timed(lambda: ptune.load(deep))
-    return {
-        "texts_per_second": {k: len(texts) / statistics.median(v) for k, v in many.items()},
-        "latency_ms": {
-            k: {
-                "p50": 1000 * statistics.median(v),
-                "p95": 1000 * statistics.quantiles(v, n=20)[-1],
-            }
-            for k, v in one.items()
-        },
-        "ratios": {
-            f"{what}, PEFT, float32 : ptune {depth}": ratio(s, "PEFT, float32", f"ptune {depth}")
-            for what, s in (("throughput", many), ("latency", one))
-            for depth in ("input", "deep")
-        },
-        "adapter_bytes": sizes,
-        "seconds_to_load": loading,
-    }
+        log.add(part="adapters", bytes=sizes, seconds_to_load=timed(lambda: ptune.load(deep)))
 
 
 # Memory, growth and start-up, each in its own process.
@@ -494,124 +525,184 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
     print(json.dumps({"seconds": seconds, "peak_mb": peak}))
 
 
-def memory(name: str, data_dir: str | None) -> dict[str, Any]:
+def memory(log: Log, name: str, data_dir: str | None) -> None:
     """Peak memory of a process that trains a few steps."""
-    kinds = ("PEFT, float32", "ptune input", "ptune deep")
-    peaks = {kind: _apart(kind, name=name, data_dir=data_dir, texts=0)["peak_mb"] for kind in kinds}
-    return {
-        "peak_mb": peaks,
-        "ratios": {
-            f"memory, {kind} : PEFT, float32": {"median": peaks[kind] / peaks["PEFT, float32"]}
-            for kind in kinds[1:]
-        },
-    }
+    done = {kind for row in log.of(f"memory, {name}") for kind in row["peak_mb"]}
+    for kind in ("PEFT, float32", "ptune input", "ptune deep"):
+        if kind not in done:
+            peak = _apart(kind, name=name, data_dir=data_dir, texts=0)["peak_mb"]
+            log.add(part=f"memory, {name}", peak_mb={kind: peak})
 
 
-def growth(counts: list[int], data_dir: str | None) -> dict[str, Any]:
+def growth(log: Log, counts: list[int], data_dir: str | None) -> None:
     """Time and peak memory for growing numbers of texts."""
-    return {str(n): _apart("growth", name="minilm", data_dir=data_dir, texts=n) for n in counts}
+    for count in counts:
+        if count not in [row["texts"] for row in log.of("growth")]:
+            found = _apart("growth", name="minilm", data_dir=data_dir, texts=count)
+            log.add(part="growth", texts=count, **found)
 
 
-def startup(rounds: int) -> dict[str, float]:
-    """Median seconds of `import ptune` and `ptune --help`."""
+def startup(log: Log, rounds: int) -> None:
+    """Seconds of `import ptune` and `ptune --help`, after those of starting Python."""
 
     def seconds(*command: str) -> float:
         run = [timed(lambda: subprocess.run(command, capture_output=True)) for _ in range(rounds)]
         return statistics.median(run)
 
+    if log.of("start-up"):
+        return
     nothing = seconds(sys.executable, "-c", "pass")
-    return {
-        "import ptune": seconds(sys.executable, "-c", "import ptune") - nothing,
-        "ptune --help": seconds(str(Path(sys.executable).with_name("ptune")), "--help"),
-    }
+    imported = seconds(sys.executable, "-c", "import ptune") - nothing
+    shown = seconds(str(Path(sys.executable).with_name("ptune")), "--help")
+    log.add(part="start-up", **{"import ptune": imported, "ptune --help": shown})
 
 
 # Output.
 
 
-def rows_of(results: dict[str, Any]) -> list[tuple[str, str, dict[str, float]]]:
-    """Every ratio: part, label, numbers."""
-    found = []
-    for part, content in results["parts"].items():
-        found += [(part, what, numbers) for what, numbers in content.get("ratios", {}).items()]
+class Log:
+    """The rows of the output file.
+
+    Args:
+        file: Earlier rows are read from it, new ones are added to it at once.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.rows = file, read_rows([file])
+
+    def of(self, part: str) -> list[Row]:
+        """The rows of a part."""
+        return [row for row in self.rows if row["part"] == part]
+
+    def round(self, part: str, seconds: dict[str, float], **row: Any) -> None:
+        """Add a round: seconds by contender."""
+        self.add(part=part, seconds=seconds, **row)
+
+    def add(self, **row: Any) -> None:
+        """Add a row."""
+        self.rows.append(row)
+        append_row(self.file, row)
+
+
+# Ratios within a round: the left side's seconds over the right side's.
+PAIRS = {
+    "PEFT, float32 : ptune input": ("PEFT, float32", "ptune input"),
+    "PEFT, autocast : ptune input": ("PEFT, autocast", "ptune input"),
+    "PEFT, float32 : ptune deep": ("PEFT, float32", "ptune deep"),
+    "PEFT, autocast : ptune deep": ("PEFT, autocast", "ptune deep"),
+    "PEFT LoRA : ptune deep": ("PEFT LoRA", "ptune deep"),
+    "ptune input : ptune deep": ("ptune input", "ptune deep"),
+    "floor : ptune input": ("floor of input", "ptune input"),
+    "floor : ptune deep": ("floor of deep", "ptune deep"),
+    "not shared : shared prompt": ("ptune input, not shared", "ptune input"),
+}
+
+
+def ratios_of(rows: list[Row]) -> dict[tuple[str, str], list[float]]:
+    """The ratios of every round, by part and pair."""
+    found: dict[tuple[str, str], list[float]] = {}
+    peaks: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["part"].startswith("memory"):
+            peaks.setdefault(row["part"], {}).update(row["peak_mb"])
+        elif isinstance(seconds := row.get("seconds"), dict):
+            for label, (slow, fast) in PAIRS.items():
+                if slow in seconds and fast in seconds:
+                    value = seconds[slow] / seconds[fast]
+                    found.setdefault((row["part"], label), []).append(value)
+    for part, own in peaks.items():
+        for kind in own.keys() - {"PEFT, float32"}:
+            if "PEFT, float32" in own:
+                found[part, f"{kind} : PEFT, float32"] = [own[kind] / own["PEFT, float32"]]
     return found
 
 
-def show(results: dict[str, Any], folder: Path) -> None:
-    """Print and plot the ratios."""
-    rows = rows_of(results)
-    print("| part | ratio | median | least … most |\n| --- | --- | --- | --- |")
-    for part, what, n in rows:
-        spread = f"{n['least']:.2f} … {n['most']:.2f}" if "least" in n else ""
-        print(f"| {part} | {what} | {n['median']:.2f} | {spread} |")
-    for part in ("start-up", "growth"):
-        if content := results["parts"].get(part):
-            print(f"\n{part}: {json.dumps(content)}")
-    if not rows:
-        return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def show(rows: list[Row]) -> None:
+    """Print the ratios, and everything else below."""
+    print("| part | ratio | median | least … most | rounds |\n| --- | --- | --- | --- | --- |")
+    for (part, label), values in ratios_of(rows).items():
+        spread = f"{min(values):.2f} … {max(values):.2f}" if len(values) > 1 else ""
+        middle = statistics.median(values)
+        print(f"| {part} | {label} | {middle:.2f} | {spread} | {len(values)} |")
+    for row in rows:
+        if "left_out" in row:
+            print(f"\nleft out of {row['part']}: {row['left_out']}, because {row['reason']}")
+        elif row["part"] in ("machine", "adapters", "start-up", "growth"):
+            print(f"\n{row['part']}: {json.dumps({k: v for k, v in row.items() if k != 'part'})}")
 
-    figure = Figure(figsize=(9, 0.8 + 0.34 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    bars = ax.barh(
-        [f"{part}: {what}" for part, what, _ in rows],
-        [n["median"] for _, _, n in rows],
-        color="#0072B2",
-    )
-    ax.bar_label(bars, fmt=" %.2f")
-    ax.axvline(1, color="#666666", lw=1, ls=":")
-    ax.invert_yaxis()
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_xlabel("ratio, median over rounds")
-    figure.savefig(folder / "speed.png", dpi=120)
+
+def compare(before: list[Row], after: list[Row]) -> None:
+    """Print how the ratios of two files differ, with 95% bootstrap intervals over the rounds."""
+    first, second = ratios_of(before), ratios_of(after)
+    rng = np.random.default_rng(0)
+
+    def medians(values: list[float]) -> np.ndarray:
+        drawn = rng.integers(0, len(values), (5000, len(values)))
+        return np.median(np.array(values)[drawn], axis=1)
+
+    for which, rows in (("before", before), ("after", after)):
+        for row in rows:
+            if row["part"] == "machine":
+                print(f"{which}: {row['name']}")
+    print("\n| part | ratio | before | after | after : before | 95% interval |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for key in [key for key in first if key in second]:
+        a, b = first[key], second[key]
+        low, high = np.percentile(medians(b) / medians(a), [2.5, 97.5])
+        middle = statistics.median(b) / statistics.median(a)
+        print(
+            f"| {key[0]} | {key[1]} | {statistics.median(a):.2f} | {statistics.median(b):.2f} | "
+            f"{middle:.3f} | {low:.3f} … {high:.3f} |"
+        )
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", help="folder of GLUE's TSV files; default: download")
-    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES[:2]))
+    parser.add_argument(
+        "--backbones", nargs="+", choices=BACKBONES, default=["minilm", "roberta-base"]
+    )
     parts = ("training", "inference", "memory", "start-up", "growth")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts[:-1]))
-    parser.add_argument("--contenders", nargs="+", help="names as in the results; default: all")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="CONTENDER")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="training steps per turn")
     parser.add_argument("--texts", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/speed"))
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--apart", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.apart:
         run_apart(**json.loads(args.apart))
         return
+    if args.compare:
+        compare(*(read_rows([file]) for file in args.compare))
+        return
+    log = Log(args.output_dir / "speed.jsonl")
+    measure(log, args)
+    show(log.rows)
+
+
+def measure(log: Log, args: argparse.Namespace) -> None:
+    """Measure what the file does not have yet."""
+    if not log.of("machine"):
+        libraries = versions("ptune", "torch", "transformers", "peft")
+        log.add(part="machine", name=machine(), **hardware(), versions=libraries)
     dataset = load_glue("mrpc", args.data_dir)
     assert dataset.train is not None
-    found: dict[str, Any] = {}
     for name in args.backbones:
         if "training" in args.parts:
-            found[f"training, {name}"] = training(
-                name, dataset.train, args.steps, args.rounds, args.contenders
-            )
+            training(log, name, dataset.train, args.steps, args.rounds, args.contenders)
         if "memory" in args.parts:
-            found[f"memory, {name}"] = memory(name, args.data_dir)
+            memory(log, name, args.data_dir)
     if "inference" in args.parts:
-        texts = [(r[data.TEXT], r[data.PAIR]) for r in dataset.train.select(range(512))]
-        found["inference, minilm"] = inference(texts, args.rounds)
+        rows = dataset.train.select(range(min(512, len(dataset.train))))
+        inference(log, [(r[data.TEXT], r[data.PAIR]) for r in rows], args.rounds)
     if "start-up" in args.parts:
-        found["start-up"] = startup(args.rounds)
+        startup(log, args.rounds)
     if "growth" in args.parts:
-        found["growth"] = growth(args.texts, args.data_dir)
-    results = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE}, {fast_dtype(DEVICE)}",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "rounds": args.rounds,
-        "steps": args.steps,
-        "parts": found,
-    }
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "speed.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    show(results, args.output_dir)
+        growth(log, args.texts, args.data_dir)
 
 
 if __name__ == "__main__":

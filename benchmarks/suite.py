@@ -498,10 +498,6 @@ def release_memory() -> None:
 
 def serve(pipe: Any) -> None:
     """The process of a `Worker`: one run after another, until the pipe closes."""
-    import warnings
-
-    warnings.simplefilter("ignore")
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         while True:
             pipe.send(perform(pipe.recv()))

@@ -84,15 +84,42 @@ def test_the_suite_tries_settings_under_names(bert_folder, tmp_path):
     assert "choose another --name" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory, texts):
-    folder = tmp_path_factory.mktemp("glue")
+def glue_folder_with(folder, texts, times):
+    """MRPC's files with every text several times."""
     (folder / "MRPC").mkdir()
-    lines = [f"1\t1\t2\t{t} {i}\t{t}" for i in range(2) for t in texts]
+    lines = [f"1\t1\t2\t{t} {i}\t{t}" for i in range(times) for t in texts]
     for name in ("train", "dev", "test"):
         header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
         (folder / "MRPC" / f"{name}.tsv").write_text("\n".join([header, *lines]) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory, texts):
+    return glue_folder_with(tmp_path_factory.mktemp("glue"), texts, 2)
+
+
+@pytest.mark.slow
+def test_speed_keeps_its_rounds_and_compares_two_files(texts, tmp_path):
+    glue = glue_folder_with(tmp_path, texts, -(-32 // len(texts)))  # a batch
+    words = ["speed.py", "--data-dir", glue, "--backbones", "minilm", "--parts", "training"]
+    words += ["--contenders", "ptune deep", "ptune input", "--steps", 1, "--rounds", 1]
+    first = run(*words, "--output-dir", tmp_path)
+    assert first.returncode == 0, first.stderr
+    file = tmp_path / "speed.jsonl"
+    rows = file.read_text()
+    (seconds,) = [r["seconds"] for r in map(json.loads, rows.splitlines()) if "seconds" in r]
+    line = f"| {seconds['ptune input'] / seconds['ptune deep']:.2f} |  | 1 |"
+    assert line in first.stdout
+    file.write_text(rows + '{"part": "training, mi')  # killed while it wrote a round
+    again = run(*words, "--output-dir", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (file.read_text(), again.stdout, again.stderr) == (rows, first.stdout, "")
+    other = tmp_path / "other.jsonl"
+    halved = {**seconds, "ptune deep": seconds["ptune deep"] / 2}
+    other.write_text(rows.replace(json.dumps(seconds), json.dumps(halved)))
+    compared = run("speed.py", "--compare", file, other)
+    assert compared.stdout.endswith("| 2.000 | 2.000 … 2.000 |\n"), compared.stderr
 
 
 @pytest.mark.slow
