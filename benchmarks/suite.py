@@ -28,6 +28,7 @@ import contextlib
 import functools
 import gc
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -468,6 +469,8 @@ def perform(job: Job) -> Row:
         method = RIVALS.get(job.method, ours)
         found = method(job, data)
         last = found["curve"][-1]
+        if not math.isfinite(last.get("loss", 0.0)):
+            raise ArithmeticError("the loss is not a finite number: the run has diverged")
         row |= {
             **found,
             "score": round(last[row["metric"]], 5),

@@ -288,6 +288,8 @@ class Host:
             and config.depth == "input"
             and config.placement == "prefix"
             and inputs.get("position_ids") is None
+            # On a GPU, two small passes of a training step take longer than a larger one.
+            and not (self.backbone.device.type == "cuda" and torch.is_grad_enabled())
             and not self._needs_everything(inputs)
         )
 
