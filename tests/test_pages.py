@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 import ptune
 from ptune.cli.app import app
-from ptune.training import trainer
+from ptune.training import defaults
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     (first, *_) = blocks(ROOT / "docs" / "index.md", "python")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "MIN_STEPS", 64)
+        patch.setitem(defaults.MIN_STEPS, "default", 64)
         patch.chdir(folder)
         names = run(first)
     pairs = zip(names["texts"], names["labels"], strict=True)
@@ -102,7 +102,7 @@ def test_python_blocks_run_and_print_what_they_show(page, trained, tmp_path, mon
         monkeypatch.chdir(tmp_path)
     else:
         # Elsewhere, shapes and names are shown, which do not need a long training.
-        monkeypatch.setattr(trainer, "MIN_STEPS", 8)
+        monkeypatch.setitem(defaults.MIN_STEPS, "default", 8)
         monkeypatch.chdir(trained)
     names = {}
     for code in blocks(page, "python"):

@@ -14,20 +14,19 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ptune.cli import classify, predict, quality, share, train
-from ptune.cli.options import FIRST, errors
+from ptune.cli import classify, predict, quality, runs, share, train
+from ptune.cli.options import FIRST, WIDE, errors
 from ptune.errors import PtuneError
 
 app = typer.Typer(
     name="ptune",
     help=(
         "Turn one frozen language model into any number of text classifiers, by p-tuning.\n\n"
-        "Start with [bold]ptune demo[/bold]: it trains on a small dataset of support emails."
+        "Start with `ptune demo`: it trains on a small dataset of support emails."
     ),
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="rich" if WIDE else None,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
@@ -50,6 +49,13 @@ for _command in (
     train.demo,
 ):
     app.command()(_command)
+app.command("list")(runs.list_runs)
+app.command()(runs.compare)
+
+
+# Loggers of packages that warn when they are imported: of a missing Triton, of libraries for GPUs
+# that do not load, and of each other's deprecated functions.
+NOISY = ("torchao", "torch.utils._pytree", "torch.utils.flop_counter")
 
 
 def _version(value: bool) -> None:
@@ -82,6 +88,9 @@ def _setup(
     if not verbose:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+    if not verbose:
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.ERROR)
     if not FIRST:
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")

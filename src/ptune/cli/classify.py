@@ -19,7 +19,7 @@ from ptune.cli.options import (
 )
 from ptune.cli.predict import Format, answer, texts_of
 from ptune.errors import PtuneError
-from ptune.training.settings import BACKBONE, DATA, PROMPT
+from ptune.training.settings import DATA, MODEL
 
 
 def classify(
@@ -33,11 +33,13 @@ def classify(
         option("The labels, with commas between them.", DATA, metavar="A,B", show_default=False),
     ],
     model: Annotated[
-        str, option("Causal language model: a short name, a Hub id or a folder.", BACKBONE)
+        str, option("Causal language model: a short name, a Hub id or a folder.", MODEL)
     ] = "smollm2",
     template: Template = None,
     label_words: LabelWords = None,
-    file: Annotated[Path | None, option("Classify the texts of a file.", DATA)] = None,
+    file: Annotated[
+        Path | None, option("Classify the texts of a file.", DATA, default="none")
+    ] = None,
     text_column: TextColumn = None,
     format: Format = None,
     output: Annotated[
@@ -48,9 +50,13 @@ def classify(
     ] = None,
     save: Annotated[
         Path | None,
-        option("Also save the classifier, for `ptune predict` and `ptune serve`.", OUTPUT),
+        option(
+            "Also save the classifier, for `ptune predict` and `ptune serve`.",
+            OUTPUT,
+            default="none",
+        ),
     ] = None,
-    calibrate: Annotated[bool, option("Give texts without content equal scores.", PROMPT)] = True,
+    calibrate: Annotated[bool, option("Give texts without content equal scores.", MODEL)] = True,
     dtype: DtypeOption = "auto",
 ) -> None:
     """Classify texts with a language model's own words, without training.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -13,7 +15,15 @@ from rich.markup import escape
 
 from ptune.serving.settings import LIMITS, SERVER
 from ptune.training.declaration import Setting, settings_of
-from ptune.training.settings import BACKBONE, DATA, SECTIONS, Dtype, TrainSettings, is_first
+from ptune.training.settings import (
+    ADVANCED,
+    DATA,
+    MODEL,
+    TRAINING,
+    Dtype,
+    TrainSettings,
+    is_first,
+)
 
 if TYPE_CHECKING:
     from ptune.data.opening import Dialect
@@ -23,8 +33,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Sections of `--help`, in addition to those of the settings.
 OUTPUT, HUB = "Output", "Hub"
-ORDER = (*SECTIONS, SERVER, LIMITS)
+ORDER = (DATA, MODEL, TRAINING, SERVER, LIMITS, OUTPUT, HUB, ADVANCED)
 
+# On a narrow terminal, `--help` has no frames: they would leave no room for the names of options.
+WIDE = shutil.get_terminal_size().columns >= 80
 # `torchrun` and `accelerate launch` start the command several times. Only one process prints.
 FIRST = is_first()
 console = Console(quiet=not FIRST)
@@ -34,6 +46,12 @@ errors = Console(stderr=True)
 def say(text: str, to: Console = console) -> None:
     """Print a text as it is, without markup and line breaks."""
     to.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON object to standard output, without colours and line breaks of a terminal."""
+    if FIRST:
+        print(json.dumps(content, ensure_ascii=False, default=str))
 
 
 def option(help: str, section: str, *names: str, default: str = "", **more: Any) -> Any:
@@ -47,7 +65,8 @@ def option(help: str, section: str, *names: str, default: str = "", **more: Any)
         more: For `typer.Option`.
     """
     how: dict[str, Any] = {"show_default": not default, **more}
-    text = escape(f"{help} [default: {default}]") if default else escape(help)
+    text = f"{help} [default: {default}]" if default else help
+    text = escape(text) if WIDE else text
     return typer.Option(*names, help=text, rich_help_panel=section, **how)
 
 
@@ -59,7 +78,7 @@ def option_of(setting: Setting) -> Any:
     return option(
         setting.help,
         setting.section,
-        default=setting.shown_default,
+        default=setting.shown_default or ("" if setting.kind is bool else "none"),
         metavar=setting.metavar or _METAVARS.get(setting.kind),
         envvar=setting.envvar,
         show_default=False,
@@ -85,19 +104,26 @@ def with_settings(owner: type, *names: str) -> Callable[[Command], Command]:
                 default=setting.default,
                 annotation=Annotated[setting.type, option_of(setting)],
             )
-            for setting in sorted(declared, key=lambda s: ORDER.index(s.section))
+            for setting in declared
         ]
-        kept = [p for p in own if p.kind is p.KEYWORD_ONLY]
         first = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
-        command.__signature__ = inspect.Signature([*first, *added, *kept])  # type: ignore[attr-defined]
+        kept = [p for p in own if p.kind is p.KEYWORD_ONLY]
+        # Python wants positional parameters first; `--help` lists panels in the order of options.
+        ordered = sorted([*added, *kept], key=lambda p: ORDER.index(_panel(p)))
+        command.__signature__ = inspect.Signature([*first, *ordered])  # type: ignore[attr-defined]
         return command
 
     return add_options
 
 
+def _panel(parameter: inspect.Parameter) -> str:
+    (declared,) = parameter.annotation.__metadata__
+    return declared.rich_help_panel
+
+
 # Settings by which a file is read, and by which its labels are.
 READING = ("text_column", "text_pair_column", "delimiter", "encoding", "no_header", "sheet")
-LABELLED = ("label_column", "indicator_column", "label_separator", "skip_unlabelled")
+LABELLED = ("label_column", "indicator_column", "label_separator", "skip_unlabelled", "skip_empty")
 
 
 def read_with(options: dict[str, Any]) -> tuple[Columns, Dialect]:
@@ -123,14 +149,14 @@ Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hu
 Model = Annotated[
     str | None,
     option(
-        "Backbone.", BACKBONE, "--model", default="the one that the adapter names", metavar="MODEL"
+        "Backbone.", MODEL, "--model", default="the one that the adapter names", metavar="MODEL"
     ),
 ]
 OtherBackbone = Annotated[
     bool,
     option(
         "Accept a backbone with other weights than the adapter was trained on.",
-        BACKBONE,
+        MODEL,
         "--allow-other-backbone",
     ),
 ]
@@ -147,8 +173,13 @@ Runtime = Annotated[
     Literal["torch", "onnx", "openvino"],
     option("torch runs an adapter. onnx and openvino run what `ptune export` wrote.", OUTPUT),
 ]
+AsJson = Annotated[
+    bool, option("Print one JSON object to standard output, and nothing else.", OUTPUT, "--json")
+]
 Overwrite = Annotated[bool, option("Replace the run in the output folder.", OUTPUT, "--overwrite")]
 LabelledFile = Annotated[
     Path | None,
-    option("A labelled file, of any kind that ptune train reads.", DATA, metavar="FILE"),
+    option(
+        "A labelled file, of any kind that ptune train reads.", DATA, default="none", metavar="FILE"
+    ),
 ]

@@ -17,6 +17,7 @@ from ptune.cli.options import (
     OUTPUT,
     READING,
     Adapter,
+    AsJson,
     DtypeOption,
     LabelledFile,
     Model,
@@ -26,6 +27,7 @@ from ptune.cli.options import (
     console,
     errors,
     option,
+    print_json,
     read_with,
     say,
     with_settings,
@@ -76,11 +78,16 @@ def predict(
     ] = None,
     pair: Annotated[
         str | None,
-        option("Second text of a pair. The first one is the argument.", DATA, metavar="TEXT"),
+        option(
+            "Second text of a pair. The first one is the argument.",
+            DATA,
+            default="none",
+            metavar="TEXT",
+        ),
     ] = None,
     file: Annotated[
         Path | None,
-        option("Classify the texts of a file, or of every file in a folder.", DATA),
+        option("Classify the texts of a file, or of every file in a folder.", DATA, default="none"),
     ] = None,
     format: Format = None,
     output: Annotated[
@@ -277,8 +284,10 @@ def evaluate(
     dtype: DtypeOption = "auto",
     runtime: Runtime = "torch",
     output: Annotated[
-        Path | None, option("Also write the scores to this JSON file.", OUTPUT, metavar="FILE")
+        Path | None,
+        option("Also write the scores to this JSON file.", OUTPUT, default="none", metavar="FILE"),
     ] = None,
+    as_json: AsJson = False,
     **options: Any,
 ) -> None:
     """Score a classifier on a labelled file, a data set or a GLUE task's evaluation set.
@@ -310,19 +319,23 @@ def evaluate(
         for name, (texts, labels) in sets.items()
         for key, value in classifier.evaluate(as_rows(texts), labels, metrics).items()
     }
-    console.print_json(json.dumps(scores))
+    print_json(scores) if as_json else console.print_json(json.dumps(scores))
     if output:
         with staged(output.absolute().parent) as stage:
             (stage / output.name).write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
 
 
-def info(adapter: Adapter, revision: Revision = None) -> None:
+def info(adapter: Adapter, revision: Revision = None, as_json: AsJson = False) -> None:
     """Print an adapter's backbone, size, labels and scores."""
     from ptune.adapters.adapter import describe
 
+    found = describe(adapter, revision=revision)
+    if as_json:
+        print_json(found)
+        return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in describe(adapter, revision=revision).items():
+    for key, value in found.items():
         table.add_row(key, str(value))
     console.print(table, markup=False)

@@ -64,7 +64,9 @@ def export(
     int8: Annotated[bool, option("Quantise an ONNX graph.", OUTPUT, "--int8")] = False,
     check_file: Annotated[
         Path | None,
-        option("Also check the result on the texts of this file.", DATA, metavar="FILE"),
+        option(
+            "Also check the result on the texts of this file.", DATA, default="none", metavar="FILE"
+        ),
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
@@ -140,9 +142,11 @@ def push(
     token: Annotated[
         str | None, option("Token with write access.", HUB, default="the one of `hf auth login`")
     ] = None,
-    message: Annotated[str | None, option("Title of the commit or pull request.", HUB)] = None,
+    message: Annotated[
+        str | None, option("Title of the commit or pull request.", HUB, default="written by ptune")
+    ] = None,
     license: Annotated[
-        str | None, option("License for the model card, such as apache-2.0.", HUB)
+        str | None, option("License for the model card, such as apache-2.0.", HUB, default="none")
     ] = None,
 ) -> None:
     """Publish a classifier on the Hub, with a model card.

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ptune.cli.options import (
     FIRST,
     OUTPUT,
+    AsJson,
     Epochs,
     Overwrite,
     Seed,
     console,
     errors,
     option,
+    print_json,
     say,
     with_settings,
 )
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, read_json
+from ptune.files import METRICS_NAME, read_json, staged
 from ptune.training.settings import TRAINING, TrainSettings
 
 if TYPE_CHECKING:
     from ptune.training.run import Run
+    from ptune.training.summary import Summary
 
 
 @with_settings(TrainSettings)
@@ -44,11 +51,26 @@ def train(
     config: Annotated[
         Path | None,
         option(
-            "Take the settings from the settings.json of another run. Options override them.",
+            "Take settings from a YAML or JSON file, such as the settings.json of another run. "
+            "Options override them.",
             OUTPUT,
+            default="none",
             metavar="FILE",
         ),
     ] = None,
+    save_config: Annotated[
+        Path | None,
+        option(
+            "Write the settings of this call to a YAML or JSON file, for --config.",
+            OUTPUT,
+            default="none",
+            metavar="FILE",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, option("Print what the data look like, and stop.", OUTPUT, "--dry-run")
+    ] = False,
+    as_json: AsJson = False,
     seeds: Annotated[
         int,
         option(
@@ -77,6 +99,7 @@ def train(
     """
     from ptune.training.report import TrainingProgress
     from ptune.training.run import is_begun, train_run, train_seeds
+    from ptune.training.summary import verdict
 
     if seeds < 1:
         raise PtuneError(f"seeds is {seeds}; expected a whole number of at least 1.")
@@ -89,19 +112,56 @@ def train(
         given["processes"] = TrainSettings().processes
     arguments = {**given.pop("training_arguments", {}), **parse_training_arguments(context.args)}
     settings = TrainSettings(**{**given, **typed}, training_arguments=arguments)
+    if save_config:
+        own = {"training_arguments": arguments} if arguments else {}
+        _save_config({**given, **typed, **own}, save_config)
+    to = errors if as_json else console
     how: dict[str, Any] = {
         "overwrite": overwrite,
         "resume": resume,
-        "progress": TrainingProgress(console),
+        "progress": TrainingProgress(to),
+        "show": _Shown(to, dry_run, as_json),
     }
-    with _interruptible(output_dir):
+    with _interruptible(output_dir), tempfile.TemporaryDirectory() as elsewhere:
+        if dry_run:
+            train_run(settings, elsewhere, **how)
         if seeds == 1:
             run = train_run(settings, output_dir, **how)
             _report(run)
-            _show_run(run)
-        else:
-            own = range(settings.seed, settings.seed + seeds)
-            _show_spread(train_seeds(settings, output_dir, own, **how), output_dir, seeds)
+            if as_json:
+                print_json(run.metrics | {"verdict": verdict(run.metrics)})
+            else:
+                _show_run(run)
+            return
+        numbers = range(settings.seed, settings.seed + seeds)
+        spread = train_seeds(settings, output_dir, numbers, **how)
+        print_json(spread) if as_json else _show_spread(spread, output_dir, seeds)
+
+
+class _Shown:
+    """Prints the summary of the data once, and stops there in a dry run."""
+
+    def __init__(self, to: Console, dry_run: bool, as_json: bool) -> None:
+        self.to, self.dry_run, self.as_json, self.done = to, dry_run, as_json, False
+
+    def __call__(self, summary: Summary) -> None:
+        if self.dry_run and self.as_json:
+            print_json(summary.to_dict())
+        elif not self.done:
+            for title, line in summary.lines().items():
+                say(f"{title:9} {line}", self.to)
+        self.done = True
+        if self.dry_run:
+            raise typer.Exit
+
+
+def _save_config(content: dict[str, Any], file: Path) -> None:
+    import yaml
+
+    is_yaml = file.suffix in (".yaml", ".yml")
+    text = yaml.safe_dump(content, sort_keys=False) if is_yaml else json.dumps(content, indent=2)
+    with staged(file.absolute().parent) as stage:
+        (stage / file.name).write_text(text.rstrip() + "\n", "utf-8")
 
 
 def _was_typed(context: typer.Context, name: str) -> bool:
@@ -127,6 +187,8 @@ def _report(run: Run) -> None:
 
 
 def _show_run(run: Run) -> None:
+    from ptune.training.summary import verdict
+
     scores = run.metrics["eval"]
     table = Table("", *[k.replace("_", " ") for k in scores], title=run.metrics["task"])
     table.add_row("p-tuned", *[f"{v:.4f}" for v in scores.values()])
@@ -135,6 +197,8 @@ def _show_run(run: Run) -> None:
         table.add_row(title, *[f"{base[k]:.4f}" if k in base else "" for k in scores])
     console.print(table)
     _show_problem_type(run.metrics)
+    if warning := verdict(run.metrics):
+        errors.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
     say(
         f"Saved in {run.folder}: adapter, metrics.json, settings.json, learning_curve.png, "
         f'confusion_matrix.png, report.html.\nTry it: ptune predict {run.folder} "…"'

@@ -47,6 +47,7 @@ class TaskData:
         test: Examples without public labels, by name.
         revision: The data set's commit, if it comes from the Hub.
         question: What is asked about a text, in words, if that is known.
+        notes: What was read: the columns, and how many rows were left out.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TaskData:
     test: dict[str, Dataset] = field(default_factory=dict)
     revision: str | None = None
     question: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def from_lists(
@@ -260,7 +262,9 @@ def examples_of(
     problem_type: str | None = None,
     label_separator: str | None = None,
     skip_unlabelled: bool = False,
+    skip_empty: bool = False,
     known: Sequence[str] = (),
+    notes: list[str] | None = None,
 ) -> Examples:
     """The texts of a table, in one column or two, and their labels.
 
@@ -273,7 +277,9 @@ def examples_of(
         label_separator: Between several labels in one cell; ``None``: `|`, if parts of the cells
             also occur alone.
         skip_unlabelled: Leave out examples without a label.
+        skip_empty: Leave out examples with an empty text.
         known: Names of labels that exist.
+        notes: Gets sentences about what was read.
 
     Raises:
         PtuneError: A column is missing or is not as expected.
@@ -292,16 +298,28 @@ def examples_of(
             known=known,
         )
     texts = [table[name] for name in names]
-    missing = column.missing()
-    if missing and skip_unlabelled:
-        logger.warning("Left out %d of %d examples without a label.", len(missing), len(column))
-        gone = set(missing)
-        texts = [[t for i, t in enumerate(text) if i not in gone] for text in texts]
-        column = column.without(missing)
+    read = [*map(repr, names), *map(repr, found.indicators or [found.label])]
+    unused = [name for name in table if repr(name) not in read]
+    said = [f"columns {', '.join(read)}" + (f" (not {', '.join(unused[:5])})" if unused else "")]
+    missing = column.missing() if skip_unlabelled else []
+    empty = [i for i, row in enumerate(zip(*texts, strict=True)) if not all(map(_written, row))]
+    for gone, what in ((missing, "a label"), (empty if skip_empty else [], "a text")):
+        if gone:
+            logger.warning("Left out %d of %d examples without %s.", len(gone), len(column), what)
+            said.append(f"{len(gone)} of {len(column)} rows without {what} left out")
+    if out := {*missing, *(empty if skip_empty else [])}:
+        texts = [[t for i, t in enumerate(text) if i not in out] for text in texts]
+        column = column.without(sorted(out))
+    if notes is not None:
+        notes.append("; ".join(said))
     return [
         _checked(text, f"column {name!r} of {source}", typed=typed)
         for text, name in zip(texts, names, strict=True)
     ], column
+
+
+def _written(cell: Any) -> bool:
+    return cell is not None and (not isinstance(cell, str) or bool(cell.strip()))
 
 
 def _checked(cells: list[Any], where: str, *, typed: bool) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ptune.errors import PtuneError
 from ptune.training.declaration import check_settings, documented, setting, settings_of
-from ptune.training.settings import BACKBONE, Dtype, TrainSettings
+from ptune.training.settings import MODEL, Dtype, TrainSettings
 
 SERVER, LIMITS = "Server", "Limits"
 
@@ -29,12 +29,12 @@ class ServeSettings:
 
     folder: Path
     model: str | None = setting(
-        None, "Backbone.", BACKBONE, metavar="MODEL", unset="the one that the adapters name"
+        None, "Backbone.", MODEL, metavar="MODEL", unset="the one that the adapters name"
     )
     allow_other_backbone: bool = setting(
-        False, "Accept a backbone with other weights than the adapters were trained on.", BACKBONE
+        False, "Accept a backbone with other weights than the adapters were trained on.", MODEL
     )
-    dtype: Dtype = setting("auto", settings_of(TrainSettings)["dtype"].help, BACKBONE)
+    dtype: Dtype = setting("auto", settings_of(TrainSettings)["dtype"].help, MODEL)
     host: str = setting(
         "127.0.0.1", "Address to listen on. A public one requires a token.", SERVER,
         metavar="ADDRESS",

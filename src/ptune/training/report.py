@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+# Steps after which the duration of a run is estimated.
+STEPS_TO_ESTIMATE = 5
 # Matplotlib is not thread-safe.
 _drawing = threading.Lock()
 
@@ -226,6 +229,7 @@ class TrainingProgress(TrainerCallback):
             transient=True,
         )
         self._loss: float | None = None
+        self._first: tuple[int, float] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
@@ -240,14 +244,24 @@ class TrainingProgress(TrainerCallback):
             highlight=False,
             soft_wrap=True,
         )
+        self._first = None
         self.bar.start()
         self.task = self.bar.add_task(
             "training", total=state.max_steps, completed=state.global_step
         )
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance the bar."""
+        """Advance the bar. After a few steps, print how long the rest will take."""
         self.bar.update(self.task, completed=state.global_step)
+        now = time.monotonic()
+        step, started = self._first = self._first or (state.global_step, now)
+        if state.global_step == step + STEPS_TO_ESTIMATE:
+            left = (now - started) / STEPS_TO_ESTIMATE * (state.max_steps - state.global_step)
+            shown = f"{left:.0f} seconds" if left < 100 else f"{left / 60:.0f} minutes"
+            say = (
+                f"time      about {shown} for the other {state.max_steps - state.global_step} steps"
+            )
+            self.console.print(say, highlight=False)
 
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict, **kwargs: Any

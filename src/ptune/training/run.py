@@ -10,7 +10,7 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ from ptune.texts import Template
 from ptune.training import calibration, report
 from ptune.training.defaults import Situation, choose, question
 from ptune.training.settings import TrainSettings, is_first
+from ptune.training.summary import Summary
 from ptune.training.trainer import (
     SharingTrainer,
     StopAndSave,
@@ -99,6 +100,7 @@ def train_run(
     resume: bool = False,
     progress: TrainerCallback | None = None,
     dataset: TaskData | None = None,
+    show: Callable[[Summary], None] | None = None,
 ) -> Run:
     """Train a classifier and write everything about it to one folder.
 
@@ -110,6 +112,7 @@ def train_run(
         resume: Continue an interrupted run from its last checkpoint.
         progress: Callback that shows the progress.
         dataset: The dataset, if the settings name none.
+        show: Gets a summary of the data before anything is written.
 
     Raises:
         PtuneError: The settings or the data are wrong. Nothing was overwritten.
@@ -136,6 +139,8 @@ def train_run(
             settings,
             callbacks=[stop, *([progress] if progress else [])],
         )
+        if show and is_first():
+            show(Summary.of(settings, dataset, trainer.train_dataset, truncated))
         # The folder changes only now: from here on, wrong settings cannot end the run.
         prepare_folder(folder, settings, keep=resume)
         checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
@@ -167,11 +172,12 @@ def train_seeds(
     resume: bool = False,
     progress: TrainerCallback | None = None,
     dataset: TaskData | None = None,
+    show: Callable[[Summary], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Train once with each seed. Each run gets its own folder `seed-N` in `output_dir`.
 
     Args:
-        settings, overwrite, progress, dataset: As for `train_run`.
+        settings, overwrite, progress, dataset, show: As for `train_run`.
         resume: Continue an interrupted run, and skip the runs that are finished.
         output_dir: Also gets `seeds.json`: the returned values and the scores of each run.
         seeds: The seeds, all different.
@@ -195,7 +201,7 @@ def train_seeds(
             scores[own.seed] = read_json(here / METRICS_NAME)["eval"]
             continue
         how: dict[str, Any] = {"overwrite": overwrite, "resume": begun[here]}
-        run = train_run(own, here, **how, progress=progress, dataset=dataset)
+        run = train_run(own, here, **how, progress=progress, dataset=dataset, show=show)
         scores[own.seed] = run.metrics["eval"]
     spread = {
         name: mean_and_std([found[name] for found in scores.values()]) for name in scores[seeds[0]]
@@ -253,7 +259,9 @@ def load_dataset(settings: TrainSettings) -> TaskData:
             "Name what to learn: a GLUE task (--task mrpc), a file (--train-file a.csv) or a data "
             "set (--dataset ag_news)" + (", and one only." if named else ".")
         )
+    notes: list[str] = []
     how: dict[str, Any] = {
+        "notes": notes,
         "columns": Columns(
             settings.text_column,
             settings.text_pair_column,
@@ -263,6 +271,7 @@ def load_dataset(settings: TrainSettings) -> TaskData:
         "problem_type": settings.problem_type,
         "label_separator": settings.label_separator,
         "skip_unlabelled": settings.skip_unlabelled,
+        "skip_empty": settings.skip_empty,
         "seed": settings.seed,
     }
     if settings.task is not None:
@@ -276,6 +285,7 @@ def load_dataset(settings: TrainSettings) -> TaskData:
             settings.delimiter, settings.encoding, not settings.no_header, settings.sheet
         )
         dataset = load_files(named[0], settings.eval_file, dialect=dialect, **how)
+    dataset.notes = notes[:1]
     if settings.examples_per_label is not None:
         dataset = dataset.few_examples(settings.examples_per_label, settings.seed)
     return dataset.weighted(class_weight=settings.class_weight)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from ptune.errors import PtuneError
 from ptune.files import SETTINGS_NAME, read_json
@@ -17,7 +20,7 @@ from ptune.prompts.config import (
     PromptInit,
     Reparameterization,
 )
-from ptune.training.declaration import check_settings, documented, setting
+from ptune.training.declaration import check_settings, documented, setting, settings_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["fast", "default", "best"]
@@ -27,7 +30,7 @@ HeadStart = Literal["linear", "words"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 # Sections of `ptune train --help` and of the docs, in this order.
-SECTIONS = DATA, BACKBONE, PROMPT, TRAINING = "Data", "Backbone", "Prompt", "Training"
+SECTIONS = DATA, MODEL, TRAINING, ADVANCED = "Data", "Model", "Training", "Advanced"
 
 
 def processes() -> int:
@@ -52,7 +55,7 @@ class ClassifierSettings:
         "minilm",
         "Backbone: a Hub id, a folder, or one from a package that works offline: minilm (encoder) "
         "or smollm2 (decoder).",
-        BACKBONE,
+        MODEL,
         metavar="MODEL",
     )
     _: KW_ONLY
@@ -60,94 +63,97 @@ class ClassifierSettings:
         PromptEncoderConfig.depth,
         "Virtual tokens in every layer (deep, P-tuning v2), before the text (input), after it and "
         "unseen by it (reader), or nowhere (none: only the head is trained).",
-        PROMPT,
+        MODEL,
     )
     num_virtual_tokens: int = setting(
         PromptEncoderConfig.num_virtual_tokens,
         "Length of the prompt in tokens.",
-        PROMPT,
+        MODEL,
         at_least=1,
     )
     reader_rank: int = setting(
         PromptEncoderConfig.reader_rank,
         "Rank of the low-rank layers that only a reader's tokens pass through. 0: none.",
-        PROMPT,
+        ADVANCED,
         at_least=0,
     )
     encoder: Reparameterization = setting(
         PromptEncoderConfig.encoder_reparameterization_type,
         "Prompt encoder. NONE trains the prompt embeddings themselves.",
-        PROMPT,
+        ADVANCED,
     )
     encoder_hidden_size: int = setting(
-        PromptEncoderConfig.encoder_hidden_size, "Width of the prompt encoder.", PROMPT, at_least=1
+        PromptEncoderConfig.encoder_hidden_size,
+        "Width of the prompt encoder.",
+        ADVANCED,
+        at_least=1,
     )
     placement: Placement = setting(
         PromptEncoderConfig.placement,
         "Where an input prompt is: before the text as in PEFT (prefix), or after its first token "
         "if that is a special one (after_first).",
-        PROMPT,
+        ADVANCED,
     )
     pooling: Pooling = setting(
         PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
         "(mean) or over the prompt (prompt). auto: mean for a sentence encoder, but prompt for a "
         "reader, and for pairs with an input prompt; architecture for any other backbone.",
-        PROMPT,
+        ADVANCED,
     )
     prompt_init: PromptInit | None = setting(
         None,
         "Start the prompt as words of the vocabulary (vocab), as the words of prompt_init_text "
         "(text), or at random.",
-        PROMPT,
+        ADVANCED,
         unset="random for a deep prompt of an encoder, text for a decoder, else vocab",
     )
     prompt_init_text: str | None = setting(
         None,
         "Words that the prompt starts as, such as a question about the text.",
-        PROMPT,
+        ADVANCED,
         unset="a GLUE task's question, or for a decoder one with the label names",
     )
     prompt_init_scale: float | None = setting(
         None,
         "Factor for the initial prompt. It is 1 if prompt_init is given.",
-        PROMPT,
+        ADVANCED,
         above=0,
         unset="0.5 for a random start, else 1",
     )
     head_init: HeadInit | None = setting(
         None,
         "Start the head with ridge regression on what it reads (features), or at random.",
-        TRAINING,
+        ADVANCED,
         unset="features",
     )
     head_init_scale: float = setting(
-        1.0, "Factor for the head's start from features.", TRAINING, above=0
+        1.0, "Factor for the head's start from features.", ADVANCED, above=0
     )
     relative_steps: bool = setting(
         True,
         "Learning rates are relative to the scale of the prompt's start and of what the head "
         "reads.",
-        TRAINING,
+        ADVANCED,
     )
     template: str | None = setting(
         None,
         "Words around each text that ask a language model for the label, such as '{soft:Review:} "
         "{text} Sentiment:'. The prompt starts as the soft words and replaces them.",
-        PROMPT,
+        MODEL,
         unset="the text alone; with head words, a question with the labels",
     )
     head: HeadStart = setting(
         "linear",
         "What the head starts as: a new layer (linear), or a language model's own scores of the "
         "label words (words).",
-        PROMPT,
+        MODEL,
     )
     label_words: str | None = setting(
         None,
         "Words for the labels, for head words: label=word|word,label=word, or a JSON file with "
         "words by label.",
-        PROMPT,
+        MODEL,
         unset="the labels themselves",
         metavar="WORDS",
     )
@@ -168,7 +174,7 @@ class ClassifierSettings:
     average: float = setting(
         0.0,
         "Average the weights over this share of the steps, at the end of training.",
-        TRAINING,
+        ADVANCED,
         at_least=0,
         at_most=1,
     )
@@ -189,7 +195,7 @@ class ClassifierSettings:
         "auto",
         "Data type of the frozen backbone. auto: bfloat16 where the hardware is fast with it, "
         "else float32.",
-        BACKBONE,
+        MODEL,
     )
     seed: int = setting(0, "Random seed.", TRAINING, at_least=0)
     calibrate: bool = setting(
@@ -201,7 +207,7 @@ class ClassifierSettings:
         None,
         "If a text can have several labels: what each label's threshold is chosen for. f1, "
         "precision>=X, recall>=X, or none for one half.",
-        TRAINING,
+        ADVANCED,
         unset="f1",
         metavar="GOAL",
     )
@@ -226,7 +232,7 @@ class TrainSettings(ClassifierSettings):
     revision: str | None = setting(
         None,
         "Revision of the backbone on the Hub.",
-        BACKBONE,
+        MODEL,
         unset="the default branch",
         metavar="REV",
     )
@@ -305,6 +311,7 @@ class TrainSettings(ClassifierSettings):
         unset="|, if parts of the labels also occur alone",
     )
     skip_unlabelled: bool = setting(False, "Leave out examples that have no label.", DATA)
+    skip_empty: bool = setting(False, "Leave out examples whose text is empty.", DATA)
     examples_per_label: int | None = setting(
         None,
         "Train on N examples of each label, drawn with the seed.",
@@ -321,17 +328,17 @@ class TrainSettings(ClassifierSettings):
     shift_positions: bool = setting(
         PromptEncoderConfig.shift_positions,
         "Count a text's positions from the end of a deep prompt, as PEFT's prefix tuning does.",
-        PROMPT,
+        ADVANCED,
     )
     backbone_dropout: bool = setting(
         PromptEncoderConfig.backbone_dropout,
         "Train with the frozen backbone's dropout, as PEFT does.",
-        BACKBONE,
+        ADVANCED,
     )
     keep_texts: float = setting(
         2.0,
         "Memory for texts that a reader has read, in GB. Texts beyond it are read in every epoch.",
-        TRAINING,
+        ADVANCED,
         at_least=0,
         metavar="GB",
     )
@@ -354,7 +361,7 @@ class TrainSettings(ClassifierSettings):
 
     @classmethod
     def read(cls, file: str | Path) -> TrainSettings:
-        """Read `settings.json`, from a run folder or under its own name.
+        """Read `settings.json`, from a run folder or under its own name, or a file in YAML.
 
         Raises:
             PtuneError: There is no such file, it is damaged, or it has an unknown setting.
@@ -365,7 +372,7 @@ class TrainSettings(ClassifierSettings):
             raise PtuneError(f"There is no file {file}. Expected the {SETTINGS_NAME} of a run.")
         # The first version wrote null for what was left open, but "|" for the separator, which is
         # now a request for several labels per text. It also had two more settings.
-        written = read_json(file)
+        written = _read_yaml(file) if file.suffix in (".yaml", ".yml") else read_json(file)
         content = {k: v for k, v in written.items() if v is not None}
         if "problem_type" in written.keys() - content.keys():
             content.pop("label_separator", None)
@@ -380,3 +387,24 @@ class TrainSettings(ClassifierSettings):
         if unknown := sorted(content.keys() - {f.name for f in fields(cls)}):
             raise PtuneError(f"{file} has the unknown setting {unknown[0]!r}: upgrade ptune.")
         return cls(**content)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """The settings in a YAML file: names with hyphens or underscores.
+
+    Raises:
+        PtuneError: It is not YAML, or holds no names.
+    """
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PtuneError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise PtuneError(f"{file} holds no settings; expected lines such as `epochs: 8`.")
+    content = {name.replace("-", "_"): value for name, value in content.items()}
+    for name, declared in settings_of(TrainSettings).items():
+        # To YAML, 5e-3 is a word: numbers need a point there.
+        if declared.kind is float and isinstance(content.get(name), str):
+            with contextlib.suppress(ValueError):
+                content[name] = float(content[name])
+    return content

@@ -1,0 +1,156 @@
+"""`ptune list` and `ptune compare`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ptune.cli.options import (
+    LABELLED,
+    READING,
+    AsJson,
+    DtypeOption,
+    LabelledFile,
+    Model,
+    OtherBackbone,
+    console,
+    print_json,
+    read_with,
+    say,
+    with_settings,
+)
+from ptune.errors import PtuneError
+from ptune.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ptune.inference.classifier import TextClassifier
+
+# A difference that chance gives this often is no difference.
+CHANCE = 0.05
+
+
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with run folders.")],
+    as_json: AsJson = False,
+) -> None:
+    """List the classifiers in a folder: task, labels, score, date, backbone and size.
+
+    Example: ptune list runs
+    """
+    from ptune.adapters.adapter import WEIGHTS_NAME
+
+    if not folder.is_dir():
+        raise PtuneError(f"{folder} is not a folder. Name the folder that holds your runs.")
+    found = sorted(file.parent for file in folder.glob(f"*/{WEIGHTS_NAME}"))
+    rows = [_row(run) for run in found]
+    if as_json:
+        print_json({"runs": rows})
+        return
+    if not rows:
+        say(f"{folder} holds no classifiers. Train one with `ptune train`.")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+
+
+def _row(run: Path) -> dict[str, Any]:
+    from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
+    from ptune.files import METRICS_NAME, read_json
+
+    weights = run / WEIGHTS_NAME
+    row: dict[str, Any] = {"run": run.name, "task": "", "labels": "", "score": ""}
+    row["date"] = f"{datetime.fromtimestamp(weights.stat().st_mtime):%Y-%m-%d %H:%M}"
+    row |= {"backbone": "", "kB": round(weights.stat().st_size / 1000)}
+    try:
+        adapter = Adapter.read(run, own_backbone=True)
+        metrics = read_json(run / METRICS_NAME) if (run / METRICS_NAME).is_file() else {}
+    except PtuneError:
+        return row | {"task": "(damaged)"}
+    scores = {k: v for k, v in metrics.get("eval", {}).items() if k != "loss"}
+    row |= {"task": metrics.get("task", ""), "labels": len(adapter.labels)}
+    if scores:
+        name, value = next(iter(scores.items()))
+        row["score"] = f"{name} {value:.3f}"
+    return row | {"backbone": Path(adapter.config.base_model_name_or_path or "").name}
+
+
+@with_settings(TrainSettings, *READING, *LABELLED)
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run folder or a Hub id.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one, with these labels.")],
+    file: LabelledFile = None,
+    model: Model = None,
+    allow_other_backbone: OtherBackbone = False,
+    dtype: DtypeOption = "auto",
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Compare two classifiers on one labelled file, with McNemar's test.
+
+    The test counts the texts that only one of them labels correctly. It asks whether chance alone
+    would distribute these texts so unevenly.
+
+    Example: ptune compare runs/deep runs/input --file gold.csv
+    """
+    from scipy import stats
+
+    from ptune.inference.engines import open_classifier
+
+    if file is None:
+        raise PtuneError("Name a labelled file to compare on: --file gold.csv.")
+    right = []
+    for adapter in (first, second):
+        how: dict[str, Any] = {"model": model, "revision": None, "dtype": dtype}
+        how["allow_other_backbone"] = allow_other_backbone
+        right.append(_right(open_classifier(adapter, "torch", **how), file, dict(options)))
+    only = [int((a & ~b).sum()) for a, b in (right, right[::-1])]
+    p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    result: dict[str, Any] = {
+        "texts": len(right[0]),
+        "accuracy": [float(r.mean()) for r in right],
+        "right": [int(r.sum()) for r in right],
+        "only_this_right": only,
+        "p": float(p),
+    }
+    if as_json:
+        print_json(result)
+        return
+    table = Table("", "accuracy", "right", "only this one right")
+    for i, name in enumerate((first, second)):
+        table.add_row(name, f"{result['accuracy'][i]:.4f}", str(result["right"][i]), str(only[i]))
+    console.print(table)
+    better = first if only[0] > only[1] else second
+    say(
+        f"McNemar's exact test on {len(right[0])} texts: p = {p:.3g}. "
+        + (f"{better} is better." if p < CHANCE else "The difference may be chance.")
+    )
+
+
+def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> np.ndarray:
+    """Which texts of a file a classifier labels correctly."""
+    import numpy as np
+
+    from ptune.data.glue import evaluation_sets
+    from ptune.texts import as_rows
+
+    labels = classifier.labels_
+    if labels.is_regression:
+        raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
+    columns, dialect = read_with(options)
+    how: dict[str, Any] = {"file": file, "columns": columns, "dialect": dialect}
+    ((texts, column),) = evaluation_sets(labels, **how, **options)[0].values()
+    targets, _ = labels.targets(column)
+    predicted = np.asarray(classifier.predict(as_rows(texts)))
+    if labels.is_single:
+        names = [*labels.classes.tolist(), *[None] * (int(np.max(targets, initial=0)) + 1)]
+        return np.array([names[t] == p for t, p in zip(targets, predicted.tolist(), strict=True)])
+    unseen = targets.shape[1] - predicted.shape[1]
+    return np.asarray((targets == np.pad(predicted, ((0, 0), (0, unseen)))).all(axis=1))

@@ -1,0 +1,210 @@
+"""What `ptune` shows: help, the summary before training, verdicts, comparisons, JSON."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import typer
+from conftest import call
+
+from ptune.cli.app import app
+from ptune.training.summary import verdict
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.fixture(scope="module")
+def mail(tmp_path_factory, texts):
+    """Two columns of texts, rows without a text, and a rare label."""
+    file = tmp_path_factory.mktemp("mail") / "mail.csv"
+    rows = [(f"hello {i}", f"{t} {i}", "ab"[i % 2]) for i, t in enumerate(texts * 6)]
+    rows[3] = (*rows[3][:2], "rare")
+    rows += [("no body", "", "a"), ("no body", " ", "b")]
+    with file.open("w", newline="") as f:
+        csv.writer(f).writerows([("subject", "text", "label"), *rows])
+    return file
+
+
+@pytest.fixture(scope="module")
+def flags(bert_folder, mail):
+    chosen = ["train", "--model", bert_folder, "--train-file", mail, "--skip-empty"]
+    return [*chosen, "--num-virtual-tokens", 4, "--epochs", 1, "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, flags):
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("one", "two"):
+        assert call(*flags, "--output-dir", folder / name) == 0
+    return folder
+
+
+@pytest.fixture
+def printed(capsys):
+    """Runs `ptune`, which must succeed; returns its output and errors."""
+
+    def run(*words):
+        capsys.readouterr()
+        assert call(*words) == 0
+        return capsys.readouterr()
+
+    return run
+
+
+# Help.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_sentence_and_shows_its_default(name):
+    for option in COMMANDS[name].params:
+        if option.param_type_name == "option" and option.name != "help":
+            help = (option.help or "").replace("\\[", "[")
+            assert help.rstrip().endswith((".", "]")), option.name
+            shown = "[default: " in help or (option.show_default and option.default is not None)
+            assert shown or option.is_flag or option.required, option.name
+
+
+def test_panels_are_in_the_order_in_which_people_think():
+    panels = dict.fromkeys(p.rich_help_panel for p in COMMANDS["train"].params if p.name != "help")
+    assert list(panels) == ["Data", "Model", "Training", "Output", "Advanced"]
+
+
+def test_help_on_a_narrow_terminal_shows_the_names_of_options(monkeypatch):
+    done = subprocess.run(
+        [sys.executable, "-m", "ptune", "train", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "60", "NO_COLOR": "1"},
+        check=True,
+    )
+    assert "--text-pair-column NAME" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 60
+    assert "\x1b" not in done.stdout
+
+
+# Before training.
+
+
+def test_the_summary_shows_columns_labels_lengths_and_examples(printed, flags, tmp_path):
+    out = printed(*flags, "--output-dir", tmp_path / "run", "--dry-run").out
+    assert "columns 'text', 'label' (not subject)" in out
+    assert "2 of 50 rows without a text left out" in out
+    assert "38 train, 10 evaluation" in out
+    assert "3, one per text: " in out
+    assert "rare 1 (3%). Fewer than 5 examples: rare" in out
+    assert "0 of 48 are truncated" in out
+    assert out.count(" → ") == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_in_json_is_one_object(printed, flags, tmp_path):
+    out = printed(*flags, "--output-dir", tmp_path / "run", "--dry-run", "--json").out
+    assert json.loads(out)["examples"] == {"train": 38, "evaluation": 10}
+
+
+def test_nothing_but_ptunes_own_output_appears(flags, tmp_path):
+    words = [*map(str, flags), "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    done = subprocess.run([sys.executable, "-m", "ptune", *words], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "Left out 2 of 50 examples without a text.",
+        "1 label(s) have a single example, such as rare. They are learned and not evaluated.",
+    ]
+
+
+# Files of settings.
+
+
+@pytest.mark.parametrize("ending", ["yaml", "json"])
+def test_saved_settings_are_read_again(printed, flags, tmp_path, ending):
+    file, words = tmp_path / f"own.{ending}", ["--output-dir", tmp_path / "run", "--dry-run"]
+    more = ["--learning-rate", "5e-3", "--weight-decay", "0.5", "--save-config", file]
+    first = printed(*flags, *more, *words).out
+    assert json.loads(first)["settings"]["learning_rate"] == 0.005
+    assert printed("train", "--config", file, *words).out == first
+    assert "weight_decay" in file.read_text()
+
+
+def test_yaml_may_write_names_with_hyphens_and_numbers_without_a_point(printed, flags, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("learning-rate: 5e-3\n")
+    words = ["--config", file, "--output-dir", tmp_path / "run", "--dry-run", "--json"]
+    assert json.loads(printed(*flags, *words).out)["settings"]["learning_rate"] == 0.005
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [\n"])
+def test_a_file_that_holds_no_settings_is_refused(flags, tmp_path, content, capsys):
+    file = tmp_path / "own.yaml"
+    file.write_text(content)
+    assert call("train", "--config", file, "--output-dir", tmp_path / "run") == 2
+    assert "own.yaml" in capsys.readouterr().err
+
+
+# After training.
+
+
+def test_json_is_the_only_output(printed, runs, mail, flags, tmp_path):
+    trained = json.loads(printed(*flags, "--output-dir", tmp_path / "run", "--json").out)
+    assert trained["eval_examples"] == {"eval": 10}
+    words = ["--file", mail, "--skip-empty", "--json"]
+    scores = json.loads(printed("evaluate", runs / "one", *words).out)
+    assert scores.keys() == {"accuracy", "f1_macro"}
+    assert json.loads(printed("info", runs / "one", "--json").out)["labels"] == "a, b, rare"
+
+
+def test_a_classifier_that_learned_nothing_gets_a_warning():
+    metrics = {"eval_examples": {"eval": 100}, "majority": {"accuracy": 0.6}}
+    assert verdict({**metrics, "eval": {"accuracy": 0.9}}) is None
+    warning = verdict({**metrics, "eval": {"accuracy": 0.62}})
+    assert "right for 62 of 100 texts, that label for 60" in warning
+    assert "--preset best" in warning
+    assert verdict({**metrics, "eval": {"accuracy": 0.7}}) is None  # by chance in 3% of cases
+    assert verdict({**metrics, "majority": {}, "eval": {"accuracy": 0.1}}) is None
+
+
+def test_runs_are_listed(printed, runs):
+    out = printed("list", runs, "--json").out
+    rows = json.loads(out)["runs"]
+    assert [(r["run"], r["task"], r["labels"]) for r in rows] == [
+        ("one", "mail", 3),
+        ("two", "mail", 3),
+    ]
+    shown = printed("list", runs).out
+    assert "one" in shown
+    assert "tiny-bert" in shown
+
+
+def test_two_classifiers_are_compared_on_one_file(printed, runs, mail):
+    words = ["--file", mail, "--skip-empty"]
+    same = json.loads(printed("compare", runs / "one", runs / "two", *words, "--json").out)
+    assert same["only_this_right"] == [0, 0]
+    assert same["p"] == 1
+    assert same["texts"] == 48
+    assert "The difference may be chance." in printed("compare", *[runs / "one"] * 2, *words).out
+
+
+def test_a_classifier_that_is_right_more_often_is_better(printed, runs, mail, tmp_path, texts):
+    """On a file labelled by one classifier, another one is worse."""
+    from ptune import load
+
+    first = load(runs / "one")
+    found = [f"{t} {i}" for i, t in enumerate(texts * 8)]
+    labels = first.predict(found)
+    others = {"a": "b", "b": "rare", "rare": "a"}
+    renamed = tmp_path / "other"
+    shutil.copytree(runs / "one", renamed)
+    info = json.loads((renamed / "ptune.json").read_text())
+    info["labels"] = [others[name] for name in info["labels"]]
+    (renamed / "ptune.json").write_text(json.dumps(info))
+    with (tmp_path / "gold.csv").open("w", newline="") as f:
+        csv.writer(f).writerows([("text", "label"), *zip(found, labels, strict=True)])
+    words = [runs / "one", renamed, "--file", tmp_path / "gold.csv"]
+    result = json.loads(printed("compare", *words, "--json").out)
+    assert result["accuracy"] == [1, 0]
+    assert result["only_this_right"] == [64, 0]
+    assert result["p"] == pytest.approx(2 * 0.5**64)
+    assert f"{runs / 'one'} is better." in printed("compare", *words).out.replace("\n", " ")
