@@ -121,7 +121,10 @@ def test_nothing_but_ptunes_own_output_appears(flags, tmp_path):
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_saved_settings_are_read_again(printed, flags, tmp_path, ending):
-    file, words = tmp_path / f"own.{ending}", ["--output-dir", tmp_path / "run", "--dry-run"]
+    file, words = (
+        tmp_path / f"own.{ending}",
+        ["--output-dir", tmp_path / "run", "--dry-run", "--json"],
+    )
     more = ["--learning-rate", "5e-3", "--weight-decay", "0.5", "--save-config", file]
     first = printed(*flags, *more, *words).out
     assert json.loads(first)["settings"]["learning_rate"] == 0.005

@@ -40,7 +40,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ("epochs", 0, "a number above 0"),
         ("epochs", float("inf"), "a number above 0"),
         ("prompt_init_scale", 0.0, "a number above 0"),
-        ("prompt", "deeper", "one of input, deep, reader"),
+        ("prompt", "deeper", "one of input, deep, reader, none"),
         ("dtype", "int8", "one of auto, float32, bfloat16, float16"),
         ("backbone_dropout", "yes", "True or False"),
         ("model", 3, "a string"),

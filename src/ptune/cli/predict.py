@@ -57,6 +57,19 @@ Abstain = Annotated[
         metavar="X",
     ),
 ]
+Pair = Annotated[
+    str | None,
+    option(
+        "Second text of a pair. The first one is the argument.",
+        DATA,
+        default="none",
+        metavar="TEXT",
+    ),
+]
+FileOrFolder = Annotated[
+    Path | None,
+    option("Classify the texts of a file, or of every file in a folder.", DATA, default="none"),
+]
 AllTasks = Annotated[
     bool, option("The adapter is a folder of adapters. Use all of them.", OUTPUT, "--all-tasks")
 ]
@@ -76,19 +89,8 @@ def predict(
         list[str] | None,
         typer.Argument(help="Texts. Without any, or for -, the lines of standard input."),
     ] = None,
-    pair: Annotated[
-        str | None,
-        option(
-            "Second text of a pair. The first one is the argument.",
-            DATA,
-            default="none",
-            metavar="TEXT",
-        ),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        option("Classify the texts of a file, or of every file in a folder.", DATA, default="none"),
-    ] = None,
+    pair: Pair = None,
+    file: FileOrFolder = None,
     format: Format = None,
     output: Annotated[
         Path | None,

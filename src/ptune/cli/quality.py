@@ -16,6 +16,7 @@ from ptune.cli.options import (
     OUTPUT,
     READING,
     Adapter,
+    AsJson,
     DtypeOption,
     LabelledFile,
     Model,
@@ -28,44 +29,55 @@ from ptune.cli.options import (
 )
 from ptune.errors import PtuneError
 from ptune.files import REPORT_NAME
-from ptune.training.settings import BACKBONE, DATA, TrainSettings
+from ptune.training.settings import DATA, MODEL, TrainSettings
 
-AsJson = Annotated[bool, option("Print JSON.", OUTPUT, "--json")]
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+Fix = Annotated[
+    Path | None,
+    option(
+        "Write the data without incomplete and repeated rows, with repaired characters and one "
+        "spelling of each label.",
+        OUTPUT,
+        default="none",
+        metavar="FILE",
+    ),
+]
 
 
 @with_settings(TrainSettings, *READING, *LABELLED[:3])
 def check(
     data: Annotated[Path, typer.Argument(help="A labelled CSV, TSV, JSON lines or Parquet file.")],
     eval_file: Annotated[
-        Path | None, option("Also look for its texts in the training file.", DATA, metavar="FILE")
+        Path | None,
+        option(
+            "Also look for its texts in the training file.", DATA, default="none", metavar="FILE"
+        ),
     ] = None,
     model: Annotated[
         str,
         option(
             "Backbone that finds near-duplicates, likely wrong labels and texts that are too long.",
-            BACKBONE,
+            MODEL,
             metavar="MODEL",
         ),
     ] = "minilm",
     fast: Annotated[
-        bool, option("Leave out the checks that need a backbone.", BACKBONE, "--fast")
+        bool, option("Leave out the checks that need a backbone.", MODEL, "--fast")
     ] = False,
     strict: Annotated[
         bool, option("Exit with code 1 if there are errors or warnings.", OUTPUT, "--strict")
     ] = False,
-    fix: Annotated[
-        Path | None,
-        option(
-            "Write the data without incomplete and repeated rows, with repaired characters and one "
-            "spelling of each label.",
-            OUTPUT,
-            metavar="FILE",
-        ),
-    ] = None,
+    fix: Fix = None,
     output: Annotated[
         Path | None,
-        option("Write a CSV file with every row that was found.", OUTPUT, metavar="FILE"),
+        option(
+            "Write a CSV file with every row that was found.",
+            OUTPUT,
+            default="none",
+            metavar="FILE",
+        ),
     ] = None,
     as_json: AsJson = False,
     **options: Any,
@@ -104,7 +116,12 @@ def report(
     file: LabelledFile = None,
     slice_column: Annotated[
         list[str] | None,
-        option("Also split the scores by the values of this column.", DATA, metavar="NAME"),
+        option(
+            "Also split the scores by the values of this column.",
+            DATA,
+            default="none",
+            metavar="NAME",
+        ),
     ] = None,
     train_file: Annotated[
         Path | None,
@@ -112,7 +129,7 @@ def report(
     ] = None,
     fast: Annotated[
         bool,
-        option("Leave out logistic regression and the nearest training texts.", BACKBONE, "--fast"),
+        option("Leave out logistic regression and the nearest training texts.", MODEL, "--fast"),
     ] = False,
     model: Model = None,
     dtype: DtypeOption = "auto",

@@ -24,6 +24,13 @@ from ptune.errors import PtuneError
 from ptune.serving.settings import ServeSettings
 from ptune.training.settings import DATA
 
+CheckFile = Annotated[
+    Path | None,
+    option(
+        "Also check the result on the texts of this file.", DATA, default="none", metavar="FILE"
+    ),
+]
+
 
 @with_settings(ServeSettings)
 def serve(
@@ -62,12 +69,7 @@ def export(
         option("Data type of a checkpoint's weights.", OUTPUT),
     ] = "float32",
     int8: Annotated[bool, option("Quantise an ONNX graph.", OUTPUT, "--int8")] = False,
-    check_file: Annotated[
-        Path | None,
-        option(
-            "Also check the result on the texts of this file.", DATA, default="none", metavar="FILE"
-        ),
-    ] = None,
+    check_file: CheckFile = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     overwrite: Annotated[

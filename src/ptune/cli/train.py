@@ -40,51 +40,56 @@ if TYPE_CHECKING:
     from ptune.training.summary import Summary
 
 
+OutputDir = Annotated[
+    Path,
+    option("Folder for the adapter, its scores and its pictures.", OUTPUT, metavar="DIR"),
+]
+Config = Annotated[
+    Path | None,
+    option(
+        "Take settings from a YAML or JSON file, such as the settings.json of another run. "
+        "Options override them.",
+        OUTPUT,
+        default="none",
+        metavar="FILE",
+    ),
+]
+SaveConfig = Annotated[
+    Path | None,
+    option(
+        "Write the settings of this call to a YAML or JSON file, for --config.",
+        OUTPUT,
+        default="none",
+        metavar="FILE",
+    ),
+]
+DryRun = Annotated[bool, option("Print what the data look like, and stop.", OUTPUT, "--dry-run")]
+Seeds = Annotated[
+    int,
+    option(
+        "Train N times, with N seeds counted from --seed, and print mean and standard deviation.",
+        TRAINING,
+        default="1",
+        metavar="N",
+    ),
+]
+Resume = Annotated[
+    bool, option("Continue the interrupted run in the output folder.", OUTPUT, "--resume")
+]
+
+
 @with_settings(TrainSettings)
 def train(
     context: typer.Context,
     *,
-    output_dir: Annotated[
-        Path,
-        option("Folder for the adapter, its scores and its pictures.", OUTPUT, metavar="DIR"),
-    ],
-    config: Annotated[
-        Path | None,
-        option(
-            "Take settings from a YAML or JSON file, such as the settings.json of another run. "
-            "Options override them.",
-            OUTPUT,
-            default="none",
-            metavar="FILE",
-        ),
-    ] = None,
-    save_config: Annotated[
-        Path | None,
-        option(
-            "Write the settings of this call to a YAML or JSON file, for --config.",
-            OUTPUT,
-            default="none",
-            metavar="FILE",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, option("Print what the data look like, and stop.", OUTPUT, "--dry-run")
-    ] = False,
+    output_dir: OutputDir,
+    config: Config = None,
+    save_config: SaveConfig = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
-    seeds: Annotated[
-        int,
-        option(
-            "Train N times, with N seeds counted from --seed, and print mean and standard "
-            "deviation.",
-            TRAINING,
-            default="1",
-            metavar="N",
-        ),
-    ] = 1,
+    seeds: Seeds = 1,
     overwrite: Overwrite = False,
-    resume: Annotated[
-        bool, option("Continue the interrupted run in the output folder.", OUTPUT, "--resume")
-    ] = False,
+    resume: Resume = False,
     **options: Any,
 ) -> None:
     """Train a classifier on your own file, a 🤗 data set or a GLUE task.
