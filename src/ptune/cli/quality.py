@@ -189,7 +189,7 @@ def drift(
             metavar="FILE",
         ),
     ] = None,
-    fast: Annotated[bool, option("Leave out the backbone's features.", BACKBONE, "--fast")] = False,
+    fast: Annotated[bool, option("Leave out the backbone's features.", MODEL, "--fast")] = False,
     model: Model = None,
     dtype: DtypeOption = "auto",
     strict: Annotated[
