@@ -27,7 +27,7 @@ SENTENCE = "the parcel never came and nobody answers the phone so please send my
 WORDS = SENTENCE.split(" ")
 # Runs in both checkouts; the first releases had other modules.
 READER = """
-import resource, sys, time
+import datasets, resource, sys, time  # imported by some releases only when needed
 from pathlib import Path
 try:
     from ptune.data.dataset import load_files

@@ -140,7 +140,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
         ragged: list[Ragged] = []
         rows = _cells(file, dialect, ragged)
         table = {name: [] for name in next(rows, [])}
-        while some := list(itertools.islice(rows, 2**12)):  # a million lists are slow to collect
+        while some := list(itertools.islice(rows, 2**8)):  # many lists are slow to collect
             for column, cells in zip(table.values(), zip(*some, strict=True), strict=True):
                 column.extend(cells)
         if ragged:  # not in a sheet
