@@ -22,7 +22,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ptune import compat
 from ptune.adapters.adapter import Adapter
-from ptune.backbones.architectures import Architecture
+from ptune.backbones.architectures import Architecture, generates
 from ptune.backbones.cpu import is_traced
 from ptune.backbones.fingerprint import compare
 from ptune.backbones.loading import load_tokenizer, loading, smallest
@@ -34,7 +34,7 @@ from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Host
 from ptune.prompts.mechanisms import Mechanism, Prompt
 from ptune.prompts.readers import KeptTexts, Readers
-from ptune.texts import Template
+from ptune.texts import Template, special_before
 
 
 @dataclass
@@ -361,10 +361,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         encoder = build_prompt_encoder(config, mechanism.width)
         start = encoder.embedding.weight.detach()
         if config.prompt_init != "random":
-            weight = self.host.tokens.weight
-            words = self._first_words(config).to(weight.device)
+            words = self._first_words(config).to(self.host.tokens.weight.device)
             wide = encoder.embedding.embedding_dim == mechanism.width
-            start = mechanism.from_words(words) if wide else weight[words].detach()
+            start = mechanism.from_words(words) if wide else self.host.tokens.of_words(words)
         assert config.prompt_init_scale is not None  # `fitted` decides it
         start = start.float() * config.prompt_init_scale
         if isinstance(mechanism, Readers):
@@ -400,6 +399,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         # PEFT's prompt tuning starts with the special tokens, too.
         special = config.peft_type == PROMPT_TUNING
         ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        if config.depth == "deep" and generates(self.architecture.model_type):
+            # A decoder attends most to its first token, and has always read this one there.
+            ids = special_before(tokenizer) + ids if ids else ids
         if not ids:
             raise PtuneError(
                 f"prompt_init_text is {text!r}, which has no tokens. Use a text with words."

@@ -288,7 +288,8 @@ def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:
 # Templates.
 
 
-_PLACES = re.compile(r"\{(text|text_pair|soft:[^{}]*)\}")
+_PLACES = re.compile(r"\{(text|text_pair|prompt|soft:[^{}]*)\}")
+_PROMPT = "{prompt}"
 _CHAT = "chat:"
 
 
@@ -301,6 +302,7 @@ class Template:
     | `{text}` | the text |
     | `{text_pair}` | the second text of a pair |
     | `{soft:words}` | these words; a trained prompt starts as them and replaces them |
+    | `{prompt}` | the prompt, in place of the special tokens before a text |
 
     After ``chat:``, the rest is what a user says, in the format that the model was tuned on.
 
@@ -308,8 +310,8 @@ class Template:
         pattern: Words and places.
 
     Raises:
-        PtuneError: `{text}` is missing or occurs twice, a place is unknown, or `{soft:…}` is not at
-            the start.
+        PtuneError: `{text}` is missing or occurs twice, a place is unknown, or `{soft:…}` or
+            `{prompt}` is not at the start.
 
     Example:
         >>> Template("Review: {text} Sentiment:").fill([["fine"]])
@@ -323,8 +325,8 @@ class Template:
         places = _PLACES.findall(body)
         if rest := re.search(r"\{[^{}]*\}?", _PLACES.sub("", body)):
             raise PtuneError(
-                f"The template has the place {rest[0]!r}; expected {{text}}, {{text_pair}} or "
-                "{soft:words}."
+                f"The template has the place {rest[0]!r}; expected {{text}}, {{text_pair}}, "
+                "{prompt} or {soft:words}."
             )
         for name in ("text", "text_pair"):
             if (found := places.count(name)) != 1 and (name == "text" or found):
@@ -336,6 +338,11 @@ class Template:
             raise PtuneError(
                 f"The template {self.pattern!r} has {{soft:…}} after its start; a prompt replaces "
                 "only the words at the start."
+            )
+        if places.count("prompt") != self.replaces_special:
+            raise PtuneError(
+                f"The template {self.pattern!r} has {{prompt}} after its start; a prompt comes "
+                "before the text."
             )
 
     @property
@@ -354,10 +361,21 @@ class Template:
         found = re.match(r"\{soft:([^{}]*)\}", self.pattern)
         return found[1] if found else ""
 
-    def without_soft_words(self) -> Template:
-        """The template that remains where a prompt replaces the soft words."""
-        words = self.soft_words
-        return Template(self.pattern.removeprefix(f"{{soft:{words}}}")) if words else self
+    @property
+    def replaces_special(self) -> bool:
+        """Whether a prompt replaces the special tokens before a text, such as Llama's BOS."""
+        return self.pattern.startswith(_PROMPT)
+
+    def without_soft_words(self, *, replaces_special: bool = False) -> Template:
+        """The template that remains where a prompt replaces the soft words.
+
+        Args:
+            replaces_special: Whether it also replaces the special tokens before them.
+        """
+        if not (words := self.soft_words):
+            return self
+        rest = self.pattern.removeprefix(f"{{soft:{words}}}")
+        return Template(_PROMPT + rest if replaces_special else rest)
 
     def fill(self, columns: Sequence[Sequence[str]]) -> list[str]:
         """The template with each text, or pair of texts, in its places.
@@ -378,6 +396,8 @@ class Template:
         def one(i: int) -> str:
             def place(found: re.Match[str]) -> str:
                 name = found[1]
+                if name == "prompt":
+                    return ""
                 return name[len("soft:") :] if name.startswith("soft:") else named[name][i]
 
             return _PLACES.sub(place, self.pattern.removeprefix(_CHAT))
@@ -436,7 +456,17 @@ class Template:
                 )
                 for text in filled
             ]
-        return dict(tokenizer(filled, add_special_tokens=not self.chats, verbose=False))
+        encoded = dict(tokenizer(filled, add_special_tokens=not self.chats, verbose=False))
+        if self.replaces_special and (n := len(special_before(tokenizer))):
+            return {key: [row[n:] for row in rows] for key, rows in encoded.items()}
+        return encoded
+
+
+def special_before(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer puts before a text, such as BOS."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(bare)] == bare), [])
 
 
 def _shortened(tokenizer: Any, text: str, excess: int) -> str:

@@ -22,6 +22,7 @@ CAUSAL = [
     "GPT-2", "GPT-Neo", "GPT-J", "GPT-NeoX", "OPT", "OPT (projected)", "BLOOM", "Falcon", "Llama",
     "Mistral", "Gemma", "Gemma 3", "Phi", "Qwen 2", "Qwen 3",
 ]  # fmt: skip
+WITH_BOS = ["OPT", "Llama", "Gemma"]
 LABELS = ["parcel", "money"]
 TEXTS = ["where is my parcel", "please send my money back today", "parcel"]
 ASKED = "{soft:is the text parcel or money} {text} the label is"
@@ -75,20 +76,25 @@ def test_logits_without_training_are_the_language_models(name, tmp_path):
 
 
 @pytest.mark.parametrize("prompt", ["deep", "input"])
-def test_a_prompt_starts_as_the_soft_words(decoder, zero_shot, prompt):
+@pytest.mark.parametrize("name", ["Qwen 2", *WITH_BOS])
+def test_a_prompt_starts_as_the_soft_words(tmp_path, name, prompt):
+    language_model(name, tmp_path)
     settings = TrainSettings(
-        model=decoder, template=ASKED, head="words", prompt=prompt, dtype="float32"
+        model=str(tmp_path), template=ASKED, head="words", prompt=prompt, dtype="float32"
     )
-    model, tokenizer = zero_shot_model(
-        settings, Labels(tuple(LABELS)), pairs=False, calibrate=False
-    )
+    model, _ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
     assert model.prompt_config.num_virtual_tokens > 3
-    assert model.state.template == Template(" {text} the label is")
-    started = PromptClassifier(decoder)
-    started.prompt_model_, started.tokenizer_ = model.eval(), tokenizer
-    started.labels_ = zero_shot.labels_
-    expected = np.stack(list(zero_shot.logits(TEXTS)))
-    assert np.stack(list(started.logits(TEXTS))) == pytest.approx(expected, abs=1e-4)
+    rest = " {text} the label is"
+    replaced = "{prompt}" if prompt == "deep" and name in WITH_BOS else ""
+    assert model.state.template == Template(replaced + rest)
+    model.to_adapter().save(tmp_path / "adapter")
+    started = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu")
+    bank = PromptBank(str(tmp_path), dtype="float32", device="cpu")
+    bank.add("a", tmp_path / "adapter")
+    expected = own_scores(tmp_path, TEXTS)
+    for found in (started.logits(TEXTS), bank.logits([("a", text) for text in TEXTS])):
+        near = pytest.approx(expected, abs=1e-4 * max(1.0, float(np.abs(expected).max())))
+        assert np.stack(list(found)) == near
 
 
 def test_calibration_gives_texts_without_content_equal_scores(decoder):
@@ -156,6 +162,10 @@ def test_a_template_cuts_the_text_and_never_itself(decoder):
         ),
         ("{text} {soft:a}", "The template … has {soft:…} after its start; …"),
         ("{soft:a}{soft:b} {text}", "The template … has {soft:…} after its start; …"),
+        (
+            "{text} {prompt}",
+            "The template … has {prompt} after its start; a prompt comes before the text.",
+        ),
     ],
 )
 def test_a_malformed_template_is_refused(pattern, message):

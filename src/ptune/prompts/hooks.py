@@ -35,6 +35,7 @@ class VirtualTokens:
     def __init__(self, backbone: PreTrainedModel, passes: Passes) -> None:
         self.passes = passes
         self.weight = weight = embedding_weight(backbone)  # [V, token_dim]
+        self._module: Any = backbone.get_input_embeddings()
         self.vocab_rows = weight.shape[0]
         # Encoder and decoder may each have a module for the same weight.
         modules = [m for m in backbone.modules() if getattr(m, "weight", None) is weight]
@@ -47,6 +48,11 @@ class VirtualTokens:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
+
+    def of_words(self, ids: Tensor) -> Tensor:
+        """The embeddings ``[k, token_dim]`` of tokens, float32; Gemma scales its weight."""
+        with torch.no_grad():
+            return self._module(ids.to(self.weight.device)).float()
 
     def _before(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         current = self.passes.current

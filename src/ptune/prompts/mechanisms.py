@@ -138,7 +138,7 @@ class InputEmbeddings(Mechanism):
         return prompts
 
     def from_words(self, ids: Tensor) -> Tensor:  # noqa: D102
-        return self.tokens.weight[ids].detach().float()
+        return self.tokens.of_words(ids)
 
 
 class NoPrompt(InputEmbeddings):
@@ -279,7 +279,7 @@ class LayerEmbeddings(Mechanism):
             _read_words(self.backbone, ids)
         # One text: [1, seq, hidden], or [seq, 1, hidden] in XLNet.
         states = [s.flatten(0, 1)[: len(ids)] for s in captured]
-        return torch.cat([self.tokens.weight[ids].detach(), *states], dim=1).float()
+        return torch.cat([self.tokens.of_words(ids), *states], dim=1).float()
 
     def remove(self) -> None:  # noqa: D102
         self._hook.remove()

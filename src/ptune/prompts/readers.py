@@ -200,7 +200,6 @@ class Readers(Mechanism):
             architecture.takes_use_cache or not _has_learned_positions(backbone)
         )
         self.is_exact: bool | None = None
-        self._embedding = backbone.get_input_embeddings()
         self.kept = KeptTexts()
         later_layers = max(0, len(architecture.layers) - 1)
         self.sizes = [tokens.weight.shape[1]] + [architecture.hidden_size] * later_layers
@@ -250,8 +249,7 @@ class Readers(Mechanism):
 
     def from_words(self, ids: Tensor) -> Tensor:  # noqa: D102
         start = self.tokens.weight.new_zeros(len(ids), self.width, dtype=torch.float32)
-        # The module may scale its weight.
-        start[:, : self.sizes[0]] = self._embedding(ids).detach()
+        start[:, : self.sizes[0]] = self.tokens.of_words(ids)
         return start
 
     def start(self, tokens: Tensor, rank: int) -> Tensor:

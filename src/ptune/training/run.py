@@ -26,6 +26,7 @@ from ptune.backbones.architectures import names_of_head
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import (
     fast_dtype,
+    is_decoder,
     load_backbone,
     load_language_model,
     load_tokenizer,
@@ -53,7 +54,7 @@ from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.words import default_template, parse_words, start_of_head
-from ptune.texts import Template
+from ptune.texts import Template, special_before
 from ptune.training import calibration, report
 from ptune.training.defaults import Situation, choose, question
 from ptune.training.settings import TrainSettings, is_first
@@ -363,20 +364,22 @@ def new_model(
         start_head_at_zero(backbone)
     config = own_prompt(settings, dataset, Situation.of(settings, dataset))
     template = None if settings.template is None else Template(settings.template)
-    model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer))
+    around = template
+    if template and template.soft_words == settings.prompt_init_text:
+        replaces_special = bool(_replaced_special(settings, tokenizer))
+        around = template.without_soft_words(replaces_special=replaces_special)
+    model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer, around))
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
-    if template:
-        is_prompt = template.soft_words == settings.prompt_init_text
-        model.state.template = template.without_soft_words() if is_prompt else template
-        if settings.head == "words":
-            words_by_label = parse_words(settings.label_words or {}, dataset.labels.names)
-            language_model = load_language_model(
-                settings.model, dtype=backbone.dtype, revision=settings.revision
-            )
-            rows = start_of_head(
-                language_model, tokenizer, template, words_by_label, calibrate=calibrate
-            )
-            start_head(model, rows)
+    model.state.template = around
+    if template and settings.head == "words":
+        words_by_label = parse_words(settings.label_words or {}, dataset.labels.names)
+        language_model = load_language_model(
+            settings.model, dtype=backbone.dtype, revision=settings.revision
+        )
+        rows = start_of_head(
+            language_model, tokenizer, template, words_by_label, calibrate=calibrate
+        )
+        start_head(model, rows)
     return model
 
 
@@ -417,6 +420,7 @@ def ask_with_words(
     if not (words := Template(settings.template).soft_words):
         return settings
     length = len(tokenizer(words, add_special_tokens=False)["input_ids"])
+    length += len(_replaced_special(settings, tokenizer))
     return replace(
         settings,
         prompt_init="text",
@@ -425,6 +429,15 @@ def ask_with_words(
         num_virtual_tokens=length,
         shift_positions=settings.prompt == "deep",  # where the words were
     )
+
+
+def _replaced_special(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens before a text that a prompt of soft words replaces, such as BOS.
+
+    Their keys and values belong before those of the words, so a deep prompt starts with them.
+    """
+    decoder = is_decoder(settings.model, revision=settings.revision)
+    return special_before(tokenizer) if decoder and settings.prompt == "deep" else []
 
 
 def start_head(model: PromptModel, rows: torch.Tensor) -> None:
@@ -446,11 +459,12 @@ def start_head(model: PromptModel, rows: torch.Tensor) -> None:
 
 
 def fit_to_tokenizer(
-    config: PromptEncoderConfig, tokenizer: PreTrainedTokenizerBase
+    config: PromptEncoderConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None = None,
 ) -> PromptEncoderConfig:
-    """Place the prompt before the text if the tokenizer puts no special token there."""
-    ids = tokenizer("a")["input_ids"]
-    if config.placement == "after_first" and (not ids or ids[0] not in tokenizer.all_special_ids):
+    """Place the prompt before the text if no special token is there."""
+    if not special_before(tokenizer) or (template and template.replaces_special):
         config.placement = "prefix"
     return config
 
