@@ -1,7 +1,9 @@
 """Calibration, thresholds and sets of labels: the same everywhere, refused where damaged."""
 
+import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from scipy import special
 from subjects import ON_TORCH, SENTENCES, SUBJECTS, Subject, postprocessing_of, read_backbone
 
 import ptune
+from ptune.adapters.adapter import Adapter
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.labels import Labels
 from ptune.postprocessing import Goal, Postprocessing
+from ptune.training.calibration import fit_unfamiliar
 
 CALIBRATED = [s for s in SUBJECTS if s.head != "regression"]
 MULTI = "multi_label_classification"
@@ -47,7 +51,7 @@ def test_a_bank_gives_the_probabilities_of_the_classifier(folder_of, subject):
     bank = ptune.PromptBank(str(folder / "backbone"), dtype="float32", device="cpu")
     bank.add("task", folder / "adapter")
     classifier = subject.load(folder)
-    for found, text in zip(bank.predict([("task", t) for t in SENTENCES]), SENTENCES, strict=True):
+    for found, text in zip(bank([("task", t) for t in SENTENCES]), SENTENCES, strict=True):
         wanted = classifier(text)
         assert found.label == wanted.label
         assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
@@ -148,6 +152,34 @@ def test_a_prediction_set_holds_the_labels_that_are_plausible(folder_of):
         classifier.predict_set(SENTENCES)
 
 
+def test_unfamiliar_texts_are_marked_everywhere(folder_of, tmp_path, capsys):
+    folder = folder_of(Subject())
+    logits = np.stack(list(Subject().load(folder).logits(SENTENCES)))
+    rng = np.random.default_rng(0)
+    known = logits[:4].repeat(30, axis=0) + rng.normal(scale=0.01, size=(120, 3))
+    unfamiliar = fit_unfamiliar(known, known.argmax(axis=1))
+    values = replace(postprocessing_of(Subject()), unfamiliar=unfamiliar)
+    replace(Adapter.read(folder / "adapter"), postprocessing=values).save(tmp_path / "adapter")
+    classifier = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu")
+    found = [p.unfamiliar for p in classifier(SENTENCES)]
+    assert found == pytest.approx(unfamiliar.share(logits).tolist(), abs=0.1)
+    assert len(set(found)) > 3
+    bank = ptune.PromptBank(str(folder / "backbone"), dtype="float32", device="cpu")
+    bank.add("task", tmp_path / "adapter")
+    shares = [p.unfamiliar for p in bank([("task", t) for t in SENTENCES])]
+    assert shares == pytest.approx(found, abs=0.1)
+    for format in ("jsonl", "csv"):
+        options = ("--format", format, "--dtype", "float32")
+        assert call("predict", tmp_path / "adapter", *SENTENCES, *options) == 0
+        lines = capsys.readouterr().out.splitlines()
+        rows = map(json.loads, lines) if format == "jsonl" else csv.DictReader(lines)
+        assert [float(r["unfamiliar"]) for r in rows] == pytest.approx(found, abs=0.1)
+    file = tmp_path / "adapter" / QUALITY_NAME
+    save_file({k: v for k, v in load_file(file).items() if k != "unfamiliar.means"}, file)
+    with refused("…has unfamiliar.overall, unfamiliar.scores, unfamiliar.within only; expected …"):
+        ptune.load(tmp_path / "adapter")
+
+
 @pytest.fixture
 def copy(folder_of, tmp_path):
     """A calibrated adapter that a test may damage."""
@@ -164,6 +196,7 @@ def copy(folder_of, tmp_path):
         ("shift", [0.0, 0.0, 1e5], "…shift holds 100000; expected numbers from -1000 to 1000…"),
         ("thresholds", [0.5, 0.5, 2.0], "…thresholds holds 2; expected numbers from 0 to 1…"),
         ("set_scores", [[0.5]], "…set_scores has the shape [1, 1]; expected at most 100,000…"),
+        ("unfamiliar.within", [[1.0]], "…unfamiliar.within has the shape [1, 1]; expected [3, 3]…"),
         ("set_scores", [-0.5], "…set_scores holds -0.5; expected numbers from 0 to 1…"),
     ],
 )

@@ -56,6 +56,42 @@ class Goal:
 
 
 @dataclass(frozen=True, eq=False)
+class Unfamiliar:
+    """How unlike the held-out texts a text is, judged by its logits.
+
+    The score is the relative Mahalanobis distance (https://arxiv.org/abs/2106.09022): the squared
+    distance to the nearest label's mean, minus that to the mean of all texts. Logits exist
+    wherever a classifier runs, so the score costs nothing and is the same everywhere.
+
+    Attributes:
+        within: Makes the logits of one label spherical, ``[num_labels, num_labels]``.
+        means: Mean of each label, made spherical, ``[num_labels, num_labels]``.
+        overall: The same for all texts together, and in the last row their mean,
+            ``[num_labels + 1, num_labels]``.
+        scores: Scores of held-out texts, ascending.
+    """
+
+    within: Array
+    means: Array
+    overall: Array
+    scores: Array
+
+    def score(self, logits: Any) -> Array:
+        """Scores ``[n]`` of logits ``[n, num_labels]``; higher is less familiar."""
+        values = np.asarray(logits, dtype=np.float64)
+        apart = (values @ self.within)[:, None] - self.means  # [n, num_labels, num_labels]
+        relative = values @ self.overall[:-1] - self.overall[-1]
+        return (apart**2).sum(axis=2).min(axis=1) - (relative**2).sum(axis=1)
+
+    def share(self, logits: Any) -> Array:
+        """The share of held-out texts that are more familiar than each text, ``[n]``."""
+        values = np.asarray(logits)
+        parts = [self.score(values[i : i + 256]) for i in range(0, len(values), 256)]
+        place = np.searchsorted(self.scores, np.concatenate([np.empty(0), *parts]))
+        return place / len(self.scores)
+
+
+@dataclass(frozen=True, eq=False)
 class Postprocessing:
     """How a classifier turns logits into probabilities, labels and sets of labels.
 
@@ -69,6 +105,7 @@ class Postprocessing:
             have several.
         set_scores: For sets of labels: one minus the probability of the true label, of each
             held-out text, ascending.
+        unfamiliar: Tells texts that are unlike the held-out ones.
         facts: How the values were fitted, for people.
     """
 
@@ -76,6 +113,7 @@ class Postprocessing:
     shift: Array | None = None
     thresholds: Array | None = None
     set_scores: Array | None = None
+    unfamiliar: Unfamiliar | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     # Tensors of a file: the values that each may hold.
@@ -84,13 +122,27 @@ class Postprocessing:
         "shift": (-1e3, 1e3),
         "thresholds": (0.0, 1.0),
         "set_scores": (0.0, 1.0),
+        "unfamiliar.within": (-1e6, 1e6),
+        "unfamiliar.means": (-1e6, 1e6),
+        "unfamiliar.overall": (-1e6, 1e6),
+        "unfamiliar.scores": (-1e6, 1e6),
     }
 
     @property
     def tensors(self) -> dict[str, Array]:
         """The values that were fitted, by name."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "facts"}
+        named = {f.name: getattr(self, f.name) for f in fields(self)[:4]}
+        if self.unfamiliar is not None:
+            own = fields(self.unfamiliar)
+            named |= {f"unfamiliar.{f.name}": getattr(self.unfamiliar, f.name) for f in own}
         return {name: value for name, value in named.items() if value is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Array], facts: Mapping[str, Any]) -> Postprocessing:
+        """The inverse of `tensors`."""
+        own = {n: v for n, v in tensors.items() if "." not in n}
+        parts = {n.partition(".")[2]: v for n, v in tensors.items() if "." in n}
+        return cls(**own, unfamiliar=Unfamiliar(**parts) if parts else None, facts=facts)
 
     # From logits to answers.
 
@@ -120,6 +172,9 @@ class Postprocessing:
             PtuneError: `min_confidence` is no probability, or texts have not exactly one label.
         """
         found = labels.predictions(self.calibrated(logits), labels.decide(self.margins(logits)))
+        if self.unfamiliar is not None:
+            shares = self.unfamiliar.share(logits).tolist()
+            found = [replace(p, unfamiliar=s) for p, s in zip(found, shares, strict=True)]
         if min_confidence is None:
             return found
         check_confidence(labels, min_confidence)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from conftest import refused
 from scipy import special
+from sklearn.metrics import roc_auc_score
 
 import ptune
 from ptune.files import METRICS_NAME, read_json
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Goal
-from ptune.training.calibration import ece, fit, fit_thresholds
+from ptune.training.calibration import ece, fit, fit_thresholds, fit_unfamiliar
 
 ONE = Labels(("a", "b", "c"))
 SEVERAL = Labels(("a", "b", "c"), "multi_label_classification")
@@ -116,6 +117,37 @@ def test_sets_hold_the_true_label_as_often_as_promised():
         sets = values.label_sets(labels, logits, 0.9)
         covered.append(sets[np.arange(500), targets].mean())
     assert np.mean(covered) == pytest.approx(0.9, abs=0.015)
+
+
+def clusters(n, seed, known=6, size=8):
+    """Logits around the means of some labels, and labels; and logits around other means."""
+    rng, means = np.random.default_rng(seed), np.random.default_rng(0).normal(size=(12, size)) * 4
+    y = rng.integers(0, known, n)
+    others = means[known:][rng.integers(0, 12 - known, n)]
+    spread = np.linspace(0.3, 2.0, size)  # some directions vary more than others
+    return means[y] + rng.normal(size=(n, size)) * spread, y, others + rng.normal(size=others.shape)
+
+
+def test_unfamiliar_texts_are_told_from_those_of_known_labels():
+    logits, y, _ = clusters(600, 1)
+    unfamiliar = fit_unfamiliar(logits, y)
+    inside, _, outside = clusters(600, 2)
+    assert np.mean(unfamiliar.share(inside) > 0.95) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(unfamiliar.share(outside) > 0.95) > 0.9
+    energy = -special.logsumexp(np.concatenate([inside, outside]), axis=1)
+    share = unfamiliar.share(np.concatenate([inside, outside]))
+    truth = np.arange(1200) >= 600
+    assert roc_auc_score(truth, share) > roc_auc_score(truth, energy)
+    assert fit_unfamiliar(logits[:49], y[:49]) is None
+
+
+def test_few_texts_of_a_label_do_not_make_its_own_texts_familiar():
+    """Judged by their own fit, held-out texts would be closer than new ones."""
+    flagged = []
+    for seed in range(20):
+        logits, y, _ = clusters(60, seed)
+        flagged.append(np.mean(fit_unfamiliar(logits, y).share(clusters(300, 99)[0]) > 0.95))
+    assert np.mean(flagged) == pytest.approx(0.05, abs=0.03)
 
 
 @pytest.fixture(scope="module")

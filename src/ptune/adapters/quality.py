@@ -28,6 +28,7 @@ SECTION = "quality"
 
 # Scores of held-out texts in a file.
 MAX_SCORES = 100_000
+UNFAMILIAR = [name for name in Postprocessing.LIMITS if name.startswith("unfamiliar.")]
 FIELDS = {
     "rows": Field(POSITIVE),
     "calibration": Field(STRING),
@@ -83,12 +84,25 @@ def read_quality(
     found = {n: t.double().numpy() for n, t in tensors.items() if n not in unknown}
     for name, values in found.items():
         _check(name, values, len(labels), file)
-    return Postprocessing(**found, facts={n: v for n, v in facts.items() if v is not None})
+    parts = {n for n in found if n.startswith("unfamiliar.")}
+    if parts and len(parts) < len(UNFAMILIAR):
+        raise PtuneError(
+            f"{file} has {', '.join(sorted(parts))} only; expected {', '.join(UNFAMILIAR)}. The "
+            "file is damaged: download it, or train the classifier again."
+        )
+    return Postprocessing.from_tensors(found, {n: v for n, v in facts.items() if v is not None})
 
 
 def _check(name: str, values: np.ndarray, labels: int, file: Path) -> None:
-    if name == "set_scores":
+    shapes = {
+        "unfamiliar.within": (labels, labels),
+        "unfamiliar.means": (labels, labels),
+        "unfamiliar.overall": (labels + 1, labels),
+    }
+    if name in ("set_scores", "unfamiliar.scores"):
         fits, expected = values.ndim == 1 and len(values) <= MAX_SCORES, f"at most {MAX_SCORES:,}"
+    elif name in shapes:
+        fits, expected = values.shape == shapes[name], str(list(shapes[name]))
     else:
         fits, expected = values.shape == (labels,), f"{labels}, one for each label"
     if not fits:

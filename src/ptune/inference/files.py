@@ -141,8 +141,9 @@ def predictions(
 class Writer:
     """Writes rows with their predictions.
 
-    The columns of the input are followed by `label`, `score` and `probabilities`. If the input has
-    one of these columns, the new ones are called `predicted_label` and so on.
+    The columns of the input are followed by `label`, `score`, `probabilities` and, if the
+    classifier knows it, `unfamiliar`. If the input has one of these columns, the new ones are
+    called `predicted_label` and so on.
     """
 
     _prefix: str | None = None
@@ -157,7 +158,7 @@ class Writer:
         Raises:
             PtuneError: Later rows have a column of that name.
         """
-        names, new = set(_names(batch)), ("label", "score", "probabilities")
+        names, new = set(_names(batch)), ("label", "score", "probabilities", "unfamiliar")
         if self._prefix is None:
             self._prefix = ""
             while any(self._prefix + name in names for name in new):
@@ -219,6 +220,8 @@ class JsonLines(Rows):
                 f"{p}score": round(prediction.score, 6),
                 f"{p}probabilities": probabilities,
             }
+            if prediction.unfamiliar is not None:
+                record[f"{p}unfamiliar"] = round(prediction.unfamiliar, 4)
             self.put(record)
 
     def put(self, row: dict[str, Any]) -> None:
@@ -248,6 +251,8 @@ class Delimited(Rows):
             label = prediction.label
             shown = joined(label) if isinstance(label, list) else label
             row = {**row, f"{p}label": shown, f"{p}score": round(prediction.score, 6)}
+            if prediction.unfamiliar is not None:
+                row[f"{p}unfamiliar"] = round(prediction.unfamiliar, 4)
             for name, probability in prediction.probabilities.items():
                 if isinstance(label, float):
                     break
@@ -287,6 +292,8 @@ class Typed(Writer):
             "score": pyarrow.float64(),
             "probabilities": pyarrow.struct([(n, pyarrow.float64()) for n in labels.names]),
         }
+        if classifier.postprocessing_.unfamiliar is not None:
+            self.types["unfamiliar"] = pyarrow.float64()
         self._writer: Any = None
 
     def write(self, batch: Batch, predicted: list[Prediction]) -> None:

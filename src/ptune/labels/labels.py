@@ -47,11 +47,14 @@ class Prediction:
             threshold, one half by default. For regression: the number.
         score: The probability of that label; the largest probability; the number.
         probabilities: The probability of every label.
+        unfamiliar: The share of held-out texts that are more like the others than this one: above
+            0.95, it is less familiar than 95% of them. ``None``: not known.
     """
 
     label: Any
     score: float
     probabilities: dict[Any, float]
+    unfamiliar: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scipy import optimize, special
 from sklearn.metrics import f1_score
 
 from ptune.labels import Labels
-from ptune.postprocessing import RAW, Goal, Postprocessing
+from ptune.postprocessing import RAW, Goal, Postprocessing, Unfamiliar
 
 Array = NDArray[Any]
 
@@ -29,8 +29,11 @@ PRIOR = 1.0
 # Bins of the expected calibration error.
 BINS = 15
 FOLDS = 5
-# Held-out scores that are kept for prediction sets.
-MAX_SET_SCORES = 2000
+# Held-out scores that are kept, each for prediction sets and for unfamiliar texts.
+MAX_SCORES = 2000
+# Unfamiliar texts: texts that are needed, labels at most (the values grow with their square), and
+# how far covariances are moved towards that of independent logits.
+MIN_FAMILIAR, MAX_FAMILIAR, SHRINKAGE = 50, 256, 0.1
 
 
 def fit(
@@ -84,7 +87,11 @@ def fit_values(labels: Labels, logits: Array, targets: Array, goal: Goal | None)
         found = Postprocessing(scale, facts={**facts, "calibration": "temperature"})
         p = labels.probabilities(found.calibrated(logits))
         scores = np.sort(1 - p[np.arange(len(p)), targets.astype(int)])
-        return replace(found, set_scores=_thinned(scores, MAX_SET_SCORES))
+        return replace(
+            found,
+            set_scores=_thinned(scores, MAX_SCORES),
+            unfamiliar=fit_unfamiliar(logits, targets.astype(int)),
+        )
     scale, shift = fit_platt(logits, targets)
     found = Postprocessing(scale, shift, facts={**facts, "calibration": "platt"})
     if goal is None:
@@ -161,6 +168,42 @@ def fit_platt(logits: Array, targets: Array) -> tuple[Array, Array]:
     together = fit(np.zeros((2, 1)), True)
     log_scale, shift = fit(np.repeat(together, logits.shape[1], axis=1), False)
     return np.exp(log_scale), shift
+
+
+# Unfamiliar texts.
+
+
+def fit_unfamiliar(logits: Array, targets: Array) -> Unfamiliar | None:
+    """What tells texts that are unlike these, ``[n, num_labels]``; ``None``: there are too few.
+
+    The scores that are kept are cross-fitted, because texts are close to their own means.
+    """
+    if len(logits) < MIN_FAMILIAR or logits.shape[1] > MAX_FAMILIAR:
+        return None
+    scores, fold = np.empty(len(logits)), np.random.default_rng(0).permutation(len(logits)) % FOLDS
+    for i in range(FOLDS):
+        rest = _familiar(logits[fold != i], targets[fold != i])
+        scores[fold == i] = rest.score(logits[fold == i])
+    return replace(_familiar(logits, targets), scores=_thinned(np.sort(scores), MAX_SCORES))
+
+
+def _familiar(logits: Array, targets: Array) -> Unfamiliar:
+    size, mean = logits.shape[1], logits.mean(axis=0)
+    sums = np.zeros((size, size))
+    np.add.at(sums, targets, logits)
+    # A label with few texts is moved towards the mean of all.
+    means = (sums + mean) / (np.bincount(targets, minlength=size) + 1)[:, None]
+    within, all_together = _spherical(logits - means[targets]), _spherical(logits - mean)
+    overall = np.vstack([all_together, mean @ all_together])
+    return Unfamiliar(within, means @ within, overall, np.zeros(1))
+
+
+def _spherical(rest: Array) -> Array:
+    """The matrix that gives deviations ``[n, size]`` the same variance in every direction."""
+    covariance = rest.T @ rest / len(rest)
+    spread = np.trace(covariance) / len(covariance) + 1e-6
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * spread * np.eye(len(covariance))
+    return np.linalg.cholesky(np.linalg.inv(covariance))
 
 
 # Thresholds.
