@@ -156,7 +156,7 @@ def test_unfamiliar_texts_are_marked_everywhere(folder_of, tmp_path, capsys):
     folder = folder_of(Subject())
     logits = np.stack(list(Subject().load(folder).logits(SENTENCES)))
     rng = np.random.default_rng(0)
-    known = logits[:4].repeat(30, axis=0) + rng.normal(scale=0.01, size=(120, 3))
+    known = rng.normal(size=(120, 3)) * logits.std() + logits.mean(axis=0)
     unfamiliar = fit_unfamiliar(known, known.argmax(axis=1))
     values = replace(postprocessing_of(Subject()), unfamiliar=unfamiliar)
     replace(Adapter.read(folder / "adapter"), postprocessing=values).save(tmp_path / "adapter")
