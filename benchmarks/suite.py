@@ -13,8 +13,9 @@ One rule for all methods: the same examples, batch size (32), number of epochs, 
 precision (bfloat16 products where the hardware is fast with them, trained parameters in float32).
 Every epoch is evaluated and recorded, and **the score is that of the last epoch**, so no epoch is
 chosen by looking at the evaluation set. ptune runs with its defaults. The learning rate of every
-other method is searched once per task and backbone: three rates, seed 0, trained on four fifths of
-the training examples and compared on the other fifth. Rates and runs of other methods are also
+other method is searched once per task and backbone: three rates, and further ones while the best
+is at the end of the range (at most five); seed 0, trained on four fifths of the training examples
+and compared on the other fifth. Rates and runs of other methods are also
 read from the committed results, so that later only ptune has to run.
 
 On a backbone other than MiniLM, a task has at most 1,000 training examples (banking77: 10 per
@@ -57,6 +58,7 @@ COMMITTED = Path(__file__).parent / "results" / "suite.jsonl"
 VIRTUAL_TOKENS = 20
 LIBRARIES = ("ptune", "torch", "transformers", "peft", "setfit", "scikit-learn")
 SEARCH, FINAL = "search", "final"
+MOST_RATES = 5  # that are searched for one method and task
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,14 @@ class Rival:
         rates: Learning rates to search.
         reserved: Tokens that texts leave free for a prompt.
         whole: Load all weights in float32, because (almost) all layers are trained.
+        left_padding: Pad on the left on decoders.
     """
 
     adapt: Callable[[Any], Any]
     rates: tuple[float, ...]
     reserved: int = 0
     whole: bool = False
+    left_padding: bool = False
 
     def __call__(self, job: Job, data: Any) -> Found:
         """Train and evaluate."""
@@ -211,8 +215,10 @@ class Rival:
             problem_type=labels.problem_type,
             dtype="float32" if self.whole else "auto",
         )
-        # PEFT's guide pads on the left if the last token is the one that is read.
-        tokenizer.padding_side = "left" if hasattr(backbone, "score") else "right"
+        # With embeddings instead of ids, a decoder's head reads the last position, so PEFT's guide
+        # pads on the left.
+        if self.left_padding and hasattr(backbone, "score"):
+            tokenizer.padding_side = "left"
         model = self.adapt(backbone)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -237,7 +243,7 @@ class Rival:
                 eval_dataset=evaluation,
                 data_collator=DataCollatorWithPadding(tokenizer),
                 compute_metrics=training.metric_function(data),
-                callbacks=[recorded],
+                callbacks=[recorded, training.NotFinite()],
             )
             trainer.remove_callback(PrinterCallback)
             started = time.perf_counter()
@@ -429,6 +435,7 @@ RIVALS: dict[str, Callable[[Job, Any], Found]] = {
         ),
         (1e-3, 3e-3, 1e-2),
         reserved=VIRTUAL_TOKENS,
+        left_padding=True,
     ),
     "PEFT prefix tuning": Rival(
         _peft(
@@ -547,36 +554,63 @@ class Queue:
 
     def __init__(self, plan: list[Job], rows: list[Row]) -> None:
         self.known = {key_of(row): row for row in rows}
-        self.left = [job for job in plan if job.key not in self.known]
+        self.left = [job for job in plan if job.key not in self.known or self._is_outdated(job)]
+        self.running: set[tuple[Any, ...]] = set()
 
     def add(self, row: Row) -> None:
         """Remember a finished run."""
         self.known[key_of(row)] = row
+        self.running.discard(key_of(row))
 
-    def rates(self, job: Job) -> dict[float, float] | None:
-        """Score of each searched rate; ``None``: the search has not finished."""
-        rival = RIVALS.get(job.method)
-        assert isinstance(rival, Rival)
-        rows = [self.known.get(search.key) for search in searches(job, rival)]
-        if any(row is None for row in rows):
-            return None
-        return {row["rate"]: row["score"] for row in rows if row and "score" in row}
+    def _is_outdated(self, job: Job) -> bool:
+        """True if a result was measured before its learning rate was completely searched."""
+        row = self.known[job.key]
+        if (
+            job.part == SEARCH
+            or not isinstance(RIVALS.get(job.method), Rival)
+            or "score" not in row
+        ):
+            return False
+        scores = self.searched(job)
+        further = replace(job, part=SEARCH, seed=0, rate=beyond(scores))
+        unsearched = further.rate is not None and further.key not in self.known
+        return unsearched or scores.get(row["rate"]) != max(scores.values(), default=None)
+
+    def searched(self, job: Job) -> dict[float, float]:
+        """Score of each rate that was searched for a run's method and that worked."""
+        own = replace(job, part=SEARCH, seed=0, rate=None).key
+        rows = [row for key, row in self.known.items() if key[:-1] == own[:-1]]
+        return {row["rate"]: row["score"] for row in rows if "score" in row}
 
     def take(self, seconds_left: float) -> Job | None:
         """The first run that can start, and is expected to end in time."""
         for job in self.left:
             if self.expected(job) > seconds_left:
                 continue
-            if not (job.part == FINAL and isinstance(RIVALS.get(job.method), Rival)):
-                self.left.remove(job)
-                return job
-            scores = self.rates(job)
-            if scores is not None:
-                self.left.remove(job)
-                # If no rate worked, the run with the first one records the reason.
-                rate = max(scores, key=lambda rate: scores[rate]) if scores else searched(job)[0]
-                return replace(job, rate=rate)
+            rival = RIVALS.get(job.method)
+            if job.part == SEARCH or not isinstance(rival, Rival):
+                return self._start(job)
+            searches = [each.key for each in searches_for(job, rival)]
+            if any(key not in self.known for key in searches) or self._searching(job):
+                continue
+            scores = self.searched(job)
+            further = replace(job, part=SEARCH, seed=0, rate=beyond(scores))
+            if further.rate is not None and further.key not in self.known:
+                return self._start(further)
+            self.left.remove(job)
+            # If no rate worked, the run with the first one records the reason.
+            return replace(job, rate=best_rate(scores) if scores else rival.rates[0])
         return None
+
+    def _start(self, job: Job) -> Job:
+        if job in self.left:
+            self.left.remove(job)
+        self.running.add(job.key)
+        return job
+
+    def _searching(self, job: Job) -> bool:
+        own = replace(job, part=SEARCH, seed=0, rate=None).key
+        return any(key[:-1] == own[:-1] for key in self.running)
 
     def expected(self, job: Job) -> float:
         """Seconds of the longest similar run so far."""
@@ -586,15 +620,25 @@ class Queue:
         return max((row.get("wall", 0.0) for row in similar), default=0.0)
 
 
-def searched(job: Job) -> tuple[float, ...]:
-    """The learning rates that are searched for a method; empty: it has none."""
-    rival = RIVALS.get(job.method)
-    return rival.rates if isinstance(rival, Rival) else ()
-
-
-def searches(job: Job, rival: Rival) -> list[Job]:
+def searches_for(job: Job, rival: Rival) -> list[Job]:
     """The runs that search the learning rate of a run."""
     return [replace(job, part=SEARCH, seed=0, rate=rate) for rate in rival.rates]
+
+
+def best_rate(scores: dict[float, float]) -> float:
+    """The rate with the best score; of several, the one nearest to the middle of the range."""
+    rates = sorted(scores)
+    middle = (len(rates) - 1) / 2
+    return max(rates, key=lambda rate: (scores[rate], -abs(rates.index(rate) - middle)))
+
+
+def beyond(scores: dict[float, float]) -> float | None:
+    """A rate to search next, because the best one is at the end of the range; ``None``: done."""
+    if not scores or len(scores) >= MOST_RATES:
+        return None
+    best, lowest, highest = best_rate(scores), min(scores), max(scores)
+    further = {highest: best * 3, lowest: best / 3}.get(best)
+    return None if further is None else float(f"{further:.1g}")
 
 
 def planned(args: argparse.Namespace, variants: dict[str, dict[str, Any]]) -> list[Job]:
@@ -622,7 +666,7 @@ def planned(args: argparse.Namespace, variants: dict[str, dict[str, Any]]) -> li
                         options=variants.get(method, {}),
                     )
                     rival = RIVALS.get(method)
-                    before = searches(job, rival) if isinstance(rival, Rival) else []
+                    before = searches_for(job, rival) if isinstance(rival, Rival) else []
                     for each in (*before, job):
                         plan.setdefault(each.key, each)
     return list(plan.values())
@@ -802,14 +846,14 @@ def interval(differences: list[float]) -> tuple[float, float]:
 def print_rates(rows: list[Row]) -> None:
     """The searched learning rates; a best rate at the end of its range is marked."""
     lines = []
-    for method, rival in RIVALS.items():
+    for method in RIVALS:
         cells = []
         for task in TASKS:
             own = {r["rate"]: r["score"] for r in rows if "score" in r and r["part"] == SEARCH
                    and (r["method"], r["task"]) == (method, task)}  # fmt: skip
-            if own and isinstance(rival, Rival):
-                best = max(own, key=lambda rate: own[rate])
-                at_end = best in (min(rival.rates), max(rival.rates))
+            if own:
+                best = best_rate(own)
+                at_end = best in (min(own), max(own))
                 cells.append(f"{task} {best:g}{'*' if at_end else ''}")
         if cells:
             lines.append(f"- {method}: {', '.join(cells)}")
