@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all attack fuzz lint structure docs architectures nightly clean
+.PHONY: help demo test test-all attack fuzz lint structure docs dist architectures nightly clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -54,6 +54,16 @@ architectures: $(VENV)/installed-dev ## Test every architecture and write the ta
 	$(BIN)/python -m pytest -q tests/backbones/test_architectures.py \
 		tests/backbones/test_overfitting.py --architectures docs/reference/architectures.md
 
+dist: $(VENV)/installed-dev ## Build the packages in dist/, check them, and install one in an empty environment
+	rm -rf dist .venv-dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -c constraints.txt torch numpy
+	.venv-dist/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd dist && ../.venv-dist/bin/ptune --version && ../.venv-dist/bin/ptune --help > /dev/null
+	rm -rf .venv-dist
+
 # torch keeps its pin: the newest release would bring gigabytes of CUDA.
 nightly: ## Test with the newest release of every other dependency, in .venv-nightly
 	$(PYTHON) -m venv .venv-nightly
@@ -64,4 +74,4 @@ nightly: ## Test with the newest release of every other dependency, in .venv-nig
 	.venv-nightly/bin/python -m pytest $(PARALLEL)
 
 clean: ## Remove what was built
-	rm -rf $(VENV) .venv-nightly runs site dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .venv-nightly .venv-dist runs site dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
