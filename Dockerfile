@@ -13,7 +13,7 @@ RUN python -m venv /venv \
 FROM python:3.11-slim
 COPY --from=build /venv /venv
 RUN useradd --create-home --uid 10001 ptune
-USER ptune
+USER 10001
 ENV PATH=/venv/bin:$PATH HF_HOME=/home/ptune/.cache/huggingface PYTHONUNBUFFERED=1
 VOLUME /runs
 EXPOSE 8080
