@@ -49,6 +49,7 @@ class AdapterState:
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         template: The words around each text, which the caller puts there.
         trains: Whether it trains while it is active.
+        head_trains: Whether its head then trains too.
     """
 
     config: PromptEncoderConfig
@@ -58,6 +59,7 @@ class AdapterState:
     pairs: bool | None = None
     template: Template | None = None
     trains: bool = True
+    head_trains: bool = True
 
     def take_over(self, adapter: Adapter) -> None:
         """Take over from an adapter how its texts are read."""
@@ -235,7 +237,7 @@ class AdapterSet:
         for name, state in self.adapters.items():
             self.prompt_encoders[name].requires_grad_(name in used and state.trains)
             for parameter in state.head.parameters.values():
-                parameter.requires_grad_(state.trains)
+                parameter.requires_grad_(state.trains and state.head_trains)
 
 
 class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):

@@ -134,6 +134,29 @@ def test_fit_continues_from_the_question(zero_shot):
     assert list(classifier.predict(TEXTS[:1])) <= LABELS
 
 
+def test_a_frozen_head_stays_the_language_models_rows(decoder):
+    classifier = PromptClassifier(
+        decoder, head="words-frozen", template=ASKED, dtype="float32", epochs=2, batch_size=1
+    ).fit(TEXTS, ["parcel", "money", "parcel"])
+    model = classifier.prompt_model_
+    [(_, rows)] = model.head_parameters()
+    again, _ = zero_shot_model(
+        TrainSettings(model=decoder, template=ASKED, head="words", dtype="float32"),
+        classifier.labels_,
+        pairs=False,
+    )
+    [(_, expected)] = again.head_parameters()
+    assert torch.equal(rows, expected)
+    assert not torch.equal(model.prompt_encoder(), again.prompt_encoder())
+    with refused(
+        "head is 'words-frozen' and prompt is 'none', so nothing would train. Use head='words', or "
+        "another prompt."
+    ):
+        PromptClassifier(decoder, head="words-frozen", prompt="none").fit(
+            TEXTS, LABELS + LABELS[:1]
+        )
+
+
 def test_a_template_cuts_the_text_and_never_itself(decoder):
     tokenizer = ptune.backbones.loading.load_tokenizer(decoder)
     template = Template("read {text} the label is")

@@ -371,7 +371,7 @@ def new_model(
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer, around))
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
     model.state.template = around
-    if template and settings.head == "words":
+    if template and settings.asks_words:
         words_by_label = parse_words(settings.label_words or {}, dataset.labels.names)
         language_model = load_language_model(
             settings.model, dtype=backbone.dtype, revision=settings.revision
@@ -380,6 +380,9 @@ def new_model(
             language_model, tokenizer, template, words_by_label, calibrate=calibrate
         )
         start_head(model, rows)
+        if settings.head == "words-frozen":
+            model.state.head_trains = False
+            model.set_adapter(model.active_adapter)
     return model
 
 
@@ -408,12 +411,17 @@ def ask_with_words(
     Raises:
         PtuneError: The template is malformed, or the labels are numbers to predict.
     """
-    if settings.head == "words" and dataset.labels.is_regression:
+    if settings.asks_words and dataset.labels.is_regression:
         raise PtuneError("A regression has no label words. Use head='linear'.")
-    if settings.head == "words" and settings.template is None:
+    if settings.head == "words-frozen" and settings.prompt == "none":
+        raise PtuneError(
+            "head is 'words-frozen' and prompt is 'none', so nothing would train. Use "
+            "head='words', or another prompt."
+        )
+    if settings.asks_words and settings.template is None:
         asked = default_template(dataset.labels.names, pairs=dataset.pairs)
         settings = replace(settings, template=asked)
-    if settings.head == "words":
+    if settings.asks_words:
         settings = replace(settings, head_init="random")  # not from the features
     if settings.template is None or settings.prompt == "none" or settings.prompt_init is not None:
         return settings

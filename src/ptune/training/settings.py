@@ -26,7 +26,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["fast", "default", "best"]
 ClassWeight = Literal["balanced"]
 HeadInit = Literal["features", "random"]
-HeadStart = Literal["linear", "words"]
+HeadStart = Literal["linear", "words", "words-frozen"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 # Sections of `ptune train --help` and of the docs, in this order.
@@ -146,7 +146,7 @@ class ClassifierSettings:
     head: HeadStart = setting(
         "linear",
         "What the head starts as: a new layer (linear), or a language model's own scores of the "
-        "label words (words).",
+        "label words (words). With words-frozen, these stay and only the prompt trains.",
         MODEL,
     )
     label_words: str | None = setting(
@@ -351,6 +351,11 @@ class TrainSettings(ClassifierSettings):
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def asks_words(self) -> bool:
+        """Whether the head starts as label words, and the template asks for one."""
+        return (self.head or "").startswith("words")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `settings.json`: the settings that have a value and apply."""
