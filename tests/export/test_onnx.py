@@ -27,6 +27,7 @@ EXPORTS = {
     "DeBERTa-v2, deep": ("DeBERTa-v2", DEEP),
     "GPT-2, deep": ("GPT-2", DEEP),
     "Llama, input": ("Llama", {"placement": "prefix"}),
+    "BERT, reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 2}),
 }
 RUNTIMES = ["onnx", "openvino"]
 PAIRS = list(zip(SENTENCES[:4], SENTENCES[4:], strict=True))
@@ -43,7 +44,8 @@ def make_adapter(folder, name, options):
     tokenizer.save_pretrained(folder / "backbone")
     backbone.name_or_path = str(folder / "backbone")
     torch.manual_seed(1)
-    config = PromptEncoderConfig(num_virtual_tokens=K, encoder_hidden_size=16, **options)
+    make = ptune.PromptEncoderConfig if options.get("depth") == "reader" else PromptEncoderConfig
+    config = make(num_virtual_tokens=K, encoder_hidden_size=16, **options)
     PromptModel(backbone, config).save_pretrained(folder / "adapter")
     return folder / "adapter"
 

@@ -38,6 +38,16 @@ def test_a_preset_is_the_length_of_a_run(preset):
     assert own.epochs == 3
 
 
+@pytest.mark.parametrize(
+    ("backbone", "rank", "rate"), [("encoder", 32, 5e-3), ("decoder", 0, 1e-4)]
+)
+def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate):
+    chosen = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 3200))
+    assert (chosen.reader_rank, chosen.learning_rate, chosen.head_init) == (rank, rate, "random")
+    assert chosen.prompt_learning_rate == 1e-3
+    assert choose(TrainSettings(), Situation(backbone, "deep", 3200)).reader_rank == 0
+
+
 def test_what_is_given_is_not_chosen():
     given = {"learning_rate": 0.0, "prompt_learning_rate": 0.25, "head_init": "random"}
     chosen = choose(TrainSettings(**given), Situation("decoder", "input", 100))

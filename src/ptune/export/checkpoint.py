@@ -139,8 +139,8 @@ def _check_prompt(config: PromptEncoderConfig) -> None:
     if config.depth == "reader":
         raise PtuneError(
             "A reader passes through the backbone after the text, which no classification class of "
-            "Transformers does. Train an input prompt (`ptune train --prompt input`), or serve "
-            "this classifier with ptune."
+            "Transformers does. Train an input prompt (`ptune train --prompt input`), or export "
+            "this classifier with `--to onnx`."
         )
     if config.depth == "deep":
         raise PtuneError(

@@ -495,6 +495,7 @@ def _progress(verbose: bool | None) -> Any:
 # Settings of a classifier that are fields of a prompt's configuration.
 _SAME_NAME = (
     "num_virtual_tokens",
+    "reader_rank",
     "placement",
     "pooling",
     "prompt_init",

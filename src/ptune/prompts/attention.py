@@ -126,7 +126,7 @@ def _with_keys(mask: Tensor, k: int, key_mask: Tensor | None) -> Tensor:
     """
     if key_mask is None:
         return nn.functional.pad(mask, (k, 0), value=mask.dtype == torch.bool)
-    visible = key_mask.reshape(len(key_mask), 1, -1, k)  # [batch, 1, 1 or queries, k]
+    visible = key_mask.reshape(key_mask.shape[0], 1, -1, k)  # [batch, 1, 1 or queries, k]
     if mask.dtype != torch.bool:
         visible = torch.where(visible, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
     shape = torch.broadcast_shapes(mask.shape[:-1], visible.shape[:-1])

@@ -631,14 +631,16 @@ class _Batch:
     def arrange_readers(self, readers: Readers, texts: TextStates) -> dict[str, Any]:
         """The backbone's inputs for readers of `texts`: virtual tokens only, ``[rows, k]``."""
         mask, which = texts.mask, self.which
-        rows = len(mask) if which is None else len(which)
-        times = rows // max(1, len(mask))
+        rows = mask.shape[0] if which is None else len(which)
+        times = 1 if which is None else rows // max(1, len(mask))
         low_rank = [p.embeddings[:0] if p.low_rank is None else p.low_rank for p in self.prompts]
         if which is not None and list(which) == list(which[:times]) * len(mask):
             which = which[:times]  # all texts have the same readers
         readers.enter_low_rank(self.current, low_rank, which)
         self.current.prompts_per_text = times
-        lengths = texts.lengths.repeat_interleave(times, dim=0)  # [rows, 1]
+        lengths = texts.lengths
+        if times > 1:
+            lengths = lengths.repeat_interleave(times, dim=0)  # [rows, 1]
         self._check_fits(lengths, self._of_texts([p.positions for p in self.prompts]))
         empty = torch.zeros(rows, 0, dtype=torch.long, device=mask.device)
         inputs: dict[str, Any] = self.arrange(empty, empty, None, None)

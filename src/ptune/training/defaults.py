@@ -25,10 +25,14 @@ SCHEDULED = ("eval", "save", "logging")
 # Learning rates of the prompt, by kind of backbone. Relative to the scale of its start.
 RELATIVE = {("encoder", "deep"): 0.12, ("encoder", "input"): 0.1}
 RELATIVE |= {("decoder", "deep"): 0.02, ("decoder", "input"): 0.04}
-# If steps are not relative, and for readers, whose low-rank layers start at zero.
-ABSOLUTE: dict[Depth, float] = {"deep": 6e-2, "input": 5e-3, "reader": 2e-3, "none": 5e-3}
+# If steps are not relative.
+ABSOLUTE: dict[Depth, float] = {"deep": 6e-2, "input": 5e-3, "reader": 1e-3, "none": 5e-3}
 # Learning rate of the head: relative to the scale of what it reads, or not.
 HEAD_RELATIVE, HEAD_ABSOLUTE = 1e-3, 5e-3
+# A reader starts at words that know nothing of the task, and its low-rank layers start at zero. So
+# neither its start nor what the head reads then is a measure for steps, or a start for the head.
+READER_HEAD = {"encoder": 5e-3, "decoder": 1e-4}
+READER_RANK = {"encoder": 32, "decoder": 0}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,12 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "prompt_learning_rate": rate or ABSOLUTE[situation.prompt],
         "learning_rate": HEAD_RELATIVE if relative else HEAD_ABSOLUTE,
         "head_init": "features",
+        "reader_rank": 0,
     }
+    if situation.prompt == "reader":
+        chosen["learning_rate"] = READER_HEAD[situation.backbone]
+        chosen["reader_rank"] = READER_RANK[situation.backbone]
+        chosen["head_init"] = "random"
     settings = replace(
         settings, **{k: v for k, v in chosen.items() if getattr(settings, k) is None}
     )

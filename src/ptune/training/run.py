@@ -324,7 +324,7 @@ def prompt_config(
     config = PromptEncoderConfig(
         depth=settings.prompt,
         num_virtual_tokens=settings.num_virtual_tokens,
-        reader_rank=settings.reader_rank,
+        reader_rank=settings.reader_rank or 0,
         encoder_reparameterization_type=settings.encoder,
         encoder_hidden_size=settings.encoder_hidden_size,
         placement=settings.placement,

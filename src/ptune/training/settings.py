@@ -71,11 +71,12 @@ class ClassifierSettings:
         MODEL,
         at_least=1,
     )
-    reader_rank: int = setting(
-        PromptEncoderConfig.reader_rank,
+    reader_rank: int | None = setting(
+        None,
         "Rank of the low-rank layers that only a reader's tokens pass through. 0: none.",
         ADVANCED,
         at_least=0,
+        unset="32 for a reader on an encoder, else 0",
     )
     encoder: Reparameterization = setting(
         PromptEncoderConfig.encoder_reparameterization_type,
@@ -125,7 +126,7 @@ class ClassifierSettings:
         None,
         "Start the head with ridge regression on what it reads (features), or at random.",
         ADVANCED,
-        unset="features",
+        unset="random for a reader, else features",
     )
     head_init_scale: float = setting(
         1.0, "Factor for the head's start from features.", ADVANCED, above=0
@@ -133,7 +134,7 @@ class ClassifierSettings:
     relative_steps: bool = setting(
         True,
         "Learning rates are relative to the scale of the prompt's start and of what the head "
-        "reads.",
+        "reads. Those of a reader never are.",
         ADVANCED,
     )
     template: str | None = setting(

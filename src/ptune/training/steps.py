@@ -67,12 +67,10 @@ class ScaledSteps:
 def prompt_scales(model: PromptModel) -> dict[nn.Parameter, Tensor]:
     """The root mean square of each part of a prompt, such as the keys of one layer.
 
-    A part that is zero has the scale 1. A reader has none, because its low-rank layers are zero.
+    A part that is zero has the scale 1.
     """
     encoder, mechanism = model.prompt_encoder, model.state.mechanism
     scales: dict[nn.Parameter, Tensor] = {}
-    if model.prompt_config.depth == "reader":
-        return scales
     for parameter in encoder.parameters():
         parts = [parameter.shape[-1]]
         if parameter is encoder.embedding.weight and parameter.shape[1] == mechanism.width:

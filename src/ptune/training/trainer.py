@@ -375,12 +375,13 @@ def start_head(trainer: SharingTrainer, labels: Labels, settings: TrainSettings)
     model: Any = trainer.model
     train, fits = trainer.train_dataset, settings.head_init == "features"
     features = None
-    if fits or settings.relative_steps:
+    relative = settings.relative_steps and settings.prompt != "reader"
+    if fits or relative:
         features = Features.of(model, train, trainer.data_collator, settings.seed)
     own = model.host.heads.original.parameters
     if features is not None and fits and not compat.was_loaded(own[features.name]):
         fit_head(features, labels, train, settings.head_init_scale)
-    if settings.relative_steps:
+    if relative:
         assert trainer.optimizer is not None
         ScaledSteps(trainer.optimizer, prompt_scales(model), features)
 
