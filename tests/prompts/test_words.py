@@ -214,6 +214,19 @@ def test_the_first_token_that_tells_the_labels_apart_stands_for_a_label(decoder)
     assert spelled[0] != spelled[1]
 
 
+@pytest.mark.parametrize("name", ["BERT", "ModernBERT", "T5"])
+def test_backbones_that_do_not_continue_texts_are_refused(tmp_path, name):
+    folder = str(tmp_path / "backbone")
+    tokenizer = build_tokenizer(ARCHITECTURES[name], TEXTS * 20)
+    for part in (tokenizer, build_model(ARCHITECTURES[name], tokenizer)):
+        part.save_pretrained(folder)
+    with refused(
+        "… was not trained to continue texts, so it cannot be asked for a label. Use a causal "
+        "language model, such as smollm2 or gpt2, or head='linear'."
+    ):
+        PromptClassifier.zero_shot(LABELS, model=folder)
+
+
 def test_backbones_whose_scores_are_not_rows_of_the_head_are_refused(tmp_path):
     language_model("Gemma 2", tmp_path)
     with refused(

@@ -413,6 +413,11 @@ def ask_with_words(
     """
     if settings.asks_words and dataset.labels.is_regression:
         raise PtuneError("A regression has no label words. Use head='linear'.")
+    if settings.asks_words and not is_decoder(settings.model, revision=settings.revision):
+        raise PtuneError(
+            f"{settings.model} was not trained to continue texts, so it cannot be asked for a "
+            "label. Use a causal language model, such as smollm2 or gpt2, or head='linear'."
+        )
     if settings.head == "words-frozen" and settings.prompt == "none":
         raise PtuneError(
             "head is 'words-frozen' and prompt is 'none', so nothing would train. Use "
