@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all attack fuzz lint structure docs dist architectures nightly clean
+.PHONY: help demo demo-decoder test test-all attack fuzz lint structure docs dist architectures nightly clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -23,6 +23,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 demo: $(VENV)/installed ## Train a classifier of support mail and show what it can do
 	$(BIN)/ptune demo --output-dir runs/demo --overwrite
+
+demo-decoder: $(VENV)/installed ## Ask a language model without training, then train on few and all mails
+	$(PIP) install --quiet -c constraints.txt -e '.[decoder]'
+	$(BIN)/ptune demo --model smollm2 --output-dir runs/demo-decoder --overwrite
 
 test: $(VENV)/installed-dev ## Run the tests, without the slow ones
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --cov --cov-report=term

@@ -4,8 +4,11 @@ import csv
 from collections import Counter
 
 import pytest
+from architectures import ARCHITECTURES, build_model, build_tokenizer
+from transformers import AutoModelForCausalLM
 
 from ptune import demo
+from ptune.files import read_json
 
 
 def rows(split):
@@ -42,3 +45,22 @@ def test_the_demo_s_classifier_is_accurate(tmp_path):
     assert scores["majority class"] == pytest.approx(1 / 12)
     for name in ("learning_curve.png", "confusion_matrix.png"):
         assert (run.folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_decoder_is_asked_untrained_and_trained_on_few_and_on_all_mails(tmp_path):
+    qwen, folder = ARCHITECTURES["Qwen 2"], tmp_path / "run"
+    tokenizer = build_tokenizer(qwen, [row["text"] for row in rows("train")])
+    config = build_model(qwen, tokenizer, max_position_embeddings=512).config
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "qwen")
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    run, table = demo.run_decoder_demo(folder, model=str(tmp_path / "qwen"), epochs=0.05)
+    assert [name for name, _, _ in table] == [
+        "without training",
+        "16 examples per label",
+        "all examples",
+    ]
+    assert [trained > 0 for _, _, trained in table] == [False, True, True]
+    few = read_json(folder / "few" / "metrics.json")
+    assert (few["train_examples"], run.metrics["train_examples"]) == (12 * 16, 924)
+    for picture in ("examples_curve.png", "confusion_matrix.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")

@@ -33,7 +33,7 @@ from ptune.cli.options import (
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged
-from ptune.training.settings import TRAINING, TrainSettings
+from ptune.training.settings import MODEL, TRAINING, TrainSettings
 
 if TYPE_CHECKING:
     from ptune.training.run import Run
@@ -230,6 +230,9 @@ def demo(
     output_dir: Annotated[Path, option("Folder for the run.", OUTPUT, metavar="DIR")] = Path(
         "runs/demo"
     ),
+    model: Annotated[
+        str, option("Backbone. A decoder, such as smollm2, is first asked untrained.", MODEL)
+    ] = "minilm",
     seed: Seed = 0,
     epochs: Epochs = None,
     overwrite: Overwrite = False,
@@ -237,15 +240,18 @@ def demo(
     """Train on support emails that come with ptune, and classify a few messages.
 
     The emails to an online shop have twelve intents. The demo compares the p-tuned classifier with
-    the majority class and with logistic regression on the same backbone's embeddings. It needs no
-    network.
+    the majority class and with logistic regression on the same backbone's embeddings. With --model
+    smollm2, it compares no, few and all training examples. It needs no network.
     """
-    from ptune.demo import EXAMPLES, run_demo
+    from ptune.backbones.loading import is_decoder
+    from ptune.demo import CURVE, EXAMPLES, run_decoder_demo, run_demo
     from ptune.training.report import TrainingProgress
 
+    decoder = is_decoder(model)
     with _interruptible(output_dir):
-        _, rows = run_demo(
+        _, rows = (run_decoder_demo if decoder else run_demo)(
             output_dir,
+            model=model,
             seed=seed,
             epochs=epochs,
             overwrite=overwrite,
@@ -261,8 +267,9 @@ def demo(
 
     classifier = ptune.load(output_dir)
     print_predictions(EXAMPLES, list(classifier.stream(EXAMPLES)))
+    picture = CURVE if decoder else "learning_curve.png"
     say(
-        f"Pictures: {output_dir}/learning_curve.png and {output_dir}/confusion_matrix.png\n"
+        f"Pictures: {output_dir}/{picture} and {output_dir}/confusion_matrix.png\n"
         f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'
     )
 

@@ -6,7 +6,9 @@ The data is in this folder: `train.csv`, `test.csv` and a `README.md` on how it 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +22,27 @@ from ptune import labels as metrics
 from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.backbones.wheels import MINILM
 from ptune.data.dataset import LABEL, TEXT
-from ptune.training.run import Run, load_dataset, train_run
+from ptune.inference.classifier import PromptClassifier
+from ptune.training import report
+from ptune.training.run import Run, check_folder, load_dataset, train_run
 from ptune.training.settings import TrainSettings
 
 FOLDER = Path(__file__).parent
+NAME = "Support mail"
+FILES: dict[str, Any] = {
+    "train_file": str(FOLDER / "train.csv"),
+    "eval_file": str(FOLDER / "test.csv"),
+}
 EXAMPLES = [
     "tracking says delivered on tuesday but there is nothing in front of my door",
     "I was charged for the headphones and then the page crashed and it took the money again",
     "Please don't send it, I found my old one",
     "since the update the lamp forgets the wifi every night",
 ]
+
+# Passes over few examples, and over all of them: a language model starts where it understands most.
+FEW, FEW_EPOCHS, ALL_EPOCHS = 16, 4, 2
+CURVE = "examples_curve.png"
 
 # One line of the comparison: name, scores, number of trained parameters.
 Row = tuple[str, dict[str, float], int]
@@ -38,6 +51,7 @@ Row = tuple[str, dict[str, float], int]
 def run_demo(
     output_dir: str | Path,
     *,
+    model: str = MINILM,
     seed: int = 0,
     epochs: float | None = None,
     overwrite: bool = False,
@@ -48,17 +62,12 @@ def run_demo(
     Raises:
         PtuneError: The folder is not empty, or the embedded backbone is not installed.
     """
-    settings = TrainSettings(
-        train_file=str(FOLDER / "train.csv"),
-        eval_file=str(FOLDER / "test.csv"),
-        seed=seed,
-        epochs=epochs,
-    )
+    settings = TrainSettings(model=model, **FILES, seed=seed, epochs=epochs)
     dataset = load_dataset(settings)
-    dataset.name = "Support mail"
+    dataset.name = NAME
     run = train_run(settings, output_dir, overwrite=overwrite, progress=progress, dataset=dataset)
     assert dataset.train is not None
-    simple, parameters = logistic_regression(dataset.train, dataset.evaluation[""])
+    simple, parameters = logistic_regression(dataset.train, dataset.evaluation[""], model)
     rows = [
         ("majority class", run.metrics["majority"], 0),
         ("logistic regression on mean embeddings", simple, parameters),
@@ -67,8 +76,49 @@ def run_demo(
     return run, rows
 
 
-def logistic_regression(train: Dataset, test: Dataset) -> tuple[dict[str, float], int]:
-    """Scores of scikit-learn's logistic regression on MiniLM's mean-pooled embeddings.
+def run_decoder_demo(
+    output_dir: str | Path,
+    *,
+    model: str = "smollm2",
+    seed: int = 0,
+    epochs: float | None = None,
+    overwrite: bool = False,
+    progress: TrainerCallback | None = None,
+) -> tuple[Run, list[Row]]:
+    """Ask a language model without training, then train on a few and on all support mails.
+
+    Returns:
+        The run on all mails, and a row for each number of examples. A picture of the scores is in
+        the run folder, and the run on a few mails is in its folder `few`.
+
+    Raises:
+        PtuneError: The folder is not empty, or the language model is not installed.
+    """
+    folder = Path(output_dir)
+    settings = TrainSettings(model=model, **FILES, seed=seed, head="words")
+    check_folder(folder, overwrite=overwrite, resume=False)
+    dataset = load_dataset(settings)
+    dataset.name = NAME
+    test = dataset.evaluation[""]
+    classifier = PromptClassifier.zero_shot(dataset.labels.names, model=model)
+    predicted = dataset.labels.decide(np.stack(list(classifier.logits(test[TEXT]))))
+    asked = dataset.labels.scores(dataset.metrics, np.asarray(test[LABEL]), predicted)
+    how: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
+    every = replace(settings, epochs=epochs or ALL_EPOCHS)
+    run = train_run(every, folder, **how, dataset=dataset)
+    few = replace(settings, epochs=epochs or FEW_EPOCHS, examples_per_label=FEW)
+    fewer = train_run(few, folder / "few", **how)
+    rows = [("without training", asked, 0)]
+    for count, own in ((f"{FEW} examples per label", fewer), ("all examples", run)):
+        rows.append((count, own.metrics["eval"], own.metrics["trainable_parameters"]))
+    report.examples_curve([(name, scores) for name, scores, _ in rows], NAME, folder / CURVE)
+    return run, rows
+
+
+def logistic_regression(
+    train: Dataset, test: Dataset, model: str = MINILM
+) -> tuple[dict[str, float], int]:
+    """Scores of scikit-learn's logistic regression on a backbone's mean-pooled embeddings.
 
     Returns:
         Accuracy and macro-F1, and the number of fitted parameters.
@@ -76,8 +126,8 @@ def logistic_regression(train: Dataset, test: Dataset) -> tuple[dict[str, float]
     classifier = LogisticRegression(C=10.0, max_iter=1000)
     # The model's authors normalise embeddings to length 1.
     pipeline = make_pipeline(Normalizer(), classifier)
-    pipeline.fit(mean_embeddings(train[TEXT]), train[LABEL])
-    predicted = pipeline.predict(mean_embeddings(test[TEXT]))
+    pipeline.fit(mean_embeddings(train[TEXT], model), train[LABEL])
+    predicted = pipeline.predict(mean_embeddings(test[TEXT], model))
     scores = metrics.compute(["accuracy", "f1_macro"], np.asarray(test[LABEL]), predicted)
     return scores, classifier.coef_.size + classifier.intercept_.size
 

@@ -126,6 +126,20 @@ def learning_curve(
         figure.savefig(file, dpi=120)
 
 
+def examples_curve(points: Sequence[tuple[str, dict[str, float]]], title: str, file: Path) -> None:
+    """Plot the accuracy and macro F1 of classifiers, by how many examples each has learned from."""
+    with _drawing:
+        figure, (scores,) = _figure(6, 4)
+        for colour, key in ((BLUE, "accuracy"), (ORANGE, "f1_macro")):
+            x, y = [name for name, _ in points], [found[key] for _, found in points]
+            scores.plot(x, y, marker="o", ms=5, color=colour, label=key.replace("_", " "))
+        scores.set_ylim(0, 1)
+        scores.grid(axis="y", alpha=0.25)
+        scores.legend(frameon=False, loc="lower right")
+        figure.suptitle(title)
+        figure.savefig(file, dpi=120)
+
+
 def _mark_majority(scores: Axes, right: float, score: float, colour: str) -> None:
     scores.axhline(score, color=colour, ls=":", lw=1)
     scores.annotate(
