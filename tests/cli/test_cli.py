@@ -118,6 +118,9 @@ def test_a_run_folder_has_an_adapter_scores_settings_and_pictures(trained):
         "settings.json",
         "learning_curve.png",
         "confusion_matrix.png",
+        "report.html",
+        "report.json",
+        "mistakes.csv",
         "checkpoints",
     }
 
