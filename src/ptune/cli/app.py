@@ -43,6 +43,7 @@ for _command in (
     quality.check,
     quality.report,
     quality.drift,
+    quality.explain,
     share.serve,
     share.export,
     share.push,

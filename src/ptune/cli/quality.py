@@ -230,6 +230,53 @@ def drift(
         raise typer.Exit(1)
 
 
+def explain(
+    adapter: Adapter,
+    text: Annotated[str, typer.Argument(help="The text.")],
+    pair: Annotated[
+        str | None,
+        option("Second text of a pair.", DATA, default="none", metavar="TEXT"),
+    ] = None,
+    label: Annotated[
+        str | None,
+        option("The label to explain.", OUTPUT, default="the most probable one", metavar="NAME"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        option("Also write the text as a page.", OUTPUT, default="none", metavar="FILE"),
+    ] = None,
+    model: Model = None,
+    dtype: DtypeOption = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show which words of a text decide its label.
+
+    Green words speak for the label, red ones against it: without them, the classifier is less or
+    more sure.
+
+    Example: ptune explain runs/mail "where is my parcel?"
+    """
+    from ptune.files import staged
+    from ptune.inference.classifier import load
+    from ptune.quality.explain import explain as explained
+
+    found = explained(
+        load(adapter, model=model, dtype=dtype), text if pair is None else (text, pair), label
+    )
+    if output:
+        with staged(output.absolute().parent) as stage:
+            (stage / output.name).write_text(found.to_html(), encoding="utf-8")
+    if as_json:
+        console.print_json(data=found.to_json())
+        return
+    say(f"{found.label} {found.score:.3f}")
+    console.print(found.to_rich(), soft_wrap=True)
+    table = Table("word", "weight")
+    for word in sorted(found.words, key=lambda word: -abs(word.weight))[:8]:
+        table.add_row(Text(word.text), f"{word.weight:+.3f}")
+    console.print(table)
+
+
 def _show_scores(content: dict[str, Any]) -> None:
     baselines = content["baselines"]
     title = f"{content['name']}: {content['rows']:,} texts ({content['measured_on']})"
