@@ -1,0 +1,124 @@
+"""Compare readers with deep prompts: many tasks for each text, and training on texts that are kept.
+
+    python benchmarks/readers.py --output runs/readers.json
+
+The numbers are processor time in one thread, so that other programs on the machine hardly matter.
+Everything uses MiniLM in ptune's number format and the demo's mail. Adapters are new ones, because
+their values do not change the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ptune
+from ptune import PromptBank, PromptEncoderConfig, PromptModel
+from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
+from ptune.data.dataset import TEXT
+from ptune.data.tables import read_table
+
+DEMO = Path(ptune.__file__).parent / "demo"
+LABELS = [str(i) for i in range(12)]
+DEEP = {"depth": "deep", "num_virtual_tokens": 20}
+ONE = {"depth": "reader", "num_virtual_tokens": 1, "reader_rank": 32}
+FOUR = {"depth": "reader", "num_virtual_tokens": 4, "reader_rank": 32}
+EIGHT = {"depth": "reader", "num_virtual_tokens": 8, "reader_rank": 32}
+READERS = {"reader, 1 token": ONE, "reader, 4 tokens": FOUR, "reader, 8 tokens": EIGHT}
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Processor time of some work."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def new_model(options: dict[str, Any]) -> PromptModel:
+    """A new prompt on MiniLM."""
+    dtype: Any = str(fast_dtype()).removeprefix("torch.")
+    backbone = load_backbone("minilm", labels=LABELS, dtype=dtype)
+    return PromptModel(backbone, PromptEncoderConfig(**options))
+
+
+def many_tasks(texts: list[str], counts: list[int]) -> dict[str, dict[str, str]]:
+    """Processor time of some tasks for each text, as a part of that of as many deep prompts."""
+    rows: dict[str, dict[str, str]] = {}
+    bank = PromptBank("minilm")
+    with tempfile.TemporaryDirectory() as folder:
+
+        def taken(options: dict[str, Any], count: int) -> float:
+            place = Path(folder) / str(options)
+            if not place.exists():
+                new_model(options).to_adapter().save(place)
+            names = [f"{options} {i}" for i in range(count)]
+            for name in names:
+                bank.add(name, place, replace=True)
+            bank.predict_all(texts[:2], names)
+            return seconds(lambda: bank.predict_all(texts, names))
+
+        deep = taken(DEEP, 1)
+        for title, options in READERS.items():
+            rows[title] = {
+                f"{n} tasks": f"{n * deep / taken(options, n):.1f} times as fast" for n in counts
+            }
+    return rows
+
+
+def training(texts: list[str]) -> dict[str, dict[str, str]]:
+    """Processor time of the first and the second epoch."""
+    tokenizer = load_tokenizer("minilm")
+    order = sorted(texts, key=len)
+    batches = [
+        tokenizer(order[i : i + 32], padding=True, return_tensors="pt")
+        for i in range(0, len(order), 32)
+    ]
+    rows = {}
+    for title, options in {"deep prompt, 20 tokens": DEEP, **READERS}.items():
+        model = new_model(options).train()
+        if options["depth"] == "reader":
+            model.kept_texts.limit = 10**9
+        optimizer = torch.optim.AdamW(model.parameter_groups(1e-3))
+
+        def epoch(model: Any = model, optimizer: Any = optimizer) -> None:
+            for batch in batches:
+                targets = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
+                model(**batch, labels=targets).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        first, second = seconds(epoch), seconds(epoch)
+        rows[title] = {"first epoch": f"{first:.1f} s", "second epoch": f"{second:.1f} s"}
+        print(title, rows[title], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--texts", type=int, default=64, help="Texts for many tasks.")
+    parser.add_argument("--train-texts", type=int, default=320, help="Texts for training.")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = {
+        "training": training(read_table(DEMO / "train.csv")[TEXT][: arguments.train_texts]),
+        "tasks": many_tasks(
+            read_table(DEMO / "test.csv")[TEXT][: arguments.texts], arguments.tasks
+        ),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
