@@ -274,7 +274,7 @@ def _records(file: Path, dialect: Dialect) -> Iterator[dict[str, Any]]:
         if not part.strip():
             continue
         try:
-            found = json.loads(part)
+            found = json.loads(part if whole else part.rstrip())
         except (json.JSONDecodeError, RecursionError) as error:
             line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
             raise PtuneError(

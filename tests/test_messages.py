@@ -1,0 +1,126 @@
+"""Whole messages: what was found, what was expected, and how to correct it."""
+
+import enum
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import refused
+
+from ptune.data.dataset import TaskData, load_files
+from ptune.data.glue import load_glue
+from ptune.data.opening import Dialect
+from ptune.data.tables import Columns, read_table
+from ptune.labels import Labels, read
+from ptune.texts import Template, as_columns
+
+TEXTS = ["a text", "another text"] * 3
+HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+
+
+class Colour(enum.Flag):
+    RED = 1
+    BLUE = 2
+
+
+def written(name, content):
+    file = Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+def mrpc(content):
+    for part in ("train", "dev"):
+        written(f"MRPC/{part}.tsv", content)
+    return load_glue("mrpc", ".")
+
+
+def dataset(labels, *more, **how):
+    return TaskData.from_lists([TEXTS], labels, *more, **how)
+
+
+def table(name, content, **dialect):
+    return read_table(written(name, content), Dialect(**dialect))
+
+
+MESSAGES = {
+    "A number of examples per label can only be drawn if each text has one label; texts is "
+    "multi_label_classification.": lambda: dataset([["a"], ["b"]] * 3).few_examples(1, 0),
+    "sample_weight must be 6 numbers of at least 0, one for each text, and not all of them "
+    "zero.": lambda: dataset(["a", "b"] * 3, sample_weight=[1, 2]),
+    "A regression has no classes, so class_weight cannot be used.": lambda: dataset(
+        [0.5, 1.5, 2.5, 3.5, 4.5, 5.25], class_weight="balanced"
+    ),
+    "class_weight does not fit the labels: …": lambda: dataset(
+        ["a", "b"] * 3, class_weight={"c": 1}
+    ),
+    "There are 6 texts and 2 labels. Every text needs one label (or one list of labels).": lambda: (
+        dataset(["a", "b"])
+    ),
+    "2 examples of 2 labels are too few to hold some out for evaluation. Add examples, or name a "
+    "file with --eval-file.": lambda: load_files(written("few.csv", "text,label\nx,a\ny,b\n")),
+    "There is no GLUE task 'mrcp'; did you mean 'mrpc'? …": lambda: load_glue("mrcp", "."),
+    "MRPC/train.tsv holds no examples, only a header. Download it again.": lambda: mrpc(HEADER),
+    "MRPC/train.tsv has the columns a, b, but not '#1 String'. Is it the original MRPC file of "
+    "GLUE?": lambda: mrpc("a\tb\nc\td\n"),
+    "mrpc train has the label '7'. Expected one of 0, 1. Is it the original file of "
+    "GLUE?": lambda: mrpc(HEADER + "7\t1\t2\tx\ty\n"),
+    "There is no encoding 'latin-99'. Use for example --encoding cp1252.": lambda: table(
+        "a.csv", "text,label\nx,a\n", encoding="latin-99"
+    ),
+    "The delimiter 'ab' is not one character. Use for example ';', or tab.": lambda: table(
+        "a.csv", "text,label\nx,a\n", delimiter="ab"
+    ),
+    "empty.csv is empty. Expected a header and examples.": lambda: table("empty.csv", ""),
+    "There is no file mial.csv. Did you mean mail.csv?": lambda: (
+        written("mail.csv", "text\nx\n"),
+        read_table("mial.csv"),
+    ),
+    "b.jsonl could not be read as json: line 2 is broken or cut short (…). Expected one object "
+    'per line, such as {"text": "…", "label": "…"}.': lambda: table(
+        "b.jsonl", '{"text": "x"}\n{"text": \n'
+    ),
+    'Example 2 of b.json is \'5\'. Expected an object such as {"text": "…", "label": '
+    '"…"}.': lambda: table("b.json", '[{"text": "x"}, 5]'),
+    "b.parquet could not be read as parquet: …. Is it complete, and is it what its name "
+    "says?": lambda: table("b.parquet", b"PAR1 nothing"),
+    "b.csv.gz could not be read (…): it is damaged or incomplete. Write or download it "
+    "again.": lambda: table("b.csv.gz", b"\x1f\x8b\x08nothing"),
+    "Name the labels with --label-column or --indicator-column, not both.": lambda: load_files(
+        written("a.csv", "text,a,b\nx,0,1\n"), columns=Columns("text", None, "a", ("b",))
+    ),
+    "A regression needs numbers as labels (the labels). Found 'x' at position 1 (counting from 0). "
+    "Correct it or leave that example out.": lambda: dataset(["1.5", "x"] * 3, "regression"),
+    "The label '<object …>' is of type object (the labels, position 0 (counting from 0)). Labels "
+    "are strings, integers, floats, booleans or enum members. Convert it, for example with "
+    "str().": lambda: dataset([object(), object()] * 3),
+    "The label <Colour.RED|BLUE: 3> combines members of Colour (the labels, position 0 (counting "
+    "from 0)). Pass a list of members for each text, for example list(label).": lambda: dataset(
+        [Colour.RED | Colour.BLUE, Colour.RED] * 3
+    ),
+    "The label inf is not a finite number (the labels, position 0 (counting from 0)). Leave it "
+    "out.": lambda: dataset([float("inf"), 1.5] * 3),
+    "Expected one label per example, and the labels are of type ndarray with 3 dimensions. Pass a "
+    "list, an array or a column of a DataFrame.": lambda: dataset(np.zeros((6, 2, 2))),
+    "No example has a label (the labels). A classifier needs at least two.": lambda: dataset(
+        [[], []] * 3
+    ),
+    "Every example has the label 'a' (the labels). This is only one class, and a classifier needs "
+    "at least two. Is it the right column (--label-column)?": lambda: dataset(["a"] * 6),
+    "Two labels of different types are both written '1' (the labels). Convert all labels to one "
+    "type, for example with str().": lambda: dataset([1, "1"] * 3),
+    "The label 'c' occurs 1 time(s) (the labels), and training never saw it; there are: a, "
+    "b.": lambda: Labels.learn(read(["a", "b"])).encode(read(["c"])),
+    "There are no texts.": lambda: as_columns([]),
+    "The template '{text} x' has {text} alone, but these are pairs.": lambda: Template(
+        "{text} x"
+    ).fill([["a"], ["b"]]),
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_mistake_gets_a_whole_message(message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused(message):
+        MESSAGES[message]()
