@@ -22,6 +22,8 @@ TEXTS, STEPS = 64, 200
 # Twice the sizes of `ARCHITECTURES`.
 WIDTHS = ("hidden_size", "n_embd", "dim", "d_model", "embedding_size", "word_embed_proj_dim")
 HEADS = ("head_dim", "d_kv", "rotary_dim")
+# GPT-Neo's second layer sees only so many tokens: a prompt before them has no effect there.
+WINDOW = {"window_size": 64}
 SAMPLE = ("BERT", "DeBERTa-v2", "GPT-2", "Qwen 3", "Gemma 3", "BART")
 
 
@@ -44,6 +46,7 @@ def fitted(name, prompt, **options):
     tokenizer = build_tokenizer(architecture, SENTENCES)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     wide = {k: 2 * v for k, v in architecture.options.items() if k in WIDTHS + HEADS}
+    wide |= {k: v for k, v in WINDOW.items() if k in architecture.options}
     backbone = build_model(architecture, tokenizer, num_labels=2, **wide)
     torch.manual_seed(1)
     model = PromptModel(backbone, PromptEncoderConfig(depth=prompt)).train()
