@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding
 
 from ptune import PromptEncoderConfig, PromptModel
 from ptune.backbones.architectures import generates
-from ptune.training.defaults import HEAD_RELATIVE, RELATIVE
+from ptune.training.defaults import HEAD_RATE, PROMPT_RATES
 from ptune.training.features import Features
 from ptune.training.steps import ScaledSteps, prompt_scales
 
@@ -58,8 +58,8 @@ def fitted(name, prompt, **options):
     labels = torch.tensor(rng.permutation([0, 1] * (TEXTS // 2)))
     collate = DataCollatorWithPadding(tokenizer)
     inputs = collate(list(train))
-    rate = {"prompt_learning_rate": RELATIVE[kind, prompt], **options}
-    optimizer = torch.optim.AdamW(model.parameter_groups(HEAD_RELATIVE, **rate))
+    rate = {"prompt_learning_rate": PROMPT_RATES[kind, prompt], **options}
+    optimizer = torch.optim.AdamW(model.parameter_groups(HEAD_RATE, **rate))
     ScaledSteps(optimizer, prompt_scales(model), Features.of(model, train, collate, seed=0))
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, STEPS)
     gradients = None

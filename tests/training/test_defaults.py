@@ -1,10 +1,13 @@
 """What is chosen if the settings leave it open."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build, train_tokenizer
+from architectures import ARCHITECTURES, build_model, build_tokenizer
+from conftest import SENTENCES, build, train_tokenizer
+from transformers import AutoModelForCausalLM
 
 import ptune
 from ptune import TrainSettings
@@ -43,13 +46,13 @@ def test_a_preset_is_the_length_of_a_run(preset):
 )
 def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate):
     chosen = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 3200))
-    assert (chosen.reader_rank, chosen.learning_rate, chosen.head_init) == (rank, rate, "random")
+    assert (chosen.reader_rank, chosen.learning_rate, chosen.head) == (rank, rate, "linear")
     assert chosen.prompt_learning_rate == 1e-3
     assert choose(TrainSettings(), Situation(backbone, "deep", 3200)).reader_rank == 0
 
 
 def test_what_is_given_is_not_chosen():
-    given = {"learning_rate": 0.0, "prompt_learning_rate": 0.25, "head_init": "random"}
+    given = {"learning_rate": 0.0, "prompt_learning_rate": 0.25, "head": "linear"}
     chosen = choose(TrainSettings(**given), Situation("decoder", "input", 100))
     assert {name: getattr(chosen, name) for name in given} == given
 
@@ -62,19 +65,24 @@ def decoder_folder(tmp_path_factory):
     return folder
 
 
-def test_a_decoder_reads_the_question_before_a_text(decoder_folder, tmp_path, texts):
-    """The keys and values of the question are those of its words."""
-    file = tmp_path / "mail.csv"
+@pytest.fixture(scope="module")
+def mail(tmp_path_factory, texts):
+    file = tmp_path_factory.mktemp("data") / "mail.csv"
     rows = [f'"{t} {i}",{"cats" if i % 2 else "dogs"}' for i, t in enumerate(texts * 2)]
     file.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return file
+
+
+def test_a_decoder_reads_the_question_before_a_text(decoder_folder, mail, tmp_path, texts):
+    """The keys and values of the question are those of its words."""
     settings = TrainSettings(
         model=str(decoder_folder),
-        train_file=str(file),
+        train_file=str(mail),
         num_virtual_tokens=12,
         epochs=1,
         learning_rate=0.0,
         prompt_learning_rate=0.0,
-        shift_positions=True,
+        head="linear",
         dtype="float32",
     )
     run = ptune.train_run(settings, tmp_path / "run")
@@ -92,3 +100,55 @@ def test_a_decoder_reads_the_question_before_a_text(decoder_folder, tmp_path, te
         states = plain.transformer(torch.cat([words, text], dim=1)).last_hidden_state[:, -1]
         head = Adapter.read(tmp_path / "run").head["score.weight"]
     torch.testing.assert_close(found, states @ head.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words", "options", "head"),
+    [
+        ("decoder", True, {}, "words"),
+        ("decoder", True, {"prompt": "input"}, "words"),
+        ("decoder", True, {"prompt": "none"}, "words"),
+        ("decoder", True, {"prompt": "reader"}, "linear"),
+        ("decoder", True, {"pooling": "mean"}, "linear"),
+        ("decoder", False, {}, "linear"),
+        ("encoder", True, {}, "features"),
+        ("encoder", True, {"prompt": "reader"}, "linear"),
+        ("decoder", True, {"head": "features"}, "features"),
+    ],
+)
+def test_the_head_starts_as_words_where_a_language_model_knows_them(backbone, words, options, head):
+    own = TrainSettings(**options)
+    assert choose(own, Situation(backbone, own.prompt, 100, words)).head == head
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (["good", "bad"], True),
+        ([0, 1], False),
+        (["LABEL_0", "LABEL_1"], False),
+        ([["good"], ["good", "bad"]], False),
+        ([0.5, 1.5], False),
+    ],
+    ids=["words", "numbers", "numbered", "several", "regression"],
+)
+def test_labels_that_are_words_are_recognised(bert_folder, y, words):
+    data = TaskData.from_lists([["a", "b"]], y)
+    assert Situation.of(TrainSettings(model=str(bert_folder)), data).words == words
+
+
+def test_a_language_model_that_scales_its_scores_gets_a_linear_head(mail, tmp_path, caplog):
+    """Phi's head has a bias, so its rows are not its scores."""
+    tokenizer = build_tokenizer(ARCHITECTURES["Phi"], SENTENCES)
+    config = build_model(ARCHITECTURES["Phi"], tokenizer).config
+    model = AutoModelForCausalLM.from_config(config)
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path / "phi")
+    tokenizer.save_pretrained(tmp_path / "phi")
+    options = {"train_file": str(mail), "epochs": 1, "dtype": "float32", "num_virtual_tokens": 4}
+    own = TrainSettings(model=str(tmp_path / "phi"), **options)
+    ptune.train_run(own, tmp_path / "run")
+    assert "so its rows cannot start a head. It starts with head='linear'." in caplog.text
+    assert TrainSettings.read(tmp_path / "run").head == "linear"
+    with pytest.raises(ptune.PtuneError, match="Use head='linear'"):
+        ptune.train_run(replace(own, head="words"), tmp_path / "other")

@@ -114,7 +114,7 @@ def test_settings_json_has_the_values_of_the_run_and_no_others(bert_folder, tabl
     resolved = {
         "prompt_learning_rate": 0.12,
         "learning_rate": 1e-3,
-        "head_init": "features",
+        "head": "features",
         "prompt_init": "random",
         "prompt_init_scale": 0.5,
         "pooling": "architecture",
@@ -199,7 +199,7 @@ def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table,
 
 def test_a_run_starts_from_a_head_that_fits_the_features(bert_folder, table, tmp_path):
     """Before the first step, the classifier is better than the majority."""
-    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
+    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1, "head": "features"}
     run = ptune.train_run(settings(bert_folder, table, **still), tmp_path / "run")
     assert run.metrics["eval"]["accuracy"] > run.metrics["majority"]["accuracy"]
 
@@ -208,7 +208,7 @@ def test_a_head_from_a_checkpoint_is_kept(tokenizer, table, tmp_path):
     backbone = build("bert")
     backbone.save_pretrained(tmp_path / "fine-tuned")
     tokenizer.save_pretrained(tmp_path / "fine-tuned")
-    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
+    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1, "head": "features"}
     run = ptune.train_run(settings(tmp_path / "fine-tuned", table, **still), tmp_path / "run")
     head = dict(run.model.head_parameters())
     assert torch.equal(head["classifier.weight"], backbone.classifier.weight)
@@ -296,7 +296,6 @@ def test_an_input_prompt_starts_from_the_given_words_with_a_zero_head(bert_folde
     """Before training, all labels are equally likely."""
     question = "what is it about?"
     options = {"prompt": "input", "learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
-    options["head_init"] = "random"
     own = settings(bert_folder, table, prompt_init_text=question, **options)
     run = ptune.train_run(own, tmp_path / "run")
     config = run.model.prompt_config

@@ -23,6 +23,10 @@ from ptune.texts import Template, encode, lock_of
 WITHOUT_CONTENT = ("N/A", "", "[MASK]", "…")
 
 
+class NoWords(PtuneError):
+    """A head cannot start as rows of the language model's head."""
+
+
 Words = dict[str, list[str]]
 # So many labels are listed in a question.
 FEW = 6
@@ -127,7 +131,7 @@ def rows_of(model: PreTrainedModel, tokens: Sequence[Sequence[Sequence[int]]]) -
         tokens: From `token_of_each`.
 
     Raises:
-        PtuneError: Its scores are not rows of the head times the last hidden state.
+        NoWords: Its scores are not rows of the head times the last hidden state.
     """
     head: Any = model.get_output_embeddings()
     rows = torch.stack(
@@ -137,7 +141,7 @@ def rows_of(model: PreTrainedModel, tokens: Sequence[Sequence[Sequence[int]]]) -
         ]
     )
     if not _is_linear(model, head):
-        raise PtuneError(
+        raise NoWords(
             f"The scores of {type(model).__name__} are not those of its head alone (it has a bias, "
             "or scales or caps them), so its rows cannot start a head. Use head='linear'."
         )

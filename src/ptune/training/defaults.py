@@ -6,13 +6,14 @@ docs/defaults.md has the rule as a table, and what it was chosen from.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ptune.backbones.loading import is_decoder
 from ptune.data.dataset import TaskData
 from ptune.prompts.config import Depth
-from ptune.training.settings import Preset, TrainSettings
+from ptune.training.settings import HeadStart, Preset, TrainSettings
 
 # The length of a run: passes over the data, and the fewest steps.
 EPOCHS: dict[Preset, int] = {"fast": 4, "default": 8, "best": 20}
@@ -23,15 +24,18 @@ EVALUATIONS = 8
 SCHEDULED = ("eval", "save", "logging")
 
 # Learning rates of the prompt, by kind of backbone. Relative to the scale of its start.
-RELATIVE = {("encoder", "deep"): 0.12, ("encoder", "input"): 0.1}
-RELATIVE |= {("decoder", "deep"): 0.02, ("decoder", "input"): 0.04}
-# If steps are not relative.
-ABSOLUTE: dict[Depth, float] = {"deep": 6e-2, "input": 5e-3, "reader": 1e-3, "none": 5e-3}
-# Learning rate of the head: relative to the scale of what it reads, or not.
-HEAD_RELATIVE, HEAD_ABSOLUTE = 1e-3, 5e-3
+PROMPT_RATES = {
+    ("encoder", "deep"): 0.12,
+    ("encoder", "input"): 0.1,
+    ("decoder", "deep"): 0.02,
+    ("decoder", "input"): 0.04,
+}
+# Learning rate of the head, relative to the scale of what it reads.
+HEAD_RATE = 1e-3
 # A reader starts at words that know nothing of the task, and its low-rank layers start at zero. So
 # neither its start nor what the head reads then is a measure for steps, or a start for the head.
-READER_HEAD = {"encoder": 5e-3, "decoder": 1e-4}
+READER_RATE = 1e-3
+READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
 READER_RANK = {"encoder": 32, "decoder": 0}
 
 
@@ -41,20 +45,41 @@ class Situation:
 
     Attributes:
         backbone: `encoder` or `decoder`.
-        prompt: `deep`, `input` or `reader`.
+        prompt: `deep`, `input`, `reader` or `none`.
         examples: Number of training examples.
+        words: Whether every label is a word, and a text has exactly one.
     """
 
     backbone: str
     prompt: Depth
     examples: int
+    words: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
         """The situation of a run."""
         assert dataset.train is not None
         decoder = is_decoder(settings.model, revision=settings.revision)
-        return cls("decoder" if decoder else "encoder", settings.prompt, len(dataset.train))
+        return cls(
+            "decoder" if decoder else "encoder",
+            settings.prompt,
+            len(dataset.train),
+            dataset.labels.is_single and all(map(_is_word, dataset.labels.names)),
+        )
+
+
+def _is_word(label: str) -> bool:
+    return any(c.isalpha() for c in label) and not re.fullmatch(r"LABEL_\d+", label)
+
+
+def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
+    """What the head starts as."""
+    if situation.prompt == "reader":
+        return "linear"
+    if situation.backbone == "encoder":
+        return "features"
+    reads_end = settings.pooling in ("auto", "architecture")
+    return "words" if situation.words and reads_end else "linear"
 
 
 def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
@@ -62,22 +87,19 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
 
     `PromptEncoderConfig.resolved` decides those two, also outside of training.
     """
-    relative, kind = settings.relative_steps, (situation.backbone, situation.prompt)
-    rate = RELATIVE.get(kind) if relative else None
+    kind = situation.backbone, situation.prompt
     chosen: dict[str, Any] = {
-        "prompt_learning_rate": rate or ABSOLUTE[situation.prompt],
-        "learning_rate": HEAD_RELATIVE if relative else HEAD_ABSOLUTE,
-        "head_init": "features",
+        "head": head_of(settings, situation),
+        "prompt_learning_rate": PROMPT_RATES.get(kind, READER_RATE),
+        "learning_rate": HEAD_RATE,
+        "shift_positions": kind == ("decoder", "deep"),
         "reader_rank": 0,
     }
     if situation.prompt == "reader":
-        chosen["learning_rate"] = READER_HEAD[situation.backbone]
+        chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]
         chosen["reader_rank"] = READER_RANK[situation.backbone]
-        chosen["head_init"] = "random"
-    settings = replace(
-        settings, **{k: v for k, v in chosen.items() if getattr(settings, k) is None}
-    )
-    return with_schedule(settings, situation.examples)
+    left_open = {k: v for k, v in chosen.items() if getattr(settings, k) is None}
+    return with_schedule(replace(settings, **left_open), situation.examples)
 
 
 def steps_per_epoch(settings: TrainSettings, examples: int) -> int:

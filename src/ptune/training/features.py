@@ -25,8 +25,8 @@ from ptune.prompts.heads import Head
 
 # The column of the targets in a tokenised dataset.
 LABELS = "labels"
-# The most texts whose features are computed.
-MOST_TEXTS = 4096
+# The most texts whose features are computed: to fit a head, or for their scale.
+MOST_TEXTS, SOME_TEXTS = 4096, 512
 # Strengths of the ridge regression, for the mean over the texts.
 _RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)
 
@@ -55,7 +55,12 @@ class Features:
 
     @classmethod
     def of(
-        cls, model: PromptModel, train: Dataset, collate: Callable[[list[Any]], Any], seed: int
+        cls,
+        model: PromptModel,
+        train: Dataset,
+        collate: Callable[[list[Any]], Any],
+        seed: int,
+        most: int = MOST_TEXTS,
     ) -> Features | None:
         """The features of the training texts, or of a random sample of them.
 
@@ -64,6 +69,7 @@ class Features:
             train: The tokenised training set.
             collate: Makes a batch of examples.
             seed: For the sample.
+            most: Size of the sample.
 
         Returns:
             ``None`` if the head does not end in a linear layer of its own.
@@ -71,7 +77,7 @@ class Features:
         names = last_layer(model)
         if names is None:
             return None
-        rows = np.random.default_rng(seed).permutation(len(train))[:MOST_TEXTS]
+        rows = np.random.default_rng(seed).permutation(len(train))[:most]
         given = [c for c in (LABELS, WEIGHT) if c in train.column_names]
         table = train.remove_columns(given).select(rows.tolist())
         lengths = [len(ids) for ids in table["input_ids"]]
@@ -173,7 +179,7 @@ class _Reader:
 # A head fitted to the features.
 
 
-def fit_head(features: Features, labels: Labels, train: Dataset, scale: float = 1.0) -> None:
+def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
     """Start the last layer of a head with ridge regression on its features.
 
     The strength of the regression and the scale of the logits are those with the smallest loss on
@@ -183,7 +189,6 @@ def fit_head(features: Features, labels: Labels, train: Dataset, scale: float = 
         features: The features. The parameters of their layer change in place.
         labels: The labels.
         train: The tokenised training set.
-        scale: Factor for the layer.
     """
 
     def column(name: str) -> Tensor:
@@ -196,7 +201,7 @@ def fit_head(features: Features, labels: Labels, train: Dataset, scale: float = 
     inputs = features.values.double()
     inputs = (inputs if features.bias is None else inputs - mean) / std
     ridge = _Ridge(inputs, targets, weights.double(), labels, shifts=features.bias is not None)
-    coefficients, intercept = (scale * part for part in ridge.best())
+    coefficients, intercept = ridge.best()
     coefficients = coefficients / std
     with torch.no_grad():
         features.weight.copy_(coefficients)

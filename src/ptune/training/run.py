@@ -53,10 +53,10 @@ from ptune.labels import Labels, mean_and_std
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
-from ptune.prompts.words import default_template, parse_words, start_of_head
+from ptune.prompts.words import NoWords, default_template, parse_words, start_of_head
 from ptune.texts import Template, special_before
 from ptune.training import calibration, report
-from ptune.training.defaults import Situation, choose, question
+from ptune.training.defaults import Situation, choose, head_of, question
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.summary import Summary
 from ptune.training.trainer import (
@@ -123,11 +123,19 @@ def train_run(
     check_folder(folder, overwrite=overwrite, resume=resume)
     forget_shapes()
     Goal.parse(settings.threshold_for or "f1")  # refuses a wrong one
-    settings, dataset, tokenizer = prepare(settings, dataset)
+    given = settings
+    settings, dataset, tokenizer = prepare(given, dataset)
     if resume:
         check_unchanged(folder, settings, dataset)
+    try:
+        model = new_model(settings, dataset, tokenizer)
+    except NoWords as error:
+        if given.head is not None:
+            raise
+        logger.warning("%s", str(error).replace("Use head=", "It starts with head="))
+        settings, dataset, tokenizer = prepare(replace(given, head="linear"), dataset)
+        model = new_model(settings, dataset, tokenizer)
     assert dataset.train is not None
-    model = new_model(settings, dataset, tokenizer)
     if settings.prompt == "reader":
         model.kept_texts.limit = int(settings.keep_texts * 1e9)
     with compat.own_accelerate_state():
@@ -333,7 +341,7 @@ def prompt_config(
         prompt_init_text=text,
         prompt_init_scale=settings.prompt_init_scale,
         backbone_dropout=settings.backbone_dropout,
-        shift_positions=settings.shift_positions,
+        shift_positions=bool(settings.shift_positions),
         revision=settings.revision,
     )
     return config.resolved(settings.model, pairs=pairs, question=question, decoder=decoder)
@@ -411,6 +419,8 @@ def ask_with_words(
     Raises:
         PtuneError: The template is malformed, or the labels are numbers to predict.
     """
+    if settings.head is None:
+        settings = replace(settings, head=head_of(settings, Situation.of(settings, dataset)))
     if settings.asks_words and dataset.labels.is_regression:
         raise PtuneError("A regression has no label words. Use head='linear'.")
     if settings.asks_words and not is_decoder(settings.model, revision=settings.revision):
@@ -426,8 +436,6 @@ def ask_with_words(
     if settings.asks_words and settings.template is None:
         asked = default_template(dataset.labels.names, pairs=dataset.pairs)
         settings = replace(settings, template=asked)
-    if settings.asks_words:
-        settings = replace(settings, head_init="random")  # not from the features
     if settings.template is None or settings.prompt == "none" or settings.prompt_init is not None:
         return settings
     if not (words := Template(settings.template).soft_words):
@@ -457,14 +465,14 @@ def start_head(model: PromptModel, rows: torch.Tensor) -> None:
     """Set the head to rows ``[labels, hidden]``, without a bias.
 
     Raises:
-        PtuneError: The backbone's head has more layers than one.
+        NoWords: The backbone's head has more layers than one.
     """
     named = dict(model.head_parameters())
     weights = [name for name, p in named.items() if p.ndim > 1]
     if [named[name].shape for name in weights] != [rows.shape]:
-        raise PtuneError(
+        raise NoWords(
             f"The head of {model.architecture.name} has other parameters ({', '.join(named)}) than "
-            "one layer on what the language model's head reads. Use head='linear'."
+            f"one layer on what the language model's head reads. Use head='linear'."
         )
     with torch.no_grad():
         for name, parameter in named.items():

@@ -25,8 +25,7 @@ from ptune.training.declaration import check_settings, documented, setting, sett
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["fast", "default", "best"]
 ClassWeight = Literal["balanced"]
-HeadInit = Literal["features", "random"]
-HeadStart = Literal["linear", "words", "words-frozen"]
+HeadStart = Literal["words", "words-frozen", "linear", "features"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 # Sections of `ptune train --help` and of the docs, in this order.
@@ -122,21 +121,6 @@ class ClassifierSettings:
         above=0,
         unset="0.5 for a random start, else 1",
     )
-    head_init: HeadInit | None = setting(
-        None,
-        "Start the head with ridge regression on what it reads (features), or at random.",
-        ADVANCED,
-        unset="random for a reader, else features",
-    )
-    head_init_scale: float = setting(
-        1.0, "Factor for the head's start from features.", ADVANCED, above=0
-    )
-    relative_steps: bool = setting(
-        True,
-        "Learning rates are relative to the scale of the prompt's start and of what the head "
-        "reads. Those of a reader never are.",
-        ADVANCED,
-    )
     template: str | None = setting(
         None,
         "Words around each text that ask a language model for the label, such as '{soft:Review:} "
@@ -144,11 +128,13 @@ class ClassifierSettings:
         MODEL,
         unset="the text alone; with head words, a question with the labels",
     )
-    head: HeadStart = setting(
-        "linear",
-        "What the head starts as: a new layer (linear), or a language model's own scores of the "
-        "label words (words). With words-frozen, these stay and only the prompt trains.",
+    head: HeadStart | None = setting(
+        None,
+        "What the head starts as: a language model's own scores of the label words (words; with "
+        "words-frozen, only the prompt trains), a new layer (linear), or ridge regression on what "
+        "it reads (features).",
         MODEL,
+        unset="words on a decoder if every label is a word; features on an encoder; else linear",
     )
     label_words: str | None = setting(
         None,
@@ -171,13 +157,6 @@ class ClassifierSettings:
     )
     epochs: float | None = setting(
         None, "Passes over the data.", TRAINING, above=0, unset="8, and at least 200 steps"
-    )
-    average: float = setting(
-        0.0,
-        "Average the weights over this share of the steps, at the end of training.",
-        ADVANCED,
-        at_least=0,
-        at_most=1,
     )
     batch_size: int = setting(
         32,
@@ -326,10 +305,11 @@ class TrainSettings(ClassifierSettings):
         TRAINING,
         unset="every example counts the same",
     )
-    shift_positions: bool = setting(
-        PromptEncoderConfig.shift_positions,
+    shift_positions: bool | None = setting(
+        None,
         "Count a text's positions from the end of a deep prompt, as PEFT's prefix tuning does.",
         ADVANCED,
+        unset="True on a decoder",
     )
     backbone_dropout: bool = setting(
         PromptEncoderConfig.backbone_dropout,

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import TrainerCallback
 
 from ptune.model import PromptModel
 from ptune.training.features import Features
@@ -82,28 +81,3 @@ def prompt_scales(model: PromptModel) -> dict[nn.Parameter, Tensor]:
         scale = torch.cat(columns)
         scales[parameter] = torch.where(scale > 0, scale, 1.0)
     return scales
-
-
-class Average(TrainerCallback):
-    """Averages the weights over the last steps of a run.
-
-    Args:
-        share: The share of the steps; 0: do nothing.
-    """
-
-    def __init__(self, share: float) -> None:
-        self.share, self.steps = share, 0
-        self._sums: dict[nn.Parameter, Tensor] = {}
-
-    @torch.no_grad()
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add the weights; after the last step, replace them by their average."""
-        if not self.share or state.global_step <= (1 - self.share) * state.max_steps:
-            return
-        self.steps += 1
-        for parameter in kwargs["model"].parameters():
-            if parameter.requires_grad:
-                found = self._sums.setdefault(parameter, torch.zeros_like(parameter))
-                found += parameter
-                if state.global_step == state.max_steps:
-                    parameter.copy_(found / self.steps)

@@ -35,10 +35,10 @@ from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import Template, encode
-from ptune.training.defaults import HEAD_ABSOLUTE, SCHEDULED, steps_per_epoch, with_schedule
-from ptune.training.features import Features, fit_head
+from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
+from ptune.training.features import MOST_TEXTS, SOME_TEXTS, Features, fit_head
 from ptune.training.settings import TrainSettings
-from ptune.training.steps import Average, ScaledSteps, prompt_scales
+from ptune.training.steps import ScaledSteps, prompt_scales
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +63,7 @@ def training_arguments(
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": 2 * settings.batch_size,
-        "learning_rate": HEAD_ABSOLUTE
-        if settings.learning_rate is None
-        else settings.learning_rate,
+        "learning_rate": HEAD_RATE if settings.learning_rate is None else settings.learning_rate,
         "weight_decay": 0.01,
         "warmup_steps": math.ceil(0.06 * steps),
         **{f"{what}_strategy": "epoch" for what in SCHEDULED},
@@ -356,7 +354,7 @@ def build_trainer(
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=metric_function(dataset),
             optimizers=(optimizer_class(groups, **options), None),
-            callbacks=[NotFinite(), Average(settings.average), *callbacks],
+            callbacks=[NotFinite(), *callbacks],
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise PtuneError(f"Trainer refused these settings: {error}") from error
@@ -368,22 +366,24 @@ def build_trainer(
 
 
 def start_head(trainer: SharingTrainer, labels: Labels, settings: TrainSettings) -> None:
-    """Fit the head to what it reads, and make steps relative, as the settings say.
+    """Make steps relative to the scale of what they change, and fit the head if `features`.
 
     A head that a checkpoint brought stays as it is.
     """
     model: Any = trainer.model
-    train, fits = trainer.train_dataset, settings.head_init == "features"
-    features = None
-    relative = settings.relative_steps and settings.prompt != "reader"
-    if fits or relative:
-        features = Features.of(model, train, trainer.data_collator, settings.seed)
+    if settings.prompt == "reader" and settings.head != "features":
+        return
+    train, fits = trainer.train_dataset, settings.head == "features"
+    features = Features.of(
+        model, train, trainer.data_collator, settings.seed, MOST_TEXTS if fits else SOME_TEXTS
+    )
     own = model.host.heads.original.parameters
     if features is not None and fits and not compat.was_loaded(own[features.name]):
-        fit_head(features, labels, train, settings.head_init_scale)
-    if relative:
-        assert trainer.optimizer is not None
-        ScaledSteps(trainer.optimizer, prompt_scales(model), features)
+        fit_head(features, labels, train)
+    if settings.prompt == "reader":
+        return
+    assert trainer.optimizer is not None
+    ScaledSteps(trainer.optimizer, prompt_scales(model), features)
 
 
 def _tokenized(
