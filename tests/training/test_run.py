@@ -296,7 +296,7 @@ def test_an_input_prompt_starts_from_the_given_words_with_a_zero_head(bert_folde
     """Before training, all labels are equally likely."""
     question = "what is it about?"
     options = {"prompt": "input", "learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
-    own = settings(bert_folder, table, prompt_init_text=question, **options)
+    own = settings(bert_folder, table, prompt_init_text=question, head="linear", **options)
     run = ptune.train_run(own, tmp_path / "run")
     config = run.model.prompt_config
     assert (config.prompt_init, config.prompt_init_text) == ("text", question)

@@ -127,14 +127,7 @@ def train_run(
     settings, dataset, tokenizer = prepare(given, dataset)
     if resume:
         check_unchanged(folder, settings, dataset)
-    try:
-        model = new_model(settings, dataset, tokenizer)
-    except NoWords as error:
-        if given.head is not None:
-            raise
-        logger.warning("%s", str(error).replace("Use head=", "It starts with head="))
-        settings, dataset, tokenizer = prepare(replace(given, head="linear"), dataset)
-        model = new_model(settings, dataset, tokenizer)
+    settings, model = _model_for(given, settings, dataset, tokenizer)
     assert dataset.train is not None
     if settings.prompt == "reader":
         model.kept_texts.limit = int(settings.keep_texts * 1e9)
@@ -392,6 +385,20 @@ def new_model(
             model.state.head_trains = False
             model.set_adapter(model.active_adapter)
     return model
+
+
+def _model_for(
+    given: TrainSettings, settings: TrainSettings, dataset: TaskData, tokenizer: Any
+) -> tuple[TrainSettings, PromptModel]:
+    """`new_model`; with a linear head if words were chosen and the language model allows none."""
+    try:
+        return settings, new_model(settings, dataset, tokenizer)
+    except NoWords as error:
+        if given.head is not None:
+            raise
+        logger.warning("%s", str(error).replace("Use head=", "It starts with head="))
+    settings, _, _ = prepare(replace(given, head="linear"), dataset)
+    return settings, new_model(settings, dataset, tokenizer)
 
 
 def zero_shot_model(
