@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import ptune
 from ptune import TrainSettings
 from ptune.adapters.adapter import Adapter
 from ptune.data.dataset import TaskData
-from ptune.training.defaults import Situation, choose, question
+from ptune.training.defaults import PROMPT_RATES, Situation, choose, question
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,14 @@ def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate):
     assert (chosen.reader_rank, chosen.learning_rate, chosen.head) == (rank, rate, "linear")
     assert chosen.prompt_learning_rate == 1e-3
     assert choose(TrainSettings(), Situation(backbone, "deep", 3200)).reader_rank == 0
+
+
+def test_the_page_has_the_learning_rates():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "defaults.md").read_text("utf-8")
+    for kind in ("deep", "input"):
+        encoder, decoder = (f"{PROMPT_RATES[b, kind]:g}" for b in ("encoder", "decoder"))
+        a = "an" if kind == "input" else "a"
+        assert f"| learning rate of {a} {kind} prompt | {encoder} | {decoder} | {decoder} |" in page
 
 
 def test_what_is_given_is_not_chosen():
