@@ -13,7 +13,7 @@ import ptune
 from ptune import PromptBank, PromptClassifier
 from ptune.export.onnx import export_onnx
 from ptune.labels import Labels
-from ptune.prompts.words import parse_words, token_of_each
+from ptune.prompts.words import parse_words, token_of_each, words_from_examples
 from ptune.texts import Template
 from ptune.training.run import zero_shot_model
 from ptune.training.settings import TrainSettings
@@ -212,6 +212,40 @@ def test_the_first_token_that_tells_the_labels_apart_stands_for_a_label(decoder)
     found = token_of_each(tokenizer, words, spaced=True)
     spelled = [tokenizer.decode(own[0]).strip() for own in found]
     assert spelled[0] != spelled[1]
+
+
+def test_words_that_examples_find_are_likelier_after_texts_of_their_label(decoder):
+    texts = [*TEXTS, "money today", "where is it", "send it back"]
+    labels = [0, 1, 0, 1, 0, 1]
+    model = AutoModelForCausalLM.from_pretrained(decoder).eval()
+    tokenizer = ptune.backbones.loading.load_tokenizer(decoder)
+    found = words_from_examples(model, tokenizer, Template(ASKED), [texts], labels, LABELS)
+    assert list(found) == LABELS
+    assert not set(found["parcel"]) & set(found["money"])
+    for label, own in enumerate(found.values()):
+        assert 1 <= len(own) <= 3
+        for word in own:
+            [token] = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            after = [[], []]
+            for text, which in zip(Template(ASKED).fill([texts]), labels, strict=True):
+                ids = torch.tensor([tokenizer(text)["input_ids"]])
+                with torch.no_grad():
+                    scores = model(input_ids=ids).logits[0, -1].log_softmax(0)
+                after[which].append(float(scores[token]))
+            assert np.mean(after[label]) > np.mean(after[1 - label])
+
+
+def test_words_are_found_in_the_training_examples(decoder, caplog):
+    how = {"head": "words", "label_words": "auto", "template": ASKED, "dtype": "float32"}
+    classifier = PromptClassifier(decoder, epochs=1, batch_size=2, **how)
+    classifier.fit(TEXTS, ["parcel", "money", "parcel"])
+    assert set(classifier.predict(TEXTS)) <= set(LABELS)
+    assert "The label words are money: " in caplog.text
+    with refused(
+        "label_words is 'auto', but there are no training examples. Name the words, or leave "
+        "label_words out."
+    ):
+        PromptClassifier.zero_shot(LABELS, model=decoder, label_words="auto")
 
 
 @pytest.mark.parametrize("name", ["BERT", "ModernBERT", "T5"])

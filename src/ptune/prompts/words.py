@@ -30,6 +30,8 @@ class NoWords(PtuneError):
 Words = dict[str, list[str]]
 # So many labels are listed in a question.
 FEW = 6
+# Words that examples find: for each label, out of so many that are likely.
+MOST_WORDS, LIKELY = 3, 1000
 
 
 def parse_words(given: str | Mapping[str, str | Sequence[str]], labels: Sequence[str]) -> Words:
@@ -95,6 +97,59 @@ def default_template(labels: Sequence[str], *, pairs: bool = False) -> str:
     if len(names) <= FEW:
         return f"{{soft:Classify the text as {listed}.\nText:}} {{text}}\nLabel:"
     return "{soft:Read the text and say what it is about.\nText:} {text}\nThis text is about"
+
+
+@torch.no_grad()
+def words_from_examples(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    template: Template,
+    columns: Sequence[Sequence[str]],
+    labels: Sequence[int],
+    names: Sequence[str],
+    longest: int | None = None,
+) -> Words:
+    """The words that a language model says after texts of one label more than after others.
+
+    For each label those with the largest likelihood ratio, as in PETAL (arXiv 2010.13641), among
+    the words that are likely after any label. A label for which there is none is its own word.
+
+    Args:
+        model, tokenizer, template: As for `start_of_head`.
+        columns: Some labelled texts; or first and second texts.
+        labels: The number of each text's label.
+        names: The labels.
+        longest: The longest text in tokens; longer texts are cut.
+    """
+    encoded, _ = encode(tokenizer, columns, longest, template=template)
+    head: Any = model.get_output_embeddings()
+    states = torch.stack([_last_state(model, ids) for ids in encoded["input_ids"]])
+    scores = (states @ head.weight.float().T).log_softmax(dim=1)  # [texts, vocabulary]
+    which = torch.tensor(labels, device=scores.device)
+    means = torch.stack([scores[which == i].mean(0) for i in range(len(names))])
+    means = means.nan_to_num(nan=-torch.inf)  # a label without examples
+    ratios = means - (means.exp().sum(0) - means.exp()).div(len(names) - 1).log()
+    spaced, found = _is_spaced(template), {}
+    likely = means.amax(0).topk(min(LIKELY, means.shape[1])).indices.tolist()
+    words = {token: word for token in likely if (word := _word_of(tokenizer, token, spaced))}
+    best = {token: int(ratios[:, token].argmax()) for token in words}
+    for i, name in enumerate(names):
+        own = sorted((t for t in words if best[t] == i), key=lambda t: -float(ratios[i, t]))
+        found[name] = [words[t] for t in own[:MOST_WORDS]] or [_spelled(name)]
+    return found
+
+
+def _is_spaced(template: Template) -> bool:
+    """Whether a space comes before the word that the template asks for."""
+    return not (template.chats or template.pattern.endswith((" ", "\n")))
+
+
+def _word_of(tokenizer: Any, token: int, spaced: bool) -> str | None:
+    """The word that a token is, if it is a whole one."""
+    text = tokenizer.decode([token])
+    word = text.strip()
+    again = tokenizer((" " if spaced else "") + word, add_special_tokens=False)["input_ids"]
+    return word if word.isalpha() and len(word) > 1 and again == [token] else None
 
 
 def token_of_each(tokenizer: Any, words: Words, *, spaced: bool) -> list[list[list[int]]]:
@@ -184,8 +239,7 @@ def start_of_head(
     Raises:
         PtuneError: As for `rows_of`.
     """
-    spaced = not (template.chats or template.pattern.endswith((" ", "\n")))
-    rows = rows_of(model, token_of_each(tokenizer, words, spaced=spaced))
+    rows = rows_of(model, token_of_each(tokenizer, words, spaced=_is_spaced(template)))
     if not calibrate:
         return rows
     columns = [list(WITHOUT_CONTENT)] * (1 + template.takes_pairs)

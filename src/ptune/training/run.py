@@ -31,7 +31,7 @@ from ptune.backbones.loading import (
     load_language_model,
     load_tokenizer,
 )
-from ptune.data.dataset import PAIR, TEXT, TaskData, load_files
+from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
 from ptune.data.splits import load_task
@@ -53,7 +53,13 @@ from ptune.labels import Labels, mean_and_std
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
-from ptune.prompts.words import NoWords, default_template, parse_words, start_of_head
+from ptune.prompts.words import (
+    NoWords,
+    default_template,
+    parse_words,
+    start_of_head,
+    words_from_examples,
+)
 from ptune.texts import Template, special_before
 from ptune.training import calibration, report
 from ptune.training.defaults import Situation, choose, head_of, question
@@ -70,6 +76,8 @@ from ptune.training.trainer import (
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+# `label_words` for words that are found, in so many examples of each label.
+FROM_EXAMPLES, FOUND_IN = "auto", 8
 # True labels and logits of each evaluation set.
 Answers = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -373,14 +381,7 @@ def new_model(
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
     model.state.template = around
     if template and settings.asks_words:
-        words_by_label = parse_words(settings.label_words or {}, dataset.labels.names)
-        language_model = load_language_model(
-            settings.model, dtype=backbone.dtype, revision=settings.revision
-        )
-        rows = start_of_head(
-            language_model, tokenizer, template, words_by_label, calibrate=calibrate
-        )
-        start_head(model, rows)
+        start_with_words(model, settings, dataset, tokenizer, template, calibrate=calibrate)
         if settings.head == "words-frozen":
             model.state.head_trains = False
             model.set_adapter(model.active_adapter)
@@ -466,6 +467,47 @@ def _replaced_special(settings: TrainSettings, tokenizer: PreTrainedTokenizerBas
     """
     decoder = is_decoder(settings.model, revision=settings.revision)
     return special_before(tokenizer) if decoder and settings.prompt == "deep" else []
+
+
+def start_with_words(
+    model: PromptModel,
+    settings: TrainSettings,
+    dataset: TaskData,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    calibrate: bool,
+) -> None:
+    """Start the head as the rows of its label words in the language model.
+
+    Raises:
+        PtuneError: As for `start_of_head`; or words are to be found without examples.
+    """
+    backbone = model.get_base_model()
+    language_model = load_language_model(
+        settings.model, dtype=backbone.dtype, revision=settings.revision
+    )
+    names = dataset.labels.names
+    if settings.label_words == FROM_EXAMPLES:
+        if not dataset.train:
+            raise PtuneError(
+                f"label_words is {FROM_EXAMPLES!r}, but there are no training examples. Name the "
+                "words, or leave label_words out."
+            )
+        some = dataset.few_examples(FOUND_IN, settings.seed).train
+        assert some is not None
+        columns = [some[name] for name in (TEXT, PAIR) if name in some.column_names]
+        longest = model.max_text_tokens(tokenizer)
+        words = words_from_examples(
+            language_model, tokenizer, template, columns, some[LABEL], names, longest
+        )
+        listed = "; ".join(f"{name}: {', '.join(own)}" for name, own in words.items())
+        logger.warning("The label words are %s.", listed)
+    else:
+        words = parse_words(settings.label_words or {}, names)
+    start_head(
+        model, start_of_head(language_model, tokenizer, template, words, calibrate=calibrate)
+    )
 
 
 def start_head(model: PromptModel, rows: torch.Tensor) -> None:

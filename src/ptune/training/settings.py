@@ -138,8 +138,8 @@ class ClassifierSettings:
     )
     label_words: str | None = setting(
         None,
-        "Words for the labels, for head words: label=word|word,label=word, or a JSON file with "
-        "words by label.",
+        "Words for the labels, for head words: label=word|word,label=word, a JSON file with words "
+        "by label, or auto for words that the model says after some of the training examples.",
         MODEL,
         unset="the labels themselves",
         metavar="WORDS",
