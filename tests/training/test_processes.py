@@ -64,10 +64,10 @@ def test_two_processes_train_the_same_adapter_as_one_with_twice_the_batch(settin
     one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=0, msg=name)
     one, two = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two"))
     for a, b in zip(one["epochs"], two["epochs"], strict=True):
-        assert a == pytest.approx(b, abs=1e-5)
+        assert a == pytest.approx(b, abs=1e-4)
     assert one["confusion_matrix"] == two["confusion_matrix"]
     assert sum(map(sum, two["confusion_matrix"]["eval"])) == EXAMPLES
     assert two["processes"] == 2
