@@ -227,6 +227,9 @@ def raises(*_, **__):
     raise MemoryError("no memory left")
 
 
+raises.from_pretrained = raises  # a layer's other constructor
+
+
 @each_subject()
 def test_a_bank_gives_its_backbone_back(subject, backbone, folder):
     inputs = inputs_of(folder)
@@ -347,7 +350,7 @@ def test_a_backbone_that_cannot_be_p_tuned_is_left_as_it_is(unfit):
 @each_subject()
 def test_an_exception_in_the_prompt_encoder_leaves_the_backbone(subject, backbone, monkeypatch):
     config, layers = config_of(subject), ["Embedding"]
-    if config.depth != "reader":  # these have no MLP
+    if config.depth not in ("reader", "none"):  # these have no MLP
         config.encoder_reparameterization_type = "MLP"
         layers.append("Linear")
     before = snapshot(backbone)
