@@ -164,8 +164,8 @@ class AdapterSet:
             PtuneError: There is no adapter with this name.
         """
         self._check_known(name)
-        self._choice.choose(name)
         with self.host.passes.lock:
+            self._choice.choose(name)
             if name == self._default_adapter:
                 self._freeze_inactive()
                 return
@@ -184,13 +184,14 @@ class AdapterSet:
         """
         self._check_known(name)
         self._check_new_name(new_name)
-        self.adapters[new_name] = self.adapters[name]
-        self.prompt_encoders[new_name] = self.prompt_encoders[name]
-        if self._default_adapter == name:
-            self._default_adapter = new_name
-        if self._choice.adapter == name:
-            self._choice.choose(new_name)
-        del self.adapters[name], self.prompt_encoders[name]
+        with self.host.passes.lock:
+            self.adapters[new_name] = self.adapters[name]
+            self.prompt_encoders[new_name] = self.prompt_encoders[name]
+            if self._default_adapter == name:
+                self._default_adapter = new_name
+            if self._choice.adapter == name:
+                self._choice.choose(new_name)
+            del self.adapters[name], self.prompt_encoders[name]
 
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter that is not active.
@@ -204,7 +205,8 @@ class AdapterSet:
                 f"The adapter {name!r} is active. Activate another one first (set_adapter), or "
                 "restore the backbone (unload)."
             )
-        del self.adapters[name], self.prompt_encoders[name]
+        with self.host.passes.lock:
+            del self.adapters[name], self.prompt_encoders[name]
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -233,11 +235,12 @@ class AdapterSet:
 
     def _freeze_inactive(self) -> None:
         """Train only adapters that a thread uses, and only if they are trainable."""
-        used = {self._default_adapter, *self._choice.of_others()}
-        for name, state in self.adapters.items():
-            self.prompt_encoders[name].requires_grad_(name in used and state.trains)
-            for parameter in state.head.parameters.values():
-                parameter.requires_grad_(state.trains and state.head_trains)
+        with self.host.passes.lock:  # others add, choose and delete adapters meanwhile
+            used = {self._default_adapter, *self._choice.of_others()}
+            for name, state in self.adapters.items():
+                self.prompt_encoders[name].requires_grad_(name in used and state.trains)
+                for parameter in state.head.parameters.values():
+                    parameter.requires_grad_(state.trains and state.head_trains)
 
 
 class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
@@ -356,8 +359,10 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             encoder = self._new_encoder(config, own)
         else:
             encoder = self._fixed_encoder(embeddings, config, own)
-        self.prompt_encoders[name] = encoder.to(self.host.tokens.weight.device)
-        self.adapters[name] = AdapterState(config, own, head or self.host.heads.new())
+        encoder = encoder.to(self.host.tokens.weight.device)
+        state = AdapterState(config, own, head or self.host.heads.new())
+        with self.host.passes.lock:
+            self.prompt_encoders[name], self.adapters[name] = encoder, state
 
     def _new_encoder(self, config: PromptEncoderConfig, mechanism: Mechanism) -> PromptEncoder:
         encoder = build_prompt_encoder(config, mechanism.width)
