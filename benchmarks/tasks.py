@@ -83,7 +83,7 @@ def load_task(
     Args:
         name: From `TASKS`.
         folders: Folders that hold a folder for each task; the first that has it is taken.
-        max_train, max_eval: Take only so many examples, the same for every seed.
+        max_train, max_eval: The most examples to take; the same ones for every seed.
     """
     from ptune.data.dataset import load_files
     from ptune.data.glue import load_glue

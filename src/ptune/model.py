@@ -641,7 +641,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             name: The adapter; ``None``: the active one.
 
         Raises:
-            PtuneError: There is none of that name.
+            PtuneError: There is no adapter with this name.
         """
         name = self.active_adapter if name is None else name
         self._check_known(name)

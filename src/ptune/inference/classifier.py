@@ -406,7 +406,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         words = (
             label_words
             if label_words is None or isinstance(label_words, str)
-            else (json.dumps({name: label_words[name] for name in label_words}))
+            else json.dumps(dict(label_words))
         )
         classifier = cls(model, template=template, head="words", label_words=words, **settings)
         own = TrainSettings(**{**classifier.get_params(), "prompt": "none"})

@@ -28,9 +28,9 @@ class NoWords(PtuneError):
 
 
 Words = dict[str, list[str]]
-# So many labels are listed in a question.
+# The most labels that a question lists.
 FEW = 6
-# Words that examples find: for each label, out of so many that are likely.
+# Words found in examples: how many to take for each label, and how many likely ones to test.
 MOST_WORDS, LIKELY = 3, 1000
 
 

@@ -47,7 +47,7 @@ class Evidence:
         lengths: Tokens of each text.
         cut: Whether each text is longer than the classifier reads.
         slices: Columns of the file by whose values scores are split.
-        train: Texts and targets of the training set, if they are at hand.
+        train: Texts and targets of the training set, if they are available.
         metrics: Names of the metrics.
     """
 

@@ -33,7 +33,7 @@ class Word:
         text: The word.
         column: 0, or 1 for the second text of a pair.
         start, end: Where it is in the text, in characters.
-        weight: By how much the label's log-odds drop without it. Negative: it speaks for others.
+        weight: How much the label's log-odds drop without it. Negative: it favours other labels.
     """
 
     text: str

@@ -76,7 +76,7 @@ from ptune.training.trainer import (
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-# `label_words` for words that are found, in so many examples of each label.
+# `label_words` for words found in examples, and how many examples of each label are read.
 FROM_EXAMPLES, FOUND_IN = "auto", 8
 # True labels and logits of each evaluation set.
 Answers = dict[str, tuple[np.ndarray, np.ndarray]]
