@@ -434,6 +434,7 @@ def test_a_missing_label_inside_a_list_is_missing():
         ([1j, 2j], "is of type complex"),
         ([Side.LEFT, Side.LEFT | Side.RIGHT], "combines members of Side .* position 1 "),
         ([["0", "1"], ["1", "1"]], "hold the strings '0' and '1'"),
+        ([[1, 0], [1, 0, 1]], "rows of 0 and 1 in the labels have from 2 to 3 values"),
         (np.array(MATRIX).astype(str), "hold the strings '0' and '1'"),
         ([[["a"]], [["b"]]], "of type list"),
         (pd.DataFrame(MATRIX, columns=["a", "a", "b"]), "Two columns of the labels are named 'a'"),

@@ -245,3 +245,45 @@ def test_a_child_can_tokenize_while_a_thread_of_the_parent_does(tokenizer):
             os._exit(0 if len(cut) == 4 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert [len(w.result()[1]) for w in work] == [512] * 6
+
+
+@pytest.mark.parametrize(
+    ("columns", "pairs", "message"),
+    [
+        (
+            ["text", "label"],
+            None,
+            "Expected a table with one column of texts, or two for pairs; found the columns "
+            "'text', 'label', of which 'label' is called like a label. Select them, for example "
+            'X[["text"]].',
+        ),
+        (
+            ["title", "body"],
+            False,
+            "Expected a table with one column of texts; found the columns 'title', 'body'. Select "
+            'them, for example X[["text"]].',
+        ),
+        (
+            ["title"],
+            True,
+            "Expected a table with two columns of texts, for pairs; found the columns 'title'. "
+            'Select them, for example X[["text"]].',
+        ),
+    ],
+)
+def test_a_table_with_other_columns_is_refused(columns, pairs, message):
+    frame = pd.DataFrame(dict.fromkeys(columns, TEXTS))
+    for table in (frame, datasets.Dataset.from_pandas(frame), pl.from_pandas(frame)):
+        with refused(message):
+            texts.rows(table, pairs=pairs)
+
+
+def test_columns_that_training_used_are_taken_whatever_they_are_called():
+    frame = pd.DataFrame({"label": TEXTS, "y": MORE, "id": [1, 2, 3]})
+    assert list(texts.rows(frame, ["label"])) == TEXTS
+    assert list(texts.rows(frame, ["label", "y"])) == list(zip(TEXTS, MORE, strict=True))
+
+
+def test_a_single_value_in_an_array_is_no_collection():
+    with refused("Expected a text, a pair of texts or a collection of them; found …"):
+        texts.rows(np.array("a text"))

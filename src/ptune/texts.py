@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, positions
-from ptune.labels import as_iterable, columns_of, is_container, is_missing, values_of
+from ptune.labels import LABEL_NAMES, as_iterable, columns_of, is_container, is_missing, values_of
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
@@ -40,13 +40,14 @@ def is_one(X: Any) -> bool:
     )
 
 
-def rows(X: Any, names: Sequence[str] = ()) -> Iterable[Any]:
+def rows(X: Any, names: Sequence[str] = (), pairs: bool | None = None) -> Iterable[Any]:
     """The texts of a collection, one after another; pairs as tuples or lists.
 
     Args:
         X: A text, a pair, or a collection of them: a list, iterator, array, Series or Arrow column;
             or a DataFrame, Arrow table or 🤗 data set with a column of texts, or two for pairs.
         names: The columns to take if it has them.
+        pairs: Whether a table must hold pairs; ``None``: if it has two columns.
 
     Raises:
         PtuneError: It is not such a collection.
@@ -61,27 +62,48 @@ def rows(X: Any, names: Sequence[str] = ()) -> Iterable[Any]:
             f"Expected a text, a pair of texts or a collection of them; found {_described(X)}."
         )
     if columns is not None:
-        chosen = [values_of(X[name]) for name in columns_of_texts(columns, names)]
+        chosen = [values_of(X[name]) for name in columns_of_texts(columns, names, pairs)]
         return chosen[0] if len(chosen) == 1 else zip(*chosen, strict=True)
     if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
         return X[:, 0]
     return values_of(X)
 
 
-def columns_of_texts(columns: Sequence[Any], names: Sequence[str] = ()) -> Sequence[Any]:
+def columns_of_texts(
+    columns: Sequence[Any], names: Sequence[str] = (), pairs: bool | None = None
+) -> Sequence[Any]:
     """The columns of a table that hold the texts: those named, else all of them.
 
+    Args:
+        columns: All columns.
+        names: The columns to take if the table has them.
+        pairs: Whether there must be two; ``None``: one or two.
+
     Raises:
-        PtuneError: There are not one or two, or two have the same name.
+        PtuneError: Their number is wrong, two have the same name, or one of two is called like a
+            label.
     """
-    chosen = names if names and set(names) <= set(columns) else columns
-    if len(chosen) not in (1, 2) or any(columns.count(name) > 1 for name in chosen):
+    known = bool(names) and set(names) <= set(columns)
+    chosen = names if known else columns
+    right, expected = _COLUMNS[pairs]
+    labels = [] if known else [name for name in columns if str(name).lower() in LABEL_NAMES]
+    a_label = f", of which {labels[0]!r} is called like a label" if labels else ""
+    repeated = any(columns.count(name) > 1 for name in chosen)
+    if len(chosen) not in right or repeated or (labels and len(chosen) == 2):
         listed = ", ".join(map(repr, columns[:10])) + (", …" if len(columns) > 10 else "")
         raise PtuneError(
-            "Expected a table with one column of texts, or two for pairs; found the columns "
-            f'{listed or "(none)"}. Select them, for example X[["text"]].'
+            f"Expected a table with {expected}; found the columns {listed or '(none)'}{a_label}. "
+            'Select them, for example X[["text"]].'
         )
     return chosen
+
+
+# How many columns of texts a table may have, by whether texts come in pairs.
+_COLUMNS = {
+    None: ((1, 2), "one column of texts, or two for pairs"),
+    False: ((1,), "one column of texts"),
+    True: ((2,), "two columns of texts, for pairs"),
+}
 
 
 def as_columns(

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import build
@@ -102,6 +103,21 @@ def test_a_pair_is_a_tuple_and_two_texts_are_a_list(classifier, texts):
     assert len(classifier.predict(pairs)) == 2
     one, two = classifier.predict_proba(pairs)
     assert not np.allclose(one, two)
+
+
+def test_pairs_for_a_classifier_of_single_texts_and_the_reverse(estimator, labelled):
+    X, y = labelled
+    estimator.fit(X, y)
+    with pytest.warns(UserWarning, match="was trained on single texts, and these are pairs"):
+        estimator.predict((X[0], X[1]))
+    frame = pd.DataFrame({"a": X, "b": X})
+    with pytest.raises(PtuneError, match="Expected a table with one column of texts; found"):
+        estimator.predict(frame)
+    estimator.fit(frame, y)
+    with pytest.warns(UserWarning, match="was trained on pairs of texts, and these are single"):
+        estimator.predict(X[:2])
+    with pytest.raises(PtuneError, match="Expected a table with two columns of texts, for pairs"):
+        estimator.predict(frame[["a"]])
 
 
 def test_an_endless_stream_is_answered_as_it_comes(classifier, texts, monkeypatch):

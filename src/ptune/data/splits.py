@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ptune import compat
 from ptune.data.dataset import Examples, TaskData, examples_of, quiet, task_data
-from ptune.data.tables import BY_NAME, LABEL_NAMES, Columns, Table, called, find_columns
+from ptune.data.tables import BY_NAME, Columns, Table, called, find_columns
 from ptune.errors import PtuneError, near
-from ptune.labels import Labels
+from ptune.labels import LABEL_NAMES, Labels
 
 if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying needs none of it.
     from datasets import Dataset, Features

@@ -20,8 +20,9 @@ from pyarrow import feather, parquet
 from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
 from ptune.data.sheets import SHEETS, sheet_rows
 from ptune.errors import PtuneError, first_line, near
+from ptune.labels import LABEL_NAMES
 
-# Column names that are recognised, in order of preference.
+# Names of columns that hold texts, in order of preference.
 TEXT_NAMES = ("text", "sentence", "message", "content", "body", "review", "utterance", "comment")
 PAIR_NAMES = (
     ("text", "text_pair"),
@@ -32,17 +33,6 @@ PAIR_NAMES = (
     ("question1", "question2"),
     ("question", "sentence"),
     ("query", "passage"),
-)
-LABEL_NAMES = (
-    "label",
-    "labels",
-    "category",
-    "class",
-    "intent",
-    "target",
-    "sentiment",
-    "score",
-    "y",
 )
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", *SHEETS)

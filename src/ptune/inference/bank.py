@@ -660,6 +660,9 @@ class _TaskClassifier(TextClassifier):
         self.labels_, self.postprocessing_ = task.info.labels_, task.info.postprocessing
         self.tokenizer_ = bank.tokenizer
 
+    def _pairs(self) -> bool | None:
+        return self._task.info.pairs
+
     def _window(self, columns: list[list[str]]) -> np.ndarray:
         window = [(self._task, text) for text in zip(*columns, strict=True)]
         return np.stack(self._bank._window(window, self.batch_size, None))

@@ -74,6 +74,10 @@ class TextClassifier:
         """The words around each text."""
         return None
 
+    def _pairs(self) -> bool | None:
+        """Whether it was trained on pairs of texts; ``None``: unknown."""
+        return None
+
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         """Logits of each batch. The batches may come back in any order."""
         raise NotImplementedError
@@ -109,12 +113,20 @@ class TextClassifier:
         started, pairs = 0, None
         while window := list(itertools.islice(rows, WINDOW)):
             columns = texts.as_columns(window, started, pairs)
+            if pairs is None and self._pairs() not in (None, len(columns) == 2):
+                trained = "pairs of texts" if self._pairs() else "single texts"
+                warnings.warn(
+                    f"The classifier was trained on {trained}, and these are "
+                    f"{'single texts' if self._pairs() else 'pairs'}. A pair is a tuple of two "
+                    "texts; a list of two strings is two texts.",
+                    stacklevel=4,
+                )
             pairs = len(columns) == 2
             yield self._window(columns)
             started += len(window)
 
     def _rows(self, X: Any) -> Iterable[Any]:
-        return texts.rows(X, list(getattr(self, "feature_names_in_", ())))
+        return texts.rows(X, list(getattr(self, "feature_names_in_", ())), self._pairs())
 
     def _window(self, columns: list[list[str]]) -> np.ndarray:
         encoded, _ = texts.encode(
@@ -251,7 +263,8 @@ class TextClassifier:
         return column
 
     def _with_bar(self, windows: Iterator[np.ndarray], X: Any) -> Iterable[np.ndarray]:
-        total = len(X) if hasattr(X, "__len__") and not texts.is_one(X) else 0
+        counted = hasattr(X, "__len__") and not texts.is_one(X) and getattr(X, "ndim", 1) != 0
+        total = len(X) if counted else 0
         if total < LONG_WORK:
             return windows
         return track(windows, description="classifying", total=-(-total // WINDOW), transient=True)
@@ -318,12 +331,14 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         if y is None:
             raise PtuneError("fit requires y to be passed, but the target y is None.")
         self.__dict__.pop("feature_names_in_", None)
+        names: Sequence[str] = ()
         if (columns_in := columns_of(X)) is not None:
-            self.feature_names_in_ = np.array(texts.columns_of_texts(columns_in), dtype=object)
+            names = texts.columns_of_texts(columns_in)
+            self.feature_names_in_ = np.array(names, dtype=object)
         weights: dict[str, Any] = {"sample_weight": sample_weight, "class_weight": class_weight}
-        data = TaskData.from_lists(texts.as_columns(self._rows(X)), y, problem_type, **weights)
+        data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y, problem_type, **weights)
         if eval_set is not None:
-            column, columns = read(eval_set[1]), texts.as_columns(self._rows(eval_set[0]))
+            column, columns = read(eval_set[1]), texts.as_columns(texts.rows(eval_set[0], names))
             check_lengths(columns, column)
             data.evaluation[""] = dataset_of(columns, data.labels.encode(column))
         settings = TrainSettings(**self.get_params())
@@ -358,6 +373,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
     def _template(self) -> Template | None:
         return self.prompt_model_.state.template
+
+    def _pairs(self) -> bool | None:
+        return self.prompt_model_.state.pairs
 
     def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
         for chosen, rows in batches:

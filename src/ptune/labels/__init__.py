@@ -5,6 +5,7 @@ people hold labels.
 """
 
 from ptune.labels.columns import (
+    LABEL_NAMES,
     MULTI,
     PROBLEM_TYPES,
     REGRESSION,
@@ -23,6 +24,7 @@ from ptune.labels.labels import NO_LABEL, Labels, Prediction
 from ptune.labels.metrics import METRICS, compute, mean_and_std
 
 __all__ = [
+    "LABEL_NAMES",
     "METRICS",
     "MULTI",
     "NO_LABEL",

@@ -25,6 +25,19 @@ REGRESSION = "regression"
 # As in Transformers' configurations.
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 
+# Names of columns that hold labels, in order of preference.
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "category",
+    "class",
+    "intent",
+    "target",
+    "sentiment",
+    "score",
+    "y",
+)
+
 # Types of label values that ptune stores with a classifier.
 SCALARS = (str, bool, int, float, enum.Enum)
 
@@ -342,8 +355,13 @@ def _nested(rows: list[Any], **how: Any) -> LabelColumn:
             values.append(sorted(labels, key=repr) if isinstance(row, set | frozenset) else labels)
         else:
             values.append(None if is_missing(row) else [plain(row)])
-    digits = all(row and all(isinstance(v, str) and v in ("0", "1") for v in row) for row in values)
+    digits = all(row and all(str(v) in ("0", "1") for v in row) for row in values)
     if digits and any(len(set(row)) < len(row) for row in values):
+        if len(lengths := {len(row) for row in values}) > 1:
+            raise PtuneError(
+                "A matrix of labels has a column for each label. The rows of 0 and 1 in "
+                f"{how['where']} have from {min(lengths)} to {max(lengths)} values."
+            )
         raise PtuneError(
             f"Expected a matrix of the numbers 0 and 1; {how['where']} hold the strings '0' and "
             "'1'. Convert them, for example with np.array(y).astype(int)."
