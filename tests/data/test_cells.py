@@ -1,5 +1,7 @@
 """Labels in the cells of files."""
 
+import warnings
+
 import numpy as np
 import pytest
 from conftest import refused
@@ -58,6 +60,18 @@ def test_cells_hold_several_labels_if_their_parts_stand_alone(cells, labels):
     column = label_column(cells, "a.csv")
     assert Labels.learn(column).names == labels
     assert Labels.learn(column).is_multi
+
+
+@pytest.mark.parametrize("used", [",", ";", "/"])
+def test_other_separators_are_reported_where_the_parts_stand_alone(used):
+    joined = f"late{used}lost"
+    message = f"'{joined}' contains '{used}'.*use --label-separator '{used}'"
+    with pytest.warns(UserWarning, match=message):
+        column = label_column(["late", "lost", joined], "column 'y'")
+    assert Labels.learn(column).names == tuple(sorted(["late", "lost", joined]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        label_column([f"Paris{used}Texas", f"Rome{used}Georgia"], "column 'y'")
 
 
 def test_a_separator_without_evidence_is_part_of_the_name_and_reported():

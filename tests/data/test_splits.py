@@ -86,7 +86,8 @@ def test_columns_are_found_as_in_files(saved):
     name = saved(pairs)
     with refused(
         f"No column of {name} (train) is called like a label (…); it has premise, hypothesis. "
-        "Name it with --label-column, or each column of 0 and 1 with --indicator-column."
+        "Name it with --label-column, or each column of 0 and 1 with --indicator-column, or use "
+        "--no-header if the first line is an example."
     ):
         load_task(name)
 

@@ -17,6 +17,8 @@ from typing import Any
 from ptune.labels import MULTI, REGRESSION, LabelColumn, indicators, is_missing, read
 
 SEPARATOR = "|"
+# Names contain these more often, so cells with them are several labels only on request.
+OTHER_SEPARATORS = (",", ";", "/")
 # From this number of different values on, numbers with a fraction look continuous.
 MANY_VALUES = 20
 
@@ -55,12 +57,14 @@ def label_column(
     several = problem_type == MULTI or (separator is not None and problem_type is None)
     if problem_type is None and not several:
         several = _parts_stand_alone(texts, SEPARATOR) or _are_lists(texts)
-        if not several and (joined := next((t for t in texts if SEPARATOR in t), None)):
-            warnings.warn(
-                f"The label {joined!r} contains {SEPARATOR!r} ({where}). If it stands for several "
-                f"labels, use --label-separator {SEPARATOR!r}.",
-                stacklevel=2,
-            )
+        likely = [s for s in OTHER_SEPARATORS if _parts_stand_alone(texts, s)]
+        for used in [] if several else [SEPARATOR, *likely]:
+            if joined := next((t for t in texts if used in t), None):
+                warnings.warn(
+                    f"The label {joined!r} contains {used!r} ({where}). If it stands for several "
+                    f"labels, use --label-separator {used!r}.",
+                    stacklevel=2,
+                )
     values: list[Any] = list(cells)
     if several:
         values = [_parts(cell, separator or SEPARATOR) for cell in cells]

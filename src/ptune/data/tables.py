@@ -375,7 +375,7 @@ def find_columns(
             raise PtuneError(
                 f"No column of {file} is called like a label ({', '.join(LABEL_NAMES)}); it has "
                 f"{', '.join(names)}. Name it with --label-column, or each column of 0 and 1 with "
-                "--indicator-column."
+                "--indicator-column, or use --no-header if the first line is an example."
             )
     if text is None:
         free = [n for n in names if n not in (label, pair, *(asked.indicators or ()))]
