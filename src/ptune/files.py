@@ -23,8 +23,18 @@ from ptune.errors import PtuneError
 SETTINGS_NAME = "settings.json"
 METRICS_NAME = "metrics.json"
 SEEDS_NAME = "seeds.json"
-CURVE_NAME = "learning_curve.png"
+CURVE_NAME = "training_curve.png"
 CONFUSION_NAME = "confusion_matrix.png"
+LABELS_NAME = "label_scores.png"
+VALUES_NAME = "predicted_values.png"
+# What each picture in a run folder shows. The last is version 0.1's.
+PICTURES = {
+    CURVE_NAME: "Training curve",
+    CONFUSION_NAME: "Confusion matrix",
+    LABELS_NAME: "Precision and recall of each label",
+    VALUES_NAME: "Predicted and true values",
+    "learning_curve.png": "Training curve",
+}
 REPORT_NAME = "report.html"
 NEXT_TO_REPORT = ("report.json", "mistakes.csv")
 

@@ -132,7 +132,7 @@ def run_folder(tmp_path_factory, bert_folder):
         "versions": {"ptune": "0.1.0"},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "learning_curve.png").write_bytes(b"\x89PNG curve")
+    (folder / "training_curve.png").write_bytes(b"\x89PNG curve")
     (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     (folder / "checkpoints" / "checkpoint-1" / "optimizer.pt").write_bytes(b"heavy")
     return folder
@@ -217,7 +217,7 @@ def test_a_run_folder_is_pushed_without_checkpoints_and_stays_unchanged(server, 
         "adapter_model.safetensors",
         "ptune.json",
         "metrics.json",
-        "learning_curve.png",
+        "training_curve.png",
         "README.md",
     }
     assert {f: f.read_bytes() for f in run_folder.rglob("*") if f.is_file()} == before
@@ -369,7 +369,7 @@ def test_the_card_describes_the_classifier_and_its_use(server, run_folder):
     assert 'classifier = ptune.load("alice/mail", model="path/to/tiny-bert")' in text
     assert "| Accuracy | 0.7500 | 0.5000 |" in text
     assert "300 examples that were not used for training, after the last epoch" in text
-    assert "![Learning curve](learning_curve.png)" in text
+    assert "![Training curve](training_curve.png)" in text
     assert "| train file | `mail.csv` |" in text
     assert '"weight_decay": 0.1' in text
     assert "| training examples | `1,200` |" in text

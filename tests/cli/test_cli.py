@@ -107,6 +107,8 @@ def json_lines(text):
 
 # Training.
 
+PICTURES = ("training_curve", "confusion_matrix", "label_scores")
+
 
 def test_a_run_folder_has_an_adapter_scores_settings_and_pictures(trained):
     names = {p.name for p in trained.iterdir()}
@@ -116,8 +118,7 @@ def test_a_run_folder_has_an_adapter_scores_settings_and_pictures(trained):
         "ptune.json",
         "metrics.json",
         "settings.json",
-        "learning_curve.png",
-        "confusion_matrix.png",
+        *(f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")),
         "report.html",
         "report.json",
         "mistakes.csv",
@@ -168,9 +169,9 @@ def test_a_config_for_several_processes_is_refused_in_one(refused, trained, tmp_
     refused(words, "2 processes", "1", "torchrun")
 
 
-@pytest.mark.parametrize("name", ["learning_curve.png", "confusion_matrix.png"])
+@pytest.mark.parametrize("name", PICTURES)
 def test_the_pictures_are_valid_png_files(trained, name):
-    data = (trained / name).read_bytes()
+    data = (trained / f"{name}.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert data[-8:-4] == b"IEND"
     width, height = struct.unpack(">II", data[16:24])

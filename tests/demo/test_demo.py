@@ -43,7 +43,7 @@ def test_the_demo_s_classifier_is_accurate(tmp_path):
     assert scores["p-tuned"] >= 0.85
     assert scores["logistic regression on mean embeddings"] > 0.8
     assert scores["majority class"] == pytest.approx(1 / 12)
-    for name in ("learning_curve.png", "confusion_matrix.png"):
+    for name in ("training_curve.png", "confusion_matrix.png", "accuracy_by_method.png"):
         assert (run.folder / name).read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,5 +1,6 @@
 """`ptune report`: intervals that are right, and a page that shows what is there."""
 
+import base64
 import csv
 import json
 import re
@@ -74,9 +75,13 @@ def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys)
     assert "gold: 49 texts (test)" in capsys.readouterr().out
     page = (folder / "reports" / "gold.html").read_text("utf-8")
     assert len(page) < 2_000_000
-    assert not re.search(
-        r"<script|<img|<i>|<b>other|\b49 \*|src=|href=", page.replace("&lt;img src=", "")
-    )
+    own = re.compile(r' src="data:image/svg\+xml;base64,([\w+/=]+)"')
+    drawn = [base64.b64decode(svg).decode() for svg in own.findall(page)]
+    assert len(drawn) == 4  # compared, training, labels, confusion
+    assert all("<script" not in svg and "&lt;b&gt;other" in svg for svg in drawn[2:])
+    assert len(re.findall(r"<img [^>]*alt=.[A-Z]", page)) == 4
+    rest = re.sub(r"<img [^>]*>", "", own.sub("", page)).replace("&lt;img src=", "")
+    assert not re.search(r"<script|<img|<i>|<b>other|\b49 \*|src=|href=", rest)
     content = read_json(folder / "reports" / "gold.json")
     assert content["measured_on"] == "test"
     right = [row["value"] for row in content["scores"] if row["metric"] == "accuracy"]

@@ -17,10 +17,9 @@ from ptune.adapters.public import PublicBackbone, last_part, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data.glue import GLUE_ON_THE_HUB
-from ptune.files import CONFUSION_NAME, CURVE_NAME, METRICS_NAME, SETTINGS_NAME, read_json
+from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_json
 
 LIBRARY = "ptune"
-PICTURES = {CURVE_NAME: "Learning curve", CONFUSION_NAME: "Confusion matrix"}
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 # Metric names of `ptune.labels`: their names on https://hf.co/metrics, and titles.

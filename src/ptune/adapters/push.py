@@ -25,13 +25,13 @@ from safetensors.torch import save as tensors_to_bytes
 from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
-from ptune.adapters.card import LIBRARY, PICTURES, model_card
+from ptune.adapters.card import LIBRARY, model_card
 from ptune.adapters.download import HubHTTPError, own_file
 from ptune.adapters.public import PublicBackbone, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError, first_line
-from ptune.files import METRICS_NAME, read_json
+from ptune.files import METRICS_NAME, PICTURES, read_json
 
 CARD_NAME = "README.md"
 # Files of an adapter or a run, with their contents or the file that holds them.

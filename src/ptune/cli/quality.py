@@ -168,7 +168,8 @@ def report(
         page = output or Path(adapter) / "reports" / f"{file.stem}.html"
     backbone = None if fast else report.backbone_of(classifier)
     content = report.build(found, backbone, _progress)
-    report.write(content, page)
+    results = report.results_of(Path(adapter))
+    report.write(content, page, report.pictures(found, content, results))
     if as_json:
         console.print_json(data={k: v for k, v in content.items() if k != "mistakes"})
     else:

@@ -205,8 +205,8 @@ def _show_run(run: Run) -> None:
     if warning := verdict(run.metrics):
         errors.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
     say(
-        f"Saved in {run.folder}: adapter, metrics.json, settings.json, learning_curve.png, "
-        f'confusion_matrix.png, report.html.\nTry it: ptune predict {run.folder} "…"'
+        f"Saved in {run.folder}: adapter, metrics.json, settings.json, pictures, report.html.\n"
+        f'Try it: ptune predict {run.folder} "…"'
     )
 
 
@@ -267,7 +267,7 @@ def demo(
 
     classifier = ptune.load(output_dir)
     print_predictions(EXAMPLES, list(classifier.stream(EXAMPLES)))
-    picture = CURVE if decoder else "learning_curve.png"
+    picture = CURVE if decoder else "training_curve.png"
     say(
         f"Pictures: {output_dir}/{picture} and {output_dir}/confusion_matrix.png\n"
         f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'

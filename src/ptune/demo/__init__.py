@@ -23,7 +23,7 @@ from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.backbones.wheels import MINILM
 from ptune.data.dataset import LABEL, TEXT
 from ptune.inference.classifier import PromptClassifier
-from ptune.training import report
+from ptune.training import pictures
 from ptune.training.run import Run, check_folder, load_dataset, train_run
 from ptune.training.settings import TrainSettings
 
@@ -42,7 +42,7 @@ EXAMPLES = [
 
 # Passes over few examples, and over all of them: a language model starts where it understands most.
 FEW, FEW_EPOCHS, ALL_EPOCHS = 16, 4, 2
-CURVE = "examples_curve.png"
+CURVE, METHODS = "examples_curve.png", "accuracy_by_method.png"
 
 # One line of the comparison: name, scores, number of trained parameters.
 Row = tuple[str, dict[str, float], int]
@@ -73,6 +73,10 @@ def run_demo(
         ("logistic regression on mean embeddings", simple, parameters),
         ("p-tuned", run.metrics["eval"], run.metrics["trainable_parameters"]),
     ]
+    accuracy = {name: (scores["accuracy"],) * 3 for name, scores, _ in rows}
+    start = ("the majority class", accuracy.pop("majority class")[0])
+    drawn = pictures.methods(accuracy, start, "accuracy", NAME, own=["p-tuned"])
+    drawn.save(Path(output_dir) / METHODS)
     return run, rows
 
 
@@ -111,7 +115,7 @@ def run_decoder_demo(
     rows = [("without training", asked, 0)]
     for count, own in ((f"{FEW} examples per label", fewer), ("all examples", run)):
         rows.append((count, own.metrics["eval"], own.metrics["trainable_parameters"]))
-    report.examples_curve([(name, scores) for name, scores, _ in rows], NAME, folder / CURVE)
+    pictures.by_examples([(name, scores) for name, scores, _ in rows], NAME).save(folder / CURVE)
     return run, rows
 
 

@@ -21,19 +21,23 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
-from ptune.files import REPORT_NAME, staged, write_json
+from ptune.files import METRICS_NAME, REPORT_NAME, read_json, staged, write_json
 from ptune.inference.classifier import TextClassifier
 from ptune.labels import compute
 from ptune.quality import bootstrap
 from ptune.quality.evidence import SHOWN, Evidence, of_run
 from ptune.quality.features import Show, features
 from ptune.training import calibration
+from ptune.training import pictures as draw
+from ptune.training import report as training
+from ptune.training.pictures import Picture
 
 Array = NDArray[Any]
+Pictures = Sequence[tuple[str, Picture]]
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
-# Labels of a confusion matrix, confused pairs, examples of each, mistakes on the page.
-MATRIX, PAIRS, EXAMPLES, MISTAKES = 30, 8, 2, 40
+# Confused pairs, examples of each, mistakes on the page.
+PAIRS, EXAMPLES, MISTAKES = 8, 2, 40
 # Values of a column that are compared.
 SLICES = 12
 CONFIDENCES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -184,11 +188,7 @@ def _confusion(evidence: Evidence) -> dict[str, Any]:
                 "examples": [evidence.text(k) for k in chosen[:EXAMPLES]],
             }
         )
-    small = len(names) <= MATRIX
-    return {
-        "confused": pairs,
-        "confusion": {"labels": list(names), "counts": matrix.tolist()} if small else None,
-    }
+    return {"confused": pairs, "confusion": {"labels": list(names), "counts": matrix.tolist()}}
 
 
 def _quality(evidence: Evidence, chosen: Array) -> dict[str, Any]:
@@ -255,7 +255,39 @@ def _mistakes(evidence: Evidence, nearest: list[list[str]] | None) -> list[dict[
     return rows
 
 
-# Files.
+# Pictures and files.
+
+
+def pictures(
+    evidence: Evidence, content: dict[str, Any], results: dict[str, Any]
+) -> list[tuple[str, Picture]]:
+    """The pictures of the page, with their titles.
+
+    Args:
+        evidence, content: What `build` took and returned.
+        results: The content of the run's `metrics.json`; empty: there is none.
+    """
+    labels, found = evidence.labels, []
+    if content["baselines"]:
+        (first, *_), metric = content["scores"], content["scores"][0]["metric"]
+        scores = {name: (s[metric],) * 3 for name, s in content["baselines"].items()}
+        (name, (start, *_)), *_ = scores.items()
+        scores |= {"this classifier": (first["value"], first["low"], first["high"])}
+        scores.pop(name)
+        how: dict[str, Any] = {"own": ["this classifier"]}
+        drawn = draw.methods(scores, (f"the {name}", start), metric, evidence.name, **how)
+        found.append(("Compared with simple methods", drawn))
+    if results and (curve := training.training_curve(results)):
+        found.append(("Training", curve))
+    if labels.is_single:
+        counts = np.array(content["confusion"]["counts"])
+        found.append(("Confusion", draw.confusion(counts, labels.names, evidence.name)))
+    if labels.is_regression:
+        found.append(("Numbers", draw.values(evidence.targets, evidence.predicted, evidence.name)))
+    else:
+        each = draw.label_scores(evidence.targets, evidence.predicted, labels.names, evidence.name)
+        found.append(("Labels", each))
+    return found
 
 
 def report_run(
@@ -284,7 +316,8 @@ def report_run(
     page = folder / REPORT_NAME
     for i, one in enumerate(found):
         own = page if i == 0 else page.with_name(f"report_{i + 1}.html")
-        write(build(one, None if fast else backbone_of(classifier), show), own)
+        content = build(one, None if fast else backbone_of(classifier), show)
+        write(content, own, pictures(one, content, results_of(folder)))
     return page
 
 
@@ -293,20 +326,29 @@ def backbone_of(classifier: TextClassifier) -> str | None:
     return getattr(classifier, "model", None)
 
 
-def render(content: dict[str, Any]) -> str:
+def results_of(folder: Path) -> dict[str, Any]:
+    """The content of a run's `metrics.json`; empty: there is none."""
+    file = folder / METRICS_NAME
+    return read_json(file) if file.is_file() else {}
+
+
+def render(content: dict[str, Any], shown: Pictures = ()) -> str:
     """The page. Texts and labels appear as text, whatever they contain."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = lambda v: "none" if v is None else f"{100 * v:.1f}%"
     environment.filters["number"] = lambda value: f"{value:.4f}"
     environment.filters["short"] = lambda s: s if len(s) <= SHOWN else s[: SHOWN - 1] + "…"
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        **{"confusion": None, **content}, most=MISTAKES, has=content.__contains__
-    )
+    return template.render(**content, pictures=dict(shown), most=MISTAKES, has=content.__contains__)
 
 
-def write(content: dict[str, Any], page: Path) -> None:
+def write(content: dict[str, Any], page: Path, shown: Pictures = ()) -> None:
     """Write the page, the same as `.json`, and the mistakes as `-mistakes.csv`.
+
+    Args:
+        content: From `build`.
+        page: The file.
+        shown: Pictures and their titles, from `pictures`.
 
     Raises:
         PtuneError: They cannot be written.
@@ -314,7 +356,7 @@ def write(content: dict[str, Any], page: Path) -> None:
     if page.suffix.lower() not in (".html", ".htm"):
         raise PtuneError(f"{page} is not a page; expected a name that ends in .html.")
     with staged(page.absolute().parent) as stage:
-        (stage / page.name).write_text(render(content), encoding="utf-8")
+        (stage / page.name).write_text(render(content, shown), encoding="utf-8")
         rest = {name: value for name, value in content.items() if name != "mistakes"}
         write_json(stage / f"{page.stem}.json", rest)
         with (stage / mistakes_name(page)).open("w", encoding="utf-8", newline="") as out:

@@ -1,12 +1,10 @@
-"""What a run reports: scores, a learning curve, a confusion matrix, a progress bar."""
+"""What a run reports: scores, pictures, a progress bar."""
 
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,20 +14,16 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ptune import labels as metrics
 from ptune.data.dataset import LABEL
+from ptune.files import CONFUSION_NAME, CURVE_NAME, LABELS_NAME, VALUES_NAME
+from ptune.training import pictures as draw
+from ptune.training.pictures import Picture
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from ptune.data.dataset import TaskData
     from ptune.prompts.config import PromptEncoderConfig
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito).
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 # Steps after which the duration of a run is estimated.
 STEPS_TO_ESTIMATE = 5
-# Matplotlib is not thread-safe.
-_drawing = threading.Lock()
 
 
 def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -64,6 +58,16 @@ def best(epochs: list[dict[str, Any]], dataset: TaskData) -> dict[str, Any]:
     return max(scored, key=lambda e: e[key]) if scored else {}
 
 
+def selected(results: dict[str, Any]) -> float | None:
+    """The epoch that the adapter is from.
+
+    Args:
+        results: The content of `metrics.json`.
+    """
+    kept = results["best"] if results["adapter"] == "best" else None
+    return (kept or (results["epochs"] or [{}])[-1]).get("epoch")
+
+
 def majority(dataset: TaskData) -> tuple[dict[str, float], bool]:
     """The scores of always predicting the most frequent label of the training set.
 
@@ -83,137 +87,46 @@ def majority(dataset: TaskData) -> tuple[dict[str, float], bool]:
     return scores, tie
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    # pyplot would keep global state and may need a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def training_curve(results: dict[str, Any]) -> Picture | None:
+    """The losses and scores of a run; ``None``: it was not evaluated.
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
-def learning_curve(
-    epochs: list[dict[str, Any]], dataset: TaskData, majority: dict[str, float], file: Path
-) -> None:
-    """Plot losses and scores over the epochs."""
-    from matplotlib.ticker import MaxNLocator
-
-    with _drawing:
-        figure, (losses, scores) = _figure(10, 4, columns=2)
-        x = [e["epoch"] for e in epochs]
-        colours = [BLUE, ORANGE, GREEN, PINK]
-        keys = [k for k in (epochs[-1] if epochs else {}) if k not in ("epoch", "step")]
-        for colour, key in zip(colours, [k for k in keys if k.endswith("loss")], strict=False):
-            label = {"train_loss": "training", "loss": "evaluation"}.get(key, key)
-            losses.plot(x, _column(epochs, key), marker="o", ms=4, color=colour, label=label)
-        losses.set_title("Loss", loc="left")
-        for i, key in enumerate([k for k in keys if not k.endswith("loss")]):
-            colour, label = colours[i % len(colours)], key.replace("_", " ")
-            scores.plot(x, _column(epochs, key), marker="o", ms=4, color=colour, label=label)
-            if key in majority:
-                _mark_majority(scores, x[-1], majority[key], colour)
-        scores.set_title("Score on the evaluation set", loc="left")
-        for ax in (losses, scores):
-            ax.set_xlabel("epoch")
-            ax.legend(frameon=False)
-            ax.grid(axis="y", alpha=0.25)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.suptitle(dataset.name)
-        figure.savefig(file, dpi=120)
-
-
-def examples_curve(points: Sequence[tuple[str, dict[str, float]]], title: str, file: Path) -> None:
-    """Plot the accuracy and macro F1 of classifiers, by how many examples each has learned from."""
-    with _drawing:
-        figure, (scores,) = _figure(6, 4)
-        for colour, key in ((BLUE, "accuracy"), (ORANGE, "f1_macro")):
-            x, y = [name for name, _ in points], [found[key] for _, found in points]
-            scores.plot(x, y, marker="o", ms=5, color=colour, label=key.replace("_", " "))
-        scores.set_ylim(0, 1)
-        scores.grid(axis="y", alpha=0.25)
-        scores.legend(frameon=False, loc="lower right")
-        figure.suptitle(title)
-        figure.savefig(file, dpi=120)
-
-
-def _mark_majority(scores: Axes, right: float, score: float, colour: str) -> None:
-    scores.axhline(score, color=colour, ls=":", lw=1)
-    scores.annotate(
-        "majority class",
-        (right, score),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color=colour,
-    )
-
-
-def _column(epochs: list[dict[str, Any]], key: str) -> np.ndarray:
-    return np.array([e.get(key, np.nan) for e in epochs], dtype=float)
-
-
-def confusion(truth: np.ndarray, predicted: np.ndarray, dataset: TaskData, file: Path) -> None:
-    """Plot predictions against true labels.
-
-    A confusion matrix for one label per text, a scatter plot for regression. With several labels
-    per text, a bar for each label: the share of texts for which it was predicted correctly.
+    Args:
+        results: The content of `metrics.json`.
     """
-    right, labels = "", dataset.labels
-    with _drawing:
+    if not any("loss" in e for e in results["epochs"]):
+        return None
+    how: dict[str, Any] = {"selected": selected(results), "majority": results["majority"]}
+    return draw.training_curve(results["epochs"], results["task"], **how)
+
+
+def pictures(
+    dataset: TaskData,
+    results: dict[str, Any],
+    answers: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> dict[str, Picture]:
+    """The pictures of a run, by the names of their files.
+
+    Args:
+        dataset: The data of the run.
+        results: The content of `metrics.json`.
+        answers: True labels and logits of each evaluation set.
+    """
+    drawn, labels = {}, dataset.labels
+    if curve := training_curve(results):
+        drawn[CURVE_NAME] = curve
+    for part, (truth, logits) in answers.items():
+        predicted, title = labels.decide(logits), " ".join(filter(None, [dataset.name, part]))
+        own = {}
         if labels.is_regression:
-            figure = _scatter(truth, predicted)
-        elif labels.is_multi:
-            known = ~np.isnan(truth)
-            right_ones = ((truth == predicted) & known).sum(axis=0)
-            figure = _bars(right_ones / np.maximum(known.sum(axis=0), 1), labels.names)
+            own[VALUES_NAME] = draw.values(truth, predicted, title)
         else:
-            figure = _matrix(labels.confusion(truth, predicted), labels.names)
-            right = f": {int((truth == predicted).sum())} of {len(truth)} correct"
-        figure.suptitle(dataset.name + right)
-        figure.savefig(file, dpi=120)
-
-
-def _scatter(truth: np.ndarray, predicted: np.ndarray) -> Figure:
-    figure, (ax,) = _figure(5, 5)
-    ax.scatter(truth, predicted, s=12, alpha=0.5, color=BLUE)
-    ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
-    ax.plot(ends, ends, color=GREY, ls=":")
-    ax.set(xlabel="true value", ylabel="prediction")
-    return figure
-
-
-def _bars(shares: np.ndarray, labels: Sequence[str]) -> Figure:
-    figure, (ax,) = _figure(6, 1.5 + 0.35 * len(labels))
-    ax.barh(labels, shares, color=BLUE)
-    ax.set(xlim=(0, 1), xlabel="share of texts with a correct prediction")
-    ax.invert_yaxis()
-    return figure
-
-
-def _matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Counts ``[num_labels, num_labels]``, true labels in rows."""
-    n = len(labels)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 3.2 + 0.45 * n
-    figure, (ax,) = _figure(size + 0.8, size)
-    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if n <= 40:
-        for i, j in np.ndindex(counts.shape):
-            if counts[i, j]:
-                colour = "white" if shares[i, j] > 0.5 else "black"
-                ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour)
-    names = [label.replace("_", " ") for label in labels]
-    ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(n), names)
-    ax.spines[:].set_visible(False)
-    ax.set(xlabel="predicted", ylabel="true")
-    figure.colorbar(image, ax=ax, shrink=0.8, label="share of the true label")
-    return figure
+            own[LABELS_NAME] = draw.label_scores(truth, predicted, labels.names, title)
+        if labels.is_single:
+            matrix = labels.confusion(truth, predicted)
+            own[CONFUSION_NAME] = draw.confusion(matrix, labels.names, title)
+        ending = f"_{part}.png" if part else ".png"
+        drawn |= {name.replace(".png", ending): picture for name, picture in own.items()}
+    return drawn
 
 
 def _start(config: PromptEncoderConfig) -> str:

@@ -38,10 +38,9 @@ from ptune.data.splits import load_task
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.files import (
-    CONFUSION_NAME,
-    CURVE_NAME,
     METRICS_NAME,
     NEXT_TO_REPORT,
+    PICTURES,
     REPORT_NAME,
     SEEDS_NAME,
     SETTINGS_NAME,
@@ -115,8 +114,8 @@ def train_run(
 
     Args:
         settings: What to train, on which data.
-        output_dir: The run folder. It gets the adapter, `metrics.json`, `settings.json`, a learning
-            curve, a confusion matrix and `checkpoints`.
+        output_dir: The run folder. It gets the adapter, `metrics.json`, `settings.json`,
+            pictures and `checkpoints`.
         overwrite: Replace the run in this folder.
         resume: Continue an interrupted run from its last checkpoint.
         progress: Callback that shows the progress.
@@ -610,8 +609,11 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
     with staged(folder) as stage:
         write_json(stage / SETTINGS_NAME, settings.to_dict())
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (METRICS_NAME, CURVE_NAME, CONFUSION_NAME, REPORT_NAME, *NEXT_TO_REPORT):
+    for name in (METRICS_NAME, REPORT_NAME, *NEXT_TO_REPORT):
         (folder / name).unlink(missing_ok=True)
+    for name in PICTURES:
+        for picture in folder.glob(f"{Path(name).stem}*.*g"):  # .png and .svg, of each set
+            picture.unlink()
 
 
 def is_begun(folder: Path) -> bool:
@@ -699,13 +701,9 @@ def _results(
 
 def _write_results(run: Run, dataset: TaskData, answers: Answers) -> None:
     """Write the adapter, the scores and the pictures."""
-    folder, results, epochs = run.folder, run.metrics, run.metrics["epochs"]
     own: dict[str, Any] = {"labels": dataset.labels, "postprocessing": run.postprocessing}
-    replace(run.model.to_adapter(), **own).save(folder)
-    with staged(folder) as stage:
-        write_json(stage / METRICS_NAME, results)
-        if any("loss" in e for e in epochs):
-            report.learning_curve(epochs, dataset, results["majority"], stage / CURVE_NAME)
-        for name, (truth, logits) in answers.items():
-            picture = CONFUSION_NAME.replace(".png", f"_{name}.png") if name else CONFUSION_NAME
-            report.confusion(truth, dataset.labels.decide(logits), dataset, stage / picture)
+    replace(run.model.to_adapter(), **own).save(run.folder)
+    with staged(run.folder) as stage:
+        write_json(stage / METRICS_NAME, run.metrics)
+        for name, picture in report.pictures(dataset, run.metrics, answers).items():
+            picture.save(stage / name)
