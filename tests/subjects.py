@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel
 from ptune.adapters.adapter import Adapter
+from ptune.backbones.loading import load_backbone
 from ptune.postprocessing import Postprocessing
+from ptune.texts import Template
 
 DEEP = {"depth": "deep", "num_virtual_tokens": 4}
 # How a prompt enters a backbone: an architecture where it does so, and the prompt.
@@ -48,7 +50,10 @@ HEADS = {
     "pooler": (["no", "yes"], "single_label_classification", {}),
     "regression": (["score"], "regression", {"pooling": "prompt"}),
     "multi-label": (["a", "b", "c", "d"], "multi_label_classification", {"pooling": "mean"}),
+    # A masked language model's own head, which reads at the mask token.
+    "mask": (["parcel", "lamp", "phone"], "single_label_classification", {}),
 }
+GAP = Template("{text} it was {mask} today")
 ENGINES = {
     "torch": lambda folder: ptune.load(folder / "adapter", dtype="float32", device="cpu"),
     "onnx": lambda folder: ptune.load_exported(folder / "export", "onnx"),
@@ -105,9 +110,13 @@ def backbone_of(subject, folder, seed=0):
     tokenizer = build_tokenizer(architecture, SENTENCES)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if subject.head == "mask":
+        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     base = build_model(architecture, tokenizer, seed=seed).base_model
     if subject.head == "pooler":
         base.pooler = None
+    if subject.head == "mask":
+        base = AutoModelForMaskedLM.from_config(base.config)
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return read_backbone(subject, folder), tokenizer
@@ -117,6 +126,9 @@ def read_backbone(subject, folder):
     """The backbone from its folder, with a head for the subject's labels."""
     labels, problem_type, _ = HEADS[subject.head]
     torch.manual_seed(1)
+    if subject.head == "mask":
+        how = {"labels": labels, "problem_type": problem_type, "dtype": "float32"}
+        return load_backbone(str(folder), at_mask=True, **how)
     backbone = AutoModelForSequenceClassification.from_pretrained(
         folder,
         num_labels=len(labels),
@@ -163,7 +175,9 @@ def write(subject, folder, seed=2):
     """Write the subject's backbone and adapter, and an export for other engines than PyTorch."""
     if not folder.is_dir():
         backbone, _ = backbone_of(subject, folder / "backbone")
-        shake(PromptModel(backbone, config_of(subject)), seed).save_pretrained(folder / "adapter")
+        model = shake(PromptModel(backbone, config_of(subject)), seed)
+        model.state.template = GAP if subject.head == "mask" else None
+        model.save_pretrained(folder / "adapter")
         adapter = Adapter.read(folder / "adapter")
         replace(adapter, postprocessing=postprocessing_of(subject)).save(folder / "adapter")
     if subject.engine != "torch" and not (folder / "export").is_dir():

@@ -310,7 +310,7 @@ def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:
 # Templates.
 
 
-_PLACES = re.compile(r"\{(text|text_pair|prompt|soft:[^{}]*)\}")
+_PLACES = re.compile(r"\{(text|text_pair|mask|prompt|soft:[^{}]*)\}")
 _PROMPT = "{prompt}"
 _CHAT = "chat:"
 
@@ -323,6 +323,7 @@ class Template:
     | --- | --- |
     | `{text}` | the text |
     | `{text_pair}` | the second text of a pair |
+    | `{mask}` | the gap that a masked language model fills; the head reads there |
     | `{soft:words}` | these words; a trained prompt starts as them and replaces them |
     | `{prompt}` | the prompt, in place of the special tokens before a text |
 
@@ -332,7 +333,7 @@ class Template:
         pattern: Words and places.
 
     Raises:
-        PtuneError: `{text}` is missing or occurs twice, a place is unknown, or `{soft:…}` or
+        PtuneError: `{text}` is missing, a place is unknown or occurs twice, or `{soft:…}` or
             `{prompt}` is not at the start.
 
     Example:
@@ -348,9 +349,9 @@ class Template:
         if rest := re.search(r"\{[^{}]*\}?", _PLACES.sub("", body)):
             raise PtuneError(
                 f"The template has the place {rest[0]!r}; expected {{text}}, {{text_pair}}, "
-                "{prompt} or {soft:words}."
+                "{mask}, {prompt} or {soft:words}."
             )
-        for name in ("text", "text_pair"):
+        for name in ("text", "text_pair", "mask"):
             if (found := places.count(name)) != 1 and (name == "text" or found):
                 raise PtuneError(
                     f"The template {self.pattern!r} has {{{name}}} {found} times; expected once."
@@ -378,6 +379,18 @@ class Template:
         return "{text_pair}" in self.pattern
 
     @property
+    def has_mask(self) -> bool:
+        """Whether the head reads at the mask token."""
+        return "{mask}" in self.pattern
+
+    @property
+    def is_spaced(self) -> bool:
+        """Whether a space comes before the word that it asks for."""
+        if self.has_mask:
+            return self.pattern.partition("{mask}")[0].endswith(" ")
+        return not (self.chats or self.pattern.endswith((" ", "\n")))
+
+    @property
     def soft_words(self) -> str:
         """The words that a trained prompt replaces; empty: there are none."""
         found = re.match(r"\{soft:([^{}]*)\}", self.pattern)
@@ -399,11 +412,12 @@ class Template:
         rest = self.pattern.removeprefix(f"{{soft:{words}}}")
         return Template(_PROMPT + rest if replaces_special else rest)
 
-    def fill(self, columns: Sequence[Sequence[str]]) -> list[str]:
+    def fill(self, columns: Sequence[Sequence[str]], mask: str = "[MASK]") -> list[str]:
         """The template with each text, or pair of texts, in its places.
 
         Args:
             columns: One column of texts; or two, the first texts and the second texts.
+            mask: The tokenizer's mask token. A template with a mask removes it from the texts.
 
         Raises:
             PtuneError: The template is for pairs and the texts are not, or the other way round.
@@ -418,9 +432,11 @@ class Template:
         def one(i: int) -> str:
             def place(found: re.Match[str]) -> str:
                 name = found[1]
-                if name == "prompt":
-                    return ""
-                return name[len("soft:") :] if name.startswith("soft:") else named[name][i]
+                if name in ("prompt", "mask"):
+                    return mask if name == "mask" else ""
+                if name.startswith("soft:"):
+                    return name[len("soft:") :]
+                return named[name][i].replace(mask, " ") if self.has_mask else named[name][i]
 
             return _PLACES.sub(place, self.pattern.removeprefix(_CHAT))
 
@@ -465,7 +481,7 @@ class Template:
         return encoded, cut
 
     def _tokens(self, tokenizer: Any, columns: Sequence[Sequence[str]]) -> dict[str, Any]:
-        filled = self.fill(columns)
+        filled = self.fill(columns, *[tokenizer.mask_token] * self.has_mask)
         if self.chats:
             if not getattr(tokenizer, "chat_template", None):
                 raise PtuneError(

@@ -7,10 +7,12 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import refused
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import ptune
-from ptune import PromptBank, PromptClassifier
+from ptune import PromptBank, PromptClassifier, PromptEncoderConfig, PromptModel
+from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.export.onnx import export_onnx
 from ptune.labels import Labels
 from ptune.prompts.words import parse_words, token_of_each, words_from_examples
@@ -23,20 +25,45 @@ CAUSAL = [
     "Mistral", "Gemma", "Gemma 3", "Phi", "Qwen 2", "Qwen 3",
 ]  # fmt: skip
 WITH_BOS = ["OPT", "Llama", "Gemma"]
+MASKED = [
+    "BERT", "RoBERTa", "XLM-R", "ELECTRA", "ALBERT", "DistilBERT", "DeBERTa-v2", "ModernBERT",
+    "MPNet", "EuroBERT",
+]  # fmt: skip
 LABELS = ["parcel", "money"]
 TEXTS = ["where is my parcel", "please send my money back today", "parcel"]
 ASKED = "{soft:is the text parcel or money} {text} the label is"
 
 
+GAP = "{text} and it is about {mask}."
+
+
 def language_model(name, folder):
     """A small language model with random weights, in a folder. Returns its tokenizer."""
     architecture = ARCHITECTURES[name]
-    tokenizer = build_tokenizer(architecture, [*TEXTS, ASKED] * 20)
+    tokenizer = build_tokenizer(architecture, [*TEXTS, ASKED, GAP] * 20)
     config = build_model(architecture, tokenizer).config
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    if name in MASKED:
+        mask = "<mask>" if "<s>" in tokenizer.all_special_tokens else "[MASK]"
+        tokenizer.add_special_tokens({"mask_token": mask})
+        config.vocab_size = max(config.vocab_size, len(tokenizer) + 3)  # with padding
+        model = AutoModelForMaskedLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases are otherwise zero
+                nn.init.normal_(parameter, std=0.3)
+    else:
+        model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+@pytest.fixture(scope="module", params=["Qwen 2", "RoBERTa"])
+def asked(request, tmp_path_factory):
+    """The folder of a causal or a masked language model, and a template for it."""
+    folder = tmp_path_factory.mktemp("asked")
+    language_model(request.param, folder)
+    return str(folder), GAP if request.param in MASKED else ASKED
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +73,27 @@ def decoder(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def zero_shot(decoder):
+@pytest.fixture
+def zero_shot(asked):
+    folder, template = asked
     return PromptClassifier.zero_shot(
-        LABELS, model=decoder, template=ASKED, dtype="float32", device="cpu", calibrate=False
+        LABELS, model=folder, template=template, dtype="float32", device="cpu", calibrate=False
     )
 
 
 def own_scores(folder, texts):
     """The language model's scores of the label words after each text, one text at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = ptune.backbones.loading.load_tokenizer(str(folder))
-    words = [tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in LABELS]
-    filled = Template(ASKED).fill([texts])
+    tokenizer = load_tokenizer(str(folder))
+    words, filled = tokens_of_labels(tokenizer), Template(ASKED).fill([texts])
     with torch.no_grad():
         ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in filled]
         return torch.stack([model(input_ids=i).logits[0, -1, words] for i in ids]).numpy()
+
+
+def tokens_of_labels(tokenizer):
+    """The first token of each label."""
+    return [tokenizer(f" {label}", add_special_tokens=False)["input_ids"][0] for label in LABELS]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -73,6 +105,139 @@ def test_logits_without_training_are_the_language_models(name, tmp_path):
     found = np.stack(list(classifier.logits(TEXTS)))
     expected = own_scores(tmp_path, TEXTS)
     assert found == pytest.approx(expected, abs=1e-5 * max(1.0, float(np.abs(expected).max())))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_logits_at_the_mask_are_the_masked_language_models(name, tmp_path):
+    """Without a prompt, with an input prompt and with a deep one; padded on either side."""
+    tokenizer = language_model(name, tmp_path)
+    folder, words = str(tmp_path), tokens_of_labels(tokenizer)
+    reference = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    embed = reference.get_input_embeddings()
+    filled = Template(GAP).fill([TEXTS], tokenizer.mask_token)
+    configs = {
+        "none": PromptEncoderConfig(depth="none"),
+        "input": PromptEncoderConfig(depth="input", num_virtual_tokens=3),
+        "deep": PromptEncoderConfig(depth="deep", num_virtual_tokens=3),
+    }
+    for depth, config in configs.items():
+        settings = TrainSettings(
+            model=folder, template=GAP, head="words", prompt="none", dtype="float32"
+        )
+        model, _ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
+        adapter = model.to_adapter()
+        model = PromptModel(model.unload(), config)
+        with torch.no_grad():
+            for own, start in model.head_parameters():
+                start.copy_(adapter.head[own])
+            model.prompt_encoder.embedding.weight.normal_(std=0.5)
+        if depth == "deep":  # the whole language model, with the same prompt in every layer
+            prompt = model.prompt_embeddings()
+            untied = AutoModelForMaskedLM.from_pretrained(folder)
+            head = untied.get_output_embeddings()
+            head.weight = nn.Parameter(head.weight.detach().clone())
+            whole = PromptModel(untied, config, prompt_embeddings=prompt).eval()
+        expected = []
+        for text in filled:
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            at = int((ids[0] == tokenizer.mask_token_id).nonzero()[0, 0])
+            with torch.no_grad():
+                if depth == "none":
+                    scores = reference(input_ids=ids).logits
+                elif depth == "input":
+                    text_embeds, own = embed(ids), model.prompt_embeddings()[None]
+                    parts = [text_embeds[:, :1], own, text_embeds[:, 1:]]
+                    scores = reference(inputs_embeds=torch.cat(parts, dim=1)).logits[:, 3:]
+                else:
+                    scores = whole(input_ids=ids).logits
+                    scores = scores[:, scores.shape[1] - ids.shape[1] :]
+            expected.append(scores[0, at, words])
+        expected = torch.stack(expected)
+        near = 1e-5 * max(1.0, float(expected.abs().max()))
+        for side in ("left", "right"):
+            tokenizer.padding_side = side
+            batch = tokenizer(filled, padding=True, return_tensors="pt")
+            with torch.no_grad():
+                found = model.eval()(**batch).logits
+            assert (found - expected).abs().max() <= near, (depth, side)
+
+
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa"])
+def test_an_input_prompt_of_a_masked_model_starts_as_the_soft_words(tmp_path, name):
+    tokenizer = language_model(name, tmp_path)
+    pattern = "{soft:where is the text} {text} and it is about {mask}."
+    settings = TrainSettings(
+        model=str(tmp_path), template=pattern, head="words", prompt="input", dtype="float32"
+    )
+    model, _ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
+    model.to_adapter().save(tmp_path / "adapter")
+    found = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu").logits(TEXTS)
+    reference = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    expected = []
+    for text in Template(pattern).fill([TEXTS], tokenizer.mask_token):
+        ids = tokenizer(text)["input_ids"]
+        with torch.no_grad():
+            scores = reference(input_ids=torch.tensor([ids])).logits
+        at = ids.index(tokenizer.mask_token_id)
+        expected.append(scores[0, at, tokens_of_labels(tokenizer)].numpy())
+    near = 1e-5 * max(1.0, float(np.abs(expected).max()))
+    assert np.stack(list(found)) == pytest.approx(np.stack(expected), abs=near)
+
+
+@pytest.mark.parametrize("head", ["linear", "features", None])
+def test_other_heads_read_at_the_mask_too(tmp_path, head):
+    language_model("BERT", tmp_path)
+    classifier = PromptClassifier(
+        str(tmp_path), template=GAP, head=head, dtype="float32", epochs=1, batch_size=2
+    ).fit(TEXTS, ["parcel", "money", "parcel"])
+    classifier.save(tmp_path / "adapter")
+    again = ptune.load(tmp_path / "adapter", dtype="float32")
+    assert again.prompt_model_.architecture.mask_token is not None
+    found, expected = (np.stack(list(c.logits(TEXTS))) for c in (again, classifier))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_masked_classifier_never_computes_the_vocabulary(tmp_path):
+    tokenizer = language_model("BERT", tmp_path)
+    classifier = PromptClassifier.zero_shot(
+        LABELS, model=str(tmp_path), template=GAP, dtype="float32", device="cpu"
+    )
+    model = classifier.prompt_model_
+    largest = []
+    for module in model.backbone.modules():
+        module.register_forward_hook(
+            lambda module, _, output: largest.extend(
+                o.shape[-1] for o in [output] if isinstance(o, torch.Tensor)
+            )
+        )
+    classifier.predict(TEXTS)
+    assert largest[-1] == len(LABELS)
+    assert max(largest) < len(tokenizer)
+    stored = model.to_adapter().tensors()
+    assert max(max(t.shape) for t in stored.values()) < len(tokenizer)
+
+
+def test_a_bank_mixes_tasks_at_the_mask_and_others(tmp_path):
+    language_model("BERT", tmp_path / "backbone")
+    folder = str(tmp_path / "backbone")
+    how = {"dtype": "float32", "device": "cpu"}
+    gap = PromptClassifier.zero_shot(LABELS, model=folder, template=GAP, **how)
+    gap.save(tmp_path / "tasks" / "gap")
+    torch.manual_seed(1)
+    linear = PromptModel(load_backbone(folder, labels=["a", "b", "c"], dtype="float32"))
+    linear.save_pretrained(tmp_path / "tasks" / "linear")
+    bank = PromptBank.from_folder(tmp_path / "tasks", **how)
+    assert not bank.refused
+    requests = [(task, text) for text in TEXTS for task in ("gap", "linear")]
+    found = bank.logits(requests)
+    for task in ("gap", "linear"):
+        own = ptune.load(tmp_path / "tasks" / task, **how)
+        expected = np.stack(list(own.logits(TEXTS)))
+        mine = [f for f, (name, _) in zip(found, requests, strict=True) if name == task]
+        assert np.stack(mine) == pytest.approx(expected, abs=1e-5)
+    weights = {p.data_ptr() for p in bank._mask_host.backbone.base_model.parameters()}
+    shared = {p.data_ptr() for p in bank.backbone.base_model.parameters()}
+    assert weights <= shared, "both backbones should use the same memory"
 
 
 @pytest.mark.parametrize("prompt", ["deep", "input"])
@@ -97,15 +262,13 @@ def test_a_prompt_starts_as_the_soft_words(tmp_path, name, prompt):
         assert np.stack(list(found)) == near
 
 
-def test_calibration_gives_texts_without_content_equal_scores(decoder):
+def test_calibration_gives_texts_without_content_equal_scores(asked, zero_shot):
+    folder, template = asked
     classifier = PromptClassifier.zero_shot(
-        LABELS, model=decoder, template=ASKED, dtype="float32", device="cpu"
-    )
-    raw = PromptClassifier.zero_shot(
-        LABELS, model=decoder, template=ASKED, dtype="float32", device="cpu", calibrate=False
+        LABELS, model=folder, template=template, dtype="float32", device="cpu"
     )
     empty = ["N/A", "[MASK]", "…"]
-    gaps = [np.ptp(np.stack(list(c.logits(empty))).mean(0)) for c in (classifier, raw)]
+    gaps = [np.ptp(np.stack(list(c.logits(empty))).mean(0)) for c in (classifier, zero_shot)]
     assert gaps[0] < 0.3 * gaps[1]
 
 
@@ -113,7 +276,8 @@ def test_it_is_the_same_after_saving_in_a_bank_and_as_onnx(zero_shot, tmp_path):
     expected = np.stack(list(zero_shot.logits(TEXTS)))
     zero_shot.save(tmp_path / "adapter")
     info = json.loads((tmp_path / "adapter" / "ptune.json").read_text())
-    assert (info["mechanism"], info["requires"]) == ("none", ["template", "no_prompt"])
+    mask = ["mask"] if zero_shot.template == GAP else []
+    assert (info["mechanism"], info["requires"]) == ("none", ["template", "no_prompt", *mask])
     loaded = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu")
     assert np.stack(list(loaded.logits(TEXTS))) == pytest.approx(expected, abs=1e-5)
     bank = PromptBank(zero_shot.model, dtype="float32", device="cpu")
@@ -130,35 +294,33 @@ def test_fit_continues_from_the_question(zero_shot):
     labels = ["parcel", "money", "parcel"]
     classifier.fit(TEXTS, labels)
     assert classifier.prompt_model_.prompt_config.depth == "deep"
-    assert classifier.template == ASKED
+    assert classifier.template in (ASKED, GAP)
     assert list(classifier.predict(TEXTS[:1])) <= LABELS
 
 
-def test_a_frozen_head_stays_the_language_models_rows(decoder):
+def test_a_frozen_head_stays_the_language_models_rows(asked):
+    folder, template = asked
     classifier = PromptClassifier(
-        decoder, head="words-frozen", template=ASKED, dtype="float32", epochs=2, batch_size=1
+        folder, head="words-frozen", template=template, dtype="float32", epochs=2, batch_size=1
     ).fit(TEXTS, ["parcel", "money", "parcel"])
     model = classifier.prompt_model_
-    [(_, rows)] = model.head_parameters()
     again, _ = zero_shot_model(
-        TrainSettings(model=decoder, template=ASKED, head="words", dtype="float32"),
+        TrainSettings(model=folder, template=template, head="words", dtype="float32"),
         classifier.labels_,
         pairs=False,
     )
-    [(_, expected)] = again.head_parameters()
-    assert torch.equal(rows, expected)
+    expected = dict(again.head_parameters())
+    assert all(torch.equal(own, expected[name]) for name, own in model.head_parameters())
     assert not torch.equal(model.prompt_encoder(), again.prompt_encoder())
     with refused(
         "head is 'words-frozen' and prompt is 'none', so nothing would train. Use head='words', or "
         "another prompt."
     ):
-        PromptClassifier(decoder, head="words-frozen", prompt="none").fit(
-            TEXTS, LABELS + LABELS[:1]
-        )
+        PromptClassifier(folder, head="words-frozen", prompt="none").fit(TEXTS, LABELS + LABELS[:1])
 
 
 def test_a_template_cuts_the_text_and_never_itself(decoder):
-    tokenizer = ptune.backbones.loading.load_tokenizer(decoder)
+    tokenizer = load_tokenizer(decoder)
     template = Template("read {text} the label is")
     whole, _ = ptune.texts.encode(tokenizer, [["parcel " * 50]], None, template=template)
     encoded, cut = ptune.texts.encode(tokenizer, [["parcel " * 50]], 20, template=template)
@@ -207,19 +369,21 @@ def test_words_may_be_given_in_three_ways(tmp_path):
 
 
 def test_the_first_token_that_tells_the_labels_apart_stands_for_a_label(decoder):
-    tokenizer = ptune.backbones.loading.load_tokenizer(decoder)
+    tokenizer = load_tokenizer(decoder)
     words = {"a": ["the parcel"], "b": ["the money"]}
     found = token_of_each(tokenizer, words, spaced=True)
     spelled = [tokenizer.decode(own[0]).strip() for own in found]
     assert spelled[0] != spelled[1]
 
 
-def test_words_that_examples_find_are_likelier_after_texts_of_their_label(decoder):
+def test_words_that_examples_find_are_likelier_after_texts_of_their_label(asked):
     texts = [*TEXTS, "money today", "where is it", "send it back"]
     labels = [0, 1, 0, 1, 0, 1]
-    model = AutoModelForCausalLM.from_pretrained(decoder).eval()
-    tokenizer = ptune.backbones.loading.load_tokenizer(decoder)
-    found = words_from_examples(model, tokenizer, Template(ASKED), [texts], labels, LABELS)
+    folder, pattern = asked
+    template = Template(pattern)
+    auto = AutoModelForMaskedLM if template.has_mask else AutoModelForCausalLM
+    model, tokenizer = auto.from_pretrained(folder).eval(), load_tokenizer(folder)
+    found = words_from_examples(model, tokenizer, template, [texts], labels, LABELS)
     assert list(found) == LABELS
     assert not set(found["parcel"]) & set(found["money"])
     for label, own in enumerate(found.values()):
@@ -227,10 +391,13 @@ def test_words_that_examples_find_are_likelier_after_texts_of_their_label(decode
         for word in own:
             [token] = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
             after = [[], []]
-            for text, which in zip(Template(ASKED).fill([texts]), labels, strict=True):
-                ids = torch.tensor([tokenizer(text)["input_ids"]])
+            filled = template.fill([texts], tokenizer.mask_token or "")
+            for text, which in zip(filled, labels, strict=True):
+                ids = tokenizer(text)["input_ids"]
+                at = ids.index(tokenizer.mask_token_id) if template.has_mask else -1
                 with torch.no_grad():
-                    scores = model(input_ids=ids).logits[0, -1].log_softmax(0)
+                    logits = model(input_ids=torch.tensor([ids])).logits
+                scores = logits[0, at].log_softmax(0)
                 after[which].append(float(scores[token]))
             assert np.mean(after[label]) > np.mean(after[1 - label])
 
@@ -248,17 +415,79 @@ def test_words_are_found_in_the_training_examples(decoder, caplog):
         PromptClassifier.zero_shot(LABELS, model=decoder, label_words="auto")
 
 
-@pytest.mark.parametrize("name", ["BERT", "ModernBERT", "T5"])
-def test_backbones_that_do_not_continue_texts_are_refused(tmp_path, name):
-    folder = str(tmp_path / "backbone")
-    tokenizer = build_tokenizer(ARCHITECTURES[name], TEXTS * 20)
-    for part in (tokenizer, build_model(ARCHITECTURES[name], tokenizer)):
-        part.save_pretrained(folder)
+def test_models_that_cannot_be_asked_are_refused(tmp_path, decoder):
+    for name in ("BERT", "T5"):
+        tokenizer = build_tokenizer(ARCHITECTURES[name], TEXTS * 20)
+        if name == "BERT":
+            tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+        for part in (tokenizer, build_model(ARCHITECTURES[name], tokenizer)):
+            part.save_pretrained(tmp_path / name)
+    language_model("RoBERTa", tmp_path / "RoBERTa")
+
+    def ask(name, **settings):
+        PromptClassifier.zero_shot(LABELS, model=str(tmp_path / name), **settings)
+
     with refused(
-        "… was not trained to continue texts, so it cannot be asked for a label. Use a causal "
-        "language model, such as smollm2 or gpt2, or head='linear'."
+        "… was trained neither to continue texts nor to fill gaps in them, so it cannot be asked "
+        "for a label. Use a causal or masked language model, such as smollm2 or roberta-base, or "
+        "head='linear'."
     ):
-        PromptClassifier.zero_shot(LABELS, model=folder)
+        ask("T5")
+    with refused(
+        "The checkpoint … has no masked-language-model head (cls.predictions.… is missing), so it "
+        "cannot fill a gap. Choose a pretrained masked language model, such as roberta-base, or a "
+        "template without {mask}."
+    ):
+        ask("BERT")
+    with refused(
+        "… fills gaps, and the template '{text} is' has no {mask}. Add it where the label word "
+        "should be, such as '{text} It was {mask}.'."
+    ):
+        ask("RoBERTa", template="{text} is")
+    with refused(
+        "The template '{text} is {mask}' has {mask}, and … was not trained to fill gaps. End the "
+        "template with the question instead."
+    ):
+        ask(decoder, template="{text} is {mask}")
+
+
+def test_prompts_that_do_not_read_at_the_mask_are_refused(tmp_path):
+    language_model("BERT", tmp_path)
+    how = {"template": GAP, "head": "words", "dtype": "float32"}
+    for prompt, message in (
+        (
+            {"prompt": "reader"},
+            "The template has {mask}, where the head reads the text, and a reader reads after it. "
+            "Use a deep or an input prompt, or a template without {mask}.",
+        ),
+        (
+            {"pooling": "mean"},
+            "The template has {mask}, where the head reads, and pooling is 'mean'. Use "
+            "'architecture', or a template without {mask}.",
+        ),
+    ):
+        with refused(message):
+            PromptClassifier(str(tmp_path), **how, **prompt).fit(TEXTS, LABELS + LABELS[:1])
+    model = PromptModel(load_backbone(str(tmp_path), dtype="float32", at_mask=True))
+    ids = torch.tensor([[2, 5, 6, 3]])
+    with refused(
+        "A text has no mask token (id …), and this classifier answers there. Tokenise texts with "
+        "its template (ptune.texts.encode)."
+    ):
+        model(input_ids=ids)
+    with refused(
+        "BertForMaskedLM looks for the id of the mask token. Give input_ids instead of "
+        "inputs_embeds."
+    ):
+        model(inputs_embeds=torch.zeros(1, 4, 32))
+
+
+def test_a_text_may_spell_the_mask_token(asked, zero_shot):
+    if zero_shot.template == GAP:
+        mask = zero_shot.tokenizer_.mask_token
+        spelled, plain = (f"where is {mask} my parcel", "where is   my parcel")
+        found = np.stack(list(zero_shot.logits([spelled, plain])))
+        assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_backbones_whose_scores_are_not_rows_of_the_head_are_refused(tmp_path):

@@ -166,12 +166,18 @@ class Adapter:
             (Path(folder) / name).unlink(missing_ok=True)
 
     @property
+    def reads_mask(self) -> bool:
+        """Whether its head reads at the mask token, so that it needs a masked language model."""
+        return self.template is not None and self.template.has_mask
+
+    @property
     def requires(self) -> list[str]:
         """What a reader must know about, to give the same answers."""
         features = {
             schema.TEMPLATE: self.template is not None,
             schema.NO_PROMPT: self.config.depth == "none",
             schema.READER: self.config.depth == "reader",
+            schema.MASK: self.reads_mask,
         }
         return [name for name, used in features.items() if used]
 

@@ -38,8 +38,8 @@ INFO_NAME = "ptune.json"
 # The format of `ptune.json`. Files without a format are of format 1.
 FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
-READER, TEMPLATE, NO_PROMPT = "reader", "template", "no_prompt"
-FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT})
+READER, TEMPLATE, NO_PROMPT, MASK = "reader", "template", "no_prompt", "mask"
+FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK})
 
 # Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
 MAX_JSON = 16_000_000

@@ -7,7 +7,7 @@ watches its attentions, its last layer and its logits.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from ptune import compat
 from ptune.errors import PtuneError, first_line
 
 Side = Literal["left", "right"]
-Reads = Literal["first", "last"]
+Reads = Literal["first", "last", "mask"]
 
 # Architectures in which predictions depend on a text's padding, with or without a prompt.
 PADDING_MATTERS = {
@@ -83,6 +83,8 @@ class Architecture:
         is_causal: Whether every attention is causal and unlimited, so that what comes before a
             text cannot depend on the text.
         last_layer_end: ``None`` if every position must be computed.
+        mask_token: The token at which the head reads a text; ``None``: it reads elsewhere. See
+            `ptune.backbones.masked`.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Architecture:
     attentions: tuple[Attention, ...]
     is_causal: bool
     last_layer_end: LastLayerEnd | None
+    mask_token: int | None = None
 
     @classmethod
     def of(cls, backbone: PreTrainedModel) -> Architecture:
@@ -141,6 +144,7 @@ class Architecture:
             attentions=attentions,
             is_causal=_is_causal(backbone) and bool(attentions),
             last_layer_end=end,
+            mask_token=mask_token_of(backbone),
         )
 
     def mechanism_of(self, depth: str, width: int | None = None) -> str:
@@ -211,12 +215,23 @@ def embedding_weight(backbone: PreTrainedModel) -> Tensor:
     return weight
 
 
+def mask_token_of(backbone: PreTrainedModel) -> int | None:
+    """The token at which the head reads a text (`ptune.backbones.masked`), if there is one."""
+    return getattr(backbone, "ptune_mask_token", None)
+
+
 def names_of_head(backbone: PreTrainedModel) -> list[str]:
     """Names of the parameters outside the base model, and of those missing in its checkpoint.
 
     Transformers marks every parameter that it loaded from a checkpoint. An unmarked one inside a
     loaded base model (for example a pooler) is random, so it is trained and saved with the head.
+
+    The head of a masked language model is its last layer. What comes before it is frozen.
     """
+    if mask_token_of(backbone) is not None:
+        last = backbone.get_output_embeddings()
+        own = {id(p) for p in last.parameters()}
+        return [name for name, p in backbone.named_parameters() if id(p) in own]
     inside = {id(p) for p in backbone.base_model.parameters()}
     loaded = any(compat.was_loaded(p) for p in backbone.base_model.parameters())
     return [
@@ -273,6 +288,16 @@ def generates(model_type: str | None) -> bool:
     return (
         model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and model_type not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    )
+
+
+def fills_gaps(model_type: str | None) -> bool:
+    """True if a type of model is an encoder that was trained to fill gaps in texts (BERT)."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return (
+        model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
         and model_type not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     )
 
@@ -364,6 +389,8 @@ def two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
     ids = torch.where(mask != 0, tokens, pad)
     if config.is_encoder_decoder:
         ids[last_of_each(mask)] = end
+    if (token := mask_token_of(backbone)) is not None:
+        ids[:, 1] = token
     return ids.to(backbone.device), mask.to(backbone.device)
 
 
@@ -466,8 +493,10 @@ class _WatchedEnd:
     def find(self, backbone: PreTrainedModel, ids: Tensor, mask: Tensor) -> LastLayerEnd | None:
         usual = self.output
         try:
-            for reads, kept in POSITION_READ.items():
-                self.positions = flat(kept(mask))
+            token = mask_token_of(backbone)
+            tried: tuple[Reads, ...] = ("first", "last") if token is None else ("mask",)
+            for reads in tried:
+                self.positions = flat(positions_read(reads, mask, ids, token))
                 logits = read(backbone, ids, mask).logits
                 same = are_close(self.output[self.positions], usual[self.positions])
                 if same and logits.isfinite().all():
@@ -544,7 +573,25 @@ def flat(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero()[:, 0]
 
 
-POSITION_READ: dict[Reads, Callable[[Tensor], Tensor]] = {
-    "first": first_of_each,
-    "last": last_of_each,
-}
+def first_with(ids: Tensor, token: int) -> Tensor:
+    """The first position of each row of ids ``[batch, seq]`` that holds a token, as a mask.
+
+    Without such a token, it is the first position.
+    """
+    at = (ids == token).int().argmax(dim=1, keepdim=True)  # [batch, 1]
+    return torch.arange(ids.shape[1], device=ids.device) == at
+
+
+def positions_read(reads: Reads, mask: Tensor, ids: Tensor, mask_token: int | None) -> Tensor:
+    """The position of each text that the head reads, as a mask ``[batch, seq]``.
+
+    Args:
+        reads: Which one.
+        mask: ``[batch, seq]``, zero for padding.
+        ids: ``[batch, seq]``.
+        mask_token: As in `Architecture`.
+    """
+    if reads == "mask":
+        assert mask_token is not None
+        return first_with(ids, mask_token)
+    return first_of_each(mask) if reads == "first" else last_of_each(mask)

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,8 +20,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ptune import compat
-from ptune.backbones.architectures import generates
+from ptune.backbones.architectures import fills_gaps, generates
 from ptune.backbones.cpu import cpu_has, keep_memory
+from ptune.backbones.masked import read_at_mask
 from ptune.backbones.wheels import EXTRAS, SHORT_NAMES, folder_of
 from ptune.errors import PtuneError, first_line
 
@@ -122,6 +124,7 @@ def load_backbone(
     dtype: Dtype | torch.dtype = "auto",
     revision: str | None = None,
     token: str | bool | None = None,
+    at_mask: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a sequence classifier of 🤗 Transformers with a new head.
@@ -132,6 +135,8 @@ def load_backbone(
         problem_type: As in Transformers' configurations.
         dtype: Number format of the backbone; ``"auto"``: `fast_dtype`.
         revision, token: Revision and access token on the Hub.
+        at_mask: Load a masked language model instead, which classifies by what it predicts at the
+            mask token (`ptune.backbones.masked`).
         **kwargs: Passed to `from_pretrained`.
 
     Raises:
@@ -143,8 +148,9 @@ def load_backbone(
     kwargs = {**cpu_options(dtype), **kwargs}
     labels = list(labels)
     name = full_name(name)
-    with quiet_transformers(), _explained(name):
-        model = AutoModelForSequenceClassification.from_pretrained(
+    auto = AutoModelForMaskedLM if at_mask else AutoModelForSequenceClassification
+    with quiet_transformers(), _explained(name, *_KINDS[auto]):
+        model = auto.from_pretrained(
             location(name),
             dtype=dtype,
             num_labels=len(labels),
@@ -161,28 +167,47 @@ def load_backbone(
     from_hub = location(name) == name
     commit = compat.cached_commit(name, revision, kwargs.get("cache_dir")) if from_hub else None
     compat.set_source(model, name, commit)
+    if at_mask:
+        where: dict[str, Any] = {
+            "cache_dir": kwargs.get("cache_dir"),
+            "revision": revision,
+            "token": token,
+        }
+        tokenizer = load_tokenizer(name, **where)
+        return read_at_mask(model, len(labels), tokenizer.mask_token_id).eval()
     return model
+
+
+def share_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Let a module use the memory of another one's parameters, where names and shapes agree."""
+    theirs = dict(other.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in theirs and theirs[name].shape == parameter.shape:
+            parameter.data = theirs[name].data
 
 
 def load_language_model(
     name: str,
     *,
+    masked: bool = False,
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model, with the head that predicts the next token.
+    """Load a language model, with the head that predicts tokens.
 
     Args:
         name, revision, token: As for `load_backbone`.
+        masked: Whether it fills gaps, instead of continuing texts.
         dtype: Number format.
 
     Raises:
-        PtuneError: It does not exist, cannot be reached, or is not a causal language model.
+        PtuneError: It does not exist, cannot be reached, or is not a language model of this kind.
     """
     name = full_name(name)
-    with quiet_transformers(), _explained(name, "causal-language-model", "smollm2 or gpt2"):
-        return AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    with quiet_transformers(), _explained(name, *_KINDS[auto]):
+        return auto.from_pretrained(
             location(name),
             dtype=dtype,
             revision=_revision_of(name, revision),
@@ -249,11 +274,27 @@ def _json_of(name: str, file: str, revision: str | None, token: Any) -> dict[str
     return {} if found is None else json.loads(found.read_text("utf-8"))
 
 
+def is_masked(name: str, *, revision: str | None = None, token: Any = None) -> bool:
+    """True if a backbone was trained to fill gaps in texts; see `architectures.fills_gaps`."""
+    return fills_gaps(_json_of(name, "config.json", revision, token).get("model_type"))
+
+
+# What a backbone is to be, and examples, for messages.
+_KINDS: dict[Any, tuple[str, str]] = {
+    AutoModelForSequenceClassification: (
+        "sequence-classification",
+        "roberta-large, gpt2 or facebook/opt-350m",
+    ),
+    AutoModelForCausalLM: ("causal-language-model", "smollm2 or gpt2"),
+    AutoModelForMaskedLM: ("masked-language-model", "roberta-base or bert-base-uncased"),
+}
+
+
 @contextmanager
 def _explained(
     name: str,
-    kind: str = "sequence-classification",
-    examples: str = "roberta-large, gpt2 or facebook/opt-350m",
+    kind: str = _KINDS[AutoModelForSequenceClassification][0],
+    examples: str = _KINDS[AutoModelForSequenceClassification][1],
 ) -> Iterator[None]:
     """Turn errors from Transformers about a backbone into messages that say how to fix them."""
     try:

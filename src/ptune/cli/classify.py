@@ -33,7 +33,7 @@ def classify(
         option("The labels, with commas between them.", DATA, metavar="A,B", show_default=False),
     ],
     model: Annotated[
-        str, option("Causal language model: a short name, a Hub id or a folder.", MODEL)
+        str, option("Causal or masked language model: a short name, a Hub id or a folder.", MODEL)
     ] = "smollm2",
     template: Template = None,
     label_words: LabelWords = None,

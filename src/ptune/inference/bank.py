@@ -32,9 +32,10 @@ from ptune.backbones.loading import (
     load_backbone,
     load_tokenizer,
     loading,
+    share_weights,
     smallest,
 )
-from ptune.compat import ForkLock
+from ptune.compat import ForkLock, commit_of
 from ptune.errors import PtuneError, first_line, positions
 from ptune.files import METRICS_NAME, read_json
 from ptune.inference.classifier import WINDOW, TextClassifier
@@ -130,6 +131,11 @@ class _Task:
     template: Template | None
     weights: _Weights | None
 
+    @property
+    def at_mask(self) -> bool:
+        """Whether its head reads at the mask token."""
+        return self.template is not None and self.template.has_mask
+
 
 class PromptBank:
     """One backbone in memory and any number of adapters; a batch mixes any of them.
@@ -180,14 +186,8 @@ class PromptBank:
                     "The backbone has no name to find its tokenizer by. Pass tokenizer=."
                 )
             tokenizer = load_tokenizer(model.name_or_path)
-        with loading():
-            self._host = host = Host(model)
-            host.heads.install(host.heads.new())  # in float32, as the heads of the tasks
-            try:
-                host._attach(HeadPerText(model, host.architecture.head_names, host.passes))
-            except PtuneError:
-                host.release()
-                raise
+        self._host = _host_of(model)
+        self._mask_host: Host | None = None  # for tasks that read at the mask token
         self.backbone = model.eval().to(device or model.device)
         self.tokenizer = tokenizer
         self.refused: dict[str, str] = {}
@@ -311,6 +311,8 @@ class PromptBank:
 
     def unload(self) -> PreTrainedModel:
         """Restore the backbone bit for bit and return it. The bank cannot be used afterwards."""
+        if self._mask_host is not None:
+            self._mask_host.release()
         return self._host.release()
 
     def task(self, name: str) -> TaskInfo:
@@ -366,7 +368,7 @@ class PromptBank:
         if pairs is None and scores.is_file():  # adapters of the first version
             pairs = read_json(scores).get("text_pairs")
         weights = self._weights(found)
-        bound = self._host.architecture.max_positions
+        bound = self._host_for(at_mask=found.reads_mask).architecture.max_positions
         if bound is not None:
             bound -= weights.prompt.positions
         longest = smallest(bound, found.max_length, self.tokenizer.model_max_length)
@@ -386,9 +388,32 @@ class PromptBank:
         )
         return _Task(info, str(folder.absolute()), stamp, longest, found.template, weights)
 
+    def _host_for(self, *, at_mask: bool) -> Host:
+        """The backbone of tasks that read at the mask token, or of all others.
+
+        Both have the same weights, and take the memory of one.
+        """
+        if not at_mask or self._host.architecture.mask_token is not None:
+            return self._host
+        with loading():
+            if self._mask_host is None:
+                own = self.backbone
+                if not own.name_or_path:
+                    raise PtuneError(
+                        "Its head reads at the mask token, and the bank's backbone has no name to "
+                        "find its masked language model by. Build the bank from a name."
+                    )
+                commit = commit_of(own)
+                model = load_backbone(
+                    own.name_or_path, dtype=own.dtype, revision=commit, at_mask=True
+                )
+                share_weights(model.to(own.device).base_model, own.base_model)
+                self._mask_host = _host_of(model)
+        return self._mask_host
+
     def _weights(self, found: Adapter) -> _Weights:
         """Move an adapter's tensors to the backbone's device, after checking that they fit."""
-        host = self._host
+        host = self._host_for(at_mask=found.reads_mask)
         check_fits(found, host, allow_other_backbone=self._allow_other)
         config = host.fitted(found.config)
         width = found.prompt_embeddings.shape[1]
@@ -552,9 +577,11 @@ class PromptBank:
                 answers[i] = row[: len(window[i][0].info.labels_)]
 
         with_text = [i for i, (task, _) in enumerate(window) if task.info.depth != "reader"]
-        for some in batches([len(encoded[i]["input_ids"]) for i in with_text], batch_size):
-            chosen = [with_text[j] for j in some]
-            answer(chosen, texts=[encoded[i] for i in chosen])
+        for at_mask in (False, True):
+            own = [i for i in with_text if window[i][0].at_mask is at_mask]
+            for some in batches([len(encoded[i]["input_ids"]) for i in own], batch_size):
+                chosen = [own[j] for j in some]
+                answer(chosen, texts=[encoded[i] for i in chosen])
         after_text = [i for i, (task, _) in enumerate(window) if task.info.depth == "reader"]
         longest = max((window[i][0].info.num_virtual_tokens for i in after_text), default=0)
         for states, chosen in self._read_once(after_text, encoded, longest, batch_size):
@@ -641,13 +668,27 @@ class PromptBank:
         number = {task: i for i, task in enumerate(weights)}
         one = len(weights) == 1 and (states is None or len(states.mask) == len(tasks))
         inputs = self._padded(texts) if texts else {"texts": states}
-        output = self._host.run(
+        host = self._host_for(at_mask=tasks[0].at_mask)
+        output = host.run(
             [w.prompt for w in weights.values()],
             None if one else [number[task] for task in tasks],
             heads=[weights[task].head for task in (weights if one else tasks)],
             **inputs,
         )
         return output.logits.float().cpu().numpy()
+
+
+def _host_of(model: PreTrainedModel) -> Host:
+    """A host for texts with heads of their own."""
+    with loading():
+        host = Host(model)
+        host.heads.install(host.heads.new())  # in float32, as the heads of the tasks
+        try:
+            host._attach(HeadPerText(model, host.architecture.head_names, host.passes))
+        except PtuneError:
+            host.release()
+            raise
+    return host
 
 
 class _TaskClassifier(TextClassifier):

@@ -404,7 +404,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
         Args:
             labels: The labels.
-            model: A causal language model: short name, Hub id or folder.
+            model: A causal or masked language model: short name, Hub id or folder.
             template: The words around each text (`Template`); ``None``: a question with the labels.
             label_words: Words for each label; ``None``: the labels themselves.
             pairs: Classify pairs of texts.
@@ -413,8 +413,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             **settings: Other settings of the classifier, for `fit`.
 
         Raises:
-            PtuneError: There are fewer than two labels, or the model is not a causal language
-                model.
+            PtuneError: There are fewer than two labels, or the model is no such language model.
 
         Example:
             ``PromptClassifier.zero_shot(["positive", "negative"]).predict(["What a day!"])``
@@ -582,6 +581,7 @@ def load(
         dtype=dtype,  # type: ignore[arg-type]
         revision=found.config.revision,
         token=token,
+        at_mask=found.reads_mask,
         **local,
     )
     prompt_model = PromptModel.from_adapter(

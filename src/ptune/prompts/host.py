@@ -7,7 +7,7 @@ handles its own positions, padding and pooling, so this module does not need to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from ptune import compat
 from ptune.backbones.architectures import (
-    POSITION_READ,
     SPECIAL_IDS,
     Architecture,
     are_close,
     flat,
     generates,
+    positions_read,
     two_texts,
     use_valid_special_ids,
 )
@@ -169,6 +169,17 @@ class Host:
                 f"{k} virtual tokens do not fit: the backbone has {own.max_positions} positions "
                 "and a text needs some of them. Use a smaller num_virtual_tokens."
             )
+        if own.mask_token is not None:
+            if config.depth == "reader":
+                raise PtuneError(
+                    "The template has {mask}, where the head reads the text, and a reader reads "
+                    "after it. Use a deep or an input prompt, or a template without {mask}."
+                )
+            if config.pooling != "architecture":
+                raise PtuneError(
+                    f"The template has {{mask}}, where the head reads, and pooling is "
+                    f"{config.pooling!r}. Use 'architecture', or a template without {{mask}}."
+                )
         if config.pooling == "prompt" and config.depth == "input" and own.is_causal:
             raise PtuneError(
                 "pooling is 'prompt', but this backbone is causal: a prompt before the text cannot "
@@ -507,9 +518,10 @@ class Host:
             return input_ids
         if inputs_embeds is None:
             raise PtuneError("Give input_ids or inputs_embeds; both are missing.")
-        if self.architecture.is_encoder_decoder:
+        if self.architecture.is_encoder_decoder or self.architecture.mask_token is not None:
+            token = "end" if self.architecture.is_encoder_decoder else "mask"
             raise PtuneError(
-                f"{self.architecture.name} looks for the id of the end token. Give input_ids "
+                f"{self.architecture.name} looks for the id of the {token} token. Give input_ids "
                 "instead of inputs_embeds."
             )
         return inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.long)
@@ -525,6 +537,12 @@ class Host:
                 f"the rows 0 to {rows - 1}: the tokenizer belongs to another backbone, or tokens "
                 "were added to it. Use the backbone's own tokenizer, or enlarge the embedding "
                 "weight before p-tuning (backbone.resize_token_embeddings(len(tokenizer)))."
+            )
+        token = self.architecture.mask_token
+        if token is not None and not (input_ids == token).any(dim=1).all():
+            raise PtuneError(
+                f"A text has no mask token (id {token}), and this classifier answers there. "
+                "Tokenise texts with its template (ptune.texts.encode)."
             )
 
     def _needs_everything(self, inputs: dict[str, Any]) -> bool:
@@ -625,7 +643,7 @@ class _Batch:
             inputs["position_ids"] = counted + self.own.first_position + shift
         if isinstance(self.mean, Tensor) or self.mean:
             self._pool(attention_mask, virtual_mask, order)
-        self.mask = inputs["attention_mask"]
+        self.mask, self.ids = inputs["attention_mask"], inputs["input_ids"]
         return inputs
 
     def arrange_readers(self, readers: Readers, texts: TextStates) -> dict[str, Any]:
@@ -713,10 +731,10 @@ class _Batch:
 
     def compute_only_what_is_read(self) -> None:
         """Skip the positions that the head does not read, at the end of the last layer."""
-        if self.own.last_layer_end is None:
+        own = self.own
+        if own.last_layer_end is None:
             return
-        read_at: Callable[[Tensor], Tensor] = POSITION_READ[self.own.last_layer_end.reads]
-        read = read_at(self.mask)
+        read = positions_read(own.last_layer_end.reads, self.mask, self.ids, own.mask_token)
         if self.current.mean_mask is not None:
             mean = torch.as_tensor(self.mean, device=read.device)
             read = torch.where(mean, self.current.mean_mask, read)

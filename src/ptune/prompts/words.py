@@ -1,8 +1,9 @@
 """Label words: a head that starts as rows of a language model's own head.
 
 A language model that reads "Review: a waste of time. Sentiment:" expects " negative" more than
-" positive". These two rows of its head, applied to what it knows at that place, classify without
-any training (arXiv 2001.07676, 2103.10385).
+" positive", and so does one that fills the gap in "A waste of time. It was [MASK]." These two rows
+of its head, applied to what it knows at that place, classify without any training (arXiv
+2001.07676, 2103.10385).
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ptune.backbones.architectures import fills_gaps
 from ptune.errors import PtuneError
 from ptune.texts import Template, encode, lock_of
 
@@ -84,11 +87,28 @@ def _spelled(label: str) -> str:
     return label.replace("_", " ").replace("-", " ").strip() or label
 
 
-def default_template(labels: Sequence[str], *, pairs: bool = False) -> str:
+class Start(NamedTuple):
+    """What a head starts as, float32: rows ``[labels, hidden]``, and a bias ``[labels]``.
+
+    A causal language model's head has no bias.
+    """
+
+    rows: Tensor
+    bias: Tensor | None
+
+
+def default_template(labels: Sequence[str], *, pairs: bool = False, masked: bool = False) -> str:
     """A template that asks which of the labels fits.
 
     A few labels are listed. Many are not: a model then prefers those that it read last.
+
+    Args:
+        labels: The labels.
+        pairs: Whether it is about pairs of texts.
+        masked: Whether a masked language model is asked, which fills a gap.
     """
+    if masked:
+        return "{text} ? {mask}, {text_pair}" if pairs else "{text} It is about {mask}."
     names = [_spelled(label).replace("{", "(").replace("}", ")") for label in labels]
     listed = f"{', '.join(names[:-1])} or {names[-1]}"
     if pairs:
@@ -123,13 +143,15 @@ def words_from_examples(
     """
     encoded, _ = encode(tokenizer, columns, longest, template=template)
     head: Any = model.get_output_embeddings()
-    states = torch.stack([_last_state(model, ids) for ids in encoded["input_ids"]])
-    scores = (states @ head.weight.float().T).log_softmax(dim=1)  # [texts, vocabulary]
+    mask = tokenizer.mask_token_id if template.has_mask else None
+    states = torch.stack([_state(model, ids, mask) for ids in encoded["input_ids"]])
+    bias = None if head.bias is None else head.bias.float()
+    scores = F.linear(states, head.weight.float(), bias).log_softmax(dim=1)  # [texts, vocabulary]
     which = torch.tensor(labels, device=scores.device)
     means = torch.stack([scores[which == i].mean(0) for i in range(len(names))])
     means = means.nan_to_num(nan=-torch.inf)  # a label without examples
     ratios = means - (means.exp().sum(0) - means.exp()).div(len(names) - 1).log()
-    spaced, found = _is_spaced(template), {}
+    spaced, found = template.is_spaced, {}
     likely = means.amax(0).topk(min(LIKELY, means.shape[1])).indices.tolist()
     words = {token: word for token in likely if (word := _word_of(tokenizer, token, spaced))}
     best = {token: int(ratios[:, token].argmax()) for token in words}
@@ -137,11 +159,6 @@ def words_from_examples(
         own = sorted((t for t in words if best[t] == i), key=lambda t: -float(ratios[i, t]))
         found[name] = [words[t] for t in own[:MOST_WORDS]] or [_spelled(name)]
     return found
-
-
-def _is_spaced(template: Template) -> bool:
-    """Whether a space comes before the word that the template asks for."""
-    return not (template.chats or template.pattern.endswith((" ", "\n")))
 
 
 def _word_of(tokenizer: Any, token: int, spaced: bool) -> str | None:
@@ -178,42 +195,45 @@ def token_of_each(tokenizer: Any, words: Words, *, spaced: bool) -> list[list[li
     return ids
 
 
-def rows_of(model: PreTrainedModel, tokens: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """The rows ``[labels, hidden]`` of a causal language model's head for its label words, float32.
+def rows_of(model: PreTrainedModel, tokens: Sequence[Sequence[Sequence[int]]]) -> Start:
+    """The rows of a language model's head for its label words, and their biases.
 
     Args:
         model: The language model.
         tokens: From `token_of_each`.
 
     Raises:
-        NoWords: Its scores are not rows of the head times the last hidden state.
+        NoWords: Its scores are not rows of the head times what the head reads.
     """
     head: Any = model.get_output_embeddings()
-    rows = torch.stack(
-        [
-            torch.stack([head.weight[torch.tensor(word)].float().mean(0) for word in own]).mean(0)
-            for own in tokens
-        ]
-    )
-    if not _is_linear(model, head):
+
+    def of_words(parameter: Tensor) -> Tensor:
+        parameter = parameter.detach().float()
+        means = [[parameter[torch.tensor(word)].mean(0) for word in own] for own in tokens]
+        return torch.stack([torch.stack(own).mean(0) for own in means])
+
+    masked = fills_gaps(model.config.model_type)
+    own_bias = head.bias if masked else None
+    if not _is_linear(model, head, own_bias):
         raise NoWords(
             f"The scores of {type(model).__name__} are not those of its head alone (it has a bias, "
             "or scales or caps them), so its rows cannot start a head. Use head='linear'."
         )
-    return rows.detach()
+    rows = of_words(head.weight)
+    if not masked:
+        return Start(rows, None)
+    return Start(rows, rows.new_zeros(len(rows)) if own_bias is None else of_words(own_bias))
 
 
 @torch.no_grad()
-def _is_linear(model: PreTrainedModel, head: Any) -> bool:
-    """Whether the model's scores are its head's rows times the last state, on a few tokens."""
+def _is_linear(model: PreTrainedModel, head: Any, bias: Tensor | None) -> bool:
+    """Whether the scores are the head's rows times what it reads, and a bias, on a few tokens."""
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
         return False  # small scores, as those of a few tokens may be, are hardly capped
-    rows = head.weight.shape[0]
-    ids = torch.arange(1, 7, device=model.device).view(2, 3) % rows
-    output = model.eval()(input_ids=ids, output_hidden_states=True, use_cache=False)
-    expected = output.hidden_states[-1] @ head.weight.T
-    gap = (expected - output.logits).abs().max()
-    return bool(gap <= 0.02 * output.logits.abs().max())
+    ids = torch.arange(1, 7, device=model.device).view(2, 3) % head.weight.shape[0]
+    states, logits = _states_and_scores(model, ids)
+    expected = F.linear(states, head.weight, bias)
+    return bool((expected - logits).abs().max() <= 0.02 * logits.abs().max())
 
 
 def start_of_head(
@@ -223,15 +243,16 @@ def start_of_head(
     words: Words,
     *,
     calibrate: bool = True,
-) -> Tensor:
-    """The rows ``[labels, hidden]`` of a head that answers as a language model does, float32.
+) -> Start:
+    """A head that answers as a language model does.
 
     With `calibrate`, texts without content get equal scores (contextual calibration): what the
-    model prefers anyway says nothing about a text. The scores of other texts move by nearly the
-    same amounts, along the mean of the states, which language models share among all texts.
+    model prefers anyway says nothing about a text. Without a bias, the scores of other texts move
+    by nearly the same amounts, along the mean of the states, which language models share among all
+    texts.
 
     Args:
-        model: The causal language model.
+        model: The language model.
         tokenizer: Its tokenizer.
         template: The words around each text.
         words: The words of each label.
@@ -239,20 +260,35 @@ def start_of_head(
     Raises:
         PtuneError: As for `rows_of`.
     """
-    rows = rows_of(model, token_of_each(tokenizer, words, spaced=_is_spaced(template)))
+    rows, bias = rows_of(model, token_of_each(tokenizer, words, spaced=template.is_spaced))
     if not calibrate:
-        return rows
+        return Start(rows, bias)
     columns = [list(WITHOUT_CONTENT)] * (1 + template.takes_pairs)
     encoded, _ = encode(tokenizer, columns, None, template=template)
-    states = torch.stack([_last_state(model, ids) for ids in encoded["input_ids"]])
-    scores = (states @ rows.T).log_softmax(dim=1).mean(0)  # [labels]
-    mean = states.mean(0)
-    return rows - (scores - scores.mean())[:, None] * (mean / (mean @ mean))
+    mask = tokenizer.mask_token_id if template.has_mask else None
+    states = torch.stack([_state(model, ids, mask) for ids in encoded["input_ids"]])
+    scores = F.linear(states, rows, bias).log_softmax(dim=1).mean(0)  # [labels]
+    excess, mean = scores - scores.mean(), states.mean(0)
+    if bias is not None:
+        return Start(rows, bias - excess)
+    return Start(rows - excess[:, None] * (mean / (mean @ mean)), None)
 
 
 @torch.no_grad()
-def _last_state(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
-    """What the head reads to predict the token after `ids`, ``[hidden]``, float32."""
-    given = torch.tensor([ids], device=model.device)
-    output = model.eval()(input_ids=given, output_hidden_states=True, use_cache=False)
-    return output.hidden_states[-1][0, -1].float()
+def _state(model: PreTrainedModel, ids: Sequence[int], mask: int | None) -> Tensor:
+    """What the head reads at the mask token, or after the last token; ``[hidden]``, float32."""
+    states, _ = _states_and_scores(model, torch.tensor([ids], device=model.device))
+    return states[0, -1 if mask is None else list(ids).index(mask)].float()
+
+
+def _states_and_scores(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What the head of a language model reads, ``[batch, seq, hidden]``, and its scores."""
+    head: Any = model.get_output_embeddings()
+    read: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    try:
+        cache = {} if fills_gaps(model.config.model_type) else {"use_cache": False}
+        logits = model.eval()(input_ids=ids, **cache).logits
+    finally:
+        hook.remove()
+    return read[0], logits

@@ -77,7 +77,7 @@ def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
     if situation.prompt == "reader":
         return "linear"
     if situation.backbone == "encoder":
-        return "features"
+        return "words" if settings.at_mask and situation.words else "features"
     reads_end = settings.pooling in ("auto", "architecture")
     return "words" if situation.words and reads_end else "linear"
 

@@ -27,6 +27,7 @@ from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import (
     fast_dtype,
     is_decoder,
+    is_masked,
     load_backbone,
     load_language_model,
     load_tokenizer,
@@ -367,6 +368,7 @@ def new_model(
         problem_type=dataset.labels.problem_type,
         dtype=settings.dtype,
         revision=settings.revision,
+        at_mask=settings.at_mask,
     )
     if settings.prompt == "input":
         start_head_at_zero(backbone)
@@ -430,19 +432,18 @@ def ask_with_words(
         settings = replace(settings, head=head_of(settings, Situation.of(settings, dataset)))
     if settings.asks_words and dataset.labels.is_regression:
         raise PtuneError("A regression has no label words. Use head='linear'.")
-    if settings.asks_words and not is_decoder(settings.model, revision=settings.revision):
-        raise PtuneError(
-            f"{settings.model} was not trained to continue texts, so it cannot be asked for a "
-            "label. Use a causal language model, such as smollm2 or gpt2, or head='linear'."
-        )
+    masked = is_masked(settings.model, revision=settings.revision)
+    if settings.asks_words and settings.template is None:
+        asked = default_template(dataset.labels.names, pairs=dataset.pairs, masked=masked)
+        settings = replace(settings, template=asked)
+    check_model(settings, masked=masked)
+    if settings.at_mask and settings.pooling == "auto":
+        settings = replace(settings, pooling="architecture")
     if settings.head == "words-frozen" and settings.prompt == "none":
         raise PtuneError(
             "head is 'words-frozen' and prompt is 'none', so nothing would train. Use "
             "head='words', or another prompt."
         )
-    if settings.asks_words and settings.template is None:
-        asked = default_template(dataset.labels.names, pairs=dataset.pairs)
-        settings = replace(settings, template=asked)
     if settings.template is None or settings.prompt == "none" or settings.prompt_init is not None:
         return settings
     if not (words := Template(settings.template).soft_words):
@@ -457,6 +458,35 @@ def ask_with_words(
         num_virtual_tokens=length,
         shift_positions=settings.prompt == "deep",  # where the words were
     )
+
+
+def check_model(settings: TrainSettings, *, masked: bool) -> None:
+    """Check that a language model can answer as the template asks.
+
+    Args:
+        settings: The settings.
+        masked: Whether it fills gaps.
+
+    Raises:
+        PtuneError: It cannot.
+    """
+    decoder = is_decoder(settings.model, revision=settings.revision)
+    if settings.asks_words and not (decoder or masked):
+        raise PtuneError(
+            f"{settings.model} was trained neither to continue texts nor to fill gaps in them, so "
+            "it cannot be asked for a label. Use a causal or masked language model, such as "
+            "smollm2 or roberta-base, or head='linear'."
+        )
+    if settings.at_mask and not masked:
+        raise PtuneError(
+            f"The template {settings.template!r} has {{mask}}, and {settings.model} was not "
+            "trained to fill gaps. End the template with the question instead."
+        )
+    if settings.asks_words and masked and not settings.at_mask:
+        raise PtuneError(
+            f"{settings.model} fills gaps, and the template {settings.template!r} has no {{mask}}. "
+            "Add it where the label word should be, such as '{text} It was {mask}.'."
+        )
 
 
 def _replaced_special(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -484,7 +514,10 @@ def start_with_words(
     """
     backbone = model.get_base_model()
     language_model = load_language_model(
-        settings.model, dtype=backbone.dtype, revision=settings.revision
+        settings.model,
+        masked=settings.at_mask,
+        dtype=backbone.dtype,
+        revision=settings.revision,
     )
     names = dataset.labels.names
     if settings.label_words == FROM_EXAMPLES:
@@ -505,12 +538,12 @@ def start_with_words(
     else:
         words = parse_words(settings.label_words or {}, names)
     start_head(
-        model, start_of_head(language_model, tokenizer, template, words, calibrate=calibrate)
+        model, *start_of_head(language_model, tokenizer, template, words, calibrate=calibrate)
     )
 
 
-def start_head(model: PromptModel, rows: torch.Tensor) -> None:
-    """Set the head to rows ``[labels, hidden]``, without a bias.
+def start_head(model: PromptModel, rows: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Set the head to rows ``[labels, hidden]`` and a bias ``[labels]``; ``None``: zeros.
 
     Raises:
         NoWords: The backbone's head has more layers than one.
@@ -524,7 +557,8 @@ def start_head(model: PromptModel, rows: torch.Tensor) -> None:
         )
     with torch.no_grad():
         for name, parameter in named.items():
-            parameter.copy_(rows if name in weights else torch.zeros_like(parameter))
+            start = rows if name in weights else bias
+            parameter.copy_(torch.zeros_like(parameter) if start is None else start)
 
 
 def fit_to_tokenizer(

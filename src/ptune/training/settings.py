@@ -124,7 +124,8 @@ class ClassifierSettings:
     template: str | None = setting(
         None,
         "Words around each text that ask a language model for the label, such as '{soft:Review:} "
-        "{text} Sentiment:'. The prompt starts as the soft words and replaces them.",
+        "{text} Sentiment:', or '{text} It was {mask}.' for one that fills gaps (BERT). The prompt "
+        "starts as the soft words and replaces them.",
         MODEL,
         unset="the text alone; with head words, a question with the labels",
     )
@@ -134,7 +135,8 @@ class ClassifierSettings:
         "words-frozen, only the prompt trains), a new layer (linear), or ridge regression on what "
         "it reads (features).",
         MODEL,
-        unset="words on a decoder if every label is a word; features on an encoder; else linear",
+        unset="words on a decoder, or with {mask}, if every label is a word; on an encoder, "
+        "features; else linear",
     )
     label_words: str | None = setting(
         None,
@@ -337,6 +339,11 @@ class TrainSettings(ClassifierSettings):
     def asks_words(self) -> bool:
         """Whether the head starts as label words, and the template asks for one."""
         return (self.head or "").startswith("words")
+
+    @property
+    def at_mask(self) -> bool:
+        """Whether the head reads at the mask token of the template."""
+        return "{mask}" in (self.template or "")
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `settings.json`: the settings that have a value and apply."""
