@@ -28,7 +28,7 @@ from ptune.backbones.fingerprint import compare
 from ptune.backbones.loading import load_tokenizer, loading, smallest
 from ptune.errors import PtuneError
 from ptune.labels import SINGLE, Labels
-from ptune.prompts.config import PROMPT_TUNING, PromptEncoderConfig
+from ptune.prompts.config import PROMPT_TUNING, LongTexts, PromptEncoderConfig
 from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
 from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Host
@@ -46,6 +46,7 @@ class AdapterState:
         mechanism: How the prompt acts inside the backbone.
         head: Parameters and labels.
         max_length: The user's limit on a text's length, in tokens.
+        long_texts: What the caller reads of longer texts.
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         template: The words around each text, which the caller puts there.
         trains: Whether it trains while it is active.
@@ -56,6 +57,7 @@ class AdapterState:
     mechanism: Mechanism
     head: Head
     max_length: int | None = None
+    long_texts: LongTexts = "truncate"
     pairs: bool | None = None
     template: Template | None = None
     trains: bool = True
@@ -64,7 +66,7 @@ class AdapterState:
     def take_over(self, adapter: Adapter) -> None:
         """Take over from an adapter how its texts are read."""
         self.max_length, self.pairs = adapter.max_length, adapter.pairs
-        self.template = adapter.template
+        self.template, self.long_texts = adapter.template, adapter.long_texts
 
 
 class _ThreadChoice(threading.local):
@@ -656,6 +658,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"] or SINGLE),
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             max_length=state.max_length,
+            long_texts=state.long_texts,
             pairs=state.pairs,
             template=state.template,
             backbone=self.host.identity,

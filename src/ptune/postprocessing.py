@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -159,7 +159,11 @@ class Postprocessing:
         return values if self.thresholds is None else values - special.logit(self.thresholds)
 
     def predictions(
-        self, labels: Labels, logits: Any, min_confidence: float | None = None
+        self,
+        labels: Labels,
+        logits: Any,
+        min_confidence: float | None = None,
+        truncated: Sequence[bool] | NDArray[np.bool_] = (),
     ) -> list[Prediction]:
         """The answer for each text, from logits ``[n, num_labels]``.
 
@@ -167,6 +171,7 @@ class Postprocessing:
             labels: The classifier's labels.
             logits: Logits as the model computes them.
             min_confidence: Below this probability, the label is ``None``.
+            truncated: Whether each text was longer than the classifier reads.
 
         Raises:
             PtuneError: `min_confidence` is no probability, or texts have not exactly one label.
@@ -175,6 +180,8 @@ class Postprocessing:
         if self.unfamiliar is not None:
             shares = self.unfamiliar.share(logits).tolist()
             found = [replace(p, unfamiliar=s) for p, s in zip(found, shares, strict=True)]
+        for i in np.flatnonzero(truncated):
+            found[i] = replace(found[i], truncated=True)
         if min_confidence is None:
             return found
         check_confidence(labels, min_confidence)

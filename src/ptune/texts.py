@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,6 +28,10 @@ Encoded = dict[str, list[list[int]]]
 TOKENS_PER_TEXT = 128
 # Positions that a message lists before it stops.
 SHOWN = 5
+# The share of a window that the next one reads again.
+OVERLAP = 0.25
+# Tokens of a window that stay free: words that were cut apart may become more tokens.
+SPARE = 2
 
 
 def is_one(X: Any) -> bool:
@@ -305,6 +309,150 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:
     """The texts at the chosen positions, ready for `tokenizer.pad`."""
     return {key: [values[i] for i in chosen] for key, values in encoded.items()}
+
+
+# Long texts.
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts as rows of tokens: one for each text, then the further windows of long ones.
+
+    Attributes:
+        encoded: `input_ids` and so on, one list per row.
+        text_of: The text that each row belongs to.
+        cut: The texts of which a part is not read.
+    """
+
+    encoded: Encoded
+    text_of: list[int]
+    cut: list[int]
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[Sequence[str]],
+    max_text_tokens: int | Sequence[int | None] | None,
+    long_texts: str = "truncate",
+    truncation_side: str | None = None,
+    template: Template | None = None,
+) -> Rows:
+    """Token ids of texts or pairs, as `encode` returns them, with the rows of long texts.
+
+    Of a pair, the longer text is divided, and the other one is in every window. It is shortened if
+    it takes more than half of a window.
+
+    Args:
+        tokenizer, columns, max_text_tokens, truncation_side, template: As for `encode`.
+        long_texts: What is read of a text that is longer than `max_text_tokens`: its start
+            (`truncate`), its start and end (`head_tail`), or everything (`windows`).
+
+    Raises:
+        PtuneError: A text has to be divided, and the tokenizer is a slow one.
+    """
+    count, limits = len(columns[0]), max_text_tokens
+    if long_texts == "truncate":
+        encoded, cut = encode(tokenizer, columns, limits, truncation_side, template)
+        return Rows(encoded, list(range(count)), cut)
+    if not isinstance(limits, Sequence):
+        limits = [limits] * count
+    encoded, _ = encode(tokenizer, columns, None, None, template)
+    sizes = [len(ids) for ids in encoded["input_ids"]]
+    fits = [limit is None or n <= limit for n, limit in zip(sizes, limits, strict=True)]
+    long = [i for i in range(count) if not fits[i]]
+    places = [_places(tokenizer, [column[i] for i in long]) for column in columns]
+    parts: list[tuple[str, ...]] = []
+    text_of, cut = list(range(count)), []
+    for n, i in enumerate(long):
+        own, spans = [column[i] for column in columns], [place[n] for place in places]
+        free = (limits[i] or 0) - (sizes[i] - sum(map(len, spans))) - SPARE
+        rows, is_cut = _divided(own, spans, max(2, free), long_texts)
+        parts += rows
+        text_of += [i] * len(rows)
+        cut += [i] if is_cut else []
+    if not parts:
+        return Rows(encoded, text_of, cut)
+    divided = text_of[count:]
+    bounds = [limits[i] for i in divided]
+    more, _ = encode(tokenizer, list(zip(*parts, strict=True)), bounds, None, template)
+    first = {i: divided.index(i) for i in long}
+    rest = [n for n, i in enumerate(divided) if first[i] != n]
+    for key, values in more.items():
+        for i, n in first.items():
+            encoded[key][i] = values[n]
+        encoded[key] += [values[n] for n in rest]
+    return Rows(encoded, [*range(count), *(divided[n] for n in rest)], cut)
+
+
+_Logits = TypeVar("_Logits", np.ndarray, list[np.ndarray])
+
+
+def pooled(rows: _Logits, text_of: Sequence[int]) -> _Logits:
+    """The logits of each text: the mean over its rows.
+
+    Args:
+        rows: The logits of each row, which may change.
+        text_of: As in `Rows`.
+    """
+    counts = np.bincount(text_of)
+    texts = rows[: len(counts)]
+    for i in range(len(counts), len(text_of)):
+        texts[text_of[i]] += rows[i]
+    for i in np.flatnonzero(counts > 1).tolist():
+        texts[i] /= counts[i]
+    return texts
+
+
+def _places(tokenizer: Any, texts: list[str]) -> list[list[tuple[int, int]]]:
+    """Where each token of each text starts and ends, in characters."""
+    if texts and not tokenizer.is_fast:
+        raise PtuneError(
+            f"The backbone's tokenizer, {type(tokenizer).__name__}, is written in Python and does "
+            "not tell where its tokens are, so long texts can only be truncated "
+            "(long_texts='truncate'). Or use a backbone that comes with a tokenizer.json."
+        )
+    with lock_of(tokenizer):
+        how = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        return tokenizer(texts, **how)["offset_mapping"] if texts else []
+
+
+def _divided(
+    texts: list[str], spans: list[list[tuple[int, int]]], free: int, long_texts: str
+) -> tuple[list[tuple[str, ...]], bool]:
+    """The parts of a text, or pair, that are read one by one; whether something is left out.
+
+    Args:
+        texts: The text, or the two of a pair.
+        spans: Where their tokens are.
+        free: Tokens that fit.
+        long_texts: As for `encode_rows`.
+    """
+
+    def part(column: int, start: int, end: int) -> str:
+        own = spans[column]
+        return texts[column][own[start][0] : own[end - 1][1]] if start < end else ""
+
+    def ends(column: int, size: int) -> str:
+        length = len(spans[column])
+        if size >= length:
+            return texts[column]
+        tail = size // 2
+        return f"{part(column, 0, size - tail)} {part(column, length - tail, length)}"
+
+    longer = max(range(len(texts)), key=lambda column: len(spans[column]))
+    others = {c: min(len(spans[c]), free // 2) for c in range(len(texts)) if c != longer}
+    size, length = free - sum(others.values()), len(spans[longer])
+    shown = [ends(c, others.get(c, size)) for c in range(len(texts))]
+    is_cut = any(n < len(spans[c]) for c, n in others.items())
+    if long_texts == "head_tail":
+        return [tuple(shown)], True
+    steps = max(0, -(-(length - size) // max(1, size - int(OVERLAP * size))))
+    starts = [round(k * (length - size) / steps) for k in range(steps + 1)] if steps else [0]
+    windows = [part(longer, start, min(start + size, length)) for start in starts]
+    windows = [window for window in windows if window.strip()]
+    return [
+        tuple(w if c == longer else shown[c] for c in range(len(texts))) for w in windows
+    ], is_cut
 
 
 # Templates.

@@ -346,7 +346,8 @@ def test_all_tasks_of_a_folder_answer_for_each_text(run_ptune, refused, trained,
     assert [row["reader"] for row in rows] == [r["reader"]["label"] for r in records]
     refused(
         [*asked, "--abstain", 0.5],
-        "--all-tasks does not work with --ray, --revision, --abstain, --runtime and --format table",
+        "--all-tasks does not work with --ray, --revision, --abstain, --mark-truncated, "
+        "--runtime and --format table",
     )
     (tmp_path / "new.csv").write_text("text,mail\nwhere is it,x\n")
     refused(asked, "A row has a column 'mail', which clashes with the predictions of a task.")

@@ -49,7 +49,7 @@ def classify(classifier, source, target, columns=None):
     """Write the predictions of `source` into `target`; the number of texts."""
     rows = Source.of_file(source, columns or Columns())
     with writer(target, format_of(target), classifier) as out:
-        return write(classifier, rows, out)
+        return write(classifier, rows, out)[0]
 
 
 def test_existing_columns_keep_their_names_and_values(classifier, tmp_path):
@@ -193,7 +193,7 @@ def test_predict_takes_the_options_that_say_how_a_file_is_written(classifier, tm
     dialect = Dialect("#", "cp1252", header=False)
     rows = Source.of_file(tmp_path / "in.csv", Columns("2"), dialect)
     with writer(tmp_path / "out.csv", "csv", classifier) as out:
-        assert write(classifier, rows, out) == 2
+        assert write(classifier, rows, out) == (2, 0)
     assert [row["2"] for row in read(tmp_path / "out.csv")] == ["Größe, M", "hello"]
 
 

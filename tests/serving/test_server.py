@@ -423,7 +423,7 @@ def test_a_failing_request_does_not_fail_the_rest_of_its_batch(batcher, stage):
         batcher.submit(job)
     batcher.start()  # they form one batch
     for job in (jobs[0], jobs[2], jobs[3]):
-        ((task, logits),) = job.answers.result(30)
+        ((task, logits, _),) = job.answers.result(30)
         classifier = ptune.load(stage.served / task.name, dtype="float32")
         np.testing.assert_allclose(logits, *classifier.logits(stage.texts[1]), atol=1e-5)
     with pytest.raises(PtuneError, match="'none'"):
@@ -492,6 +492,24 @@ def test_metrics_are_in_prometheus_format(client, stage):
     assert seen("ptune_tasks") == len(client.get("/tasks").json())
     assert seen("ptune_batch_seconds_count") > 0
     assert seen("process_resident_memory_bytes") > 1e6
+
+
+def test_metrics_count_what_each_task_predicts(client, stage):
+    def seen(name):
+        found = re.findall(rf"^ptune_{re.escape(name)} (\S+)$", client.get("/metrics").text, re.M)
+        return float(found[0]) if found else 0.0
+
+    ask = {"inputs": [["a"], ["where is the parcel " * 200]]}
+    url, names = "/tasks/task2/predict", ["confidence_count", "truncated_texts_total"]
+    own = client.get("/tasks/task2").json()["labels"]
+    labels = [f'predictions_total{{label="{label}",task="task2"}}' for label in [*own, "(none)"]]
+    shown = [f'{name}{{task="task2"}}' for name in names]
+    before = [seen(name) for name in shown]
+    answer = client.post(url, json=ask)
+    assert answer.headers["X-Truncated-Texts"] == "1"
+    assert [seen(name) for name in shown] == [before[0] + 2, before[1] + 1]
+    assert sum(map(seen, labels)) >= 2
+    assert "X-Truncated-Texts" not in client.post(url, json={"inputs": "a"}).headers
 
 
 def test_pages_load_nothing_from_other_sites(client):

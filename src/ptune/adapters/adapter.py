@@ -35,7 +35,7 @@ from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Postprocessing
-from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.config import LongTexts, PromptEncoderConfig
 from ptune.texts import Template
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -63,6 +63,7 @@ class Adapter:
             (by PEFT or the first version of ptune); the width of the prompt tells it, together
             with the backbone.
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
+        long_texts: What is read of longer texts than the backbone and the user allow.
         pairs: True if it was trained on pairs of texts; ``None``: not recorded.
         template: The words around each text; ``None``: the text alone.
         backbone: Sizes, sampled weights and the commit by which the backbone is recognised; empty
@@ -79,6 +80,7 @@ class Adapter:
     labels: Labels
     mechanism: Mechanism | None = None
     max_length: int | None = None
+    long_texts: LongTexts = "truncate"
     pairs: bool | None = None
     template: Template | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -148,6 +150,7 @@ class Adapter:
                 "ptune_version": __version__,
                 **self.labels.to_json(),
                 "max_length": self.max_length,
+                "long_texts": self.long_texts,
                 "text_pairs": self.pairs,
                 "template": self.template and self.template.pattern,
                 "mechanism": self.mechanism,
@@ -178,6 +181,7 @@ class Adapter:
             schema.NO_PROMPT: self.config.depth == "none",
             schema.READER: self.config.depth == "reader",
             schema.MASK: self.reads_mask,
+            schema.LONG_TEXTS: self.long_texts != "truncate",
         }
         return [name for name, used in features.items() if used]
 
@@ -363,6 +367,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "problem type": adapter.labels.problem_type,
         "template": adapter.template and adapter.template.pattern,
         "longest text": f"{adapter.max_length} tokens" if adapter.max_length else None,
+        "longer texts": None if adapter.long_texts == "truncate" else adapter.long_texts,
     }
     if file := files.find(METRICS_NAME):
         scores = read_json(file, schema.MAX_JSON)

@@ -24,6 +24,7 @@ from ptune.prompts.config import (
     PREFIX_TUNING,
     PROMPT_TUNING,
     Depth,
+    LongTexts,
     Placement,
     Pooling,
     PromptEncoderConfig,
@@ -39,7 +40,8 @@ INFO_NAME = "ptune.json"
 FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
 READER, TEMPLATE, NO_PROMPT, MASK = "reader", "template", "no_prompt", "mask"
-FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK})
+LONG_TEXTS = "long_texts"
+FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK, LONG_TEXTS})
 
 # Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
 MAX_JSON = 16_000_000
@@ -191,6 +193,7 @@ INFO_FIELDS = {
     "problem_type": Field(LABELS),
     "label_type": Field(LABELS),
     "max_length": Field(POSITIVE),
+    "long_texts": Field(one_of(*get_args(LongTexts)), "truncate"),
     "text_pairs": Field(FLAG),
     "template": Field(STRING),
     "mechanism": Field(one_of(*get_args(Mechanism))),
@@ -332,7 +335,10 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
         "backbone": {name: size for name, size in sizes.items() if size is not None},
         "pairs": values["text_pairs"],
         "template": template,
-        **{name: values[name] for name in ("ptune_version", "max_length", "mechanism")},
+        **{
+            name: values[name]
+            for name in ("ptune_version", "max_length", "long_texts", "mechanism")
+        },
     }
 
 

@@ -57,6 +57,14 @@ Abstain = Annotated[
         metavar="X",
     ),
 ]
+MarkTruncated = Annotated[
+    bool,
+    option(
+        "Add a column truncated: whether a part of the text was not read.",
+        OUTPUT,
+        "--mark-truncated",
+    ),
+]
 Pair = Annotated[
     str | None,
     option(
@@ -102,6 +110,7 @@ def predict(
     ] = None,
     all_tasks: AllTasks = False,
     abstain: Abstain = None,
+    mark_truncated: MarkTruncated = False,
     model: Model = None,
     allow_other_backbone: OtherBackbone = False,
     revision: Revision = None,
@@ -134,10 +143,11 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     columns, dialect = read_with(options)
-    how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect)
+    how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect, mark_truncated)
     recipe = Recipe(adapter, columns, *how)
     if all_tasks:
-        bank = _bank(recipe, has_none_of=(ray, revision, abstain is not None, format == "table"))
+        without = (ray, revision, abstain is not None, mark_truncated, format == "table")
+        bank = _bank(recipe, has_none_of=without)
         source = texts_of(texts if texts and texts != ["-"] else None, pair, file, recipe)
         _predict_all(bank, source, output, format)
         return
@@ -151,7 +161,7 @@ def predict(
     classifier = recipe.load()
     source = texts_of(texts if typed else None, pair, file, recipe)
     shown = "table" if as_table and not output else format
-    answer(classifier, source, output, shown, abstain)
+    answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
 
 
 def texts_of(
@@ -182,6 +192,8 @@ def answer(
     output: Path | None,
     format: str | None,
     abstain: float | None = None,
+    *,
+    mark_truncated: bool = False,
 ) -> None:
     """Classify the texts of one source, to a file or to standard output."""
     from ptune.files import staged
@@ -191,16 +203,23 @@ def answer(
         kind = format if format in ("csv", "jsonl") else files.format_of(output)
         with (
             staged(output.absolute().parent) as stage,
-            files.writer(stage / output.name, kind, classifier) as out,
+            files.writer(
+                stage / output.name, kind, classifier, mark_truncated=mark_truncated
+            ) as out,
         ):
-            count = files.write(classifier, source, out, abstain)
+            count, truncated = files.write(classifier, source, out, abstain)
         say(f"{count} predictions in {output}", errors)
     elif format == "table":
+        truncated = 0
         for _, shown, predicted in files.predictions(classifier, source, abstain):
             print_predictions(shown, predicted)
+            truncated += sum(prediction.truncated for prediction in predicted)
     else:
         out = files.text_writer(sys.stdout, format or "jsonl")
-        files.write(classifier, source, out, abstain)
+        out.mark_truncated = mark_truncated
+        count, truncated = files.write(classifier, source, out, abstain)
+    if truncated:
+        say(f"A part of {truncated:,} texts was not read: they are too long.", errors)
 
 
 def _bank(recipe: Recipe, has_none_of: Iterable[Any]) -> PromptBank:
@@ -209,8 +228,8 @@ def _bank(recipe: Recipe, has_none_of: Iterable[Any]) -> PromptBank:
 
     if any(has_none_of) or recipe.runtime != "torch":
         raise PtuneError(
-            "--all-tasks does not work with --ray, --revision, --abstain, --runtime and "
-            "--format table. Leave them out."
+            "--all-tasks does not work with --ray, --revision, --abstain, --mark-truncated, "
+            "--runtime and --format table. Leave them out."
         )
     bank = PromptBank.from_folder(recipe.adapter, model=recipe.model, dtype=recipe.dtype)
     for reason in bank.refused.values():

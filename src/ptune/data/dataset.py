@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 Examples: TypeAlias = tuple[list[list[str]], LabelColumn]
 
 TEXT, PAIR, LABEL, WEIGHT = "text", "text_pair", "label", "weight"
+# The number of the text that a row is a window of, in tokenised examples.
+TEXT_NUMBER = "text_number"
 
 
 @dataclass

@@ -100,6 +100,11 @@ def export_transformers(
             f"The classifier {source} puts the words {template.pattern!r} around each text, which "
             "no ordinary checkpoint does. Export it with `--to onnx`."
         )
+    if (how_long := classifier.prompt_model_.state.long_texts) != "truncate":
+        raise PtuneError(
+            f"The classifier {source} reads long texts in its own way (long_texts={how_long!r}), "
+            "which no ordinary checkpoint does. Export it with `--to onnx`."
+        )
     labels, device = classifier.labels, classifier.prompt_model_.device
     tokenizer, ids = _tokenizer(classifier)
     texts = [*own_texts(classifier), *check_texts]

@@ -98,6 +98,7 @@ def export_onnx(
         "to": "onnx",
         **classifier.labels_.to_json(),
         "max_length": prompt_model.max_text_tokens(tokenizer),
+        "long_texts": prompt_model.state.long_texts,
         "template": (template := prompt_model.state.template) and template.pattern,
     }
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)

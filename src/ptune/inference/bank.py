@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,10 +38,11 @@ from ptune.backbones.loading import (
 from ptune.compat import ForkLock, commit_of
 from ptune.errors import PtuneError, first_line, positions
 from ptune.files import METRICS_NAME, read_json
-from ptune.inference.classifier import WINDOW, TextClassifier
+from ptune.inference.classifier import WINDOW, Found, TextClassifier
 from ptune.labels import Labels, Prediction
 from ptune.model import check_fits
 from ptune.postprocessing import Postprocessing
+from ptune.prompts.config import LongTexts
 from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Prompt
@@ -52,8 +53,9 @@ from ptune.texts import (
     Text,
     as_columns,
     batches,
-    encode,
+    encode_rows,
     lock_of,
+    pooled,
     rows,
 )
 
@@ -94,9 +96,25 @@ class TaskInfo:
         """As in Transformers' configurations."""
         return self.labels_.kind
 
-    def prediction(self, logits: np.ndarray) -> Prediction:
-        """The answer for one text, from its logits ``[num_labels]``."""
-        return self.postprocessing.predictions(self.labels_, logits[None])[0]
+
+class Answer(NamedTuple):
+    """A task's answer to a text.
+
+    Attributes:
+        task: The task as it was when the call started.
+        logits: Its logits, ``[num_labels]``.
+        truncated: Whether a part of the text was not read.
+    """
+
+    task: TaskInfo
+    logits: np.ndarray
+    truncated: bool
+
+    @property
+    def prediction(self) -> Prediction:
+        """The logits as labels and probabilities."""
+        values, cut = self.task.postprocessing, [self.truncated]
+        return values.predictions(self.task.labels_, self.logits[None], truncated=cut)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +138,7 @@ class _Task:
         folder: The folder of its files.
         stamp: State of these files when they were read.
         max_text_tokens: The longest text in tokens.
+        long_texts: What is read of longer texts.
         template: The words around each text.
         weights: `None` while they are only on disk.
     """
@@ -128,6 +147,7 @@ class _Task:
     folder: str
     stamp: tuple[Any, ...]
     max_text_tokens: int | None
+    long_texts: LongTexts
     template: Template | None
     weights: _Weights | None
 
@@ -386,7 +406,9 @@ class PromptBank:
             found.config.num_virtual_tokens,
             found.config.depth,
         )
-        return _Task(info, str(folder.absolute()), stamp, longest, found.template, weights)
+        return _Task(
+            info, str(folder.absolute()), stamp, longest, found.long_texts, found.template, weights
+        )
 
     def _host_for(self, *, at_mask: bool) -> Host:
         """The backbone of tasks that read at the mask token, or of all others.
@@ -486,7 +508,7 @@ class PromptBank:
             PtuneError: A request is malformed, its text is empty, there is no such task, or an
                 adapter that is not in memory has changed on disk. The message names the task.
         """
-        return [logits for _, logits in self.answers(requests, batch_size=batch_size)]
+        return [found.logits for found in self.answers(requests, batch_size=batch_size)]
 
     def predict(self, requests: Iterable[tuple[str, Text]]) -> list[Any]:
         """What each task's classifier would predict, in order. Raises as `logits` does.
@@ -495,14 +517,14 @@ class PromptBank:
         a regression. To predict for one task only, in an array, use ``bank[task].predict(texts)``.
         """
         found = []
-        for info, logits in self.answers(requests):
+        for info, logits, _ in self.answers(requests):
             margins = info.postprocessing.margins(logits[None])
             found.append(info.labels_.decode(margins)[0])
         return found
 
     def __call__(self, requests: Iterable[tuple[str, Text]]) -> Prediction | list[Prediction]:
         """A `Prediction` for one request, a list for several. Raises as `logits` does."""
-        predictions = [info.prediction(logits) for info, logits in self.answers(requests)]
+        predictions = [found.prediction for found in self.answers(requests)]
         one = isinstance(requests, tuple) and _is_request(requests)
         return predictions[0] if one else predictions
 
@@ -521,13 +543,13 @@ class PromptBank:
         *,
         batch_size: int = 32,
         truncation_side: str | None = None,
-    ) -> Iterator[tuple[TaskInfo, np.ndarray]]:
-        """As `logits`, each with the task as it was when the call started."""
+    ) -> Iterator[Answer]:
+        """As `logits`, each with its task, and whether the text was truncated."""
         pairs = iter(self._tasks_and_texts(requests))
         while window := list(itertools.islice(pairs, WINDOW)):
-            found = self._window(window, batch_size, truncation_side)
-            for (task, _), logits in zip(window, found, strict=True):
-                yield task.info, logits
+            found, cut = self._window(window, batch_size, truncation_side)
+            for (task, _), logits, truncated in zip(window, found, cut, strict=True):
+                yield Answer(task.info, logits, truncated)
 
     def predict_all(
         self, texts: Iterable[Text], tasks: Iterable[str] | None = None
@@ -545,15 +567,16 @@ class PromptBank:
         """
         names, given = list(self if tasks is None else tasks), list(rows(texts))
         answers = self.answers([(name, text) for text in given for name in names])
-        found = (info.prediction(logits) for info, logits in answers)
-        return [{name: next(found) for name in names} for _ in given]
+        return [{name: next(answers).prediction for name in names} for _ in given]
 
     def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
         """How many tokens of each text are cut off. Raises as `logits` does."""
         found = self._tasks_and_texts(requests)
-        whole = self._encode(found, cut=False)
+        whole, _, _ = self._encode(found, cut=False)
         return [
             max(0, len(text["input_ids"]) - (task.max_text_tokens or len(text["input_ids"])))
+            if task.long_texts != "windows"
+            else 0
             for (task, _), text in zip(found, whole, strict=True)
         ]
 
@@ -567,26 +590,29 @@ class PromptBank:
 
     def _window(
         self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int, side: str | None
-    ) -> list[np.ndarray]:
-        encoded = self._encode(window, side=side)
-        answers = [np.empty(0, dtype=np.float32)] * len(window)
+    ) -> tuple[list[np.ndarray], list[bool]]:
+        """The logits of each request, and whether its text was cut."""
+        encoded, request_of, cut = self._encode(window, side=side)
+        tasks = [window[i][0] for i in request_of]
+        answers = [np.empty(0, dtype=np.float32)] * len(tasks)
 
         def answer(chosen: list[int], **inputs: Any) -> None:
-            tasks = [window[i][0] for i in chosen]
-            for i, row in zip(chosen, self._forward(tasks, **inputs), strict=True):
-                answers[i] = row[: len(window[i][0].info.labels_)]
+            for i, row in zip(
+                chosen, self._forward([tasks[i] for i in chosen], **inputs), strict=True
+            ):
+                answers[i] = row[: len(tasks[i].info.labels_)]
 
-        with_text = [i for i, (task, _) in enumerate(window) if task.info.depth != "reader"]
+        with_text = [i for i, task in enumerate(tasks) if task.info.depth != "reader"]
         for at_mask in (False, True):
-            own = [i for i in with_text if window[i][0].at_mask is at_mask]
+            own = [i for i in with_text if tasks[i].at_mask is at_mask]
             for some in batches([len(encoded[i]["input_ids"]) for i in own], batch_size):
                 chosen = [own[j] for j in some]
                 answer(chosen, texts=[encoded[i] for i in chosen])
-        after_text = [i for i, (task, _) in enumerate(window) if task.info.depth == "reader"]
-        longest = max((window[i][0].info.num_virtual_tokens for i in after_text), default=0)
+        after_text = [i for i, task in enumerate(tasks) if task.info.depth == "reader"]
+        longest = max((tasks[i].info.num_virtual_tokens for i in after_text), default=0)
         for states, chosen in self._read_once(after_text, encoded, longest, batch_size):
             answer(chosen, states=states)
-        return answers
+        return pooled(answers, request_of), cut
 
     def _read_once(
         self, requests: list[int], encoded: list[dict[str, list[int]]], k: int, batch_size: int
@@ -594,14 +620,14 @@ class PromptBank:
         """Read each text once, for all requests about it.
 
         Args:
-            requests: Numbers of requests, all for readers.
-            encoded: The text of each request; those about the same text share an object.
+            requests: Numbers of rows, all for readers.
+            encoded: The text of each row; those about the same text share an object.
             k: Length of the longest reader.
             batch_size: As for `logits`.
 
         Yields:
-            Texts, and the requests that a forward pass answers: as many for each text, those of
-            the first text first.
+            Texts, and the rows that a forward pass answers: as many for each text, those of the
+            first text first.
         """
         of_text: dict[int, list[int]] = defaultdict(list)
         for i in requests:
@@ -626,27 +652,41 @@ class PromptBank:
         *,
         cut: bool = True,
         side: str | None = None,
-    ) -> list[dict[str, list[int]]]:
-        """The tokenizer's output for each text or pair, the same object for equal ones."""
+    ) -> tuple[list[dict[str, list[int]]], list[int], list[bool]]:
+        """The tokenizer's output for each text or pair, the same object for equal ones.
+
+        Returns:
+            A row for each request, then the further windows of long texts; the request that each
+            row belongs to; and whether the text of each request was cut.
+        """
         asked = [
-            (texts, task.template, task.max_text_tokens if cut else None) for task, texts in window
+            (texts, task.template, task.long_texts, task.max_text_tokens if cut else None)
+            for task, texts in window
         ]
-        encoded: dict[Any, dict[str, list[int]]] = {text: {} for text in asked}
-        alike: dict[tuple[int, Template | None], list[Any]] = {}
+        encoded: dict[Any, list[dict[str, list[int]]]] = {text: [] for text in asked}
+        alike: dict[tuple[int, Template | None, LongTexts], list[Any]] = {}
         for text in encoded:
-            alike.setdefault((len(text[0]), text[1]), []).append(text)
-        for (columns, template), some in alike.items():
-            found, _ = encode(
+            alike.setdefault((len(text[0]), *text[1:3]), []).append(text)
+        was_cut = set()
+        for (columns, template, long_texts), some in alike.items():
+            found = encode_rows(
                 self.tokenizer,
-                [[texts[c] for texts, _, _ in some] for c in range(columns)],
-                [limit for _, _, limit in some],
+                [[texts[c] for texts, *_ in some] for c in range(columns)],
+                [limit for *_, limit in some],
+                long_texts,
                 side,
                 template,
             )
-            for key, values in found.items():
-                for text, value in zip(some, values, strict=True):
-                    encoded[text][key] = value
-        return [encoded[text] for text in asked]
+            for i, number in enumerate(found.text_of):
+                row = {key: values[i] for key, values in found.encoded.items()}
+                encoded[some[number]].append(row)
+            was_cut |= {some[i] for i in found.cut}
+        rest = [(row, i) for i, text in enumerate(asked) for row in encoded[text][1:]]
+        return (
+            [*(encoded[text][0] for text in asked), *(row for row, _ in rest)],
+            [*range(len(asked)), *(i for _, i in rest)],
+            [text in was_cut for text in asked],
+        )
 
     def _padded(self, texts: list[dict[str, list[int]]]) -> Any:
         """A batch of texts on the backbone's device."""
@@ -704,9 +744,10 @@ class _TaskClassifier(TextClassifier):
     def _pairs(self) -> bool | None:
         return self._task.info.pairs
 
-    def _window(self, columns: list[list[str]]) -> np.ndarray:
+    def _window(self, columns: list[list[str]]) -> Found:
         window = [(self._task, text) for text in zip(*columns, strict=True)]
-        return np.stack(self._bank._window(window, self.batch_size, None))
+        logits, cut = self._bank._window(window, self.batch_size, None)
+        return np.stack(logits), np.array(cut)
 
 
 def _is_request(request: Any) -> bool:

@@ -27,6 +27,7 @@ from ptune.errors import PtuneError, near
 from ptune.labels import LabelColumn, Labels, Prediction, columns_of, read
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Postprocessing, check_confidence
+from ptune.prompts.config import LongTexts
 from ptune.texts import Encoded, Template, Text
 from ptune.training.declaration import documented
 from ptune.training.settings import ClassifierSettings, TrainSettings
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 Batch = tuple[list[int], Encoded]
 # Positions of a batch's texts in their window, and their logits ``[batch, num_labels]``.
 Answer = tuple[list[int], np.ndarray]
+# Logits ``[n, num_labels]`` of texts, and whether each was cut, ``[n]``.
+Found = tuple[np.ndarray, np.ndarray]
 
 # Number of texts that are read ahead and sorted by length.
 WINDOW = 2048
@@ -78,6 +81,10 @@ class TextClassifier:
         """Whether it was trained on pairs of texts; ``None``: unknown."""
         return None
 
+    def _long_texts(self) -> LongTexts:
+        """What is read of longer texts than `_max_text_tokens`."""
+        return "truncate"
+
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         """Logits of each batch. The batches may come back in any order."""
         raise NotImplementedError
@@ -105,10 +112,10 @@ class TextClassifier:
         Texts are read ahead one window at a time, so an endless iterator works and memory stays
         flat. Within a window, a batch holds texts of similar length.
         """
-        return itertools.chain.from_iterable(self._windows(X))
+        return itertools.chain.from_iterable(logits for logits, _ in self._windows(X))
 
-    def _windows(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
-        """Logits ``[n, num_labels]`` of each window of texts."""
+    def _windows(self, X: Text | Iterable[Text]) -> Iterator[Found]:
+        """The answers to each window of texts."""
         rows = iter(self._rows(X))
         started, pairs = 0, None
         while window := list(itertools.islice(rows, WINDOW)):
@@ -128,21 +135,32 @@ class TextClassifier:
     def _rows(self, X: Any) -> Iterable[Any]:
         return texts.rows(X, list(getattr(self, "feature_names_in_", ())), self._pairs())
 
-    def _window(self, columns: list[list[str]]) -> np.ndarray:
-        encoded, _ = texts.encode(
-            self.tokenizer_, columns, self._max_text_tokens(), template=self._template()
+    def _window(self, columns: list[list[str]]) -> Found:
+        rows = texts.encode_rows(
+            self.tokenizer_,
+            columns,
+            self._max_text_tokens(),
+            self._long_texts(),
+            template=self._template(),
         )
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+        lengths = [len(ids) for ids in rows.encoded["input_ids"]]
         batches = texts.batches(lengths, self.batch_size)
-        logits = np.empty((len(columns[0]), len(self.labels_)), dtype=np.float32)
-        for chosen, found in self._forward((c, texts.take(encoded, c)) for c in batches):
+        logits = np.empty((len(lengths), len(self.labels_)), dtype=np.float32)
+        for chosen, found in self._forward((c, texts.take(rows.encoded, c)) for c in batches):
             logits[chosen] = found
-        return logits
+        cut = np.zeros(len(columns[0]), dtype=bool)
+        cut[rows.cut] = True
+        return texts.pooled(logits, rows.text_of), cut
+
+    def _all(self, X: Text | Iterable[Text]) -> Found:
+        """The answers to all texts, with a progress bar if there are many."""
+        none = np.empty((0, len(self.labels_)), dtype=np.float32), np.empty(0, dtype=bool)
+        parts = zip(none, *self._with_bar(self._windows(X), X), strict=True)
+        logits, cut = map(np.concatenate, parts)
+        return logits, cut
 
     def _all_logits(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Logits ``[n, num_labels]`` of all texts, with a progress bar if there are many."""
-        windows = self._with_bar(self._windows(X), X)
-        return np.concatenate([np.empty((0, len(self.labels_)), dtype=np.float32), *windows])
+        return self._all(X)[0]
 
     def stream(
         self, X: Text | Iterable[Text], *, min_confidence: float | None = None
@@ -153,15 +171,15 @@ class TextClassifier:
             X: Texts or pairs.
             min_confidence: As for `predict`.
         """
-        for window in self._windows(X):
-            yield from self.postprocessing_.predictions(self.labels_, window, min_confidence)
+        for logits, cut in self._windows(X):
+            yield from self.postprocessing_.predictions(self.labels_, logits, min_confidence, cut)
 
     def __call__(
         self, X: Text | Iterable[Text], *, min_confidence: float | None = None
     ) -> Prediction | list[Prediction]:
         """One `Prediction` for one text (or for one pair, as a tuple), a list for several."""
-        logits = self._all_logits(X)
-        predictions = self.postprocessing_.predictions(self.labels_, logits, min_confidence)
+        logits, cut = self._all(X)
+        predictions = self.postprocessing_.predictions(self.labels_, logits, min_confidence, cut)
         return predictions[0] if texts.is_one(X) else predictions
 
     def predict_proba(self, X: Text | Iterable[Text]) -> np.ndarray:
@@ -262,7 +280,7 @@ class TextClassifier:
             raise PtuneError(f"There are {len(logits)} texts and {len(column)} labels.")
         return column
 
-    def _with_bar(self, windows: Iterator[np.ndarray], X: Any) -> Iterable[np.ndarray]:
+    def _with_bar(self, windows: Iterator[Found], X: Any) -> Iterable[Found]:
         counted = hasattr(X, "__len__") and not texts.is_one(X) and getattr(X, "ndim", 1) != 0
         total = len(X) if counted else 0
         if total < LONG_WORK:
@@ -364,7 +382,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
     # Prediction.
 
-    def _windows(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
+    def _windows(self, X: Text | Iterable[Text]) -> Iterator[Found]:
         check_is_fitted(self)
         return super()._windows(X)
 
@@ -376,6 +394,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
     def _pairs(self) -> bool | None:
         return self.prompt_model_.state.pairs
+
+    def _long_texts(self) -> LongTexts:
+        return self.prompt_model_.state.long_texts
 
     def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
         for chosen, rows in batches:
@@ -595,6 +616,7 @@ def load(
         prompt=config.depth,
         encoder=config.encoder_reparameterization_type,
         max_length=prompt_model.max_length,
+        long_texts=found.long_texts,
         batch_size=batch_size,
         dtype=dtype,  # type: ignore[arg-type]
         **{setting: getattr(config, setting) for setting in _SAME_NAME},

@@ -17,6 +17,7 @@ from ptune.files import read_json
 from ptune.inference.classifier import Answer, Batch, TextClassifier, load
 from ptune.labels import Labels
 from ptune.postprocessing import Postprocessing
+from ptune.prompts.config import LongTexts
 from ptune.texts import Template
 
 # Files of an export.
@@ -119,18 +120,22 @@ class ExportedClassifier(TextClassifier):
         template: Template | None,
         max_length: int | None,
         batch_size: int,
+        long_texts: LongTexts = "truncate",
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
         self.labels_, self.postprocessing_ = labels, postprocessing
         self.template, self.max_length = template, max_length
-        self.batch_size = batch_size
+        self.batch_size, self.long_texts = batch_size, long_texts
 
     def _max_text_tokens(self) -> int | None:
         return self.max_length
 
     def _template(self) -> Template | None:
         return self.template
+
+    def _long_texts(self) -> LongTexts:
+        return self.long_texts
 
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         return self.engine.run(self._padded(batches))
@@ -197,8 +202,8 @@ def load_exported(
     labels = Labels.from_json(info, EXPORT_INFO_NAME)
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
     template = None if info.get("template") is None else Template(info["template"])
-    longest = info["max_length"]
-    return ExportedClassifier(engine, tokenizer, labels, values, template, longest, batch_size)
+    longest, how = info["max_length"], info.get("long_texts", "truncate")
+    return ExportedClassifier(engine, tokenizer, labels, values, template, longest, batch_size, how)
 
 
 def _existing(file: Path) -> Path | None:

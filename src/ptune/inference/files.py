@@ -144,8 +144,12 @@ class Writer:
     The columns of the input are followed by `label`, `score`, `probabilities` and, if the
     classifier knows it, `unfamiliar`. If the input has one of these columns, the new ones are
     called `predicted_label` and so on.
+
+    Attributes:
+        mark_truncated: Add a column `truncated`.
     """
 
+    mark_truncated: bool = False
     _prefix: str | None = None
 
     def write(self, batch: Batch, predicted: list[Prediction]) -> None:
@@ -158,7 +162,8 @@ class Writer:
         Raises:
             PtuneError: Later rows have a column of that name.
         """
-        names, new = set(_names(batch)), ("label", "score", "probabilities", "unfamiliar")
+        names, new = set(_names(batch)), ["label", "score", "probabilities", "unfamiliar"]
+        new += ["truncated"] if self.mark_truncated else []
         if self._prefix is None:
             self._prefix = ""
             while any(self._prefix + name in names for name in new):
@@ -222,6 +227,8 @@ class JsonLines(Rows):
             }
             if prediction.unfamiliar is not None:
                 record[f"{p}unfamiliar"] = round(prediction.unfamiliar, 4)
+            if self.mark_truncated:
+                record[f"{p}truncated"] = prediction.truncated
             self.put(record)
 
     def put(self, row: dict[str, Any]) -> None:
@@ -253,6 +260,8 @@ class Delimited(Rows):
             row = {**row, f"{p}label": shown, f"{p}score": round(prediction.score, 6)}
             if prediction.unfamiliar is not None:
                 row[f"{p}unfamiliar"] = round(prediction.unfamiliar, 4)
+            if self.mark_truncated:
+                row[f"{p}truncated"] = str(prediction.truncated).lower()
             for name, probability in prediction.probabilities.items():
                 if isinstance(label, float):
                     break
@@ -304,7 +313,8 @@ class Typed(Writer):
                 "whose columns have types. Name a .jsonl or .csv file."
             )
         p = self.prefix(batch)
-        for name, kind in self.types.items():
+        types = self.types | ({"truncated": pyarrow.bool_()} if self.mark_truncated else {})
+        for name, kind in types.items():
             column = pyarrow.array([getattr(x, name) for x in predicted], kind)
             batch = batch.append_column(f"{p}{name}", column)
         if self._writer is None:
@@ -347,18 +357,23 @@ def format_of(file: Path) -> str:
 
 
 @contextmanager
-def writer(file: Path, format: str, classifier: TextClassifier) -> Iterator[Writer]:
+def writer(
+    file: Path, format: str, classifier: TextClassifier, *, mark_truncated: bool = False
+) -> Iterator[Writer]:
     """Open a file for predictions of `classifier`, compressed if its name says so."""
     with opening.created(file) as stream:
         if format in TYPED:
             table = Typed(stream, format, classifier)
+            table.mark_truncated = mark_truncated
             try:
                 yield table
             finally:
                 table.close()
         else:
             with io.TextIOWrapper(stream, encoding="utf-8", newline="") as f:
-                yield text_writer(f, format)
+                out = text_writer(f, format)
+                out.mark_truncated = mark_truncated
+                yield out
 
 
 def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
@@ -377,8 +392,8 @@ def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
 
 def write(
     classifier: TextClassifier, source: Source, out: Writer, min_confidence: float | None = None
-) -> int:
-    """Classify the texts of `source`, and return how many there were.
+) -> tuple[int, int]:
+    """Classify the texts of `source`; return how many there were, and how many were truncated.
 
     Args:
         classifier, source, min_confidence: As for `predictions`.
@@ -387,8 +402,9 @@ def write(
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
-    count = 0
+    count = truncated = 0
     for batch, texts, predicted in predictions(classifier, source, min_confidence):
         out.write(batch, predicted)
         count += len(texts)
-    return count
+        truncated += sum(prediction.truncated for prediction in predicted)
+    return count, truncated

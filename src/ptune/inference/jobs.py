@@ -57,6 +57,7 @@ class Recipe:
         runtime: `torch`, `onnx` or `openvino`.
         min_confidence: As for `TextClassifier.predict`.
         dialect: How the files are written.
+        mark_truncated: Add a column that tells which texts were truncated.
     """
 
     adapter: str
@@ -68,6 +69,7 @@ class Recipe:
     allow_other_backbone: bool = False
     min_confidence: float | None = None
     dialect: Dialect = FOUND
+    mark_truncated: bool = False
 
     def load(self) -> TextClassifier:
         """Load the classifier."""
@@ -162,8 +164,9 @@ class Worker:
         count = 0
         with staged(job.target.parent) as stage:
             file = stage / job.target.name
-            with writer(file, job.format, self.classifier) as out:
-                count = write(self.classifier, source, out, self.recipe.min_confidence)
+            mark = self.recipe.mark_truncated
+            with writer(file, job.format, self.classifier, mark_truncated=mark) as out:
+                count, _ = write(self.classifier, source, out, self.recipe.min_confidence)
             if job.record is not None:
                 with staged(job.record.parent) as records:
                     record = {**job.made_from, "output": _fingerprint(file)}

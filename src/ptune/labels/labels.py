@@ -49,12 +49,15 @@ class Prediction:
         probabilities: The probability of every label.
         unfamiliar: The share of held-out texts that are more like the others than this one: above
             0.95, it is less familiar than 95% of them. ``None``: not known.
+        truncated: Whether the text is longer than the classifier reads, so that a part was left
+            out.
     """
 
     label: Any
     score: float
     probabilities: dict[Any, float]
     unfamiliar: float | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ Placement = Literal["prefix", "after_first"]
 Pooling = Literal["auto", "architecture", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
+# What is read of a text that is longer than the limit: its start, its start and its end, or all of
+# it in windows that overlap.
+LongTexts = Literal["truncate", "head_tail", "windows"]
 
 # The largest values of these fields, so that a file cannot ask for more memory than there is.
 LIMITS = {

@@ -88,14 +88,14 @@ class Evidence:
             PtuneError: A label is unknown to the classifier.
         """
         labels, values = classifier.labels_, classifier.postprocessing_
-        logits = np.stack(list(classifier.logits(texts.as_rows(columns)))).astype(np.float64)
+        logits, cut = classifier._all(texts.as_rows(columns))
+        logits = logits.astype(np.float64)
         targets = np.asarray(targets)
         if labels.is_multi:
             targets = targets.astype(float)
         calibrated, margins = values.calibrated(logits), values.margins(logits)
         if chosen_on and values.tensors:
             calibrated, margins = _cross_fitted(labels, values, logits, targets)
-        limit = classifier._max_text_tokens()
         template = classifier._template()
         encoded, _ = texts.encode(classifier.tokenizer_, columns, None, template=template)
         lengths = [len(ids) for ids in encoded["input_ids"]]
@@ -109,7 +109,7 @@ class Evidence:
             calibrated,
             margins,
             lengths,
-            np.array([limit is not None and n > limit for n in lengths]),
+            cut,
             **{"metrics": labels.metrics, **more},
         )
 

@@ -28,9 +28,9 @@ from starlette.routing import Route
 
 from ptune import __version__
 from ptune.errors import PtuneError
-from ptune.inference.bank import PromptBank, TaskInfo
+from ptune.inference.bank import Answer, PromptBank, TaskInfo
 from ptune.serving.access import NAME_RULE, TASK_NAME, same_token, task_folder
-from ptune.serving.batching import Answer, Batcher, Job, TooLong
+from ptune.serving.batching import Batcher, Job, TooLong
 from ptune.serving.metrics import Metrics
 from ptune.serving.middleware import Guard, RequestLog
 from ptune.serving.schemas import (
@@ -220,8 +220,9 @@ class Routes:
             side=asked.truncation_side,
         )
         answers = await self._answers([info], job, request, deadline)
-        scores = [_ranked(*answer, function)[: asked.top_k] for answer in answers]
-        return JSONResponse(scores[0] if asked.is_flat(info.pairs) else scores)
+        scores = [_ranked(answer, function)[: asked.top_k] for answer in answers]
+        body = scores[0] if asked.is_flat(info.pairs) else scores
+        return JSONResponse(body, headers=_truncated(answers))
 
     async def predict_all(self, request: Request) -> Response:
         """Return labels with their scores by task, for several tasks.
@@ -251,12 +252,14 @@ class Routes:
             may_cut=asked.truncate is not False,
             side=asked.truncation_side,
         )
-        answers = iter(await self._answers(infos, job, request, deadline))
+        answers = await self._answers(infos, job, request, deadline)
+        each = iter(answers)
         found = [
-            {info.name: _ranked(*next(answers), function)[: asked.top_k] for info in infos}
+            {info.name: _ranked(next(each), function)[: asked.top_k] for info in infos}
             for _ in texts
         ]
-        return JSONResponse(found[0] if asked.is_flat(pairs) else found)
+        body = found[0] if asked.is_flat(pairs) else found
+        return JSONResponse(body, headers=_truncated(answers))
 
     async def moderate(self, request: Request) -> Response:
         """Return the categories of texts, in the form of OpenAI's moderation API.
@@ -272,9 +275,9 @@ class Routes:
             refuse(422, "The task predicts a number, so it has no categories.")
         job = Job([(info.name, text) for text in asked.texts()])
         answers = await self._answers([info], job, request, deadline)
-        results = [_moderated(*answer, self.settings.harmless or ()) for answer in answers]
+        results = [_moderated(answer, self.settings.harmless or ()) for answer in answers]
         body = {"id": f"modr-{uuid.uuid4().hex}", "model": info.name, "results": results}
-        return JSONResponse(body)
+        return JSONResponse(body, headers=_truncated(answers))
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self.settings.timeout
@@ -288,12 +291,12 @@ class Routes:
     async def _answers(
         self, infos: list[TaskInfo], job: Job, request: Request, deadline: float
     ) -> list[Answer]:
-        """The task, and its logits, for each text of a job that has each text for all tasks."""
+        """The answers to a job that has each text for all tasks."""
         texts = [text for _, text in job.requests[:: len(infos)]]
         self._check_texts(texts)
         request.state.logged["texts"] = len(texts)
         answers = await self._classify(infos, job, deadline)
-        for (info, logits), (name, text) in zip(answers, job.requests, strict=True):
+        for (info, logits, _), (name, text) in zip(answers, job.requests, strict=True):
             own = f"{name}: " if len(infos) > 1 else ""
             if info.pairs is not None and isinstance(text, str) is info.pairs:
                 refuse(422, own + (PAIRS if info.pairs else NO_PAIRS))
@@ -462,8 +465,15 @@ def _parse(model: type[Asked], body: bytes) -> Asked:
         refuse(422, describe_invalid(model, first))
 
 
-def _ranked(task: TaskInfo, logits: np.ndarray, function: str | None) -> list[dict[str, Any]]:
+def _truncated(answers: Sequence[Answer]) -> dict[str, str]:
+    """A header with the number of answers to texts that were too long; clients' forms have none."""
+    count = sum(answer.truncated for answer in answers)
+    return {"X-Truncated-Texts": str(count)} if count else {}
+
+
+def _ranked(answer: Answer, function: str | None) -> list[dict[str, Any]]:
     """Labels and scores of one text, highest first."""
+    task, logits, _ = answer
     if function is None:
         function = "none" if task.labels_.is_regression else "default"
     turn = {
@@ -477,9 +487,10 @@ def _ranked(task: TaskInfo, logits: np.ndarray, function: str | None) -> list[di
     return [{"label": n, "score": s} for n, s in sorted(pairs, key=lambda pair: -pair[1])]
 
 
-def _moderated(task: TaskInfo, logits: np.ndarray, harmless: Sequence[str]) -> dict[str, Any]:
+def _moderated(answer: Answer, harmless: Sequence[str]) -> dict[str, Any]:
     """The answer of OpenAI's moderation API for one text."""
-    found = task.labels_.by_name(task.prediction(logits))
+    task = answer.task
+    found = task.labels_.by_name(answer.prediction)
     chosen = found.label if isinstance(found.label, list) else [found.label]
     return {
         "flagged": any(label not in harmless for label in chosen),

@@ -8,15 +8,10 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from ptune.inference.bank import PromptBank, TaskInfo
+from ptune.inference.bank import Answer, PromptBank
 from ptune.serving.metrics import Metrics
 from ptune.serving.settings import ServeSettings
 from ptune.texts import Text
-
-# A task, and the logits ``[num_labels]`` of one text.
-Answer = tuple[TaskInfo, np.ndarray]
 
 
 class TooLong(Exception):
@@ -125,4 +120,5 @@ class Batcher:
             answers |= zip(chosen, found, strict=True)
         self.metrics.batch_texts.observe(len(requests))
         self.metrics.batch_seconds.observe(time.perf_counter() - started)
+        self.metrics.record(answers.values())
         return [answers[i] for i in range(len(requests))]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptune import texts
-from ptune.data.dataset import WEIGHT
+from ptune.data.dataset import TEXT_NUMBER, WEIGHT
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.prompts.heads import Head
@@ -78,7 +78,7 @@ class Features:
         if names is None:
             return None
         rows = np.random.default_rng(seed).permutation(len(train))[:most]
-        given = [c for c in (LABELS, WEIGHT) if c in train.column_names]
+        given = [c for c in (LABELS, WEIGHT, TEXT_NUMBER) if c in train.column_names]
         table = train.remove_columns(given).select(rows.tolist())
         lengths = [len(ids) for ids in table["input_ids"]]
         reader = _Reader(model, *names)

@@ -68,8 +68,8 @@ from ptune.training.summary import Summary
 from ptune.training.trainer import (
     SharingTrainer,
     StopAndSave,
+    answers_of,
     build_trainer,
-    first_output,
     training_arguments,
 )
 
@@ -380,6 +380,7 @@ def new_model(
         around = template.without_soft_words(replaces_special=replaces_special)
     model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer, around))
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
+    model.state.long_texts = settings.long_texts
     model.state.template = around
     if template and settings.asks_words:
         start_with_words(model, settings, dataset, tokenizer, template, calibrate=calibrate)
@@ -674,12 +675,12 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _answers(trainer: SharingTrainer) -> Answers:
-    answers = {}
+    found = {}
     for name, examples in trainer.evaluation_sets.items():
         # `Trainer` may reorder the examples. Its labels have the same order as its predictions.
         output = trainer.predict(examples)
-        answers[name] = np.asarray(output.label_ids), first_output(output.predictions)
-    return answers
+        found[name] = answers_of(output)
+    return found
 
 
 def _calibrated(

@@ -14,6 +14,7 @@ from ptune.errors import PtuneError
 from ptune.files import SETTINGS_NAME, read_json
 from ptune.prompts.config import (
     Depth,
+    LongTexts,
     Placement,
     Pooling,
     PromptEncoderConfig,
@@ -172,6 +173,13 @@ class ClassifierSettings:
         TRAINING,
         at_least=1,
         unset="the backbone's limit",
+    )
+    long_texts: LongTexts = setting(
+        "truncate",
+        "What is read of a text that is longer than max_length or the backbone's limit: its start "
+        "(truncate), its start and its end (head_tail), or all of it in windows that overlap, "
+        "whose logits are averaged (windows).",
+        TRAINING,
     )
     dtype: Dtype = setting(
         "auto",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,12 @@ from transformers import (
 )
 
 from ptune import compat
-from ptune.data.dataset import LABEL, PAIR, TEXT, WEIGHT, TaskData, quiet
+from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, WEIGHT, TaskData, quiet
 from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.texts import Template, encode
+from ptune.prompts.config import LongTexts
+from ptune.texts import Template, encode_rows, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
 from ptune.training.features import MOST_TEXTS, SOME_TEXTS, Features, fit_head
 from ptune.training.settings import TrainSettings
@@ -225,6 +227,7 @@ class SharingTrainer(Trainer):
         if self.labels is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights, targets = inputs.pop(WEIGHT, None), inputs.pop("labels")
+        inputs.pop(TEXT_NUMBER, None)
         output = model(**inputs)
         losses = self.labels.losses(output.logits.float(), targets)  # [batch] or [batch, labels]
         if weights is not None:
@@ -267,6 +270,7 @@ def tokenize(
     dataset: Dataset,
     max_text_tokens: int | None,
     template: Template | None = None,
+    long_texts: LongTexts = "truncate",
 ) -> tuple[Dataset, int]:
     """Tokenize a dataset with the columns of `ptune.data.dataset`.
 
@@ -275,6 +279,8 @@ def tokenize(
         dataset: Texts and labels.
         max_text_tokens: Longer texts are truncated to this length. `None`: no limit.
         template: The words around each text.
+        long_texts: What is read of longer texts. If it is `windows`, the dataset has a row for
+            each window and the number of its text.
 
     Returns:
         The dataset with the tokenizer's columns and `labels`, and the number of truncated texts.
@@ -282,16 +288,29 @@ def tokenize(
     columns = [c for c in (TEXT, PAIR) if c in dataset.column_names]
     truncated = 0
 
-    def encode_batch(batch: dict[str, list[str]]) -> dict[str, Any]:
+    def encode_batch(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
         nonlocal truncated
         texts = [batch[c] for c in columns]
-        encoded, cut = encode(tokenizer, texts, max_text_tokens, template=template)
-        truncated += len(cut)
-        return encoded
+        rows = encode_rows(tokenizer, texts, max_text_tokens, long_texts, template=template)
+        truncated += len(rows.cut)
+        found: dict[str, Any] = rows.encoded
+        if long_texts == "windows":
+            for name in set(dataset.column_names) - set(columns):
+                found[name] = [batch[name][i] for i in rows.text_of]
+            counts = Counter(rows.text_of)
+            weights = found.get(WEIGHT, [1.0] * len(rows.text_of))
+            each = zip(weights, rows.text_of, strict=True)
+            found[WEIGHT] = [weight / counts[i] for weight, i in each]
+            found[TEXT_NUMBER] = [numbers[i] for i in rows.text_of]
+        return found
 
     with quiet():
         encoded = dataset.map(
-            encode_batch, batched=True, remove_columns=columns, load_from_cache_file=False
+            encode_batch,
+            batched=True,
+            with_indices=True,
+            remove_columns=dataset.column_names if long_texts == "windows" else columns,
+            load_from_cache_file=False,
         )
     if LABEL in encoded.column_names:
         encoded = encoded.rename_column(LABEL, "labels")
@@ -302,7 +321,7 @@ def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
     """The `compute_metrics` function for `Trainer`."""
 
     def compute(prediction: Any) -> dict[str, float]:
-        logits, targets = first_output(prediction.predictions), np.asarray(prediction.label_ids)
+        targets, logits = answers_of(prediction)
         # `Trainer`'s own loss counts the examples that fill up the last batch of each process.
         loss = dataset.labels.loss(torch.tensor(logits), torch.tensor(targets))
         predicted = dataset.labels.decide(logits)
@@ -312,9 +331,21 @@ def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
     return compute
 
 
-def first_output(predictions: Any) -> np.ndarray:
-    """The logits among the outputs that `Trainer` has collected."""
-    return predictions[0] if isinstance(predictions, tuple) else predictions
+def answers_of(collected: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The targets and the logits of the texts, from the rows that `Trainer` has collected.
+
+    Args:
+        collected: `Trainer`'s predictions. It may have put the rows into another order.
+    """
+    outputs, targets = collected.predictions, collected.label_ids
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    if not isinstance(targets, tuple):
+        return np.asarray(targets), logits
+    targets, numbers = map(np.asarray, targets)
+    # The first row of each text, then the others, as `pooled` expects them.
+    _, first, text_of = np.unique(numbers, return_index=True, return_inverse=True)
+    order = np.concatenate([first, np.delete(np.arange(len(numbers)), first)])
+    return targets[first], pooled(logits[order], text_of[order].tolist())
 
 
 def build_trainer(
@@ -341,6 +372,8 @@ def build_trainer(
         weight_decay=args.weight_decay,
     )
     needs_own_loss = WEIGHT in train.column_names or dataset.has_unknown
+    if TEXT_NUMBER in train.column_names:
+        args.label_names = ["labels", TEXT_NUMBER]
     # `Trainer` removes columns that the model does not take.
     args.remove_unused_columns = not needs_own_loss
     try:
@@ -400,12 +433,12 @@ def _tokenized(
             "max_length."
         )
     assert dataset.train is not None
-    template = model.state.template
-    train, cut = tokenize(tokenizer, dataset.train, limit, template)
+    how = (limit, model.state.template, model.state.long_texts)
+    train, cut = tokenize(tokenizer, dataset.train, *how)
     truncated = {"train": cut}
     evaluation = {}
     for name, examples in dataset.evaluation.items():
-        evaluation[name], cut = tokenize(tokenizer, examples, limit, template)
+        evaluation[name], cut = tokenize(tokenizer, examples, *how)
         truncated[name or "eval"] = cut
     for name, cut in truncated.items():
         if cut:

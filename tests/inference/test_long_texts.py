@@ -1,0 +1,196 @@
+"""Texts that are longer than a classifier reads."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import refused
+from subjects import SENTENCES, Subject, answers
+
+import ptune
+from ptune import PromptBank, PtuneError, texts
+from ptune.adapters import schema
+from ptune.adapters.adapter import Adapter
+from ptune.inference import files
+from ptune.training.settings import TrainSettings
+
+LONG = " ".join(SENTENCES * 3)
+# The last word of a long text is changed, and another one.
+ENDS_OTHERWISE = LONG + " invoice invoice invoice"
+LIMIT = 20
+
+
+@pytest.fixture(params=["input", "reader"])
+def adapter_of(request, folder_of, tmp_path):
+    """Writes the adapter of a mechanism for a setting of `long_texts`."""
+
+    def write(long_texts):
+        place = tmp_path / long_texts
+        if not place.is_dir():
+            shutil.copytree(folder_of(Subject(request.param)) / "adapter", place)
+            adapter = Adapter.read(place)
+            replace(adapter, long_texts=long_texts, max_length=LIMIT).save(place)
+        return place
+
+    return write
+
+
+def load(folder):
+    return ptune.load(folder, dtype="float32", device="cpu")
+
+
+def test_only_windows_see_a_word_beyond_the_limit(adapter_of):
+    truncate, windows = load(adapter_of("truncate")), load(adapter_of("windows"))
+    both = [LONG, ENDS_OTHERWISE]
+    cut, whole = answers(truncate, both), answers(windows, both)
+    np.testing.assert_allclose(cut[0], cut[1], atol=1e-5)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+    np.testing.assert_allclose(answers(windows, SENTENCES), answers(truncate, SENTENCES), atol=1e-6)
+    assert [p.truncated for p in truncate([*both, "short"])] == [True, True, False]
+    assert [p.truncated for p in windows([*both, "short"])] == [False, False, False]
+
+
+def test_head_and_tail_see_the_end_and_not_the_middle(adapter_of):
+    both_ends = load(adapter_of("head_tail"))
+    middle = LONG.replace("headphones", "invoice")
+    found = answers(both_ends, [LONG, ENDS_OTHERWISE, middle])
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    np.testing.assert_allclose(found[0], found[2], atol=1e-5)
+    assert both_ends(LONG).truncated
+
+
+def test_the_logits_of_a_long_text_are_the_mean_over_its_windows(adapter_of):
+    windows = load(adapter_of("windows"))
+    rows = texts.encode_rows(windows.tokenizer_, [[LONG]], LIMIT, "windows")
+    assert all(len(ids) <= LIMIT for ids in rows.encoded["input_ids"])
+    parts = [
+        windows.tokenizer_.decode(ids, skip_special_tokens=True)
+        for ids in rows.encoded["input_ids"]
+    ]
+    assert len(parts) > 3
+    mean = answers(windows, parts).mean(axis=0)
+    np.testing.assert_allclose(answers(windows, [LONG])[0], mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("long_texts", ["head_tail", "windows"])
+def test_a_bank_answers_long_texts_as_the_classifier_does(adapter_of, long_texts):
+    classifier, folder = load(adapter_of(long_texts)), adapter_of(long_texts)
+    bank = PromptBank(classifier.model, dtype="float32", device="cpu")
+    bank.add("long", folder)
+    bank.add("cut", adapter_of("truncate"))
+    some = [LONG, SENTENCES[0], ENDS_OTHERWISE, LONG]
+    found = bank([(task, text) for text in some for task in ("long", "cut")])
+    for mine, its in zip(classifier(some), found[::2], strict=True):
+        assert mine.label == its.label
+        assert mine.truncated == its.truncated
+        assert mine.probabilities == pytest.approx(its.probabilities, abs=1e-5)
+    assert [p.truncated for p in found[1::2]] == [True, False, True, True]
+    np.testing.assert_allclose(
+        bank["long"].predict_proba(some), classifier.predict_proba(some), atol=1e-5
+    )
+    windows = long_texts == "windows"
+    assert [n > 0 for n in bank.excess([("long", LONG), ("cut", LONG)])] == [not windows, True]
+
+
+def test_of_a_pair_the_longer_text_is_divided(adapter_of):
+    windows = load(adapter_of("windows"))
+    tokenizer = windows.tokenizer_
+    for pair in [("red lamp", LONG), (LONG, "red lamp")]:
+        rows = texts.encode_rows(tokenizer, [[part] for part in pair], LIMIT, "windows")
+        shown = [tokenizer.decode(ids) for ids in rows.encoded["input_ids"]]
+        assert len(shown) > 3
+        assert all("red lamp" in row for row in shown)
+        assert not rows.cut
+        assert all(len(ids) <= LIMIT for ids in rows.encoded["input_ids"])
+    assert not windows(("red lamp", LONG)).truncated
+    assert windows((LONG, LONG)).truncated  # one of them has to be shortened
+
+
+def test_a_template_is_around_every_window(adapter_of):
+    tokenizer = load(adapter_of("windows")).tokenizer_
+    template = texts.Template("send {text} today")
+    rows = texts.encode_rows(tokenizer, [[LONG]], LIMIT, "windows", template=template)
+    shown = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows.encoded["input_ids"]]
+    assert len(shown) > 3
+    assert all(row.startswith("send") and row.endswith("today") for row in shown)
+    assert set(LONG.lower().split()) <= set(" ".join(shown).lower().split())
+
+
+def test_an_older_version_refuses_windows(adapter_of, monkeypatch):
+    folder = adapter_of("windows")
+    known = schema.FEATURES - {schema.LONG_TEXTS}
+    monkeypatch.setattr(schema, "FEATURES", known)
+    with pytest.raises(PtuneError, match="requires long_texts"):
+        Adapter.read(folder)
+    Adapter.read(adapter_of("truncate"))
+
+
+def test_an_export_to_onnx_reads_windows_and_a_checkpoint_refuses_them(folder_of, tmp_path):
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(folder := folder_of(Subject("input", engine="onnx")), tmp_path / "both")
+    shutil.move(tmp_path / "both" / "adapter", tmp_path / "a")
+    shutil.move(tmp_path / "both" / "export", tmp_path / "onnx")
+    adapter = Adapter.read(tmp_path / "a")
+    replace(adapter, long_texts="windows", max_length=LIMIT).save(tmp_path / "a")
+    # As if it had been exported now, which takes long.
+    info = json.loads((folder / "export" / "ptune_export.json").read_text())
+    assert info["long_texts"] == "truncate"
+    info |= {"long_texts": "windows", "max_length": LIMIT}
+    (tmp_path / "onnx" / "ptune_export.json").write_text(json.dumps(info))
+    exported, classifier = ptune.load_exported(tmp_path / "onnx"), load(tmp_path / "a")
+    some = [LONG, ENDS_OTHERWISE, SENTENCES[0]]
+    np.testing.assert_allclose(
+        exported.predict_proba(some), classifier.predict_proba(some), atol=1e-5
+    )
+    with refused(
+        f"The classifier {tmp_path / 'a'} reads long texts in its own way (long_texts='windows'), "
+        "which no ordinary checkpoint does. Export it with `--to onnx`.",
+    ):
+        ptune.export_transformers(tmp_path / "a", tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a|b", "a"]], ids=["one label", "several"])
+def test_training_reads_every_window(bert_folder, tmp_path, labels):
+    """The word that decides the label is beyond the limit."""
+    starts, ends = [" ".join([sentence] * 3) for sentence in SENTENCES], ["parcel", "invoice"]
+    rows = [f"{starts[i // 2 % 8]} {(ends[i % 2] + ' ') * 4},{labels[i % 2]}" for i in range(64)]
+    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows))
+    scores = {}
+    for long_texts in ("truncate", "windows"):
+        settings = TrainSettings(
+            model=str(bert_folder),
+            train_file=str(tmp_path / "train.csv"),
+            eval_file=str(tmp_path / "train.csv"),
+            long_texts=long_texts,
+            max_length=LIMIT,
+            epochs=8,
+            pooling="mean",
+            prompt="none",
+            num_virtual_tokens=4,
+            dtype="float32",
+            learning_rate=1e-2,
+        )
+        run = ptune.train_run(settings, tmp_path / long_texts)
+        scores[long_texts] = run.metrics["eval"]["accuracy"]
+        assert run.metrics["eval_examples"] == {"eval": 64}
+    found = answers(load(tmp_path / "windows"), [row.split(",")[0] for row in rows])
+    np.testing.assert_allclose(found, run.answers[""][1], atol=2e-3)
+    assert run.metrics["truncated_texts"] == {"train": 0, "eval": 0}
+    assert scores["windows"] > scores["truncate"] + 0.2
+
+
+def test_predictions_in_files_tell_which_texts_were_truncated(adapter_of, tmp_path):
+    classifier = load(adapter_of("truncate"))
+    for format, expected in {"jsonl": [True, False], "csv": ["true", "false"]}.items():
+        file = tmp_path / f"out.{format}"
+        source = files.Source.of_texts([LONG, "short"])
+        with files.writer(file, format, classifier, mark_truncated=True) as out:
+            assert files.write(classifier, source, out) == (2, 1)
+        lines = file.read_text().splitlines()
+        if format == "csv":
+            column = lines[0].split(",").index("truncated")
+            assert [line.split(",")[column] for line in lines[1:]] == expected
+        else:
+            assert [json.loads(line)["truncated"] for line in lines] == expected
