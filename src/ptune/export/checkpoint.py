@@ -95,16 +95,7 @@ def export_transformers(
     for kept in (os.fspath(source), location(classifier.model)):
         if Path(kept).resolve().is_relative_to(folder):
             raise PtuneError(f"{folder} contains {kept}, which the export reads. Name another one.")
-    if template := classifier.prompt_model_.state.template:
-        raise PtuneError(
-            f"The classifier {source} puts the words {template.pattern!r} around each text, which "
-            "no ordinary checkpoint does. Export it with `--to onnx`."
-        )
-    if (how_long := classifier.prompt_model_.state.long_texts) != "truncate":
-        raise PtuneError(
-            f"The classifier {source} reads long texts in its own way (long_texts={how_long!r}), "
-            "which no ordinary checkpoint does. Export it with `--to onnx`."
-        )
+    _check_texts(classifier, source)
     labels, device = classifier.labels, classifier.prompt_model_.device
     tokenizer, ids = _tokenizer(classifier)
     texts = [*own_texts(classifier), *check_texts]
@@ -159,6 +150,21 @@ def _check_prompt(config: PromptEncoderConfig) -> None:
             "classification class of Transformers computes. Train it to read what its "
             "architecture reads (`ptune train --prompt input --pooling architecture`), or export "
             "this classifier with `--to onnx`."
+        )
+
+
+def _check_texts(classifier: PromptClassifier, source: str | os.PathLike[str]) -> None:
+    """Refuse texts that are read as no ordinary tokenizer does."""
+    state = classifier.prompt_model_.state
+    if template := state.template:
+        raise PtuneError(
+            f"The classifier {source} puts the words {template.pattern!r} around each text, which "
+            "no ordinary checkpoint does. Export it with `--to onnx`."
+        )
+    if (how_long := state.long_texts) != "truncate":
+        raise PtuneError(
+            f"The classifier {source} reads long texts in its own way (long_texts={how_long!r}), "
+            "which no ordinary checkpoint does. Export it with `--to onnx`."
         )
 
 

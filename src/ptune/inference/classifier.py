@@ -542,6 +542,17 @@ _SAME_NAME = (
 )
 
 
+def _settings_of(adapter: Adapter) -> dict[str, Any]:
+    """The settings with which an adapter was trained, as far as it records them."""
+    return {
+        "prompt": adapter.config.depth,
+        "encoder": adapter.config.encoder_reparameterization_type,
+        "max_length": adapter.max_length,
+        "long_texts": adapter.long_texts,
+        **{setting: getattr(adapter.config, setting) for setting in _SAME_NAME},
+    }
+
+
 def load(
     source: str | os.PathLike[str],
     *,
@@ -610,17 +621,8 @@ def load(
     )
     device = device or default_device()
     tokenizer = load_tokenizer(name, revision=found.config.revision, token=token, **local)
-    config: Any = found.config
-    classifier = PromptClassifier(
-        name,
-        prompt=config.depth,
-        encoder=config.encoder_reparameterization_type,
-        max_length=prompt_model.max_length,
-        long_texts=found.long_texts,
-        batch_size=batch_size,
-        dtype=dtype,  # type: ignore[arg-type]
-        **{setting: getattr(config, setting) for setting in _SAME_NAME},
-    )
+    how: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype}
+    classifier = PromptClassifier(name, **_settings_of(found), **how)
     classifier.prompt_model_, classifier.labels_ = prompt_model.to(device), found.labels
     classifier.tokenizer_, classifier.postprocessing_ = tokenizer, found.postprocessing
     return classifier
