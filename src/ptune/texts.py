@@ -158,6 +158,9 @@ def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) ->
         PtuneError: One of them is not a text; the message gives its position.
     """
     values = list(values)
+    plain = set(map(type, values)) <= {str} and all(map(str.strip, values))
+    if plain and (all(map(str.isascii, values)) or all(map(_is_unicode, values))):
+        return values
     numbers = [v for v in values if isinstance(v, int | float | np.number) and v == v]
     if len(numbers) > 1 and len(numbers) == len(values):
         another = "Name another with --text-column." if first else "Convert numbers with str()."

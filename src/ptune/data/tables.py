@@ -188,16 +188,17 @@ def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> 
     started = 1
     try:
         for row in reader:
-            if not names and row and not _names_delimiter(row):
-                names = _header(row, file) if dialect.header else _numbered(row)
-                yield names
-                row = [] if dialect.header else row
-            if row and names and len(row) != len(names):
+            if row and len(row) == len(names):
+                yield row
+            elif row and names:
                 if ragged is None or not len(row) > len(names) == 2:
                     raise _wrong_length(file, names, (started, row))
                 ragged.append((started, row))
-            elif row and names:
-                yield row
+            elif row and not _names_delimiter(row):
+                names = _header(row, file) if dialect.header else _numbered(row)
+                yield names
+                if not dialect.header:
+                    yield row
             started = reader.line_num + 1
     except csv.Error as error:
         raise PtuneError(
