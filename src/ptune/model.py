@@ -332,7 +332,9 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         config = replace(adapter.config, inference_mode=not is_trainable)
         if is_trainable:
             config = replace(config, encoder_reparameterization_type="NONE")
-        parameters = {name: nn.Parameter(t.clone()) for name, t in adapter.head.items()}
+        parameters = {
+            name: nn.Parameter(t.to(torch.float32, copy=True)) for name, t in adapter.head.items()
+        }
         labels = adapter.labels
         head = Head(
             parameters,

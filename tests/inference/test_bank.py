@@ -336,6 +336,28 @@ def test_a_half_precision_bank_agrees_with_its_classifiers(folder):
         np.testing.assert_allclose(one, other, atol=0.05 * max(1.0, np.abs(other).max()))
 
 
+def test_adapters_stored_in_half_precision_answer_as_in_full(folder, bert_folder, tmp_path):
+    """As a classifier, in a bank and added to a model."""
+    found = {torch.float16: [], torch.float32: []}
+    for dtype, logits in found.items():
+        bank = PromptBank(str(bert_folder), dtype="float32")
+        model = PromptModel.from_pretrained(load_backbone(str(bert_folder)), folder / "as deep")
+        for task in ("prefix", "deep", "reader"):
+            place = tmp_path / str(dtype) / task
+            shutil.copytree(folder / task, place)
+            file = place / "adapter_model.safetensors"
+            save_file({n: t.half().to(dtype) for n, t in load_file(file).items()}, file)
+            requests = [(task, text) for text in TEXTS]
+            bank.add(task, place)
+            model.load_adapter(place, task)
+            model.set_adapter(task)
+            with torch.no_grad():
+                logits += [*model(torch.arange(3, 9)[None]).logits, *bank.logits(requests)]
+            logits += alone({task: ptune.load(place, dtype="float32")}, requests)
+    for one, other in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_adapters_written_by_peft(folder, bert_folder, own, tmp_path):
     import peft
 

@@ -90,14 +90,14 @@ def read_tensors(file: Path, *, is_adapter: bool = True) -> dict[str, torch.Tens
 def split(
     tensors: Mapping[str, torch.Tensor], where: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Prompt embeddings and head, in float32, from the tensors of an adapter file.
+    """Prompt embeddings and head from the tensors of an adapter file.
 
     Raises:
         PtuneError: There are no prompt embeddings.
     """
     if EMBEDDINGS_KEY not in tensors:
         raise PtuneError(f"{where} has no {EMBEDDINGS_KEY!r}, so it is not a p-tuning adapter.")
-    head = {n.removeprefix(HEAD_PREFIX): t.float() for n, t in tensors.items()}
+    head = {n.removeprefix(HEAD_PREFIX): t for n, t in tensors.items()}
     return head.pop(EMBEDDINGS_KEY), head
 
 

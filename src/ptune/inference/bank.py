@@ -444,7 +444,9 @@ class PromptBank:
         # Copies: the tensors as read are the file itself, mapped into memory.
         weight = host.tokens.weight
         embeddings = found.prompt_embeddings.to(weight.device, weight.dtype, copy=True)
-        head = {name: t.to(weight.device, copy=True) for name, t in found.head.items()}
+        head = {
+            name: t.to(weight.device, torch.float32, copy=True) for name, t in found.head.items()
+        }
         for name, tensor in {"prompt": embeddings, **head}.items():
             if not tensor.isfinite().all():
                 raise PtuneError(
