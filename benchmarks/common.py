@@ -1,8 +1,4 @@
-"""Helpers that the benchmarks share.
-
-Import this module before other libraries: it silences what they print while they are imported and
-while they load models.
-"""
+"""Helpers that the benchmarks share."""
 
 from __future__ import annotations
 
@@ -21,8 +17,11 @@ from typing import Any
 
 Row = dict[str, Any]
 
-warnings.simplefilter("ignore")
-logging.disable(logging.WARNING)
+
+def silence() -> None:
+    """Silence what libraries print while they load models, in this process."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
 
 
 def reset_peak_memory() -> None:

@@ -37,7 +37,7 @@ from typing import Any
 
 import aiohttp
 import torch
-from common import versions
+from common import silence, versions
 
 import ptune
 from ptune import PromptModel
@@ -387,6 +387,7 @@ def main() -> None:
     parser.add_argument("--stop-after", type=float, default=5.0, help="seconds of load (5)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/serve"))
     given = parser.parse_args()
+    silence()
     results: dict[str, Any] = {"versions": versions(*LIBRARIES), "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory(prefix="ptune-serve-") as folder:
         stage = Stage(Path(folder), given.model, given.tasks, given.texts)

@@ -48,6 +48,7 @@ from common import (
     machine,
     peak_memory_mb,
     read_rows,
+    silence,
     versions,
 )
 from torch import nn
@@ -61,6 +62,7 @@ from ptune.data.glue import load_glue
 from ptune.peft import PromptEncoderConfig
 
 VIRTUAL_TOKENS, BATCH = 20, 32  # BATCH: texts per step
+silence()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], None]

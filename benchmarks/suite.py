@@ -50,10 +50,12 @@ from common import (
     machine,
     read_rows,
     reset_peak_memory,
+    silence,
     versions,
 )
 from tasks import GROUPS, TASKS, hold_out_fifth, load_task
 
+silence()
 COMMITTED = Path(__file__).parent / "results" / "suite.jsonl"
 VIRTUAL_TOKENS = 20
 LIBRARIES = ("ptune", "torch", "transformers", "peft", "setfit", "scikit-learn")

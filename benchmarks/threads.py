@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import versions
+from common import silence, versions
 
 import ptune
 from ptune import PromptClassifier, PromptEncoderConfig, PromptModel
 from ptune.backbones.loading import fast_dtype, load_backbone
 
+silence()
 SENTENCE = "the parcel never came and nobody answers the phone so please send my money back"
 
 

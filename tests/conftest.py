@@ -7,7 +7,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import gc
-import logging
 import re
 import sys
 import warnings
@@ -54,17 +53,6 @@ def call(*words):
         with pytest.raises(SystemExit) as stopped:
             main()
     return stopped.value.code or 0
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_at_the_start():
-    """What a test finds in the log does not depend on what others did to logging."""
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(logging.WARNING)
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.partition(".")[0] == "ptune" and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate = False, True
-            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
