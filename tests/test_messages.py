@@ -1,18 +1,20 @@
 """Whole messages: what was found, what was expected, and how to correct it."""
 
 import enum
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import refused
+from conftest import SENTENCES, refused, train_tokenizer
 
 from ptune.data.dataset import TaskData, load_files
-from ptune.data.glue import load_glue
+from ptune.data.glue import evaluation_sets, load_glue
 from ptune.data.opening import Dialect
 from ptune.data.tables import Columns, read_table
 from ptune.labels import Labels, read
-from ptune.texts import Template, as_columns
+from ptune.texts import Template, as_columns, encode, rows
 
 TEXTS = ["a text", "another text"] * 3
 HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
@@ -43,6 +45,22 @@ def dataset(labels, *more, **how):
 def table(name, content, **dialect):
     return read_table(written(name, content), Dialect(**dialect))
 
+
+def locked_sheet(name):
+    manifest = (
+        '<manifest:manifest xmlns:manifest="urn:oasis:names:tc:opendocument:xmlns:manifest:1.0">'
+        '<manifest:file-entry manifest:full-path="content.xml">'
+        "<manifest:encryption-data/></manifest:file-entry></manifest:manifest>"
+    )
+    with zipfile.ZipFile(name, "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        archive.writestr("META-INF/manifest.xml", manifest)
+        archive.writestr("content.xml", "locked")
+    return read_table(name)
+
+
+AB = Labels.learn(read(["a", "b"]))
+NUMBERS = Labels.learn(read([0.5, 1.5, 2.25]))
 
 MESSAGES = {
     "A number of examples per label can only be drawn if each text has one label; texts is "
@@ -112,7 +130,64 @@ MESSAGES = {
     "type, for example with str().": lambda: dataset([1, "1"] * 3),
     "The label 'c' occurs 1 time(s) (the labels), and training never saw it; there are: a, "
     "b.": lambda: Labels.learn(read(["a", "b"])).encode(read(["c"])),
+    "GLUE's mrpc could not be downloaded from the Hub (…). Check the network, or name a folder of "
+    "the original files with --data-dir.": lambda: load_glue("mrpc"),
+    "GLUE's ax has no public labels to evaluate on; use `ptune predict`.": lambda: (
+        written("AX/diagnostic.tsv", "index\tsentence1\tsentence2\n0\tx\ty\n"),
+        evaluation_sets(AB, task="ax", data_dir="."),
+    ),
+    "The classifier has the labels a, b, and mrpc has not_equivalent, equivalent: it was trained "
+    "on another task.": lambda: (
+        mrpc(HEADER + "0\t1\t2\tx\ty\n1\t1\t2\tx\ty\n"),
+        evaluation_sets(AB, task="mrpc", data_dir="."),
+    ),
+    "Name what to evaluate on: --task, --file or --dataset, and one only.": lambda: evaluation_sets(
+        AB
+    ),
+    "a.csv does not have the encoding utf-16. Name another with --encoding.": lambda: table(
+        "a.csv", b"text,label", encoding="utf-16"
+    ),
+    "mail.ods has a password. Save it without one.": lambda: locked_sheet("mail.ods"),
+    "mail.txt ends in '.txt'; ptune reads .csv, .tsv, .json, .jsonl, .parquet, .arrow, .feather, "
+    ".xlsx, .ods.": lambda: read_table("mail.txt"),
+    "mail has no ending that says what it is; ptune reads .csv, …": lambda: read_table("mail"),
+    "No column of a.csv is called like a text (text, sentence, message, content, body, review, "
+    "utterance, comment); it has label, a, b. Name it with --text-column, or use --no-header if "
+    "the first line is an example.": lambda: load_files(written("a.csv", "label,a,b\nx,y,z\n")),
+    "No column of a.csv is called like a label (label, labels, category, class, intent, target, "
+    "sentiment, score, y); it has text, a. Name it with --label-column, or each column of 0 and 1 "
+    "with --indicator-column.": lambda: load_files(written("a.csv", "text,a\nx,y\n")),
+    "The problem type single_label_classification needs one label per text, but the labels are "
+    "lists or a matrix, at position 0, 2, 4 (counting from 0). Leave out the problem type, or use "
+    "multi_label_classification.": lambda: dataset(
+        [["a", "b"], ["a"]] * 3, "single_label_classification"
+    ),
+    "The table of the labels has no columns. Pass at least one.": lambda: dataset(
+        pd.DataFrame(index=range(6))
+    ),
+    "Expected a matrix of the numbers 0 and 1; the labels hold the strings '0' and '1'. Convert "
+    "them, for example with np.array(y).astype(int).": lambda: dataset([["0", "0"], ["1", "0"]]),
+    "There are 102 different labels in 102 examples (the labels). Is it the right column "
+    "(--label-column)? To predict numbers as numbers, use --problem-type regression.": lambda: (
+        Labels.learn(read([f"label {i}" for i in range(102)]))
+    ),
+    "Expected a column for each of the labels a, b; the labels have a, c.": lambda: Labels.learn(
+        read(pd.DataFrame({"a": [0, 1], "b": [1, 0]}))
+    ).encode(read(pd.DataFrame({"a": [0, 1], "c": [1, 0]}))),
+    "ptune.json is damaged: label_type is 'int', which does not fit the labels a, b. Save or "
+    "download it again.": lambda: Labels.from_json(
+        {"labels": ["a", "b"], "label_type": "int"}, "ptune.json"
+    ),
+    "A regression has no probabilities; use predict.": lambda: NUMBERS.probabilities([[0.5]]),
     "There are no texts.": lambda: as_columns([]),
+    "Expected a table with one column of texts, or two for pairs; found the columns (none). Select "
+    'them, for example X[["text"]].': lambda: rows(pd.DataFrame(index=range(2))),
+    "The template '{text} {soft:so}' has {soft:…} after its start; a prompt replaces only the "
+    "words at the start.": lambda: Template("{text} {soft:so}"),
+    "The template 'chat:{text}' needs a chat format, and this tokenizer has none. Leave out "
+    "'chat:'.": lambda: encode(
+        train_tokenizer(), [SENTENCES], None, template=Template("chat:{text}")
+    ),
     "The template '{text} x' has {text} alone, but these are pairs.": lambda: Template(
         "{text} x"
     ).fill([["a"], ["b"]]),

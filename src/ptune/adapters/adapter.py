@@ -53,8 +53,9 @@ class Adapter:
 
     Attributes:
         config: The prompt's configuration.
-        prompt_embeddings: The prompt, ``[num_virtual_tokens, width]``, in the precision of its file:
-            float32 if ptune wrote it. An input prompt is as wide as the backbone's token embedding.
+        prompt_embeddings: The prompt, ``[num_virtual_tokens, width]``, in the precision of its
+            file: float32 if ptune wrote it. An input prompt is as wide as the backbone's token
+            embedding.
         head: The head's parameters, in the same precision, under their names in the backbone.
         labels: The labels and the problem type. If PEFT wrote the adapter: numbered labels.
         mechanism: How the prompt enters the backbone: ``"input"`` (as tokens), ``"prefix"``

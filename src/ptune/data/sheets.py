@@ -38,7 +38,10 @@ def sheet_rows(file: Path, sheet: str | None = None) -> Iterator[list[str]]:
     if not content.getbuffer():
         raise PtuneError(f"{file} is empty. Write or download it again.")
     try:
-        workbook = CalamineWorkbook.from_filelike(content)
+        try:
+            workbook = CalamineWorkbook.from_filelike(content)
+        except CalamineError:  # the same for a password and for damage; by its path it tells
+            workbook = CalamineWorkbook.from_path(str(file))
         names = workbook.sheet_names
         if sheet is not None and sheet not in names:
             raise PtuneError(f"{file} has no sheet {sheet!r}; {near(sheet, names)}.")

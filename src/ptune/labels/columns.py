@@ -114,8 +114,8 @@ class LabelColumn:
             values = [names[i] for i in self.values.argmax(axis=1).tolist()]
         if wrong or problem_type == REGRESSION:
             raise PtuneError(
-                f"The problem type {problem_type} needs one label per text. {self.where} are lists "
-                f"or a matrix, at {positions(wrong or [0], self.first)}. Leave out the problem "
+                f"The problem type {problem_type} needs one label per text, but {self.where} "
+                f"are lists or a matrix, at {positions(wrong or [0], self.first)}. Leave out the problem "
                 f"type, or use {MULTI}."
             )
         return replace(self, kind="one", values=values, names=None)
