@@ -95,8 +95,7 @@ def numbers_as_texts(bert_folder, monkeypatch):
 @pytest.mark.usefixtures("numbers_as_texts")
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks(
-    # Ridge regression leaves out one text at a time, and a text that occurs twice is not left out.
-    [OnNumbers(num_virtual_tokens=2, encoder="NONE", epochs=1, dtype="float32", head="linear")]
+    [OnNumbers(num_virtual_tokens=2, encoder="NONE", epochs=1, dtype="float32")]
 )
 def test_scikit_learns_checks(estimator, check):
     if (name := getattr(check, "func", check).__name__) in EXEMPT:

@@ -102,7 +102,9 @@ def test_a_scaled_head_trains_as_one_that_reads_standardised_features(optimizer)
     with torch.no_grad():
         plain.weight.copy_(standard.weight / std)
         plain.bias.copy_(standard.bias - plain.weight @ mean)
-    features = Features("weight", plain.weight, plain.bias, values, np.arange(64), mean, std)
+    features = Features(
+        "weight", plain.weight, plain.bias, values, np.arange(64), torch.arange(64), mean, std
+    )
     own, other = (optimizer(layer.parameters(), lr=0.01) for layer in (plain, standard))
     ScaledSteps(own, {}, features)
     standardised = (values - mean) / std
@@ -130,7 +132,14 @@ def test_a_head_without_a_bias_does_not_learn_only_a_constant():
                 optimizer,
                 {},
                 Features(
-                    "weight", layer.weight, None, values, np.arange(64), values.mean(dim=0), std
+                    "weight",
+                    layer.weight,
+                    None,
+                    values,
+                    np.arange(64),
+                    torch.arange(64),
+                    values.mean(dim=0),
+                    std,
                 ),
             )
         for batch in torch.arange(64).split(8) * 10:

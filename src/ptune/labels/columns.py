@@ -115,8 +115,8 @@ class LabelColumn:
         if wrong or problem_type == REGRESSION:
             raise PtuneError(
                 f"The problem type {problem_type} needs one label per text, but {self.where} "
-                f"are lists or a matrix, at {positions(wrong or [0], self.first)}. Leave out the problem "
-                f"type, or use {MULTI}."
+                f"are lists or a matrix, at {positions(wrong or [0], self.first)}. Leave out the "
+                f"problem type, or use {MULTI}."
             )
         return replace(self, kind="one", values=values, names=None)
 

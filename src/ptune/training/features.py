@@ -40,7 +40,8 @@ class Features:
         weight: The weight, ``[num_labels, width]``.
         bias: Its bias, ``[num_labels]``, if it has one.
         values: The features of some training texts, ``[n, width]``, float32 on the CPU.
-        rows: Which training texts they are, ``[n]``.
+        rows: Which training texts they are, ``[n]``. None has the weight 0.
+        same: The first of them that is the same text, ``[n]``.
         mean: The mean of the features, ``[width]``.
         std: Their standard deviation, ``[width]``; never 0.
     """
@@ -50,6 +51,7 @@ class Features:
     bias: nn.Parameter | None
     values: Tensor
     rows: np.ndarray
+    same: Tensor
     mean: Tensor
     std: Tensor
 
@@ -77,29 +79,36 @@ class Features:
         names = last_layer(model)
         if names is None:
             return None
-        rows = np.random.default_rng(seed).permutation(len(train))[:most]
+        rows = np.random.default_rng(seed).permutation(len(train))
+        rows = rows[(_weights(train, rows) > 0).numpy()][:most]
         given = [c for c in (LABELS, WEIGHT, TEXT_NUMBER) if c in train.column_names]
         table = train.remove_columns(given).select(rows.tolist())
-        lengths = [len(ids) for ids in table["input_ids"]]
+        ids = table["input_ids"]
+        first: dict[tuple[int, ...], int] = {}
+        same = torch.tensor([first.setdefault(tuple(row), i) for i, row in enumerate(ids)])
+        different = same.unique().tolist()
         reader = _Reader(model, *names)
         values = torch.empty(len(rows), reader.width)
         was_training = model.training
         model.eval()
         try:
-            for chosen in texts.batches(lengths, 32):
-                batch = collate([table[i] for i in chosen])
-                found = reader.features(batch.to(model.device))
+            for batch in texts.batches([len(ids[i]) for i in different], 32):
+                chosen = [different[i] for i in batch]
+                found = reader.features(collate([table[i] for i in chosen]).to(model.device))
                 if found is None:
                     return None
                 values[chosen] = found
         finally:
             model.train(was_training)
-        mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
+        values = values[same]
+        weights = _weights(train, rows)
+        mean = (weights @ values.double()).float()
+        std = (weights @ (values - mean).double().square()).sqrt().float()
         std = std.clamp_min(1e-3 * std.max().clamp_min(1e-12))
         parameters = dict(model.head_parameters())
         weight, device = parameters[names[0]], model.device
         bias = parameters[names[1]] if names[1] else None
-        return cls(names[0], weight, bias, values, rows, mean.to(device), std.to(device))
+        return cls(names[0], weight, bias, values, rows, same, mean.to(device), std.to(device))
 
     # The layer reads z = (x - mean) / std if it has a bias, so V = W std is what a step should
     # change. Without a bias, x / std has a large constant part, the mean. It is shrunk to length 1,
@@ -124,6 +133,14 @@ class Features:
     def step(self, step: Tensor) -> Tensor:
         """The step ``[num_labels, width]`` of the weight, from a step of V."""
         return self._shrunk(step) / self.std
+
+
+def _weights(train: Dataset, rows: np.ndarray) -> Tensor:
+    """The weights of some training texts, ``[n]``; together 1."""
+    if WEIGHT not in train.column_names:
+        return torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)
+    weights = torch.tensor(np.asarray(train[WEIGHT], dtype=float)[rows])
+    return weights / weights.sum()
 
 
 def last_layer(model: PromptModel) -> tuple[str, str | None] | None:
@@ -183,24 +200,23 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
     """Start the last layer of a head with ridge regression on its features.
 
     The strength of the regression and the scale of the logits are those with the smallest loss on
-    texts that were left out (one at a time, in closed form), so the start is not overconfident.
+    texts that were left out (one at a time, in closed form), so the start is not overconfident. A
+    weight acts as that many copies of the text, which are left out together.
 
     Args:
         features: The features. The parameters of their layer change in place.
         labels: The labels.
         train: The tokenised training set.
     """
-
-    def column(name: str) -> Tensor:
-        return torch.tensor(np.asarray(train[name], dtype=float)[features.rows])
-
-    targets = column(LABELS)
+    targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[features.rows])
     targets = targets.long() if labels.is_single else targets
-    weights = column(WEIGHT) if WEIGHT in train.column_names else torch.ones(len(targets))
+    weights = _weights(train, features.rows)
     mean, std = features.mean.cpu().double(), features.std.cpu().double()
     inputs = features.values.double()
     inputs = (inputs if features.bias is None else inputs - mean) / std
-    ridge = _Ridge(inputs, targets, weights.double(), labels, shifts=features.bias is not None)
+    different, of_text = features.same.unique(return_inverse=True)
+    shifts = features.bias is not None
+    ridge = _Ridge(inputs[different], of_text, targets, weights, labels, shifts=shifts)
     coefficients, intercept = ridge.best()
     coefficients = coefficients / std
     with torch.no_grad():
@@ -210,16 +226,33 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
 
 
 class _Ridge:
-    """Ridge regression whose scores become logits."""
+    """Ridge regression whose scores become logits.
+
+    Args:
+        inputs: The features of different texts, ``[n, width]``.
+        of_text: Which of them each example has, ``[m]``.
+        targets: The examples' targets, ``[m, …]``.
+        weights: Their weights, ``[m]``; together 1.
+        labels: The labels.
+        shifts: Whether the logits have an intercept.
+    """
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, weights: Tensor, labels: Labels, *, shifts: bool
+        self,
+        inputs: Tensor,
+        of_text: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        labels: Labels,
+        *,
+        shifts: bool,
     ) -> None:
-        self.inputs, self.targets, self.labels, self.shifts = inputs, targets, labels, shifts
-        self.weights = (weights / weights.sum())[:, None]  # [n, 1]
-        goal = _one_column_each(targets, labels)  # [n, num_labels]
+        self.inputs, self.of_text, self.targets = inputs, of_text, targets
+        self.labels, self.shifts = labels, shifts
+        self.example_weights = weights[:, None]  # [m, 1]
+        goal = _one_column_each(targets, labels, self.example_weights)  # [m, num_labels]
         if shifts:
-            center = (self.weights * goal).sum(dim=0)
+            center = (self.example_weights * goal).sum(dim=0)
             few = center.clamp(1e-4, 1 - 1e-4)
             self.shift = few.log() if labels.is_single else few.logit()
         else:
@@ -227,7 +260,14 @@ class _Ridge:
             self.shift = torch.zeros_like(center)
         if labels.is_regression:
             self.shift = center = center if shifts else torch.zeros_like(center)
-        self.goal = goal - center
+        # A text's weight and mean goal.
+        self.weights = self._per_text(torch.ones_like(self.example_weights))  # [n, 1]
+        self.goal = self._per_text(goal) / self.weights - center  # [n, num_labels]
+
+    def _per_text(self, values: Tensor) -> Tensor:
+        """The sum of the examples' values, times their weights, for each text."""
+        sums = values.new_zeros(len(self.inputs), values.shape[1])
+        return sums.index_add(0, self.of_text, self.example_weights * values)
 
     def best(self) -> tuple[Tensor, Tensor]:
         """Coefficients ``[num_labels, width]`` and intercepts ``[num_labels]``."""
@@ -255,21 +295,24 @@ class _Ridge:
         doubt = 2 / (2 + len(scores) / len(self.labels))
 
         def loss(factor: float) -> float:
-            logits = factor * scores + self.shift
-            losses = self.labels.losses(logits, self.targets).reshape(len(scores), -1)
+            logits = (factor * scores + self.shift)[self.of_text]
+            losses = self.labels.losses(logits, self.targets).reshape(len(logits), -1)
             if self.labels.is_single:
                 losses = losses - doubt * (losses + logits.log_softmax(dim=1).mean(1, keepdim=True))
             elif self.labels.is_multi:
                 undecided = (F.softplus(logits) + F.softplus(-logits)) / 2
                 losses = losses + doubt * (undecided - losses)
-            return float((self.weights * losses).sum())
+            return float((self.example_weights * losses).sum())
 
         return min((loss(factor), factor) for factor in factors)
 
 
-def _one_column_each(targets: Tensor, labels: Labels) -> Tensor:
+def _one_column_each(targets: Tensor, labels: Labels, weights: Tensor) -> Tensor:
     """What each output should be: 0 or 1 for a label, or the number of a regression."""
     if labels.is_single:
         return F.one_hot(targets, len(labels)).double()
     columns = targets.reshape(len(targets), -1)
-    return torch.where(columns.isnan(), columns.nanmean(dim=0), columns)
+    known = weights * ~columns.isnan()
+    return torch.where(
+        columns.isnan(), (known * columns.nan_to_num()).sum(0) / known.sum(0), columns
+    )
