@@ -212,7 +212,7 @@ def test_other_processes_predict_with_a_fitted_classifier(estimator, labelled):
 # Tables.
 
 
-def test_a_table_may_have_more_columns_than_in_training(estimator, labelled):
+def test_a_table_may_have_more_columns_than_in_training(estimator, labelled, tmp_path):
     rows, y = labelled
     table = pd.DataFrame({"label": y, "text": rows, "id": range(len(rows))})
     fitted = estimator.fit(table[["text"]], table["label"])
@@ -220,6 +220,10 @@ def test_a_table_may_have_more_columns_than_in_training(estimator, labelled):
     expected = fitted.predict_proba(rows)
     np.testing.assert_array_equal(fitted.predict_proba(table), expected)
     assert fitted.score(table, table["label"]) == fitted.score(rows, y)
+    fitted.save(tmp_path)
+    loaded = PromptClassifier.from_pretrained(tmp_path, dtype="float32")
+    assert loaded.feature_names_in_.tolist() == ["text"]
+    np.testing.assert_array_equal(loaded.predict_proba(table), expected)
     fitted.fit(rows, y, eval_set=(rows, y))
     assert not hasattr(fitted, "feature_names_in_")
     with pytest.raises(PtuneError, match="found the columns 'label', 'text', 'id'"):

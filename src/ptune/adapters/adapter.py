@@ -66,6 +66,7 @@ class Adapter:
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
         long_texts: What is read of longer texts than the backbone and the user allow.
         pairs: True if it was trained on pairs of texts; ``None``: not recorded.
+        text_columns: The columns with the texts; ``None``: not trained on a table.
         template: The words around each text; ``None``: the text alone.
         backbone: Sizes, sampled weights and the commit by which the backbone is recognised; empty
             if PEFT wrote the adapter.
@@ -83,6 +84,7 @@ class Adapter:
     max_length: int | None = None
     long_texts: LongTexts = "truncate"
     pairs: bool | None = None
+    text_columns: list[str] | None = None
     template: Template | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
     postprocessing: Postprocessing = RAW
@@ -153,6 +155,7 @@ class Adapter:
                 "max_length": self.max_length,
                 "long_texts": self.long_texts,
                 "text_pairs": self.pairs,
+                **({"text_columns": self.text_columns} if self.text_columns else {}),
                 "template": self.template and self.template.pattern,
                 "mechanism": self.mechanism,
                 "backbone": self.backbone,

@@ -195,6 +195,7 @@ INFO_FIELDS = {
     "max_length": Field(POSITIVE),
     "long_texts": Field(one_of(*get_args(LongTexts)), "truncate"),
     "text_pairs": Field(FLAG),
+    "text_columns": Field(STRINGS),
     "template": Field(STRING),
     "mechanism": Field(one_of(*get_args(Mechanism))),
     "backbone": Field(OBJECT),
@@ -334,6 +335,7 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
         "labels": Labels.from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
         "pairs": values["text_pairs"],
+        "text_columns": values["text_columns"],
         "template": template,
         **{
             name: values[name]

@@ -490,6 +490,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
     def _adapter(self) -> Adapter:
         check_is_fitted(self)
         own: dict[str, Any] = {"labels": self.labels_, "postprocessing": self.postprocessing_}
+        columns = list(getattr(self, "feature_names_in_", ()))
+        if columns and all(isinstance(name, str) for name in columns):
+            own["text_columns"] = columns
         return replace(self.prompt_model_.to_adapter(), **own)
 
     def __sklearn_tags__(self) -> Tags:
@@ -625,4 +628,6 @@ def load(
     classifier = PromptClassifier(name, **_settings_of(found), **how)
     classifier.prompt_model_, classifier.labels_ = prompt_model.to(device), found.labels
     classifier.tokenizer_, classifier.postprocessing_ = tokenizer, found.postprocessing
+    if found.text_columns:
+        classifier.feature_names_in_ = np.array(found.text_columns, dtype=object)
     return classifier
