@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -300,13 +301,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def validate_card(self, content):
         try:
-            metadata = yaml.safe_load(content.split("---")[1])
+            metadata = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)[1])
             for model in metadata.get("model-index", []):
                 for result in model["results"]:
                     assert result["task"]["type"]
                     assert result["dataset"]["type"]
                     assert all({"type", "value"} <= set(m) for m in result["metrics"])
-        except (yaml.YAMLError, KeyError, IndexError, AttributeError, AssertionError) as error:
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError, AssertionError) as error:
             return self.send(400, {"errors": [{"message": f"metadata: {error!r}"}], "warnings": []})
         return self.send(200, {"errors": [], "warnings": []})
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import ptune.peft
 from ptune import PromptModel, PtuneError
 from ptune.adapters import adapter
 from ptune.adapters import push as hub
-from ptune.adapters.card import model_card
+from ptune.adapters.card import CardText, model_card
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.public import PublicBackbone
 from ptune.backbones.loading import load_backbone
@@ -373,6 +374,63 @@ def test_the_card_describes_the_classifier_and_its_use(server, run_folder):
     assert "| train file | `mail.csv` |" in text
     assert '"weight_decay": 0.1' in text
     assert "| training examples | `1,200` |" in text
+
+
+HOSTILE = [
+    "---",
+    "a: b\n---\nlicense: mit",
+    "'quoted\" | `tick` ``two``",
+    "😀 <script>alert(1)</script>",
+    "{{ 7 * 7 }} {% raw %}",
+    "- [x](http://example.org) ![y](z.png)",
+]
+
+
+def test_hostile_names_stay_text_in_the_card(server, run_folder, tmp_path):
+    folder = tmp_path / "hostile"
+    shutil.copytree(run_folder, folder)
+    own = json.loads((folder / "ptune.json").read_text())
+    own["labels"] = HOSTILE[: len(own["labels"])]
+    (folder / "ptune.json").write_text(json.dumps(own))
+    rows = [
+        {"label": n, "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "examples": 4, "predicted": 2}
+        for n in HOSTILE
+    ]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics |= {"task": HOSTILE[1] + HOSTILE[3] + HOSTILE[5], "label_scores": {"eval": rows}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    text = CardText("From *our* shop.", "Routing mail.", "Not for law.", "It's: --- 😀\n---", "en")
+    push(folder, license="mit", card=text)
+    card = ModelCard.load("alice/mail")
+    card.validate()
+    data = card.data
+    assert (data.license, data.language, data.library_name) == ("mit", "en", "ptune")
+    assert data.to_dict()["widget"] == [{"text": text.example}]
+    assert {r.dataset_name for r in data.eval_results} == {metrics["task"]}
+    rest = re.sub(r"`[^`]*`|\[p-tuning\]\S+", "", card.text)
+    assert not re.search(r"(?<!\\)(<script|\]\(http)", rest)
+    lines = card.text.splitlines()
+    for name in HOSTILE:
+        shown = " ".join(name.split()).replace("|", "\\|")
+        (line,) = [line for line in lines if line.endswith("| 4 |") and shown in line]
+        assert line.endswith("| 0.500 | 0.250 | 0.333 | 4 |")
+    for own_text in (text.data_description, text.intended_use, text.limits):
+        assert own_text in lines
+
+
+def test_the_card_states_learning_rates_versions_and_limits(run_folder, tmp_path):
+    folder = tmp_path / "stated"
+    shutil.copytree(run_folder, folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    settings |= {"learning_rate": 0.001, "prompt_learning_rate": 0.12}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    text = str(model_card(folder, "alice/mail"))
+    assert "| learning rate | `0.001` |" in text
+    assert "| prompt learning rate | `0.12` |" in text
+    assert "- ptune 0.1.0" in text
+    assert "one of these labels, also a text about something else" in text
+    assert "co2" not in text.lower()
+    assert ModelCard(text).data.to_dict()["widget"] == [{"text": "Write a text to classify."}]
 
 
 def test_the_card_of_a_glue_run_names_dataset_configuration_and_revision(run_folder, tmp_path):

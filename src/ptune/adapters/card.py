@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from ptune.data.glue import GLUE_ON_THE_HUB
 from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_json
 
 LIBRARY = "ptune"
+# For the Hub's widget, unless the author names a text. A text of the data is never published.
+EXAMPLE = "Write a text to classify."
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 # Metric names of `ptune.labels`: their names on https://hf.co/metrics, and titles.
@@ -43,8 +47,31 @@ _FILES = {
 _FILE_SETTINGS = ("train_file", "eval_file", "data_dir")
 
 
+@dataclass(frozen=True)
+class CardText:
+    """What only the author knows, for the model card, in Markdown. What is left out is not stated.
+
+    Attributes:
+        data_description: Where the texts are from, who labelled them, and what is left out.
+        intended_use: What the classifier is for; ``None``: a general sentence.
+        limits: What it is not for, and known weaknesses, next to the general ones.
+        example: A text that may be published, for the card and the Hub's widget.
+        language: The language of the texts, as a code such as `en`.
+    """
+
+    data_description: str | None = None
+    intended_use: str | None = None
+    limits: str | None = None
+    example: str | None = None
+    language: str | None = None
+
+
 def model_card(
-    folder: str | os.PathLike[str], repo_id: str, *, license: str | None = None
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    license: str | None = None,
+    text: CardText | None = None,
 ) -> ModelCard:
     """A model card for the adapter in `folder`.
 
@@ -57,11 +84,12 @@ def model_card(
         folder: A run folder, or another folder with an adapter.
         repo_id: The repository that the card is for.
         license: An identifier from https://hf.co/docs/hub/repositories-licenses.
+        text: What only the author knows.
 
     Raises:
         PtuneError: There is no adapter, or it is damaged.
     """
-    folder = Path(folder)
+    folder, text = Path(folder), text or CardText()
     adapter = Adapter.read(folder, own_backbone=True)
     config = adapter.config
     backbone = PublicBackbone.of(config.base_model_name_or_path, config.revision)
@@ -74,6 +102,7 @@ def model_card(
     metadata = ModelCardData(
         library_name=LIBRARY,
         license=license,
+        language=text.language,
         base_model=backbone.name if backbone.on_hub else None,
         base_model_relation="adapter" if backbone.on_hub else None,
         pipeline_tag="text-classification",
@@ -82,9 +111,10 @@ def model_card(
         metrics=sorted({r.metric_type for r in results}) or None,
         eval_results=results or None,
         model_name=name if results else None,
+        widget=[{"text": text.example or EXAMPLE}],
     )
     always = (CONFIG_NAME, WEIGHTS_NAME)
-    text = _template().render(
+    rendered = _template().render(
         metadata=metadata.to_yaml(),
         name=name,
         repo_id=repo_id,
@@ -96,12 +126,14 @@ def model_card(
         parameters=sum(t.numel() for t in adapter.tensors().values()),
         pairs=bool(metrics.get("text_pairs") or settings.get("text_pair_column")),
         trained_on=metrics.get("task"),
+        text=text,
         settings=_training(settings, metrics),
+        versions=metrics.get("versions") or {},
         pictures={file: t for file, t in PICTURES.items() if (folder / file).is_file()},
         files={f: what for f, what in _FILES.items() if f in always or (folder / f).is_file()},
         **_scores(metrics),
     )
-    return ModelCard(text)
+    return ModelCard(rendered)
 
 
 def _datasets(settings: dict[str, Any]) -> list[str] | None:
@@ -114,7 +146,7 @@ def _datasets(settings: dict[str, Any]) -> list[str] | None:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "plain": _plain}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -122,7 +154,15 @@ def _code(value: Any) -> str:
     """A value as code, on one line and inside a table's cell."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split()).replace("|", "\\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    if "`" not in text:
+        return f"`{text}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text))))
+    return f"{fence} {text} {fence}"
+
+
+def _plain(value: str) -> str:
+    """A name in running text, on one line, none of which is Markdown or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", " ".join(value.split()))
 
 
 def _read_if_there(file: Path) -> dict[str, Any]:
@@ -186,6 +226,7 @@ def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
         "examples": sum((metrics.get("eval_examples") or {}).values()),
         "dataset_revision": metrics.get("dataset_revision"),
         "best": metrics.get("adapter") == "best",
+        "by_label": metrics.get("label_scores") or {},
     }
 
 
@@ -206,4 +247,4 @@ def _training(settings: dict[str, Any], metrics: dict[str, Any]) -> dict[str, An
         rows["epochs"] = f"{epochs[-1]['epoch']:g}"
     if seconds := metrics.get("seconds"):
         rows["seconds"] = f"{seconds:g}"
-    return rows | (metrics.get("versions") or {})
+    return rows

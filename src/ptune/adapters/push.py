@@ -25,7 +25,7 @@ from safetensors.torch import save as tensors_to_bytes
 from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
-from ptune.adapters.card import LIBRARY, model_card
+from ptune.adapters.card import LIBRARY, CardText, model_card
 from ptune.adapters.download import HubHTTPError, own_file
 from ptune.adapters.public import PublicBackbone, without_paths
 from ptune.adapters.quality import QUALITY_NAME
@@ -48,6 +48,7 @@ def push(
     token: str | bool | None = None,
     commit_message: str | None = None,
     license: str | None = None,
+    card: CardText | None = None,
 ) -> str:
     """Publish a classifier on the Hub, in one commit.
 
@@ -65,6 +66,7 @@ def push(
         commit_message: Title of the commit or the pull request.
         license: For the card, an identifier from
             https://hf.co/docs/hub/repositories-licenses.
+        card: What only the author knows, for the model card.
 
     Returns:
         The address of the repository, the branch or the pull request.
@@ -96,8 +98,8 @@ def push(
         api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
         repo = _create_repo(api, repo_id, private)
         if CARD_NAME not in files:
-            card = model_card(folder, repo.repo_id, license=license)
-            files[CARD_NAME] = str(card).encode()
+            written = model_card(folder, repo.repo_id, license=license, text=card)
+            files[CARD_NAME] = str(written).encode()
         if revision:
             api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(

@@ -122,6 +122,10 @@ def export(
     )
 
 
+def _for_card(what: str) -> Any:
+    return option(f"For the model card: {what}", HUB, default="not stated", metavar="TEXT")
+
+
 def push(
     folder: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name. Created if it does not exist.")],
@@ -150,6 +154,13 @@ def push(
     license: Annotated[
         str | None, option("License for the model card, such as apache-2.0.", HUB, default="none")
     ] = None,
+    card_data_description: Annotated[
+        str | None, _for_card("where the texts are from, and who labelled them.")
+    ] = None,
+    card_intended_use: Annotated[str | None, _for_card("what the classifier is for.")] = None,
+    card_limits: Annotated[str | None, _for_card("what it is not for.")] = None,
+    card_example: Annotated[str | None, _for_card("a text that may be published.")] = None,
+    card_language: Annotated[str | None, _for_card("language of the texts, such as en.")] = None,
 ) -> None:
     """Publish a classifier on the Hub, with a model card.
 
@@ -159,6 +170,7 @@ def push(
     Example: ptune push runs/mail me/support-mail --private
     """
     from ptune.adapters import push as hub
+    from ptune.adapters.card import CardText
 
     url = hub.push(
         folder,
@@ -169,5 +181,8 @@ def push(
         token=token,
         commit_message=message,
         license=license,
+        card=CardText(
+            card_data_description, card_intended_use, card_limits, card_example, card_language
+        ),
     )
     say(f"Pushed to {url}")

@@ -21,7 +21,7 @@ from ptune.labels.columns import (
     values_of,
 )
 from ptune.labels.labels import NO_LABEL, Labels, Prediction
-from ptune.labels.metrics import METRICS, compute, mean_and_std
+from ptune.labels.metrics import METRICS, compute, mean_and_std, per_label
 
 __all__ = [
     "LABEL_NAMES",
@@ -42,6 +42,7 @@ __all__ = [
     "is_container",
     "is_missing",
     "mean_and_std",
+    "per_label",
     "read",
     "values_of",
 ]

@@ -46,6 +46,39 @@ def compute(names: Iterable[str], labels: Array, predictions: Array) -> dict[str
     return {name: float(METRICS[name](labels, predictions)) for name in names}
 
 
+def per_label(targets: Array, predictions: Array, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and counts of each label.
+
+    Args:
+        targets: Numbers of labels, ``[n]``; or zeros and ones, ``[n, labels]``, where NaN is
+            unknown and counts neither way.
+        predictions: In the same form.
+        names: Names of the labels.
+
+    Example:
+        >>> rows = per_label(np.array([0, 0, 1]), np.array([0, 1, 1]), ["no", "yes"])
+        >>> [(row["label"], row["precision"], row["examples"]) for row in rows]
+        [('no', 1.0, 2), ('yes', 0.5, 1)]
+    """
+    if targets.ndim == 1:
+        targets, predictions = (np.eye(len(names))[part] for part in (targets, predictions))
+    has, says = (np.where(np.isnan(targets), 0, part) for part in (targets, predictions))
+    counts = [part.sum(axis=0) for part in (has * says, has, says)]
+    return [
+        {
+            "label": name,
+            "precision": right / max(predicted, 1),
+            "recall": right / max(examples, 1),
+            "f1": 2 * right / max(predicted + examples, 1),
+            "examples": int(examples),
+            "predicted": int(predicted),
+        }
+        for name, right, examples, predicted in zip(
+            names, *(part.tolist() for part in counts), strict=True
+        )
+    ]
+
+
 def mean_and_std(values: Sequence[float]) -> dict[str, float]:
     """Mean and standard deviation of a score over several runs (of a sample; 0 for one run).
 

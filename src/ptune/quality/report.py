@@ -17,13 +17,12 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import precision_recall_fscore_support
 
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, REPORT_NAME, read_json, staged, write_json
 from ptune.inference.classifier import TextClassifier
-from ptune.labels import compute
+from ptune.labels import compute, per_label
 from ptune.quality import bootstrap
 from ptune.quality.evidence import SHOWN, Evidence, of_run
 from ptune.quality.features import Show, features
@@ -69,7 +68,9 @@ def build(evidence: Evidence, model: str | None = None, show: Show | None = None
     if model is not None and evidence.train is not None:
         nearest = _with_features(evidence, content, model, show)
     if not labels.is_regression:
-        content |= {"calibration": _calibration(evidence), "per_label": _per_label(evidence)}
+        each = per_label(evidence.targets, evidence.predicted, labels.names)
+        content["per_label"] = sorted(each, key=lambda row: row["f1"])
+        content["calibration"] = _calibration(evidence)
     if labels.is_single:
         content |= {"coverage": _coverage(evidence), **_confusion(evidence)}
     content["mistakes"] = _mistakes(evidence, nearest)
@@ -121,20 +122,6 @@ def _with_features(
         content["baselines"]["logistic regression on features"] = scores
     nearest = np.argsort(-(new @ known.T), axis=1)[:, :3]
     return [[" ⏎ ".join(column[j] for column in columns) for j in row] for row in nearest]
-
-
-def _per_label(evidence: Evidence) -> list[dict[str, Any]]:
-    targets, predicted = evidence.comparable
-    each = precision_recall_fscore_support(
-        targets, predicted, labels=range(len(evidence.labels)), zero_division=0.0
-    )
-    rows = [
-        {"label": name, "precision": p, "recall": r, "f1": f, "examples": n}
-        for name, p, r, f, n in zip(
-            evidence.labels.names, *(part.tolist() for part in each), strict=True
-        )
-    ]
-    return sorted(rows, key=lambda row: row["f1"])
 
 
 def _calibration(evidence: Evidence) -> dict[str, Any]:
@@ -285,8 +272,7 @@ def pictures(
     if labels.is_regression:
         found.append(("Numbers", draw.values(evidence.targets, evidence.predicted, evidence.name)))
     else:
-        each = draw.label_scores(evidence.targets, evidence.predicted, labels.names, evidence.name)
-        found.append(("Labels", each))
+        found.append(("Labels", draw.label_scores(content["per_label"], evidence.name)))
     return found
 
 

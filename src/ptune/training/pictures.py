@@ -244,56 +244,47 @@ def _worst(counts: np.ndarray, names: Sequence[str]) -> str:
 
 
 @_picture
-def label_scores(
-    targets: np.ndarray, predictions: np.ndarray, names: Sequence[str], title: str
-) -> tuple[Figure, str]:
+def label_scores(rows: Sequence[Mapping[str, Any]], title: str) -> tuple[Figure, str]:
     """Precision and recall of each label, the lowest F1 first.
 
     Every label takes the same room, so rare labels are as visible as frequent ones.
 
     Args:
-        targets: Numbers of labels, ``[n]``, or with several labels per text zeros and ones,
-            ``[n, labels]``; NaN is unknown.
-        predictions: In the same form.
-        names: Names of the labels.
+        rows: From `ptune.labels.per_label`.
         title: Name of the data.
     """
-    if targets.ndim == 1:
-        targets, predictions = (np.eye(len(names))[part] for part in (targets, predictions))
-    has, says = (np.where(np.isnan(targets), 0, part) for part in (targets, predictions))
-    right, predicted, true = (part.sum(axis=0) for part in (has * says, says, has))
-    with np.errstate(invalid="ignore"):
-        scores = {"precision": right / predicted, "recall": right / true}
-    f1 = 2 * right / np.maximum(predicted + true, 1)
-    order = sorted(range(len(names)), key=lambda i: (f1[i], true[i], i))
-    columns = -(-len(names) // IN_COLUMN)
-    rows = -(-len(names) // columns)
-    figure, axes = _figure(0.5 + 5.5 * columns, 1.3 + 0.22 * max(rows, 3), columns)
-    seen = true > 0
-    means = {n: np.nan_to_num(s)[seen].mean() if seen.any() else 0 for n, s in scores.items()}
+    rows = sorted(rows, key=lambda row: (row["f1"], row["examples"]))
+    columns = -(-len(rows) // IN_COLUMN)
+    tall = -(-len(rows) // columns)
+    figure, axes = _figure(0.5 + 5.5 * columns, 1.3 + 0.22 * max(tall, 3), columns)
+    seen = [row for row in rows if row["examples"]]
+    means = {n: np.mean([row[n] for row in seen] or [0]) for n in ("precision", "recall")}
     for column, ax in enumerate(axes):
-        own = order[column * rows : (column + 1) * rows]
+        own = rows[column * tall : (column + 1) * tall]
         y = np.arange(len(own))
         for name, side, colour in (("precision", -0.2, BLUE), ("recall", 0.2, ORANGE)):
             label = f"{name} (mean {means[name]:.2f})" if column == 0 else None
-            ax.barh(y + side, np.nan_to_num(scores[name][own]), 0.36, color=colour, label=label)
-        for i, k in enumerate(own):
-            if not right[k]:
-                why = "no examples" if not true[k] else "never found"
-                why += " or predicted" if not predicted[k] and not true[k] else ""
-                why = "never predicted" if not predicted[k] and true[k] else why
-                ax.text(0.01, i, why, va="center", fontsize=7, color=GREY)
-        ax.set_yticks(y, [f"{short(names[k])} ({true[k]:.0f})" for k in own])
+            ax.barh(y + side, [row[name] for row in own], 0.36, color=colour, label=label)
+        for i, row in enumerate(own):
+            if not row["f1"]:
+                ax.text(0.01, i, _why_zero(row), va="center", fontsize=7, color=GREY)
+        ax.set_yticks(y, [f"{short(row['label'])} ({row['examples']})" for row in own])
         ax.tick_params(axis="y", length=0, labelsize=8)
-        ax.set(xlim=(0, 1), ylim=(rows - 0.5, -0.5))
+        ax.set(xlim=(0, 1), ylim=(tall - 0.5, -0.5))
         ax.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2)
     figure.suptitle(f"{short(title)}: label (number of texts), lowest F1 first")
-    lowest = ", ".join(f"{short(names[k])} {f1[k]:.2f}" for k in order[:3])
+    lowest = ", ".join(f"{short(row['label'])} {row['f1']:.2f}" for row in rows[:3])
     return figure, (
-        f"Precision and recall of the {len(names)} labels of {short(title)}: mean precision "
+        f"Precision and recall of the {len(rows)} labels of {short(title)}: mean precision "
         f"{means['precision']:.2f}, mean recall {means['recall']:.2f}. Lowest F1: {lowest}."
     )
+
+
+def _why_zero(row: Mapping[str, Any]) -> str:
+    if not row["examples"]:
+        return "no examples"
+    return "predicted, never rightly" if row["predicted"] else "never predicted"
 
 
 @_picture

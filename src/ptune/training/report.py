@@ -120,7 +120,8 @@ def pictures(
         if labels.is_regression:
             own[VALUES_NAME] = draw.values(truth, predicted, title)
         else:
-            own[LABELS_NAME] = draw.label_scores(truth, predicted, labels.names, title)
+            rows = results["label_scores"][part or "eval"]
+            own[LABELS_NAME] = draw.label_scores(rows, title)
         if labels.is_single:
             matrix = labels.confusion(truth, predicted)
             own[CONFUSION_NAME] = draw.confusion(matrix, labels.names, title)

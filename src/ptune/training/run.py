@@ -49,7 +49,7 @@ from ptune.files import (
     staged,
     write_json,
 )
-from ptune.labels import Labels, mean_and_std
+from ptune.labels import Labels, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
@@ -719,6 +719,11 @@ def _results(
             name or "eval": dataset.labels.confusion(truth, dataset.labels.decide(logits)).tolist()
             for name, (truth, logits) in answers.items()
             if dataset.labels.is_single
+        },
+        "label_scores": {
+            name or "eval": per_label(truth, dataset.labels.decide(logits), dataset.labels.names)
+            for name, (truth, logits) in answers.items()
+            if not dataset.labels.is_regression
         },
         "train_examples": len(dataset.train),
         "eval_examples": {n or "eval": len(d) for n, d in dataset.evaluation.items()},
