@@ -338,7 +338,10 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         labels = adapter.labels
         head = Head(
             parameters,
-            {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type},
+            {
+                "id2label": dict(enumerate(labels.output_names)),
+                "problem_type": labels.problem_type,
+            },
         )
         with loading():
             self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
@@ -990,7 +993,7 @@ def check_fits(adapter: Adapter, host: Host, *, allow_other_backbone: bool = Fal
             )
         expected = list(head[name].shape)
         if expected[0] == labels:  # the layer with one row for each label
-            expected[0] = len(adapter.labels)
+            expected[0] = len(adapter.labels.output_names)
         if list(tensor.shape) != expected:
             raise PtuneError(
                 f"{name} of the adapter {adapter.source} has the shape {list(tensor.shape)}, but "

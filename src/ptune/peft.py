@@ -628,7 +628,7 @@ class AutoPeftModelForSequenceClassification:
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", None) or torch.float32)
         backbone = load_backbone(
             backbone_name,
-            labels=saved.labels.names,
+            labels=saved.labels.output_names,
             problem_type=saved.labels.problem_type,
             revision=saved.config.revision,
             token=where.get("token"),

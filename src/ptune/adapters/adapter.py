@@ -186,6 +186,7 @@ class Adapter:
             schema.READER: self.config.depth == "reader",
             schema.MASK: self.reads_mask,
             schema.LONG_TEXTS: self.long_texts != "truncate",
+            schema.LABEL_OUTPUTS: self.labels.outputs is not None,
         }
         return [name for name, used in features.items() if used]
 
@@ -285,7 +286,7 @@ def _read_info(
         check_labels(len(names), file)
     # The last layer of every head in Transformers has one output per label.
     info = schema.parse_info(content, file, len(list(head.values())[-1]) if head else 2)
-    count, mechanism = len(info["labels"]), info["mechanism"]
+    count, mechanism = len(info["labels"].output_names), info["mechanism"]
     if head and count not in {len(tensor) for tensor in head.values()}:
         raise PtuneError(
             f"{file} names {count} labels, but no layer of the head has as many outputs. One of "

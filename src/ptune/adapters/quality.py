@@ -83,7 +83,7 @@ def read_quality(
         )
     found = {n: t.double().numpy() for n, t in tensors.items() if n not in unknown}
     for name, values in found.items():
-        _check(name, values, len(labels), file)
+        _check(name, values, len(labels.output_names), file)
     parts = {n for n in found if n.startswith("unfamiliar.")}
     if parts and len(parts) < len(UNFAMILIAR):
         raise PtuneError(

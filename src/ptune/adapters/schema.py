@@ -40,8 +40,8 @@ INFO_NAME = "ptune.json"
 FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
 READER, TEMPLATE, NO_PROMPT, MASK = "reader", "template", "no_prompt", "mask"
-LONG_TEXTS = "long_texts"
-FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK, LONG_TEXTS})
+LONG_TEXTS, LABEL_OUTPUTS = "long_texts", "label_outputs"
+FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK, LONG_TEXTS, LABEL_OUTPUTS})
 
 # Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
 MAX_JSON = 16_000_000
@@ -192,6 +192,7 @@ INFO_FIELDS = {
     "labels": Field(LABELS),
     "problem_type": Field(LABELS),
     "label_type": Field(LABELS),
+    "label_outputs": Field(LABELS),
     "max_length": Field(POSITIVE),
     "long_texts": Field(one_of(*get_args(LongTexts)), "truncate"),
     "text_pairs": Field(FLAG),

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ptune.cli import classify, predict, quality, runs, share, train
+from ptune.cli import classify, labels, predict, quality, runs, share, train
 from ptune.cli.options import FIRST, WIDE, errors
 from ptune.errors import PtuneError
 
@@ -40,6 +40,9 @@ for _command in (
     predict.predict,
     predict.info,
     classify.classify,
+    labels.rename_label,
+    labels.merge_labels,
+    labels.drop_label,
     quality.check,
     quality.report,
     quality.drift,

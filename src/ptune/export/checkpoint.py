@@ -154,8 +154,13 @@ def _check_prompt(config: PromptEncoderConfig) -> None:
 
 
 def _check_texts(classifier: PromptClassifier, source: str | os.PathLike[str]) -> None:
-    """Refuse texts that are read as no ordinary tokenizer does."""
+    """Refuse texts that are read as no ordinary tokenizer does, and labels that were merged."""
     state = classifier.prompt_model_.state
+    if classifier.labels_.outputs is not None:
+        raise PtuneError(
+            f"Labels of the classifier {source} were merged or dropped, and an ordinary checkpoint "
+            "has one output for each label. Export it with `--to onnx`."
+        )
     if template := state.template:
         raise PtuneError(
             f"The classifier {source} puts the words {template.pattern!r} around each text, which "

@@ -602,7 +602,7 @@ class PromptBank:
             for i, row in zip(
                 chosen, self._forward([tasks[i] for i in chosen], **inputs), strict=True
             ):
-                answers[i] = row[: len(tasks[i].info.labels_)]
+                answers[i] = row[: len(tasks[i].info.labels_.output_names)]
 
         with_text = [i for i, task in enumerate(tasks) if task.info.depth != "reader"]
         for at_mask in (False, True):

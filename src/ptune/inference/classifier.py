@@ -24,7 +24,7 @@ from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, check_lengths, dataset_of
 from ptune.errors import PtuneError, near
-from ptune.labels import LabelColumn, Labels, Prediction, columns_of, read
+from ptune.labels import LabelColumn, Labels, Prediction, columns_of, edits, read
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Postprocessing, check_confidence
 from ptune.prompts.config import LongTexts
@@ -109,6 +109,8 @@ class TextClassifier:
     def logits(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
         """Logits ``[num_labels]`` of each text, in the order of the texts.
 
+        If labels were merged or dropped, they are those of the head, which has more outputs.
+
         Texts are read ahead one window at a time, so an endless iterator works and memory stays
         flat. Within a window, a batch holds texts of similar length.
         """
@@ -145,7 +147,7 @@ class TextClassifier:
         )
         lengths = [len(ids) for ids in rows.encoded["input_ids"]]
         batches = texts.batches(lengths, self.batch_size)
-        logits = np.empty((len(lengths), len(self.labels_)), dtype=np.float32)
+        logits = np.empty((len(lengths), len(self.labels_.output_names)), dtype=np.float32)
         for chosen, found in self._forward((c, texts.take(rows.encoded, c)) for c in batches):
             logits[chosen] = found
         cut = np.zeros(len(columns[0]), dtype=bool)
@@ -154,7 +156,7 @@ class TextClassifier:
 
     def _all(self, X: Text | Iterable[Text]) -> Found:
         """The answers to all texts, with a progress bar if there are many."""
-        none = np.empty((0, len(self.labels_)), dtype=np.float32), np.empty(0, dtype=bool)
+        none = np.empty((0, len(self.labels_.output_names)), np.float32), np.empty(0, dtype=bool)
         parts = zip(none, *self._with_bar(self._windows(X), X), strict=True)
         logits, cut = map(np.concatenate, parts)
         return logits, cut
@@ -229,7 +231,7 @@ class TextClassifier:
         """
         logits, values = self._all_logits(X), self.labels_.values
         chosen = self.postprocessing_.label_sets(self.labels_, logits, coverage)
-        order = np.argsort(-logits, axis=1, kind="stable")
+        order = np.argsort(-self.labels_.merged(logits), axis=1, kind="stable")
         return [
             [values[i] for i in ranked if inside[i]]
             for ranked, inside in zip(order, chosen, strict=True)
@@ -458,6 +460,37 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         classifier.tokenizer_, classifier.labels_ = tokenizer, Labels(tuple(labels))
         return classifier
 
+    # Labels, changed after training.
+
+    def rename_label(self, old: str, new: str) -> PromptClassifier:
+        """Give a label another name.
+
+        Raises:
+            PtuneError: There is no such label, or another one has the new name.
+        """
+        self.labels_ = edits.rename(self.labels_, old, new)
+        return self
+
+    def merge_labels(self, old: Sequence[str], into: str) -> PromptClassifier:
+        """Make one label of several, whose probabilities add up.
+
+        If a text can have several labels, it has the new one if it has one of the old ones.
+
+        Raises:
+            PtuneError: There are no such labels, or a further one has the new name.
+        """
+        self.labels_ = edits.merge(self.labels_, old, into)
+        return self
+
+    def drop_label(self, label: str) -> PromptClassifier:
+        """Never answer with a label. Its probability goes to the others.
+
+        Raises:
+            PtuneError: There is no such label, or too few would be left.
+        """
+        self.labels_ = edits.drop(self.labels_, label)
+        return self
+
     # Files.
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -611,7 +644,7 @@ def load(
     # The adapter's revision is the backbone's.
     backbone = load_backbone(
         name,
-        labels=found.labels.names,
+        labels=found.labels.output_names,
         problem_type=found.labels.kind,
         dtype=dtype,  # type: ignore[arg-type]
         revision=found.config.revision,

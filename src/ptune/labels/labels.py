@@ -69,11 +69,14 @@ class Labels:
             called.
         problem_type: As in Transformers' configurations; ``None``: not recorded, see `kind`.
         value_type: The type of the user's label values, see `ptune.labels.values`.
+        outputs: The number of the label of each output of the head, -1 for none, after labels
+            were merged or dropped. ``None``: one output for each label.
     """
 
     names: tuple[str, ...]
     problem_type: str | None = SINGLE
     value_type: ValueType = "str"
+    outputs: tuple[int, ...] | None = None
 
     @classmethod
     def numbered(cls, count: int, problem_type: str | None = None) -> Labels:
@@ -136,7 +139,19 @@ class Labels:
                 f"{again}"
             )
         each = tuple(value_type) if isinstance(value_type, list) else value_type
-        labels = cls(tuple(names), problem_type, each)
+        outputs = content.get("label_outputs")
+        known = range(-1, len(names))
+        if outputs is not None and not (
+            isinstance(outputs, list)
+            and all(type(n) is int and n in known for n in outputs)
+            and set(outputs) >= set(known[1:])
+            and len(outputs) > len(names)
+        ):
+            raise PtuneError(
+                f"{where} is damaged: label_outputs is {str(outputs)[:80]}. Expected a list with "
+                f"the number of each label, or -1. {again}"
+            )
+        labels = cls(tuple(names), problem_type, each, None if outputs is None else tuple(outputs))
         try:
             labels.classes  # noqa: B018
         except (TypeError, ValueError, OverflowError) as error:
@@ -148,7 +163,9 @@ class Labels:
 
     def to_json(self) -> dict[str, Any]:
         """The labels as fields of a JSON object."""
-        content = {"labels": list(self.names), "problem_type": self.problem_type}
+        content: dict[str, Any] = {"labels": list(self.names), "problem_type": self.problem_type}
+        if self.outputs is not None:
+            content["label_outputs"] = list(self.outputs)
         if self.value_type == "str":
             return content
         each = self.value_type
@@ -158,6 +175,13 @@ class Labels:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def output_names(self) -> list[str]:
+        """A name for each output of the head."""
+        if self.outputs is None:
+            return list(self.names)
+        return [f"{self.names[n] if n >= 0 else ''} ({i})" for i, n in enumerate(self.outputs)]
 
     @property
     def kind(self) -> str:
@@ -297,6 +321,20 @@ class Labels:
 
     # From logits to answers.
 
+    def merged(self, logits: Array) -> Array:
+        """Logits ``[n, num_labels]`` of the labels, from those of the head's outputs.
+
+        With one label per text, the probabilities of merged labels add up. If a text can have
+        several, it has a merged label if it has one of the old ones, and the largest logit counts.
+        """
+        values = np.asarray(logits, dtype=float)
+        if self.outputs is None or values.shape[-1] == len(self):
+            return values
+        pool = np.maximum if self.is_multi else np.logaddexp
+        label_of = np.array(self.outputs)
+        each = [pool.reduce(values[..., label_of == i], axis=-1) for i in range(len(self))]
+        return np.stack(each, axis=-1)
+
     def decide(self, logits: Array) -> Array:
         """Predictions from logits ``[n, num_labels]``, comparable with targets.
 
@@ -304,7 +342,7 @@ class Labels:
             Label numbers ``[n]``; zeros and ones ``[n, num_labels]``, if a text can have several
             labels; or numbers ``[n]`` for a regression.
         """
-        values = np.asarray(logits, dtype=float)
+        values = self.merged(logits)
         if self.is_regression:
             return values.reshape(len(values), -1)[:, 0]
         if self.is_multi:
@@ -324,7 +362,7 @@ class Labels:
         """
         if self.is_regression:
             raise PtuneError("A regression has no probabilities; use predict.")
-        values = np.asarray(logits, dtype=np.float64)
+        values = self.merged(logits)
         return special.expit(values) if self.is_multi else special.softmax(values, axis=-1)
 
     def predictions(self, logits: Array, decided: Array | None = None) -> list[Prediction]:

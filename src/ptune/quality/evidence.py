@@ -94,6 +94,8 @@ class Evidence:
         if labels.is_multi:
             targets = targets.astype(float)
         calibrated, margins = values.calibrated(logits), values.margins(logits)
+        # Merged labels are no longer those that the values were fitted to.
+        chosen_on = chosen_on and labels.outputs is None
         if chosen_on and values.tensors:
             calibrated, margins = _cross_fitted(labels, values, logits, targets)
         template = classifier._template()

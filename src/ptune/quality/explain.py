@@ -137,7 +137,7 @@ def explain(classifier: TextClassifier, text: Text, label: str | None = None) ->
     variants = [text, *(plain.without([word]) for word in words)]
     logits = np.stack(list(classifier.logits(variants)))
     labels, values = classifier.labels_, classifier.postprocessing_
-    calibrated = values.calibrated(logits)  # [1 + words, num_labels]
+    calibrated = labels.merged(values.calibrated(logits))  # [1 + words, num_labels]
     names = list(labels.names)
     if label is not None and label not in names:
         raise PtuneError(f"The classifier has no label {label!r}; {near(label, names)}.")

@@ -483,7 +483,7 @@ def _ranked(answer: Answer, function: str | None) -> list[dict[str, Any]]:
         "default": task.labels_.probabilities,
     }[function]
     values = logits if function == "none" else task.postprocessing.calibrated(logits)
-    pairs = zip(task.labels, turn(values).tolist(), strict=True)
+    pairs = zip(task.labels, turn(task.labels_.merged(values)).tolist(), strict=True)
     return [{"label": n, "score": s} for n, s in sorted(pairs, key=lambda pair: -pair[1])]
 
 

@@ -1,0 +1,54 @@
+"""Labels of an adapter, changed after training: only `ptune.json` differs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ptune.adapters.adapter import Adapter
+from ptune.adapters.schema import INFO_NAME
+from ptune.errors import PtuneError
+from ptune.labels import Labels
+
+
+def relabel(
+    source: str | os.PathLike[str],
+    change: Callable[[Labels], Labels],
+    output: str | os.PathLike[str] | None = None,
+) -> tuple[Labels, Path | None]:
+    """Change the labels of an adapter.
+
+    Args:
+        source: The adapter.
+        change: Returns the new labels for the old ones.
+        output: A new folder for the adapter; ``None``: it changes in place, and its `ptune.json`
+            stays under another name.
+
+    Returns:
+        The new labels, and the name under which the old `ptune.json` stays.
+
+    Raises:
+        PtuneError: There is no such adapter, `change` refuses, or the folder is not empty.
+    """
+    adapter = Adapter.read(source, own_backbone=True)
+    changed = replace(adapter, labels=change(adapter.labels))
+    if output is not None:
+        target = Path(output)
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise PtuneError(f"{target} already holds something. Name a new folder.")
+        changed.save(target)
+        return changed.labels, None
+    folder = Path(source)
+    if not folder.is_dir():
+        raise PtuneError(f"{source} is on the Hub and cannot be changed. Name a folder (--output).")
+    backup = None
+    if (info := folder / INFO_NAME).is_file():
+        free = (folder / f"ptune.{number}.json" for number in itertools.count(1))
+        backup = next(file for file in free if not file.exists())
+        shutil.copy2(info, backup)
+    changed.save(folder)
+    return changed.labels, backup

@@ -1,0 +1,85 @@
+"""`ptune rename-label`, `merge-labels` and `drop-label`: labels that change after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ptune.cli.options import OUTPUT, Adapter, console, option, say
+
+if TYPE_CHECKING:
+    from ptune.labels import Labels
+
+NewFolder = Annotated[
+    Path | None,
+    option(
+        "Write the adapter to this folder.",
+        OUTPUT,
+        default="change it in place, and keep its ptune.json under another name",
+        metavar="DIR",
+    ),
+]
+
+
+def rename_label(
+    adapter: Adapter,
+    old: Annotated[str, typer.Argument(help="The label.")],
+    new: Annotated[str, typer.Argument(help="Its new name.")],
+    output: NewFolder = None,
+) -> None:
+    """Give a label another name, without training.
+
+    For example:
+
+    ptune rename-label runs/mail refund "money back"
+    """
+    from ptune.labels import edits
+
+    _change(adapter, lambda labels: edits.rename(labels, old, new), output)
+
+
+def merge_labels(
+    adapter: Adapter,
+    labels: Annotated[list[str], typer.Argument(help="The labels.")],
+    into: Annotated[
+        str, typer.Option("--into", help="Name of the new label.", rich_help_panel=OUTPUT)
+    ],
+    output: NewFolder = None,
+) -> None:
+    """Make one label of several, without training. Their probabilities add up.
+
+    For example:
+
+    ptune merge-labels runs/mail invoice payment --into billing
+    """
+    from ptune.labels import edits
+
+    _change(adapter, lambda found: edits.merge(found, labels, into), output)
+
+
+def drop_label(
+    adapter: Adapter,
+    label: Annotated[str, typer.Argument(help="The label.")],
+    output: NewFolder = None,
+) -> None:
+    """Never answer with a label, without training. Its probability goes to the others.
+
+    For example:
+
+    ptune drop-label runs/mail other --output runs/mail-2
+    """
+    from ptune.labels import edits
+
+    _change(adapter, lambda labels: edits.drop(labels, label), output)
+
+
+def _change(adapter: str, change: Callable[[Labels], Labels], output: Path | None) -> None:
+    from ptune.adapters.relabel import relabel
+
+    labels, backup = relabel(adapter, change, output)
+    say(f"{len(labels)} labels in {output or adapter}: {', '.join(labels.names)}", console)
+    if backup is not None:
+        say(f"The former ptune.json is {backup}.", console)

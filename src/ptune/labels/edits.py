@@ -1,0 +1,87 @@
+"""Labels that are renamed, merged or dropped after training. The head stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ptune.errors import PtuneError, near
+from ptune.labels.labels import Labels
+from ptune.labels.values import types_of_each
+
+
+def rename(labels: Labels, old: str, new: str) -> Labels:
+    """Give a label another name.
+
+    Raises:
+        PtuneError: There is no such label, or another one has the new name.
+    """
+    number = _number(labels, old)
+    if new != old:
+        _check_new(labels, new, [number])
+    names = [new if i == number else name for i, name in enumerate(labels.names)]
+    if labels.value_type == "str":
+        return replace(labels, names=tuple(names))
+    # A number or an enum member that is renamed becomes a string.
+    types = list(types_of_each(labels.value_type, len(labels)))
+    types[number] = "str"
+    return replace(labels, names=tuple(names), value_type=tuple(types))
+
+
+def merge(labels: Labels, old: Sequence[str], into: str) -> Labels:
+    """Make one label of several: see `Labels.merged`.
+
+    Raises:
+        PtuneError: There are no such labels, or a further one has the new name; or the answer is a
+            number.
+    """
+    numbers = sorted({_number(labels, name) for name in old})
+    if len(numbers) < 2:
+        raise PtuneError(f"Only {', '.join(old)} is to be merged; expected at least two labels.")
+    _check_new(labels, into, numbers)
+    first, *others = numbers
+    return rename(_without(labels, others, first), labels.names[first], into)
+
+
+def drop(labels: Labels, old: str) -> Labels:
+    """Never answer with a label. The probabilities of the others are larger by its share.
+
+    Raises:
+        PtuneError: There is no such label, or too few would be left.
+    """
+    number = _number(labels, old)
+    if len(labels) == (2 if labels.is_single else 1):
+        raise PtuneError(f"Without {old!r}, {len(labels) - 1} label is left; that is too few.")
+    return _without(labels, [number], None)
+
+
+def _without(labels: Labels, gone: list[int], to: int | None) -> Labels:
+    """Without some labels, whose outputs become those of the label `to`, or of none."""
+    kept = [i for i in range(len(labels)) if i not in gone]
+    place = {i: kept.index(i) for i in kept} | {
+        i: -1 if to is None else kept.index(to) for i in gone
+    }
+    types = types_of_each(labels.value_type, len(labels))
+    return Labels(
+        tuple(labels.names[i] for i in kept),
+        labels.problem_type,
+        "str" if labels.value_type == "str" else tuple(types[i] for i in kept),
+        tuple(place.get(i, -1) for i in labels.outputs or range(len(labels))),
+    )
+
+
+def _number(labels: Labels, name: str) -> int:
+    if labels.is_regression:
+        raise PtuneError("The classifier predicts a number, so it has no labels to change.")
+    if name not in labels.names:
+        raise PtuneError(f"There is no label {name!r}; {near(name, labels.names)}.")
+    return labels.names.index(name)
+
+
+def _check_new(labels: Labels, name: str, numbers: Sequence[int]) -> None:
+    if not name.strip():
+        raise PtuneError("The new label is empty. Give it a name.")
+    if name in labels.names and labels.names.index(name) not in numbers:
+        raise PtuneError(
+            f"There is a label {name!r} already. Merge the two, or choose another name."
+        )

@@ -1,0 +1,158 @@
+"""Labels that are renamed, merged and dropped after training."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import call, refused
+from scipy import special
+from subjects import SENTENCES, Subject, answers
+
+import ptune
+from ptune import PromptBank, PtuneError
+from ptune.adapters import schema
+from ptune.adapters.adapter import Adapter
+from ptune.adapters.relabel import relabel
+from ptune.labels import Labels, edits
+
+
+@pytest.fixture
+def copy_of(folder_of, tmp_path):
+    def copy(subject):
+        return shutil.copytree(folder_of(subject) / "adapter", tmp_path / "a")
+
+    return copy
+
+
+def load(folder):
+    return ptune.load(folder, dtype="float32", device="cpu")
+
+
+def test_merged_labels_have_the_sum_of_the_probabilities(copy_of, tmp_path):
+    folder = copy_of(Subject("input"))
+    before = load(folder)
+    p, logits = before.predict_proba(SENTENCES), answers(before, SENTENCES)
+    assert call("merge-labels", folder, "yes", "no", "--into", "decided") == 0
+    after = load(folder)
+    assert after.labels == ["decided", "maybe"]
+    expected = np.stack([p[:, 0] + p[:, 2], p[:, 1]], axis=1)
+    np.testing.assert_allclose(after.predict_proba(SENTENCES), expected, atol=1e-6)
+    np.testing.assert_allclose(answers(after, SENTENCES), logits, atol=1e-6)
+    names = ["decided" if a > b else "maybe" for a, b in expected]
+    assert after.predict(SENTENCES).tolist() == names
+    assert [found.label for found in after(SENTENCES)] == names
+    assert after.score(SENTENCES, names) == 1.0
+    assert [sets[:1] for sets in after.predict_set(SENTENCES, 0.9) if sets] == [
+        [name] for name, sets in zip(names, after.predict_set(SENTENCES, 0.9), strict=True) if sets
+    ]
+    # The same in a bank, and after it is saved again.
+    bank = PromptBank(after.model, dtype="float32", device="cpu")
+    bank.add("merged", folder)
+    np.testing.assert_allclose(
+        bank["merged"].predict_proba(SENTENCES), after.predict_proba(SENTENCES), atol=1e-6
+    )
+    after.save(tmp_path / "again")
+    np.testing.assert_allclose(
+        load(tmp_path / "again").predict_proba(SENTENCES), expected, atol=1e-6
+    )
+
+
+def test_a_text_has_a_merged_label_if_it_has_one_of_the_old_ones(copy_of):
+    classifier = load(copy_of(Subject("input", head="multi-label")))
+    before, p = classifier.predict(SENTENCES), classifier.predict_proba(SENTENCES)
+    classifier.merge_labels(["b", "d"], "e")
+    assert classifier.labels == ["a", "e", "c"]
+    either = before[:, 1] | before[:, 3]
+    expected = np.stack([before[:, 0], either, before[:, 2]], axis=1)
+    np.testing.assert_array_equal(classifier.predict(SENTENCES), expected)
+    np.testing.assert_allclose(
+        classifier.predict_proba(SENTENCES)[:, 1], np.maximum(p[:, 1], p[:, 3]), atol=1e-6
+    )
+
+
+def test_a_dropped_label_gives_its_probability_to_the_others(copy_of, tmp_path):
+    folder = copy_of(Subject("input"))
+    p = load(folder).predict_proba(SENTENCES)
+    assert call("drop-label", folder, "maybe", "--output", tmp_path / "b") == 0
+    assert load(folder).labels == ["no", "maybe", "yes"]
+    after = load(tmp_path / "b")
+    assert after.labels == ["no", "yes"]
+    rest = p[:, [0, 2]]
+    np.testing.assert_allclose(
+        after.predict_proba(SENTENCES), rest / rest.sum(axis=1, keepdims=True), atol=1e-6
+    )
+
+
+def test_a_renamed_label_changes_no_number_and_keeps_the_former_file(copy_of):
+    folder = copy_of(Subject("input"))
+    before, p = (folder / "ptune.json").read_bytes(), load(folder).predict_proba(SENTENCES)
+    for old, new in [("no", "nein"), ("nein", "non")]:
+        assert call("rename-label", folder, old, new) == 0
+    after = load(folder)
+    assert after.labels == ["non", "maybe", "yes"]
+    np.testing.assert_array_equal(after.predict_proba(SENTENCES), p)
+    assert (folder / "ptune.1.json").read_bytes() == before
+    assert "nein" in (folder / "ptune.2.json").read_text()
+    assert "requires" in json.loads((folder / "ptune.json").read_text())
+
+
+def test_labels_can_be_changed_again_and_again():
+    labels = Labels(("a", "b", "c", "d", "e"))
+    labels = edits.merge(labels, ["a", "c"], "x")
+    labels = edits.merge(labels, ["x", "e"], "b2")
+    labels = edits.drop(labels, "d")
+    assert (labels.names, labels.outputs) == (("b2", "b"), (0, 1, 0, -1, 0))
+    z = np.log(np.array([[0.1, 0.2, 0.3, 0.35, 0.05]]))
+    np.testing.assert_allclose(labels.probabilities(z), [[0.45 / 0.65, 0.2 / 0.65]])
+    again = Labels.from_json(labels.to_json(), "ptune.json")
+    assert again == labels
+    numbers = edits.rename(Labels(("1", "2"), value_type="int64"), "1", "one")
+    assert numbers.values == ["one", 2]
+    assert special.softmax(z).sum() == pytest.approx(1)
+
+
+def test_wrong_changes_are_refused(copy_of, tmp_path):
+    folder = copy_of(Subject("input"))
+    wrong = {
+        "There is no label 'x'; …": lambda labels: edits.rename(labels, "x", "y"),
+        "There is a label 'no' already. Merge the two, or choose another name.": lambda labels: (
+            edits.rename(labels, "yes", "no")
+        ),
+        "Only no is to be merged; expected at least two labels.": lambda labels: edits.merge(
+            labels, ["no"], "x"
+        ),
+        "The new label is empty. Give it a name.": lambda labels: edits.rename(labels, "no", " "),
+        "Without 'no', 1 label is left; that is too few.": lambda labels: edits.drop(
+            edits.drop(labels, "yes"), "no"
+        ),
+    }
+    before = (folder / "ptune.json").read_bytes()
+    for message, change in wrong.items():
+        with refused(message):
+            relabel(folder, change)
+    with refused(f"{tmp_path} already holds something. Name a new folder."):
+        relabel(folder, lambda labels: labels, tmp_path)
+    assert (folder / "ptune.json").read_bytes() == before
+    assert not (folder / "ptune.1.json").exists()
+    with refused("The classifier predicts a number, so it has no labels to change."):
+        edits.drop(Labels(("score",), "regression"), "score")
+
+
+def test_merged_labels_are_refused_by_older_versions_and_by_an_ordinary_checkpoint(
+    copy_of, monkeypatch, tmp_path
+):
+    folder = copy_of(Subject("input"))
+    relabel(folder, lambda labels: edits.merge(labels, ["no", "yes"], "decided"))
+    with refused(
+        f"Labels of the classifier {folder} were merged or dropped, and an ordinary checkpoint has "
+        "one output for each label. Export it with `--to onnx`."
+    ):
+        ptune.export_transformers(folder, tmp_path / "checkpoint")
+    damaged = json.loads((folder / "ptune.json").read_text()) | {"label_outputs": [0, 1, 5]}
+    (folder / "ptune.json").write_text(json.dumps(damaged))
+    with pytest.raises(PtuneError, match="label_outputs is"):
+        Adapter.read(folder)
+    monkeypatch.setattr(schema, "FEATURES", schema.FEATURES - {schema.LABEL_OUTPUTS})
+    with pytest.raises(PtuneError, match="requires label_outputs"):
+        Adapter.read(folder)
