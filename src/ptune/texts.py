@@ -497,6 +497,11 @@ class Template:
     def __post_init__(self) -> None:
         body = self.pattern.removeprefix(_CHAT)
         places = _PLACES.findall(body)
+        if rest := re.search(r"\{prompt:[^{}]*\}", body):
+            raise PtuneError(
+                f"The template has {rest[0]!r}. Set the number of virtual tokens with "
+                "num_virtual_tokens (--num-virtual-tokens)."
+            )
         if rest := re.search(r"\{[^{}]*\}?", _PLACES.sub("", body)):
             raise PtuneError(
                 f"The template has the place {rest[0]!r}; expected {{text}}, {{text_pair}}, "

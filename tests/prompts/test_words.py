@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 import ptune
 from ptune import PromptBank, PromptClassifier, PromptEncoderConfig, PromptModel
 from ptune.backbones.loading import load_backbone, load_tokenizer
+from ptune.data.glue import GLUE
 from ptune.export.onnx import export_onnx
 from ptune.labels import Labels
+from ptune.prompts.questions import default_question
 from ptune.prompts.words import parse_words, token_of_each, words_from_examples
 from ptune.texts import Template
-from ptune.training.run import zero_shot_model
+from ptune.training.run import train_run, zero_shot_model
 from ptune.training.settings import TrainSettings
 
 CAUSAL = [
@@ -124,7 +126,7 @@ def test_logits_at_the_mask_are_the_masked_language_models(name, tmp_path):
         settings = TrainSettings(
             model=folder, template=GAP, head="words", prompt="none", dtype="float32"
         )
-        model, _ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
+        model, *_ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
         adapter = model.to_adapter()
         model = PromptModel(model.unload(), config)
         with torch.no_grad():
@@ -169,7 +171,7 @@ def test_an_input_prompt_of_a_masked_model_starts_as_the_soft_words(tmp_path, na
     settings = TrainSettings(
         model=str(tmp_path), template=pattern, head="words", prompt="input", dtype="float32"
     )
-    model, _ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
+    model, *_ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
     model.to_adapter().save(tmp_path / "adapter")
     found = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu").logits(TEXTS)
     reference = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
@@ -247,7 +249,7 @@ def test_a_prompt_starts_as_the_soft_words(tmp_path, name, prompt):
     settings = TrainSettings(
         model=str(tmp_path), template=ASKED, head="words", prompt=prompt, dtype="float32"
     )
-    model, _ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
+    model, *_ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
     assert model.prompt_config.num_virtual_tokens > 3
     rest = " {text} the label is"
     replaced = "{prompt}" if prompt == "deep" and name in WITH_BOS else ""
@@ -304,7 +306,7 @@ def test_a_frozen_head_stays_the_language_models_rows(asked):
         folder, head="words-frozen", template=template, dtype="float32", epochs=2, batch_size=1
     ).fit(TEXTS, ["parcel", "money", "parcel"])
     model = classifier.prompt_model_
-    again, _ = zero_shot_model(
+    again, *_ = zero_shot_model(
         TrainSettings(model=folder, template=template, head="words", dtype="float32"),
         classifier.labels_,
         pairs=False,
@@ -345,6 +347,11 @@ def test_a_template_cuts_the_text_and_never_itself(decoder):
             "{text} {label}",
             "The template has the place '{label}'; expected {text}, …",
         ),
+        (
+            "{prompt:5} {text}",
+            "The template has '{prompt:5}'. Set the number of virtual tokens with "
+            "num_virtual_tokens (--num-virtual-tokens).",
+        ),
         ("{text} {soft:a}", "The template … has {soft:…} after its start; …"),
         ("{soft:a}{soft:b} {text}", "The template … has {soft:…} after its start; …"),
         (
@@ -356,6 +363,100 @@ def test_a_template_cuts_the_text_and_never_itself(decoder):
 def test_a_malformed_template_is_refused(pattern, message):
     with refused(message):
         Template(pattern)
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs", "masked", "template", "words"),
+    [
+        (
+            ["negative", "positive"],
+            False,
+            False,
+            "{soft:Is the text negative or positive?\nText:} {text}\nSentiment:",
+            None,
+        ),
+        (
+            ["negative", "positive"],
+            False,
+            True,
+            "{text} It was {mask}.",
+            {"negative": "terrible", "positive": "great"},
+        ),
+        (
+            ["entailment", "neutral", "contradiction"],
+            True,
+            True,
+            "{text} ? {mask}, {text_pair}",
+            {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"},
+        ),
+        (
+            ["not_entailment", "entailment"],
+            True,
+            False,
+            "{soft:Does the second text follow from the first? Answer No or Yes.\nFirst text:} "
+            "{text}\nSecond text: {text_pair}\nAnswer:",
+            {"not_entailment": "No", "entailment": "Yes"},
+        ),
+        (
+            ["1 star", "5 stars"],
+            False,
+            False,
+            "{soft:Is the review terrible or great?\nReview:} {text}\nRating:",
+            {"1 star": "terrible", "5 stars": "great"},
+        ),
+        (["refund", "delivery"], False, True, "{text} It is about {mask}.", None),
+        (
+            ["refund", "delivery"],
+            False,
+            False,
+            "{soft:Classify the text as refund or delivery.\nText:} {text}\nLabel:",
+            None,
+        ),
+        # Two labels with one word: nothing could tell them apart.
+        (["no", "false"], False, True, "{text} It is about {mask}.", None),
+    ],
+)
+def test_common_labels_bring_a_template_and_words(labels, pairs, masked, template, words):
+    asked = default_question(labels, pairs=pairs, masked=masked)
+    assert (asked.template, asked.words) == (template, words)
+    assert Template(asked.template).takes_pairs is pairs
+
+
+@pytest.mark.parametrize("task", [name for name, spec in GLUE.items() if spec.labels])
+def test_every_glue_task_has_a_question(task):
+    spec = GLUE[task]
+    for masked in (False, True):
+        asked = default_question(
+            spec.labels, pairs=len(spec.columns) == 2, masked=masked, question=spec.question
+        )
+        assert Template(asked.template).has_mask is masked
+        assert asked.words or task == "sst2"
+        if not masked and asked.words:
+            assert spec.question[1:] in asked.template
+
+
+def test_the_default_question_is_kept_for_fit_and_shown_before_training(tmp_path):
+    language_model("RoBERTa", tmp_path / "backbone")
+    model, words = str(tmp_path / "backbone"), {"negative": "terrible", "positive": "great"}
+    classifier = PromptClassifier.zero_shot(list(words), model=model, dtype="float32", device="cpu")
+    assert classifier.template == "{text} It was {mask}."
+    assert json.loads(classifier.label_words) == words
+    file = tmp_path / "train.csv"
+    file.write_text("text,label\n" + "fine,positive\nbad,negative\n" * 4)
+    shown = []
+
+    def show(summary):
+        shown.append(summary.lines())
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_run(
+            TrainSettings(model=model, train_file=str(file), head="words", dtype="float32"),
+            tmp_path / "run",
+            show=show,
+        )
+    assert shown[0]["template"] == "{text} It was {mask}."
+    assert json.loads(shown[0]["words"]) == words
 
 
 def test_words_may_be_given_in_three_ways(tmp_path):
@@ -490,10 +591,19 @@ def test_a_text_may_spell_the_mask_token(asked, zero_shot):
         assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_backbones_whose_scores_are_not_rows_of_the_head_are_refused(tmp_path):
-    language_model("Gemma 2", tmp_path)
+def test_models_whose_scores_are_not_rows_of_the_head_are_refused(tmp_path):
+    language_model("Gemma 2", tmp_path / "capped")
     with refused(
-        "The scores of Gemma2ForCausalLM are not those of its head alone (it has a bias, or scales "
-        "or caps them), so its rows cannot start a head. Use head='linear'."
+        "Gemma2ForCausalLM caps its scores (final_logit_softcapping is 30), and a head is linear, "
+        "so its probabilities would not be the language model's. Use head='linear'."
     ):
-        PromptClassifier.zero_shot(LABELS, model=str(tmp_path), dtype="float32")
+        PromptClassifier.zero_shot(LABELS, model=str(tmp_path / "capped"), dtype="float32")
+    language_model("GPT-J", tmp_path / "biased")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "biased")
+    nn.init.normal_(model.get_output_embeddings().bias)
+    model.save_pretrained(tmp_path / "biased")
+    with refused(
+        "The scores of GPTJForCausalLM are not those of its head alone (it has a bias, or scales "
+        "them), so its rows cannot start a head. Use head='linear'."
+    ):
+        PromptClassifier.zero_shot(LABELS, model=str(tmp_path / "biased"), dtype="float32")

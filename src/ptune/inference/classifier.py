@@ -450,13 +450,12 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         )
         classifier = cls(model, template=template, head="words", label_words=words, **settings)
         own = TrainSettings(**{**classifier.get_params(), "prompt": "none"})
-        found, tokenizer = zero_shot_model(
+        found, tokenizer, asked = zero_shot_model(
             own, Labels(tuple(labels)), pairs=pairs, calibrate=calibrate
         )
         found.freeze()
         classifier.prompt_model_ = found.eval().to(device or default_device())
-        assert found.state.template is not None
-        classifier.template = found.state.template.pattern
+        classifier.template, classifier.label_words = asked.template, asked.label_words
         classifier.tokenizer_, classifier.labels_ = tokenizer, Labels(tuple(labels))
         return classifier
 

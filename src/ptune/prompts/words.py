@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ptune.backbones.architectures import fills_gaps
 from ptune.errors import PtuneError
+from ptune.prompts.questions import spelled
 from ptune.texts import Template, encode, lock_of
 
 # Texts without content, for which all labels should be equally likely (arXiv 2102.09690).
@@ -31,8 +32,6 @@ class NoWords(PtuneError):
 
 
 Words = dict[str, list[str]]
-# The most labels that a question lists.
-FEW = 6
 # Words found in examples: how many to take for each label, and how many likely ones to test.
 MOST_WORDS, LIKELY = 3, 1000
 
@@ -57,7 +56,7 @@ def parse_words(given: str | Mapping[str, str | Sequence[str]], labels: Sequence
         )
     found = {}
     for label in labels:
-        words = given.get(label, _spelled(label))
+        words = given.get(label, spelled(label))
         found[label] = [words] if isinstance(words, str) else list(words)
         if not found[label] or not all(isinstance(w, str) and w.strip() for w in found[label]):
             raise PtuneError(f"The label {label!r} has no words. Give it at least one.")
@@ -82,11 +81,6 @@ def _read(given: str) -> Mapping[str, str | Sequence[str]]:
     return {label.strip(): words.split("|") for label, _, words in pairs}
 
 
-def _spelled(label: str) -> str:
-    """A label as people would write it in a sentence."""
-    return label.replace("_", " ").replace("-", " ").strip() or label
-
-
 class Start(NamedTuple):
     """What a head starts as, float32: rows ``[labels, hidden]``, and a bias ``[labels]``.
 
@@ -95,28 +89,6 @@ class Start(NamedTuple):
 
     rows: Tensor
     bias: Tensor | None
-
-
-def default_template(labels: Sequence[str], *, pairs: bool = False, masked: bool = False) -> str:
-    """A template that asks which of the labels fits.
-
-    A few labels are listed. Many are not: a model then prefers those that it read last.
-
-    Args:
-        labels: The labels.
-        pairs: Whether it is about pairs of texts.
-        masked: Whether a masked language model is asked, which fills a gap.
-    """
-    if masked:
-        return "{text} ? {mask}, {text_pair}" if pairs else "{text} It is about {mask}."
-    names = [_spelled(label).replace("{", "(").replace("}", ")") for label in labels]
-    listed = f"{', '.join(names[:-1])} or {names[-1]}"
-    if pairs:
-        task = f"Classify the two texts as {listed}." if len(names) <= FEW else "Compare two texts."
-        return f"{{soft:{task}\nFirst text:}} {{text}}\nSecond text: {{text_pair}}\nLabel:"
-    if len(names) <= FEW:
-        return f"{{soft:Classify the text as {listed}.\nText:}} {{text}}\nLabel:"
-    return "{soft:Read the text and say what it is about.\nText:} {text}\nThis text is about"
 
 
 @torch.no_grad()
@@ -157,7 +129,7 @@ def words_from_examples(
     best = {token: int(ratios[:, token].argmax()) for token in words}
     for i, name in enumerate(names):
         own = sorted((t for t in words if best[t] == i), key=lambda t: -float(ratios[i, t]))
-        found[name] = [words[t] for t in own[:MOST_WORDS]] or [_spelled(name)]
+        found[name] = [words[t] for t in own[:MOST_WORDS]] or [spelled(name)]
     return found
 
 
@@ -214,10 +186,16 @@ def rows_of(model: PreTrainedModel, tokens: Sequence[Sequence[Sequence[int]]]) -
 
     masked = fills_gaps(model.config.model_type)
     own_bias = head.bias if masked else None
+    if cap := getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        raise NoWords(
+            f"{type(model).__name__} caps its scores (final_logit_softcapping is {cap:g}), and a "
+            "head is linear, so its probabilities would not be the language model's. Use "
+            "head='linear'."
+        )
     if not _is_linear(model, head, own_bias):
         raise NoWords(
             f"The scores of {type(model).__name__} are not those of its head alone (it has a bias, "
-            "or scales or caps them), so its rows cannot start a head. Use head='linear'."
+            "or scales them), so its rows cannot start a head. Use head='linear'."
         )
     rows = of_words(head.weight)
     if not masked:
@@ -228,8 +206,6 @@ def rows_of(model: PreTrainedModel, tokens: Sequence[Sequence[Sequence[int]]]) -
 @torch.no_grad()
 def _is_linear(model: PreTrainedModel, head: Any, bias: Tensor | None) -> bool:
     """Whether the scores are the head's rows times what it reads, and a bias, on a few tokens."""
-    if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
-        return False  # small scores, as those of a few tokens may be, are hardly capped
     ids = torch.arange(1, 7, device=model.device).view(2, 3) % head.weight.shape[0]
     states, logits = _states_and_scores(model, ids)
     expected = F.linear(states, head.weight, bias)

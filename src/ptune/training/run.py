@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import shutil
@@ -53,9 +54,9 @@ from ptune.labels import Labels, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.questions import default_question
 from ptune.prompts.words import (
     NoWords,
-    default_template,
     parse_words,
     start_of_head,
     words_from_examples,
@@ -406,8 +407,11 @@ def _model_for(
 
 def zero_shot_model(
     settings: TrainSettings, labels: Labels, *, pairs: bool, calibrate: bool = True
-) -> tuple[PromptModel, PreTrainedTokenizerBase]:
-    """A model that answers as its language model does, without training, and its tokenizer.
+) -> tuple[PromptModel, PreTrainedTokenizerBase, TrainSettings]:
+    """A model that answers as its language model does, without training.
+
+    Returns:
+        The model, its tokenizer, and the settings with the template and the words that it asks by.
 
     Raises:
         PtuneError: As for `new_model`; or there are fewer than two labels.
@@ -418,7 +422,7 @@ def zero_shot_model(
     columns: dict[str, list[str]] = {TEXT: [], **({PAIR: []} if pairs else {})}
     dataset = TaskData("zero-shot", labels, (), train=Dataset.from_dict(columns))
     settings = ask_with_words(settings, dataset, tokenizer)
-    return new_model(settings, dataset, tokenizer, calibrate=calibrate), tokenizer
+    return new_model(settings, dataset, tokenizer, calibrate=calibrate), tokenizer, settings
 
 
 def ask_with_words(
@@ -435,8 +439,12 @@ def ask_with_words(
         raise PtuneError("A regression has no label words. Use head='linear'.")
     masked = is_masked(settings.model, revision=settings.revision)
     if settings.asks_words and settings.template is None:
-        asked = default_template(dataset.labels.names, pairs=dataset.pairs, masked=masked)
-        settings = replace(settings, template=asked)
+        asked = default_question(
+            dataset.labels.names, pairs=dataset.pairs, masked=masked, question=dataset.question
+        )
+        words = json.dumps(asked.words) if asked.words else None
+        words = settings.label_words or words
+        settings = replace(settings, template=asked.template, label_words=words)
     check_model(settings, masked=masked)
     if settings.at_mask and settings.pooling == "auto":
         settings = replace(settings, pooling="architecture")

@@ -61,7 +61,8 @@ class Summary:
         elif dataset.labels.is_multi:
             sums = np.nansum(np.asarray(train[LABEL], dtype=float), axis=0)
             counts.update({name: int(n) for name, n in zip(names, sums, strict=True)})
-        chosen = ("model", "prompt", "epochs", "batch_size", "learning_rate")
+        chosen = ["model", "prompt", "epochs", "batch_size", "learning_rate"]
+        chosen += [name for name in ("template", "label_words") if getattr(settings, name)]
         return cls(
             source=dataset.name,
             columns="; ".join(dataset.notes),
@@ -89,6 +90,10 @@ class Summary:
             f"half have at most {self.tokens['median']} tokens, the longest has "
             f"{self.tokens['longest']}; {cut} of {sum(self.examples.values()):,} are truncated"
         )
+        if template := self.settings.get("template"):
+            lines["template"] = template.replace("\n", "\\n")
+        if words := self.settings.get("label_words"):
+            lines["words"] = words
         for i, (text, label) in enumerate(self.shown):
             lines["examples" if i == 0 else " " * i] = f"{text} → {label}"
         return lines
