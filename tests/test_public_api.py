@@ -28,6 +28,7 @@ NAMES = [
     "export_transformers",
     "load",
     "load_exported",
+    "train_fleet",
     "train_run",
 ]
 # The names of 🤗 PEFT's that `ptune.peft` stands in for.

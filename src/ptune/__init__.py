@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ptune.labels import Prediction as Prediction
     from ptune.model import PromptModel as PromptModel
     from ptune.prompts.config import PromptEncoderConfig as PromptEncoderConfig
+    from ptune.training.fleet import train_fleet as train_fleet
     from ptune.training.run import train_run as train_run
     from ptune.training.settings import TrainSettings as TrainSettings
 
@@ -38,6 +39,7 @@ _HOME = {
     "export_transformers": "export.checkpoint",
     "load": "inference.classifier",
     "load_exported": "inference.engines",
+    "train_fleet": "training.fleet",
     "train_run": "training.run",
 }
 __all__ = ["__version__", *sorted(_HOME)]

@@ -88,15 +88,18 @@ def option_of(setting: Setting) -> Any:
 def with_settings(owner: type, *names: str) -> Callable[[Command], Command]:
     """Give a command an option for each setting, and call it with them as keyword arguments.
 
+    A setting that the command declares itself is left to it.
+
     Args:
         owner: The class that declares the settings.
         names: The settings; none: all of them.
     """
 
     def add_options(command: Command) -> Command:
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        settings = settings_of(owner)
-        declared = [s for s in map(settings.__getitem__, names or settings) if s.section]
+        parameters = inspect.signature(command, eval_str=True).parameters
+        own, settings = parameters.values(), settings_of(owner)
+        chosen = [settings[name] for name in names or settings if name not in parameters]
+        declared = [setting for setting in chosen if setting.section]
         added = [
             inspect.Parameter(
                 setting.name,

@@ -33,7 +33,7 @@ from ptune.cli.options import (
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged
-from ptune.training.settings import MODEL, TRAINING, TrainSettings
+from ptune.training.settings import DATA, MODEL, TRAINING, TrainSettings
 
 if TYPE_CHECKING:
     from ptune.training.run import Run
@@ -76,6 +76,28 @@ Seeds = Annotated[
 Resume = Annotated[
     bool, option("Continue the interrupted run in the output folder.", OUTPUT, "--resume")
 ]
+LabelColumns = Annotated[
+    list[str] | None,
+    option(
+        "Column with the label. Repeat it to train a task for each column.",
+        DATA,
+        default="found by name",
+        metavar="NAME",
+    ),
+]
+TasksDir = Annotated[
+    Path | None,
+    option("Train a task for each file in this folder.", DATA, default="none", metavar="DIR"),
+]
+GroupColumn = Annotated[
+    str | None,
+    option(
+        "Train a task for each value in this column, such as customers.",
+        DATA,
+        default="none",
+        metavar="NAME",
+    ),
+]
 
 
 @with_settings(TrainSettings)
@@ -90,9 +112,12 @@ def train(
     seeds: Seeds = 1,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    label_column: LabelColumns = None,
+    tasks_dir: TasksDir = None,
+    group_column: GroupColumn = None,
     **options: Any,
 ) -> None:
-    """Train a classifier on your own file, a 🤗 data set or a GLUE task.
+    """Train a classifier on your own file, a 🤗 data set or a GLUE task; or one for each task.
 
     For example:
 
@@ -101,33 +126,36 @@ def train(
     ptune train --train-file a.csv --eval-file b.csv --output-dir runs/mine
 
     ptune train --dataset ag_news --output-dir runs/news
+
+    ptune train --tasks-dir customers --prompt reader --output-dir runs/customers
     """
+    from ptune.cli.fleet import several_tasks, train_tasks
     from ptune.training.report import TrainingProgress
     from ptune.training.run import is_begun, train_run, train_seeds
     from ptune.training.summary import verdict
 
     if seeds < 1:
         raise PtuneError(f"seeds is {seeds}; expected a whole number of at least 1.")
-    typed = {name: value for name, value in options.items() if _was_typed(context, name)}
-    given = TrainSettings.read(config).to_dict() if config else {}
+    tasks = several_tasks(options, label_column, tasks_dir, group_column)
     first = output_dir if seeds == 1 else output_dir / f"seed-{options['seed']}"
-    if resume and is_begun(first):
-        # The run's own settings hold. What the user gives must agree with them.
-        given = {**TrainSettings.read(first).to_dict(), **given}
-        given["processes"] = TrainSettings().processes
-    arguments = {**given.pop("training_arguments", {}), **parse_training_arguments(context.args)}
-    settings = TrainSettings(**{**given, **typed}, training_arguments=arguments)
+    before = TrainSettings.read(first).to_dict() if resume and is_begun(first) else {}
+    settings, given = read_settings(context, options, config, before)
     if save_config:
-        own = {"training_arguments": arguments} if arguments else {}
-        _save_config({**given, **typed, **own}, save_config)
+        _save_config(given, save_config)
     to = errors if as_json else console
+    if tasks:
+        if dry_run or seeds > 1:
+            raise PtuneError("Several tasks have neither --dry-run nor --seeds. Leave it out.")
+        with interruptible(output_dir):
+            train_tasks(settings, tasks, output_dir, as_json, overwrite=overwrite, resume=resume)
+        return
     how: dict[str, Any] = {
         "overwrite": overwrite,
         "resume": resume,
         "progress": TrainingProgress(to),
         "show": _Shown(to, dry_run, as_json),
     }
-    with _interruptible(output_dir), tempfile.TemporaryDirectory() as elsewhere:
+    with interruptible(output_dir), tempfile.TemporaryDirectory() as elsewhere:
         if dry_run:
             train_run(settings, elsewhere, **how)
         if seeds == 1:
@@ -141,6 +169,30 @@ def train(
         numbers = range(settings.seed, settings.seed + seeds)
         spread = train_seeds(settings, output_dir, numbers, **how)
         print_json(spread) if as_json else _show_spread(spread, output_dir, seeds)
+
+
+def read_settings(
+    context: typer.Context,
+    options: dict[str, Any],
+    config: Path | None,
+    before: dict[str, Any] | None = None,
+) -> tuple[TrainSettings, dict[str, Any]]:
+    """The settings of a command, and those among them that are given.
+
+    Args:
+        context: The command's; it has the fields of `TrainingArguments`.
+        options: The command's options with the names of settings.
+        config: A file with settings.
+        before: Settings of the run that is resumed. What the user gives must agree with them.
+    """
+    typed = {name: value for name, value in options.items() if was_typed(context, name)}
+    given = {**(before or {}), **(TrainSettings.read(config).to_dict() if config else {})}
+    if before:
+        given["processes"] = TrainSettings().processes
+    arguments = {**given.pop("training_arguments", {}), **parse_training_arguments(context.args)}
+    given |= typed
+    settings = TrainSettings(**given, training_arguments=arguments)
+    return settings, given | ({"training_arguments": arguments} if arguments else {})
 
 
 class _Shown:
@@ -169,7 +221,8 @@ def _save_config(content: dict[str, Any], file: Path) -> None:
         (stage / file.name).write_text(text.rstrip() + "\n", "utf-8")
 
 
-def _was_typed(context: typer.Context, name: str) -> bool:
+def was_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -248,7 +301,7 @@ def demo(
     from ptune.training.report import TrainingProgress
 
     decoder = is_decoder(model)
-    with _interruptible(output_dir):
+    with interruptible(output_dir):
         _, rows = (run_decoder_demo if decoder else run_demo)(
             output_dir,
             model=model,
@@ -275,7 +328,7 @@ def demo(
 
 
 @contextmanager
-def _interruptible(output_dir: Path) -> Iterator[None]:
+def interruptible(output_dir: Path) -> Iterator[None]:
     """After Ctrl-C, print how to continue and exit with code 130."""
     try:
         yield

@@ -18,7 +18,15 @@ import numpy as np
 
 from ptune.data.cells import are_numbers, indicator_columns, label_column
 from ptune.data.opening import FOUND, Dialect
-from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
+from ptune.data.tables import (
+    BY_NAME,
+    Columns,
+    Table,
+    find_columns,
+    is_typed,
+    read_table,
+    rows_where,
+)
 from ptune.errors import PtuneError
 from ptune.labels import LabelColumn, Labels, read
 from ptune.texts import check
@@ -241,18 +249,24 @@ def task_data(
     return data
 
 
-def labelled_texts(file: str | Path, *, dialect: Dialect = FOUND, **how: Any) -> Examples:
+def labelled_texts(
+    file: str | Path, *, dialect: Dialect = FOUND, where: str | None = None, **how: Any
+) -> Examples:
     """The texts of a labelled file and their labels.
 
     Args:
         file: The file.
         dialect: How it is written.
+        where: As for `rows_where`; ``None``: all rows.
         **how: Other arguments of `examples_of`.
 
     Raises:
         PtuneError: As for `load_files`.
     """
-    return examples_of(read_table(file, dialect), str(file), typed=is_typed(file), **how)
+    table, source = read_table(file, dialect), str(file)
+    if where is not None:
+        table, source = rows_where(table, where, file), f"{file} where {where}"
+    return examples_of(table, source, typed=is_typed(file), **how)
 
 
 def examples_of(
@@ -351,7 +365,8 @@ def _hold_out(data: TaskData, seed: int) -> tuple[Dataset, Dataset]:
     stratify = None
     if counts and len(rest) >= 5 * (len(counts) - len(once)) > 0:
         names = [str(i) for i in range(len(counts))]
-        rest = rest.cast_column(LABEL, datasets.ClassLabel(names=names))
+        with quiet():
+            rest = rest.cast_column(LABEL, datasets.ClassLabel(names=names))
         stratify = LABEL
     train, held_out = rest, rest.select([])
     if len(rest) >= 2:

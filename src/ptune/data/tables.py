@@ -347,6 +347,28 @@ def _arrow_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
 _ARROW = {".parquet": _parquet_batches, ".arrow": _arrow_batches, ".feather": _arrow_batches}
 
 
+def rows_where(table: Table, where: str, file: str | Path) -> Table:
+    """The rows of a table in which a column has a value.
+
+    Args:
+        table: Columns by name.
+        where: ``column=value``.
+        file: For messages.
+
+    Raises:
+        PtuneError: There is no such column or row.
+    """
+    column, sign, value = where.partition("=")
+    if not sign:
+        raise PtuneError(f"where is {where!r}; expected a column and a value, as customer=acme.")
+    if column not in table:
+        raise PtuneError(f"{file} has no column {column!r}; {near(column, table)}.")
+    chosen = [str(cell) == value for cell in table[column]]
+    if not any(chosen):
+        raise PtuneError(f"No row of {file} has {value!r} in column {column!r}. Check the value.")
+    return {name: list(itertools.compress(cells, chosen)) for name, cells in table.items()}
+
+
 def find_columns(
     names: Iterable[str], asked: Columns, file: str | Path, *, labelled: bool = True
 ) -> Columns:

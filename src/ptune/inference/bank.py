@@ -44,7 +44,7 @@ from ptune.model import check_fits
 from ptune.postprocessing import Postprocessing
 from ptune.prompts.config import LongTexts
 from ptune.prompts.heads import HeadPerText
-from ptune.prompts.host import Host
+from ptune.prompts.host import Host, takes_turns
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.readers import TextStates
 from ptune.texts import (
@@ -708,13 +708,17 @@ class PromptBank:
         """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
         weights = self._take(dict.fromkeys(tasks))
         number = {task: i for i, task in enumerate(weights)}
+        which = [number[task] for task in tasks]
         one = len(weights) == 1 and (states is None or len(states.mask) == len(tasks))
         inputs = self._padded(texts) if texts else {"texts": states}
         host = self._host_for(at_mask=tasks[0].at_mask)
         output = host.run(
             [w.prompt for w in weights.values()],
-            None if one else [number[task] for task in tasks],
-            heads=[weights[task].head for task in (weights if one else tasks)],
+            None if one else which,
+            heads=[
+                weights[task].head
+                for task in (weights if takes_turns(which, len(weights)) else tasks)
+            ],
             **inputs,
         )
         return output.logits.float().cpu().numpy()

@@ -118,8 +118,8 @@ def set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
 class HeadPerText:
     """Gives every text of a batch its own head instead of the backbone's; see `Pass.heads`.
 
-    Heads may have different numbers of labels. The logits then have the width of the largest head,
-    with zeros after a text's own logits.
+    With n heads, text i of the batch has head i modulo n. Heads may have different numbers of
+    labels. The logits then have the width of the largest head, with zeros after a text's own.
 
     Raises:
         PtuneError: The head contains layers other than Linear and LayerNorm.
@@ -152,10 +152,14 @@ class HeadPerText:
         if current is None or not current.heads:
             return None
         heads, inputs, names = current.heads, args[0], self._names[layer]
-        flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])  # [batch, positions, in]
+        # [n, texts of a head, positions, in]
+        grouped = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).unflatten(
+            0, (-1, len(heads))
+        )
+        flat = grouped.transpose(0, 1).flatten(1, 2)  # [n, texts * positions, in]
         weights = [head[names["weight"]] for head in heads]
         width = max(weight.shape[0] for weight in weights)
-        result = flat.new_zeros(*flat.shape[:2], width)  # [batch, positions, out]
+        result = flat.new_zeros(*flat.shape[:2], width)  # [n, texts * positions, out]
         # Stack the weights of a few heads at a time, to limit memory.
         size = max(1, _STACKED_NUMBERS // max(weight.numel() for weight in weights))
         for start in range(0, len(weights), size):
@@ -164,24 +168,24 @@ class HeadPerText:
                 parameter: stacked([head[name] for head in heads[some]])
                 for parameter, name in names.items()
             }
-            texts = some if len(weights) > 1 else slice(None)
-            part = _layer_per_text(layer, flat[texts], **own)
-            result[texts, :, : part.shape[2]] = part
+            part = _layer_per_head(layer, flat[some], **own)
+            result[some, :, : part.shape[2]] = part
+        result = result.unflatten(1, (grouped.shape[0], -1)).transpose(0, 1)
         return result.reshape(*inputs.shape[:-1], width)
 
 
 _STACKED_NUMBERS = 2**23
 
 
-def _layer_per_text(
+def _layer_per_head(
     layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """A layer's output for ``[texts, positions, in]`` with parameters ``[texts or 1, …]``."""
+    """A layer's output for ``[heads, positions, in]`` with parameters ``[heads, …]``."""
     if isinstance(layer, nn.LayerNorm):
         normal = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
         result = normal * weight[:, None]
     else:
-        result = inputs @ weight.mT  # [texts, positions, out]
+        result = inputs @ weight.mT  # [heads, positions, out]
     return result if bias is None else result + bias[:, None]
 
 

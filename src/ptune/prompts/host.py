@@ -360,7 +360,8 @@ class Host:
             prompts: Prompts with mechanisms of this host.
             which: The index of each text's prompt. ``None``: all texts share the only prompt.
             head: Use this head instead of the installed one.
-            heads: One head per text, or one for all (`ptune.prompts.heads.HeadPerText`).
+            heads: One head per text, one for all, or n that take turns
+                (`ptune.prompts.heads.HeadPerText`).
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: As for
                 `PromptModel.forward`.
             texts: For readers: texts that were read before. With N prompts for each of them,
@@ -451,19 +452,21 @@ class Host:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         keys = text_keys(input_ids, attention_mask, token_type_ids)
-        missing = [i for i, key in enumerate(keys) if kept.get(key) is None]
+        # The first row of each text that was not read before.
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        missing = {key: i for key, i in first.items() if kept.get(key) is None}
         kept.read += len(missing)
         kept.reused += len(keys) - len(missing)
-        new: dict[int, Tensor] = {}
+        new: dict[bytes, Tensor] = {}
         if missing:
-            index = torch.tensor(missing, device=input_ids.device)
+            index = torch.tensor(list(missing.values()), device=input_ids.device)
             types = None if token_type_ids is None else token_type_ids[index]
             states = self._read(input_ids[index], attention_mask[index], types)
             kept.shapes = states.shapes
             new = dict(zip(missing, states.rows(), strict=True))
-            for i, row in new.items():
-                kept.add(keys[i], row)
-        rows = [new[i] if i in new else kept.get(key) for i, key in enumerate(keys)]
+            for key, row in new.items():
+                kept.add(key, row)
+        rows = [new[key] if key in new else kept.get(key) for key in keys]
         return TextStates.of_rows(cast("list[Tensor]", rows), kept.shapes)
 
     def _read(
@@ -556,6 +559,11 @@ class Host:
             or self.checkpointed_layers()
             or is_traced()
         )
+
+
+def takes_turns(which: Sequence[int], n: int) -> bool:
+    """True for 0, 1, … n - 1, 0, 1, … n - 1 and so on."""
+    return list(which) == list(range(n)) * (len(which) // n)
 
 
 class _Batch:
@@ -652,8 +660,8 @@ class _Batch:
         rows = mask.shape[0] if which is None else len(which)
         times = 1 if which is None else rows // max(1, len(mask))
         low_rank = [p.embeddings[:0] if p.low_rank is None else p.low_rank for p in self.prompts]
-        if which is not None and list(which) == list(which[:times]) * len(mask):
-            which = which[:times]  # all texts have the same readers
+        if which is not None and takes_turns(which, len(self.prompts)):
+            which = None  # the same readers again and again
         readers.enter_low_rank(self.current, low_rank, which)
         self.current.prompts_per_text = times
         lengths = texts.lengths

@@ -44,13 +44,14 @@ class Pass:
         reader_vectors: For each layer but the first, ``[n, hidden]``: added to its input at virtual
             tokens.
         reader_low_rank: For each layer but the first, two matrices ``[n, rank, hidden]``,
-            where n is 1, `prompts_per_text` or the batch.
+            where row i of the batch has number i modulo n.
         reader_positions: ``[batch, seq]``: the positions of readers, if they follow a text.
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
         mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
         positions: ``[kept]``, indices of batch * seq that the end of the last layer computes.
         kept_shape: The shape from which `positions` were selected.
-        heads: Head parameters by name, one set per text or one for all. Empty: the backbone's own.
+        heads: Head parameters by name. With n sets, text i of the batch has set i modulo n. Empty:
+            the backbone's own.
         captured_key_values: Collects the keys and values of every attention, in order.
         captured_states: Collects the input of every layer but the first.
     """

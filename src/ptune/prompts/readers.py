@@ -220,7 +220,7 @@ class Readers(Mechanism):
         Args:
             current: The pass.
             low_rank: ``[2 * rank, width]`` for each prompt.
-            which: As for `enter`. With several readers per text, those of the first text.
+            which: As for `enter`; ``None``: the prompts take turns.
         """
         if not any(len(t) for t in low_rank):
             return

@@ -20,13 +20,20 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from ptune import __version__, compat
+from ptune.adapters.adapter import Adapter
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import (
     fast_dtype,
+    full_name,
     is_decoder,
     is_masked,
     load_backbone,
@@ -162,15 +169,17 @@ def train_run(
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
         answers = _answers(trainer)
-    results = _results(settings, trainer, dataset, answers)
+    sizes = model.get_nb_trainable_parameters()
+    results = results_of(settings, dataset, answers, trainer.state.log_history, trainer.args, sizes)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
     if settings.prompt == "reader":
         results["kept_texts"] = model.kept_texts.summary
         model.kept_texts.close()
-    values, results["quality"] = _calibrated(settings, dataset.labels, answers)
+    values, results["quality"] = calibrated(settings, dataset.labels, answers)
     run = Run(folder, model, results, values, answers)
     if is_first():
-        _write_results(run, dataset, answers)
+        write_adapter(folder, model.to_adapter(), dataset, values)
+        _write_results(run, dataset)
     return run
 
 
@@ -270,6 +279,8 @@ def load_dataset(settings: TrainSettings) -> TaskData:
             "Name what to learn: a GLUE task (--task mrpc), a file (--train-file a.csv) or a data "
             "set (--dataset ag_news)" + (", and one only." if named else ".")
         )
+    if settings.where is not None and settings.train_file is None:
+        raise PtuneError("where chooses rows of a file. Use it with --train-file, or leave it out.")
     notes: list[str] = []
     how: dict[str, Any] = {
         "notes": notes,
@@ -292,14 +303,17 @@ def load_dataset(settings: TrainSettings) -> TaskData:
     elif settings.dataset is not None:
         dataset = load_task(settings.dataset, settings.dataset_config, **how)
     else:
-        dialect = Dialect(
-            settings.delimiter, settings.encoding, not settings.no_header, settings.sheet
-        )
-        dataset = load_files(named[0], settings.eval_file, dialect=dialect, **how)
+        how |= {"dialect": dialect_of(settings), "where": settings.where}
+        dataset = load_files(named[0], settings.eval_file, **how)
     dataset.notes = notes[:1]
     if settings.examples_per_label is not None:
         dataset = dataset.few_examples(settings.examples_per_label, settings.seed)
     return dataset.weighted(class_weight=settings.class_weight)
+
+
+def dialect_of(settings: TrainSettings) -> Dialect:
+    """How the settings say that files are written."""
+    return Dialect(settings.delimiter, settings.encoding, not settings.no_header, settings.sheet)
 
 
 def own_prompt(
@@ -373,22 +387,30 @@ def new_model(
     )
     if settings.prompt == "input":
         start_head_at_zero(backbone)
-    config = own_prompt(settings, dataset, Situation.of(settings, dataset))
-    template = None if settings.template is None else Template(settings.template)
-    around = template
-    if template and template.soft_words == settings.prompt_init_text:
-        replaces_special = bool(_replaced_special(settings, tokenizer))
-        around = template.without_soft_words(replaces_special=replaces_special)
-    model = PromptModel(backbone, fit_to_tokenizer(config, tokenizer, around))
+    config, around = fitted_prompt(settings, dataset, tokenizer)
+    model = PromptModel(backbone, config)
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
     model.state.long_texts = settings.long_texts
     model.state.template = around
-    if template and settings.asks_words:
+    if settings.template and settings.asks_words:
+        template = Template(settings.template)
         start_with_words(model, settings, dataset, tokenizer, template, calibrate=calibrate)
         if settings.head == "words-frozen":
             model.state.head_trains = False
             model.set_adapter(model.active_adapter)
     return model
+
+
+def fitted_prompt(
+    settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PromptEncoderConfig, Template | None]:
+    """The prompt as it fits the tokenizer, and the words that stay around each text."""
+    config = own_prompt(settings, dataset, Situation.of(settings, dataset))
+    around = None if settings.template is None else Template(settings.template)
+    if around and around.soft_words == settings.prompt_init_text:
+        replaces_special = bool(_replaced_special(settings, tokenizer))
+        around = around.without_soft_words(replaces_special=replaces_special)
+    return fit_to_tokenizer(config, tokenizer, around), around
 
 
 def _model_for(
@@ -691,7 +713,7 @@ def _answers(trainer: SharingTrainer) -> Answers:
     return found
 
 
-def _calibrated(
+def calibrated(
     settings: TrainSettings, labels: Labels, answers: Answers
 ) -> tuple[Postprocessing, dict[str, Any]]:
     """Calibration and thresholds from all evaluation sets together, and their measurements."""
@@ -701,23 +723,33 @@ def _calibrated(
     return calibration.fit(labels, logits, truth, Goal.parse(settings.threshold_for or "f1"))
 
 
-def _results(
-    settings: TrainSettings, trainer: SharingTrainer, dataset: TaskData, answers: Answers
+def results_of(
+    settings: TrainSettings,
+    dataset: TaskData,
+    answers: Answers,
+    log: list[dict[str, Any]],
+    args: TrainingArguments,
+    sizes: tuple[int, int],
 ) -> dict[str, Any]:
-    """The content of `metrics.json`, except what only `train_run` knows."""
-    model: Any = trainer.model
-    epochs = report.history(trainer.state.log_history)
-    trainable, total = model.get_nb_trainable_parameters()
+    """The content of `metrics.json`, except what only the training itself knows.
+
+    Args:
+        settings, dataset, answers: As for a `Run`.
+        log: `Trainer`'s log.
+        args: `Trainer`'s arguments.
+        sizes: Trained parameters, and all parameters.
+    """
+    epochs = report.history(log)
     majority, tie = report.majority(dataset)
     assert dataset.train is not None
     return {
         "task": dataset.name,
         "dataset_revision": dataset.revision,
         "text_pairs": dataset.pairs,
-        "model": model.prompt_config.base_model_name_or_path,
+        "model": full_name(settings.model),
         "eval": report.scores(epochs[-1]) if epochs else {},
         "best": report.best(epochs, dataset),
-        "adapter": "best" if trainer.args.load_best_model_at_end else "last",
+        "adapter": "best" if args.load_best_model_at_end else "last",
         "epochs": epochs,
         "majority": majority,
         "majority_tie": tie,
@@ -736,8 +768,8 @@ def _results(
         "train_examples": len(dataset.train),
         "eval_examples": {n or "eval": len(d) for n, d in dataset.evaluation.items()},
         "processes": settings.processes,
-        "trainable_parameters": trainable,
-        "all_parameters": total,
+        "trainable_parameters": sizes[0],
+        "all_parameters": sizes[1],
         "versions": {
             "ptune": __version__,
             "torch": torch.__version__,
@@ -747,11 +779,16 @@ def _results(
     }
 
 
-def _write_results(run: Run, dataset: TaskData, answers: Answers) -> None:
-    """Write the adapter, the scores and the pictures."""
-    own: dict[str, Any] = {"labels": dataset.labels, "postprocessing": run.postprocessing}
-    replace(run.model.to_adapter(), **own).save(run.folder)
+def write_adapter(
+    folder: Path, adapter: Adapter, dataset: TaskData, postprocessing: Postprocessing
+) -> None:
+    """Write an adapter with the user's labels, calibration and thresholds."""
+    replace(adapter, labels=dataset.labels, postprocessing=postprocessing).save(folder)
+
+
+def _write_results(run: Run, dataset: TaskData) -> None:
+    """Write the scores and the pictures."""
     with staged(run.folder) as stage:
         write_json(stage / METRICS_NAME, run.metrics)
-        for name, picture in report.pictures(dataset, run.metrics, answers).items():
+        for name, picture in report.pictures(dataset, run.metrics, run.answers).items():
             picture.save(stage / name)

@@ -274,6 +274,13 @@ class TrainSettings(ClassifierSettings):
         DATA,
         metavar="NAME",
     )
+    where: str | None = setting(
+        None,
+        "Read only the rows of a file whose column has this value.",
+        DATA,
+        unset="all rows",
+        metavar="COLUMN=VALUE",
+    )
     delimiter: str | None = setting(
         None, "Separates the cells of a CSV file.", DATA, unset="found in the file"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,12 +104,17 @@ class NotFinite(TrainerCallback):
         """Check the gradients of all trained parameters."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
-            raise PtuneError(
-                f"The loss became NaN or infinite in step {state.global_step + 1} (learning rate "
-                f"{_largest_rate(kwargs['optimizer']):g}). The learning rate is probably too high: "
-                "try a tenth of --learning-rate and --prompt-learning-rate, or --dtype float32 if "
-                "the backbone runs in float16."
-            )
+            raise PtuneError(not_finite(state.global_step + 1, kwargs["optimizer"]))
+
+
+def not_finite(step: int, optimizer: Any) -> str:
+    """What to do about a step with a NaN or infinite gradient."""
+    return (
+        f"The loss became NaN or infinite in step {step} (learning rate "
+        f"{_largest_rate(optimizer):g}). The learning rate is probably too high: try a tenth of "
+        "--learning-rate and --prompt-learning-rate, or --dtype float32 if the backbone runs in "
+        "float16."
+    )
 
 
 def _largest_rate(optimizer: Any) -> float:
@@ -311,6 +317,7 @@ def tokenize(
             with_indices=True,
             remove_columns=dataset.column_names if long_texts == "windows" else columns,
             load_from_cache_file=False,
+            new_fingerprint=uuid.uuid4().hex,  # the hash of a tokenizer takes a second
         )
     if LABEL in encoded.column_names:
         encoded = encoded.rename_column(LABEL, "labels")
@@ -365,7 +372,7 @@ def build_trainer(
     Raises:
         PtuneError: The prompt leaves no positions for a text, or `Trainer` refuses a setting.
     """
-    train, evaluation, truncated = _tokenized(model, tokenizer, dataset)
+    train, evaluation, truncated = tokenized(model, tokenizer, dataset)
     groups = model.parameter_groups(
         args.learning_rate,
         prompt_learning_rate=settings.prompt_learning_rate,
@@ -419,10 +426,14 @@ def start_head(trainer: SharingTrainer, labels: Labels, settings: TrainSettings)
     ScaledSteps(trainer.optimizer, prompt_scales(model), features)
 
 
-def _tokenized(
+def tokenized(
     model: PromptModel, tokenizer: transformers.PreTrainedTokenizerBase, dataset: TaskData
 ) -> tuple[Dataset, dict[str, Dataset], dict[str, int]]:
-    """Training set, evaluation sets, and the number of truncated texts in each."""
+    """Training set, evaluation sets, and the number of truncated texts in each.
+
+    Raises:
+        PtuneError: The prompt leaves no positions for a text.
+    """
     limit = model.max_text_tokens(tokenizer)
     special = tokenizer.num_special_tokens_to_add(pair=dataset.pairs)
     if limit is not None and limit <= special:

@@ -1,0 +1,258 @@
+"""A fleet: any number of tasks, each with a run folder. Readers train together.
+
+All readers of a backbone share the texts that were read (`KeptTexts`), and steps of several tasks
+run in one batch (`ptune.training.together`). Other prompts, and settings that only `Trainer` knows,
+train one task after another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ptune import compat
+from ptune.backbones.cpu import forget_shapes
+from ptune.data.dataset import TaskData
+from ptune.data.opening import format_of
+from ptune.data.tables import FORMATS, read_table
+from ptune.errors import PtuneError, near
+from ptune.files import METRICS_NAME, read_json, staged, write_json
+from ptune.training import run as runs
+from ptune.training.settings import TrainSettings
+from ptune.training.together import Member, Stack
+
+# The most virtual tokens in a step. More take more memory, and as much time per token.
+MOST_TOKENS = 1024
+# The fields of `TrainingArguments` that tasks follow when they train together.
+FOLLOWED = {
+    *(f"{what}_{how}" for what in ("eval", "save", "logging") for how in ("strategy", "steps")),
+    *("max_grad_norm", "max_steps", "weight_decay", "warmup_steps", "warmup_ratio"),
+    *("lr_scheduler_type", "optim", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "save_total_limit"),
+}
+
+Show = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass
+class Fleet:
+    """What became of the tasks of a fleet.
+
+    Attributes:
+        metrics: The content of each task's `metrics.json`, by the tasks' names.
+        skipped: Tasks that had been trained before.
+        refused: Why tasks were not trained, by their names.
+    """
+
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Task:
+    """A task whose data have been read, with its settings as given and as resolved."""
+
+    name: str
+    folder: Path
+    begun: bool
+    given: TrainSettings
+    settings: TrainSettings
+    dataset: TaskData
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for tasks that can train together; empty: it trains alone."""
+        own = self.settings
+        alone = (
+            own.prompt != "reader"
+            or own.head != "linear"
+            or own.processes > 1
+            or own.backbone_dropout
+            or own.long_texts == "windows"  # several rows are one example
+            or not own.training_arguments.keys() <= FOLLOWED
+        )
+        size = own.num_virtual_tokens, own.reader_rank, own.batch_size, own.keep_texts
+        return () if alone else (own.model, own.revision, own.dtype, *size)
+
+
+def train_fleet(
+    tasks: Mapping[str, TrainSettings],
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    show: Show | None = None,
+) -> Fleet:
+    """Train any number of tasks, readers together. Each task gets a run folder in `output_dir`.
+
+    A task that cannot be trained does not stop the others.
+
+    Args:
+        tasks: The settings of each task, by its name.
+        output_dir: Holds the run folders, which are called as the tasks.
+        overwrite: Replace the runs in these folders.
+        resume: Skip the tasks that are finished, and train the others.
+        show: Gets the name and the metrics of each task as soon as it is finished.
+
+    Raises:
+        PtuneError: A folder must not be written to, or holds a run with other settings. Nothing
+            was overwritten.
+
+    Example:
+        ``train_fleet({"mail": TrainSettings(train_file="mail.csv", prompt="reader")}, "runs")``
+    """
+    forget_shapes()
+    show = show or (lambda name, metrics: None)
+    fleet, kinds = Fleet(), defaultdict[tuple[Any, ...], list[_Task]](list)
+    for task in _prepared(tasks, Path(output_dir), fleet, overwrite=overwrite, resume=resume):
+        if task.begun and (task.folder / METRICS_NAME).is_file():
+            fleet.skipped.append(task.name)
+            fleet.metrics[task.name] = read_json(task.folder / METRICS_NAME)
+        else:
+            kinds[task.kind].append(task)
+    for kind, some in kinds.items():
+        if len(kind) and len(some) > 1:
+            _train_together(some, fleet, show)
+            continue
+        for task in some:
+            how: dict[str, Any] = {"overwrite": overwrite, "resume": task.begun}
+            try:
+                run = runs.train_run(task.given, task.folder, dataset=task.dataset, **how)
+            except PtuneError as error:
+                fleet.refused[task.name] = str(error)
+            else:
+                fleet.metrics[task.name] = run.metrics
+                show(task.name, run.metrics)
+    return fleet
+
+
+def tasks_of(
+    settings: TrainSettings,
+    *,
+    label_columns: Sequence[str] = (),
+    tasks_dir: str | Path | None = None,
+    group_column: str | None = None,
+) -> dict[str, TrainSettings]:
+    """The settings of each task, by its name.
+
+    Args:
+        settings: What the tasks have in common.
+        label_columns: Each is a task on the texts of `settings.train_file`.
+        tasks_dir: Each file in this folder is a task.
+        group_column: Each value in this column of `settings.train_file` is a task.
+
+    Raises:
+        PtuneError: More than one of these, or none, is given; or there are no tasks.
+    """
+    if sum(map(bool, (label_columns, tasks_dir, group_column))) != 1:
+        raise PtuneError(
+            "Name several tasks in one way: by --label-column, by --tasks-dir or by --group-column."
+        )
+    if tasks_dir is not None:
+        files = [f for f in sorted(Path(tasks_dir).glob("[!.]*")) if format_of(f) in FORMATS]
+        if not files:
+            raise PtuneError(f"There is no file with examples in {tasks_dir}. Check the path.")
+        stems = [f.name[: f.name.lower().rindex(format_of(f))] for f in files]
+        found = [{"train_file": str(file)} for file in files]
+        return _by_folder(settings, stems, found)
+    if settings.train_file is None:
+        raise PtuneError("Several tasks come from one file. Name it with --train-file.")
+    if label_columns:
+        return _by_folder(settings, label_columns, [{"label_column": n} for n in label_columns])
+    table = read_table(settings.train_file, runs.dialect_of(settings))
+    if group_column not in table:
+        known = near(str(group_column), table)
+        raise PtuneError(f"{settings.train_file} has no column {group_column!r}; {known}.")
+    values = list(dict.fromkeys(str(c) for c in table[group_column] if c not in (None, "")))
+    return _by_folder(settings, values, [{"where": f"{group_column}={v}"} for v in values])
+
+
+def _by_folder(
+    settings: TrainSettings, names: Sequence[str], own: Sequence[dict[str, Any]]
+) -> dict[str, TrainSettings]:
+    """Tasks by names that folders can have.
+
+    Raises:
+        PtuneError: Two of them would have one name.
+    """
+    tasks: dict[str, TrainSettings] = {}
+    for name, what in zip(names, own, strict=True):
+        folder = re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "_"
+        if folder in tasks:
+            raise PtuneError(f"Two tasks would get the folder {folder!r}. Rename {name!r}.")
+        tasks[folder] = replace(settings, **what)
+    return tasks
+
+
+def _prepared(
+    tasks: Mapping[str, TrainSettings],
+    output_dir: Path,
+    fleet: Fleet,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> list[_Task]:
+    """The tasks whose data can be read. The fleet gets the reasons for the others."""
+    prepared = []
+    for name, given in tasks.items():
+        folder = output_dir / name
+        begun = resume and runs.is_begun(folder)
+        runs.check_folder(folder, overwrite=overwrite or resume, resume=begun)
+        try:
+            settings, dataset, tokenizer = runs.prepare(given)
+        except PtuneError as error:
+            fleet.refused[name] = str(error)
+            continue
+        if begun:
+            runs.check_unchanged(folder, settings, dataset)
+        prepared.append(_Task(name, folder, begun, given, settings, dataset, tokenizer))
+    return prepared
+
+
+def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
+    """Train tasks with prompts of one size, as many at a time as `MOST_TOKENS` allows."""
+    # Tasks of the same size have batches of the same size.
+    tasks = sorted(tasks, key=lambda task: len(task.dataset.train or ()))
+    first = tasks[0]
+    at_once = max(1, MOST_TOKENS // (first.settings.batch_size * first.settings.num_virtual_tokens))
+    with compat.own_accelerate_state():
+        stack = Stack(first.settings, first.dataset, first.tokenizer)
+        for start in range(0, len(tasks), at_once):
+            members: dict[Member, _Task] = {}
+            for task in tasks[start : start + at_once]:
+                try:
+                    members[Member(task.settings, task.dataset, stack)] = task
+                except PtuneError as error:
+                    fleet.refused[task.name] = str(error)
+                else:
+                    runs.prepare_folder(task.folder, task.settings, keep=False)
+            for member in stack.train(list(members)):
+                task = members[member]
+                if member.refused:
+                    fleet.refused[task.name] = member.refused
+                else:
+                    fleet.metrics[task.name] = _written(task, member, stack)
+                    show(task.name, fleet.metrics[task.name])
+                stack.remove(member)
+    stack.model.kept_texts.close()
+
+
+def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
+    """Write the run folder of a task; returns the content of its `metrics.json`."""
+    settings, dataset, answers = task.settings, task.dataset, member.answers
+    results = runs.results_of(settings, dataset, answers, member.log, member.args, member.sizes)
+    results |= {"truncated_texts": member.truncated, "seconds": round(member.seconds, 1)}
+    results["kept_texts"] = stack.model.kept_texts.summary
+    values, results["quality"] = runs.calibrated(settings, dataset.labels, answers)
+    runs.write_adapter(task.folder, stack.model.to_adapter(member.adapter), dataset, values)
+    with staged(task.folder) as stage:
+        write_json(stage / METRICS_NAME, results)
+    return results

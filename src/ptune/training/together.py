@@ -1,0 +1,311 @@
+"""Reader tasks that train together: one forward pass takes a step of each.
+
+A batch has a row for each example of each task, and the tasks take turns. Their losses are added
+up. Because no number belongs to two tasks, each prompt and head gets the gradient that it would get
+alone. Everything else is a task's own: the order of its examples, its optimizer and schedule, its
+evaluation and its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
+
+from ptune.backbones.architectures import names_of_head
+from ptune.backbones.loading import default_device, load_backbone
+from ptune.data.dataset import WEIGHT, TaskData
+from ptune.prompts.heads import Head, HeadPerText
+from ptune.prompts.mechanisms import Prompt
+from ptune.training.run import CHECKPOINTS, Answers, fitted_prompt, new_model
+from ptune.training.settings import TrainSettings
+from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
+
+# A task ends early once its mean training loss since the last evaluation is below this.
+LEARNED = 0.01
+# Tokenised examples, or the numbers of some.
+Rows = list[dict[str, Any]]
+
+
+class Member:
+    """A task while it trains: its examples, its optimizer and its log.
+
+    Args:
+        settings: Resolved settings.
+        dataset: The data.
+        stack: Gets the task's prompt and head.
+
+    Attributes:
+        adapter: The name of its adapter on the stack's model.
+        answers: True labels and logits of each evaluation set.
+        args: Its `TrainingArguments`.
+        log: As `Trainer`'s.
+        refused: Why its training failed; empty: it did not.
+        sizes: Its trained parameters, and these with the backbone's.
+        truncated: Truncated texts in each set.
+
+    Raises:
+        PtuneError: The prompt leaves no positions for a text.
+    """
+
+    def __init__(self, settings: TrainSettings, dataset: TaskData, stack: Stack) -> None:
+        self.settings, self.dataset = settings, dataset
+        self.adapter = stack.add(settings, dataset)
+        train, evaluation, self.truncated = tokenized(stack.model, stack.tokenizer, dataset)
+        self.train, self.targets, self.weights = _rows(train)
+        sets = {name: _rows(examples) for name, examples in evaluation.items()}
+        self.evaluation = {name: rows for name, (rows, _, _) in sets.items()}
+        self.truth = {name: targets.numpy() for name, (_, targets, _) in sets.items()}
+        self.args = training_arguments(settings, CHECKPOINTS, len(train))
+        groups = stack.model.parameter_groups(
+            self.args.learning_rate,
+            prompt_learning_rate=settings.prompt_learning_rate,
+            weight_decay=self.args.weight_decay,
+        )
+        self.parameters = [p for group in groups for p in group["params"]]
+        own, frozen = (
+            sum(p.numel() for p in some)
+            for some in (self.parameters, stack.model.backbone.base_model.parameters())
+        )
+        self.sizes = own, own + frozen
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(self.args, stack.model)
+        self.optimizer = optimizer(groups, **options)
+        self.per_epoch = math.ceil(len(train) / settings.batch_size)
+        steps = math.ceil(self.args.num_train_epochs * self.per_epoch - 1e-6)
+        self.steps = self.args.max_steps if self.args.max_steps > 0 else steps
+        warmup = self.args.get_warmup_steps(self.steps)
+        kind = self.args.lr_scheduler_type
+        self.schedule = transformers.get_scheduler(kind, self.optimizer, warmup, self.steps)
+        self.random = np.random.default_rng(settings.seed)
+        self.order: list[int] = []
+        self.step, self.started = 0, time.perf_counter()
+        self.log: list[dict[str, Any]] = []
+        self.losses: list[float] = []
+        self.answers: Answers = {}
+        self.best: tuple[float, list[Tensor], Answers] | None = None
+        self.has_learned, self.refused = False, ""
+
+    @property
+    def seconds(self) -> float:
+        """How long it has trained."""
+        return time.perf_counter() - self.started
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing more to do."""
+        return bool(self.refused) or self.step >= self.steps or self.has_learned
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to evaluate after this step."""
+        by_steps = self.args.eval_strategy == "steps"
+        every = int(self.args.eval_steps or self.steps) if by_steps else self.per_epoch
+        return not self.refused and (self.step == self.steps or self.step % every == 0)
+
+    def next_batch(self) -> list[int]:
+        """The numbers of the examples of a step."""
+        if not self.order:
+            self.order = self.random.permutation(len(self.train)).tolist()
+        size = self.settings.batch_size
+        batch, self.order = self.order[:size], self.order[size:]
+        return batch
+
+    def loss(self, logits: Tensor, batch: list[int]) -> Tensor:
+        """The mean loss of a batch."""
+        losses = self.dataset.labels.losses(logits, self.targets[batch].to(logits.device))
+        if self.weights is not None:
+            weights = self.weights[batch].to(logits.device)
+            losses = losses * (weights[:, None] if losses.ndim == 2 else weights)
+        return losses.mean()
+
+    def take_step(self, loss: float) -> None:
+        """Change the prompt and the head by their gradients."""
+        limit = self.args.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.step += 1
+        if norm.isfinite():
+            self.optimizer.step()
+            self.schedule.step()
+        else:
+            self.refused = not_finite(self.step, self.optimizer)
+        self.optimizer.zero_grad()
+        self.losses.append(loss)
+
+    def evaluated(self, logits: dict[str, np.ndarray]) -> None:
+        """Take the logits of the evaluation sets after a step."""
+        at = {"epoch": self.step / self.per_epoch, "step": self.step}
+        loss, scores = float(np.mean(self.losses)), dict[str, float]()
+        self.losses, self.has_learned = [], loss < LEARNED
+        self.answers = {name: (self.truth[name], own) for name, own in logits.items()}
+        for name, (truth, own) in self.answers.items():
+            found = metric_function(self.dataset)(EvalPrediction(own, truth))
+            scores |= {"_".join(filter(None, ["eval", name, k])): v for k, v in found.items()}
+        self.log += [{"loss": loss, **at}, {**scores, **at}]
+        if self.args.load_best_model_at_end:
+            self._keep_best(scores)
+
+    @torch.no_grad()
+    def _keep_best(self, scores: dict[str, float]) -> None:
+        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        if metric not in scores:
+            names = ", ".join(name.removeprefix("eval_") for name in scores)
+            self.refused = f"metric_for_best_model is {metric[5:]!r}; expected one of {names}."
+            return
+        score = scores[metric] if self.args.greater_is_better else -scores[metric]
+        if self.best is None or score > self.best[0]:
+            self.best = score, [p.clone() for p in self.parameters], self.answers
+        if self.has_ended:
+            _, values, self.answers = self.best
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+
+def _rows(examples: Dataset) -> tuple[Rows, Tensor, Tensor | None]:
+    """The tokenised examples of a dataset, their targets and their weights."""
+    columns = dict(examples[:])
+    targets, weights = torch.tensor(columns.pop("labels")), columns.pop(WEIGHT, None)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return rows, targets, None if weights is None else torch.tensor(weights)
+
+
+class Stack:
+    """A backbone with the prompts and heads of several tasks.
+
+    Args:
+        settings, dataset: Those of one of the tasks.
+        tokenizer: The backbone's tokenizer.
+
+    Attributes:
+        model: Has an adapter for each task.
+
+    Raises:
+        PtuneError: The backbone has no readers, or its head cannot be chosen text by text.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.tokenizer, self.settings = tokenizer, settings
+        self.model = new_model(settings, dataset, tokenizer).to(default_device())
+        self.model.kept_texts.limit = int(settings.keep_texts * 1e9)
+        host = self.model.host
+        host._attach(HeadPerText(host.backbone, host.architecture.head_names, host.passes))
+        self._collate = DataCollatorWithPadding(tokenizer)
+        # By number of labels and seed.
+        self._starts: dict[tuple[int, int], tuple[dict[str, Tensor], Tensor]] = {}
+        self._numbers = itertools.count()
+
+    def add(self, settings: TrainSettings, dataset: TaskData) -> str:
+        """Add the prompt and the head that a task would start with alone, and activate them.
+
+        Returns:
+            The name of the adapter.
+        """
+        labels, key = dataset.labels, (len(dataset.labels), settings.seed)
+        if key not in self._starts:
+            self._starts[key] = _start(settings, dataset)
+        start, random = self._starts[key]
+        head = Head(
+            {n: nn.Parameter(t.to(self.model.device, copy=True)) for n, t in start.items()},
+            {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type},
+        )
+        config, around = fitted_prompt(settings, dataset, self.tokenizer)
+        name = f"task-{next(self._numbers)}"
+        torch.set_rng_state(random)
+        self.model._put(name, config, head=head)
+        self.model.set_adapter(name)
+        state = self.model.state
+        state.max_length, state.pairs = settings.max_length, dataset.pairs
+        state.template, state.long_texts = around, settings.long_texts
+        return name
+
+    def remove(self, member: Member) -> None:
+        """Remove a task's prompt and head."""
+        self.model.set_adapter("default")
+        self.model.delete_adapter(member.adapter)
+
+    def logits(self, batches: Mapping[Member, Rows]) -> list[Tensor]:
+        """The logits ``[examples, num_labels]`` of some examples of each task."""
+        n, longest = len(batches), max(map(len, batches.values()))
+        # Tasks with fewer examples repeat them.
+        rows = [some[i % len(some)] for i in range(longest) for some in batches.values()]
+        prompts, heads = [], []
+        for member in batches:
+            own = self.model.adapters[member.adapter]
+            embeddings = self.model.prompt_encoders[member.adapter]()
+            prompts.append(Prompt.of(own.config, own.mechanism, embeddings))
+            heads.append(own.head.parameters)
+        host = self.model.host
+        texts = host.read_texts(**self._collate(rows).to(self.model.device))
+        output = host.run(prompts, list(range(n)) * longest, heads=heads, texts=texts)
+        found = output.logits.float().unflatten(0, (longest, n))  # [longest, n, most labels]
+        return [
+            found[: len(some), i, : len(member.dataset.labels)]
+            for i, (member, some) in enumerate(batches.items())
+        ]
+
+    def train(self, members: list[Member]) -> Iterator[Member]:
+        """Train tasks together, and yield each as soon as it has ended."""
+        while members:
+            self.model.prompt_encoders.requires_grad_(True)  # those of all tasks, not of one
+            self.model.train()
+            batches = {member: member.next_batch() for member in members}
+            logits = self.logits({m: [m.train[i] for i in b] for m, b in batches.items()})
+            losses = torch.stack(
+                [m.loss(x, batches[m]) for m, x in zip(members, logits, strict=True)]
+            )
+            losses.sum().backward()
+            for member, loss in zip(members, losses.tolist(), strict=True):
+                member.take_step(loss)
+            self.evaluate([member for member in members if member.is_due])
+            yield from (member for member in members if member.has_ended)
+            members = [member for member in members if not member.has_ended]
+
+    @torch.no_grad()
+    def evaluate(self, members: list[Member]) -> None:
+        """Evaluate tasks on all of their evaluation sets, together."""
+        self.model.eval()
+        size = 2 * self.settings.batch_size
+        parts: dict[Member, dict[str, list[Tensor]]] = {
+            member: {name: [] for name in member.evaluation} for member in members
+        }
+        batches = [
+            [
+                (name, rows[i : i + size])
+                for name, rows in m.evaluation.items()
+                for i in range(0, len(rows), size)
+            ]
+            for m in members
+        ]
+        for at_once in itertools.zip_longest(*batches):
+            now = {m: batch for m, batch in zip(members, at_once, strict=True) if batch}
+            logits = self.logits({member: rows for member, (_, rows) in now.items()})
+            for (member, (name, _)), found in zip(now.items(), logits, strict=True):
+                parts[member][name].append(found.cpu())
+        for member, own in parts.items():
+            member.evaluated({name: torch.cat(found).numpy() for name, found in own.items()})
+
+
+def _start(settings: TrainSettings, dataset: TaskData) -> tuple[dict[str, Tensor], Tensor]:
+    """A new head, and the state of torch's random generator after that."""
+    transformers.set_seed(settings.seed)
+    labels = dataset.labels
+    backbone = load_backbone(
+        settings.model,
+        labels=labels.names,
+        problem_type=labels.problem_type,
+        dtype=settings.dtype,
+        revision=settings.revision,
+    )
+    state = torch.get_rng_state()
+    named = {name: backbone.get_parameter(name) for name in names_of_head(backbone)}
+    return {name: p.detach().float() for name, p in named.items()}, state

@@ -1,0 +1,265 @@
+"""Many tasks at once: readers train together, and each gets a run folder of its own."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import call, refused
+
+import ptune
+from ptune import TrainSettings
+from ptune.adapters.adapter import Adapter
+from ptune.training import run as training
+from ptune.training.fleet import tasks_of
+from ptune.training.together import Member, Stack
+
+COMMON = {
+    "prompt": "reader",
+    "num_virtual_tokens": 4,
+    "reader_rank": 2,
+    "batch_size": 8,
+    "epochs": 2,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory, texts):
+    """Mail of two customers, with two labels, several labels, a number and a constant column."""
+    file = tmp_path_factory.mktemp("data") / "mail.csv"
+    with file.open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["text", "topic", "tone", "tags", "length", "same", "customer"])
+        for i in range(48):
+            text = f"{texts[i % 8]} {i}"
+            topic = ("money", "parcel", "other")[i % 3]
+            tags = ("urgent", "old|urgent", "old")[i % 3]
+            writer.writerow(
+                [text, topic, "ab"[i % 2], tags, i / 7, "x", ("acme", "bolt & co")[i // 24]]
+            )
+    return file
+
+
+@pytest.fixture(scope="module")
+def common(bert_folder, table):
+    return TrainSettings(model=str(bert_folder), train_file=str(table), **COMMON)
+
+
+@pytest.fixture(scope="module")
+def trained(common, tmp_path_factory):
+    """A fleet of four tasks with labels of all kinds, and one that cannot be trained."""
+    folder = tmp_path_factory.mktemp("fleet")
+    columns = ["topic", "tone", "tags", "length", "same", "missing"]
+    return folder, ptune.train_fleet(tasks_of(common, label_columns=columns), folder)
+
+
+def test_tasks_that_cannot_be_trained_are_reported_and_the_others_trained(trained, table):
+    _, fleet = trained
+    assert list(fleet.metrics) == ["topic", "tone", "tags", "length"]
+    assert fleet.refused.keys() == {"same", "missing"}
+    assert fleet.refused["same"].startswith("Every example has the label 'x' (column 'same' of ")
+    assert fleet.refused["missing"].startswith(f"{table} has no column 'missing'; ")
+
+
+def test_each_text_of_a_fleet_is_read_once(trained):
+    _, fleet = trained
+    kept = [metrics["kept_texts"] for metrics in fleet.metrics.values()]
+    assert {own["read"] for own in kept} == {48}
+
+
+def test_every_task_has_an_ordinary_run_folder(trained, table, capsys, texts):
+    folder, fleet = trained
+    kinds = {"topic": 3, "tone": 2, "tags": 2, "length": 1}
+    for name, labels in kinds.items():
+        loaded = ptune.load(folder / name)
+        assert len(loaded.labels) == labels
+        assert json.loads((folder / name / "metrics.json").read_text()) == fleet.metrics[name]
+        own = TrainSettings.read(folder / name)
+        assert (own.train_file, own.label_column) == (str(table), name)
+        assert own.to_dict() == training.prepare(own)[0].to_dict()
+    assert call("evaluate", folder / "topic", "--file", table, "--label-column", "topic") == 0
+    assert call("info", folder / "tone") == 0
+    answers = ptune.PromptBank.from_folder(folder).predict_all(texts[:2])
+    assert [set(of_text) for of_text in answers] == [set(kinds)] * 2
+    for name in kinds:
+        alone = ptune.load(folder / name)(texts[:2])
+        for one, own in zip(answers, alone, strict=True):
+            same = one[name].label == own.label
+            assert same or one[name].label == pytest.approx(own.label, abs=0.03)
+
+
+def test_a_task_learns_in_a_fleet_what_it_learns_alone(common, tmp_path):
+    """Same start, and the same gradients as in a batch of its own."""
+    settings = [replace(common, label_column=name) for name in ("topic", "tone")]
+    prepared = [training.prepare(own) for own in settings]
+    numbers = {}
+    for chosen in ((0, 1), (0,), (1,)):
+        stack = Stack(*prepared[chosen[0]])
+        for module in stack.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        members = [Member(*prepared[i][:2], stack) for i in chosen]
+        for member in stack.train(list(members)):
+            adapter = stack.model.to_adapter(member.adapter)
+            key = "together" if len(chosen) > 1 else "alone"
+            numbers[key, len(member.dataset.labels)] = adapter
+    for labels in (2, 3):
+        one, other = numbers["together", labels], numbers["alone", labels]
+        torch.testing.assert_close(one.prompt_embeddings, other.prompt_embeddings)
+        torch.testing.assert_close(one.head, other.head)
+
+
+def test_a_task_starts_in_a_fleet_as_it_starts_alone(common, tmp_path):
+    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
+    settings = replace(common, label_column="topic", **still)
+    alone = ptune.train_run(settings, tmp_path / "alone").model.to_adapter()
+    ptune.train_fleet({"a": replace(settings, label_column="tone"), "b": settings}, tmp_path)
+    found = Adapter.read(tmp_path / "b")
+    assert torch.equal(found.prompt_embeddings, alone.prompt_embeddings)
+    assert all(torch.equal(found.head[name], t) for name, t in alone.head.items())
+
+
+def test_a_fleet_goes_on_where_it_was_killed(common, tmp_path):
+    tasks = tasks_of(common, label_columns=["topic", "tone"])
+    with pytest.raises(KeyboardInterrupt):
+        ptune.train_fleet({**tasks, "tone": replace(tasks["tone"], epochs=3)}, tmp_path, show=_stop)
+    assert (tmp_path / "topic/metrics.json").is_file()
+    assert not (tmp_path / "tone/metrics.json").exists()
+    before = (tmp_path / "topic/adapter_model.safetensors").stat()
+    tasks["tone"] = replace(tasks["tone"], epochs=3)
+    with refused("The folder … already holds something. …"):
+        ptune.train_fleet(tasks, tmp_path)
+    fleet = ptune.train_fleet(tasks, tmp_path, resume=True)
+    assert fleet.skipped == ["topic"]
+    assert fleet.metrics.keys() == {"topic", "tone"}
+    assert (tmp_path / "topic/adapter_model.safetensors").stat() == before
+    assert ptune.load(tmp_path / "tone").labels == ["a", "b"]
+    with refused("The run in … was started with other settings: seed was 0 and is 7. …"):
+        ptune.train_fleet({n: replace(t, seed=7) for n, t in tasks.items()}, tmp_path, resume=True)
+
+
+def _stop(name, metrics):
+    raise KeyboardInterrupt
+
+
+def test_a_diverging_task_does_not_harm_the_others(common, tmp_path):
+    wild = replace(common, label_column="tone", learning_rate=1e38, prompt_learning_rate=1e38)
+    fleet = ptune.train_fleet(
+        {"wild": wild, "tame": replace(common, label_column="topic")}, tmp_path
+    )
+    assert fleet.metrics.keys() == {"tame"}
+    assert fleet.refused["wild"].startswith("The loss became NaN or infinite in step ")
+    assert np.isfinite(fleet.metrics["tame"]["eval"]["loss"])
+
+
+def test_the_best_state_of_each_task_is_kept_on_request(common, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    own = replace(common, epochs=6, learning_rate=0.5, training_arguments=best)
+    fleet = ptune.train_fleet(tasks_of(own, label_columns=["topic", "tone"]), tmp_path)
+    for name, metrics in fleet.metrics.items():
+        scores = [epoch["accuracy"] for epoch in metrics["epochs"]]
+        matrix = np.array(metrics["confusion_matrix"]["eval"])
+        assert metrics["adapter"] == "best"
+        assert np.trace(matrix) / matrix.sum() == pytest.approx(max(scores)), name
+
+
+def test_other_prompts_train_one_after_another(common, tmp_path, capsys):
+    words = ["--train-file", common.train_file, "--model", common.model, "--epochs", 1]
+    words += ["--label-column", "topic", "--label-column", "tone", "--num-virtual-tokens", 2]
+    assert call("train", *words, "--prompt", "input", "--output-dir", tmp_path) == 0
+    assert (tmp_path / "topic/confusion_matrix.png").is_file()
+    assert "Skipped" not in capsys.readouterr().out
+    again = ["train", *words, "--prompt", "input", "--resume", "--output-dir", tmp_path]
+    assert call(*again) == 0
+    assert "Skipped, because they were finished: topic, tone." in capsys.readouterr().out
+
+
+def test_a_folder_of_files_and_a_column_of_groups_are_tasks(common, table, tmp_path, capsys):
+    rows = list(csv.reader(table.open()))
+    customers = tmp_path / "customers"
+    customers.mkdir()
+    for name, some in (("acme.csv", rows[1:25]), ("bolt.v2.csv", rows[25:])):
+        with (customers / name).open("w", newline="") as f:
+            csv.writer(f).writerows([rows[0], *some])
+    (customers / "empty.csv").write_text("")
+    (customers / "notes.md").write_text("mine")
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in COMMON.items()]
+    words = ["train", "--model", common.model, "--label-column", "tone", *options]
+    assert call(*words, "--tasks-dir", customers, "--output-dir", tmp_path / "files") == 0
+    shown = capsys.readouterr()
+    assert "3 tasks" in shown.out
+    assert "majority class" in shown.out
+    assert shown.err.endswith("empty.csv is empty. Expected a header and examples.\n")
+    assert "empty was not trained." in shown.err
+    groups = ["--train-file", table, "--group-column", "customer"]
+    assert call(*words, *groups, "--output-dir", tmp_path / "groups") == 0
+    assert sorted(p.name for p in (tmp_path / "groups").iterdir()) == ["acme", "bolt_co"]
+    for file, group in (("acme", "acme"), ("bolt.v2", "bolt_co")):
+        one, other = (
+            json.loads((tmp_path / kind / name / "metrics.json").read_text())
+            for kind, name in (("files", file), ("groups", group))
+        )
+        assert one["eval"] == pytest.approx(other["eval"], abs=1e-4)
+        assert one["train_examples"] == other["train_examples"] < 24
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--tasks-dir", "nowhere"],
+            "There is no file with examples in nowhere. Check the path.",
+        ),
+        (
+            ["--tasks-dir", "nowhere", "--group-column", "a"],
+            "Name several tasks in one way: by --label-column, by --tasks-dir or by "
+            "--group-column.",
+        ),
+        (
+            ["--group-column", "customer"],
+            "Several tasks come from one file. Name it with --train-file.",
+        ),
+        (
+            ["--label-column", "a", "--label-column", "b", "--seeds", "2"],
+            "Several tasks have neither --dry-run nor --seeds. Leave it out.",
+        ),
+    ],
+)
+def test_a_fleet_that_makes_no_sense_is_refused(words, message, tmp_path, capsys):
+    assert call("train", *words, "--output-dir", tmp_path / "runs") == 2
+    assert capsys.readouterr().err == f"Error: {message}\n"
+
+
+def test_if_no_task_can_be_trained_the_exit_code_says_so(common, tmp_path, capsys):
+    words = ["--train-file", common.train_file, "--label-column", "no", "--label-column", "none"]
+    assert call("train", *words, "--json", "--output-dir", tmp_path / "runs") == 2
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["refused"].keys() == {"no", "none"}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_rows_are_chosen_by_a_column(common, table, tmp_path):
+    whole, part = (
+        training.load_dataset(replace(common, label_column="tone", where=where))
+        for where in (None, "customer=acme")
+    )
+    sizes = [len(d.train) + len(d.evaluation[""]) for d in (whole, part)]
+    assert sizes == [48, 24]
+    messages = {
+        "acme": "where is 'acme'; expected a column and a value, as customer=acme.",
+        "custmer=acme": f"{table} has no column 'custmer'; did you mean 'customer'? There are: …",
+        "customer=": f"No row of {table} has '' in column 'customer'. Check the value.",
+    }
+    for where, message in messages.items():
+        with refused(message):
+            training.load_dataset(replace(common, label_column="tone", where=where))
+    with refused("where chooses rows of a file. Use it with --train-file, or leave it out."):
+        training.load_dataset(TrainSettings(task="mrpc", where="customer=acme"))
+
+
+def test_two_names_that_give_one_folder_are_refused(common):
+    with refused("Two tasks would get the folder 'a_b'. Rename 'a&b'."):
+        tasks_of(common, label_columns=["a b", "a&b"])
