@@ -1,4 +1,4 @@
-# `ptune serve` in a container. Not run here: it was checked by reading only.
+# `ptune serve` in a container. Not run here: it was checked with hadolint only.
 #   docker build -t ptune . && docker run --rm -p 8080:8080 -e PTUNE_TOKEN=… -v ./runs:/runs:ro ptune
 FROM python:3.11-slim AS build
 WORKDIR /src

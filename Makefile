@@ -61,7 +61,7 @@ architectures: $(VENV)/installed-dev ## Test every architecture and write the ta
 dist: $(VENV)/installed-dev ## Build the packages in dist/, check them, and install one in an empty environment
 	rm -rf dist .venv-dist
 	$(BIN)/python -m build
-	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m twine check --strict dist/*
 	$(PYTHON) -m venv .venv-dist
 	.venv-dist/bin/python -m pip install --quiet -c constraints.txt torch numpy
 	.venv-dist/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
