@@ -61,7 +61,9 @@ def default_question(
     if not pairs and (words := _all_in(MOODS, labels)):
         if masked:
             return Question("{text} It was {mask}.", words)
-        asked = f"Is the text {_listed(labels)}?"
+        # SmolLM2 answers better if the positive label comes first.
+        first = [label for mood in MOODS for label in labels if spelled(label).lower() == mood]
+        asked = f"Is the text {_listed(first)}?"
         return Question(f"{{soft:{asked}\nText:}} {{text}}\nSentiment:")
     if not pairs and (words := _all_in(RATINGS, labels)):
         if masked:
