@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import ptune
 from ptune import PromptBank, PromptClassifier, PromptEncoderConfig, PromptModel
+from ptune.adapters.card import model_card
 from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.data.glue import GLUE
 from ptune.export.onnx import export_onnx
@@ -217,6 +218,11 @@ def test_a_masked_classifier_never_computes_the_vocabulary(tmp_path):
     assert max(largest) < len(tokenizer)
     stored = model.to_adapter().tensors()
     assert max(max(t.shape) for t in stored.values()) < len(tokenizer)
+
+
+def test_the_model_card_does_not_offer_it_to_peft(zero_shot, tmp_path):
+    zero_shot.save(tmp_path)
+    assert "peft" not in str(model_card(tmp_path, "someone/mood")).lower()
 
 
 def test_a_bank_mixes_tasks_at_the_mask_and_others(tmp_path):

@@ -96,7 +96,8 @@ def model_card(
     metrics = _read_if_there(folder / METRICS_NAME)
     settings = _read_if_there(folder / SETTINGS_NAME)
     own = config_content(config).keys() & OWN_FIELDS.keys()
-    in_peft = all(OWN_FIELDS[name].training_only for name in own)
+    # PEFT would not put the template's words around texts.
+    in_peft = adapter.template is None and all(OWN_FIELDS[name].training_only for name in own)
     name = repo_id.rpartition("/")[2]
     results = list(_eval_results(metrics, settings))
     metadata = ModelCardData(
