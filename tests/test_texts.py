@@ -201,6 +201,18 @@ def test_every_text_is_in_one_batch_within_the_budget(monkeypatch):
     assert batches[0] == [3]
 
 
+@pytest.mark.parametrize(
+    ("most_padding", "expected"),
+    [
+        (0, [[3], [5], [1], [2], [0, 4]]),
+        (45, [[3, 5], [1], [2, 0, 4]]),
+        (None, [[3, 5, 1, 2, 0, 4]]),
+    ],
+)
+def test_texts_of_other_lengths_start_another_batch(most_padding, expected):
+    assert list(texts.batches(LENGTHS, 100, most_padding)) == expected
+
+
 def test_texts_and_pairs_are_cut_to_their_own_limits(tokenizer):
     words = ["money " * 20, "money " * 3, "parcel " * 20]
     whole, none = texts.encode(tokenizer, [words], None)

@@ -5,6 +5,8 @@ A string is one text. A tuple of two strings is one pair. Anything else iterable
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
@@ -26,6 +29,9 @@ Encoded = dict[str, list[list[int]]]
 
 # Tokens per text of `batch_size` in a batch for prediction, padding included.
 TOKENS_PER_TEXT = 128
+# Tokens of padding that a CPU computes in the time that another batch would take. A GPU computes
+# thousands.
+PADDING = 128
 # Positions that a message lists before it stops.
 SHOWN = 5
 # The share of a window that the next one reads again.
@@ -292,7 +298,9 @@ def _encode(
     return encoded, sorted(i for some in too_long.values() for i in some)
 
 
-def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def batches(
+    lengths: Sequence[int], batch_size: int, most_padding: int | None = PADDING
+) -> Iterator[list[int]]:
     """Positions of the texts to classify together: texts of similar length, longest first.
 
     A batch has at most 128 tokens times `batch_size`, padding included: a few long texts or many
@@ -301,12 +309,22 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     Args:
         lengths: Length of each text, in tokens.
         batch_size: The setting.
+        most_padding: Tokens of padding in a batch; ``None``: no limit.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
-        size = max(1, TOKENS_PER_TEXT * batch_size // max(1, lengths[order[0]]))
+        longest = lengths[order[0]]
+        size = max(1, TOKENS_PER_TEXT * batch_size // max(1, longest))
+        if most_padding is not None:
+            padding = itertools.accumulate(longest - lengths[i] for i in order[:size])
+            size = bisect.bisect_right(list(padding), most_padding)
         yield order[:size]
         order = order[size:]
+
+
+def most_padding(device: torch.device) -> int | None:
+    """The `most_padding` of `batches` that a device is fastest with."""
+    return PADDING if device.type == "cpu" else None
 
 
 def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:

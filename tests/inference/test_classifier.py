@@ -87,13 +87,18 @@ def test_batches_hold_many_short_texts_or_few_long_ones(classifier, texts):
     hook = classifier.prompt_model_.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    list(classifier.logits(["short"] * 2000 + [long] * 100))
+    list(classifier.logits([long] * 100 + ["short"] * 2000))
     hook.remove()
     budget = 128 * classifier.batch_size
     assert sum(rows for rows, _ in shapes) == 2100
     assert all(rows * width <= budget for rows, width in shapes)
     assert shapes[0] == (budget // 60, 60)
     assert max(rows for rows, _ in shapes) > 5 * shapes[0][0]
+
+
+def test_nothing_is_printed_about_many_texts_where_there_is_no_terminal(classifier, capsys):
+    classifier.predict(["short"] * 600)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_pair_is_a_tuple_and_two_texts_are_a_list(classifier, texts):

@@ -55,6 +55,7 @@ from ptune.texts import (
     batches,
     encode_rows,
     lock_of,
+    most_padding,
     pooled,
     rows,
 )
@@ -607,7 +608,8 @@ class PromptBank:
         with_text = [i for i, task in enumerate(tasks) if task.info.depth != "reader"]
         for at_mask in (False, True):
             own = [i for i in with_text if tasks[i].at_mask is at_mask]
-            for some in batches([len(encoded[i]["input_ids"]) for i in own], batch_size):
+            lengths = [len(encoded[i]["input_ids"]) for i in own]
+            for some in batches(lengths, batch_size, most_padding(self.backbone.device)):
                 chosen = [own[j] for j in some]
                 answer(chosen, texts=[encoded[i] for i in chosen])
         after_text = [i for i, task in enumerate(tasks) if task.info.depth == "reader"]
@@ -639,7 +641,7 @@ class PromptBank:
             alike[len(some)].append(some)
         for count, groups in alike.items():
             lengths = [len(encoded[some[0]]["input_ids"]) for some in groups]
-            for chosen in batches(lengths, batch_size):
+            for chosen in batches(lengths, batch_size, most_padding(self.backbone.device)):
                 texts = [encoded[groups[i][0]] for i in chosen]
                 states = self._host.read_texts(**self._padded(texts))
                 # Readers of a text take part in one attention, so there must not be too many.

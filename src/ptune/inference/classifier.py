@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
@@ -85,6 +86,10 @@ class TextClassifier:
         """What is read of longer texts than `_max_text_tokens`."""
         return "truncate"
 
+    def _most_padding(self) -> int | None:
+        """Tokens of padding in a batch; ``None``: no limit."""
+        return texts.PADDING
+
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         """Logits of each batch. The batches may come back in any order."""
         raise NotImplementedError
@@ -146,7 +151,7 @@ class TextClassifier:
             template=self._template(),
         )
         lengths = [len(ids) for ids in rows.encoded["input_ids"]]
-        batches = texts.batches(lengths, self.batch_size)
+        batches = texts.batches(lengths, self.batch_size, self._most_padding())
         logits = np.empty((len(lengths), len(self.labels_.output_names)), dtype=np.float32)
         for chosen, found in self._forward((c, texts.take(rows.encoded, c)) for c in batches):
             logits[chosen] = found
@@ -287,7 +292,15 @@ class TextClassifier:
         total = len(X) if counted else 0
         if total < LONG_WORK:
             return windows
-        return track(windows, description="classifying", total=-(-total // WINDOW), transient=True)
+        console = Console(stderr=True)
+        return track(
+            windows,
+            description="classifying",
+            total=-(-total // WINDOW),
+            transient=True,
+            console=console,
+            disable=not console.is_terminal,
+        )
 
 
 @documented
@@ -399,6 +412,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
     def _long_texts(self) -> LongTexts:
         return self.prompt_model_.state.long_texts
+
+    def _most_padding(self) -> int | None:
+        return texts.most_padding(self.prompt_model_.device)
 
     def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
         for chosen, rows in batches:
@@ -556,8 +572,6 @@ def _known_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _progress(verbose: bool | None) -> Any:
-    from rich.console import Console
-
     from ptune.training.report import TrainingProgress
 
     console = Console(stderr=True)

@@ -52,7 +52,8 @@ def features(
         encoder = encoder.get_encoder()
     encoder.to(device := default_device())
     encoded, cut = texts.encode(tokenizer, columns, limit)
-    batches = list(texts.batches([len(ids) for ids in encoded["input_ids"]], BATCH_SIZE))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    batches = list(texts.batches(lengths, BATCH_SIZE, texts.most_padding(device)))
     found = np.empty((len(columns[0]), 0), dtype=np.float32)
     for chosen in show(batches, len(batches)):
         batch = tokenizer.pad(texts.take(encoded, chosen), return_tensors="pt").to(device)

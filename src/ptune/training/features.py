@@ -92,7 +92,8 @@ class Features:
         was_training = model.training
         model.eval()
         try:
-            for batch in texts.batches([len(ids[i]) for i in different], 32):
+            lengths, padding = [len(ids[i]) for i in different], texts.most_padding(model.device)
+            for batch in texts.batches(lengths, 32, padding):
                 chosen = [different[i] for i in batch]
                 found = reader.features(collate([table[i] for i in chosen]).to(model.device))
                 if found is None:
