@@ -431,6 +431,18 @@ def test_a_failing_request_does_not_fail_the_rest_of_its_batch(batcher, stage):
     assert isinstance(jobs[4].answers.exception(30), TooLong)
 
 
+def test_a_batch_holds_all_that_waits_up_to_a_number_of_characters(batcher, stage):
+    text = "x " * 4096  # a quarter of the 64 * 512 characters of a batch
+    jobs = [Job([("task0", text)]) for _ in range(5)]
+    for job in jobs:
+        batcher.submit(job)
+    batcher.start()
+    assert all(job.answers.result(60) for job in jobs)
+    found = batcher.metrics.registry.get_sample_value
+    assert found("ptune_batch_texts_bucket", {"le": "4.0"}) == 2
+    assert found("ptune_batch_texts_count") == 2
+
+
 def test_a_cancelled_request_is_not_computed(batcher, stage):
     jobs = [Job([("task0", stage.texts[1])]) for _ in range(3)]
     for job in jobs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ FILES = (
 )
 
 
+@lru_cache
 def is_local_host(header: str) -> bool:
     """True if a Host header names this machine: a loopback address or localhost."""
     try:

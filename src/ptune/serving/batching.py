@@ -13,6 +13,9 @@ from ptune.serving.metrics import Metrics
 from ptune.serving.settings import ServeSettings
 from ptune.texts import Text
 
+# Characters per text of `batch_size` that are gathered for a batch: about 128 tokens.
+CHARACTERS_PER_TEXT = 512
+
 
 class TooLong(Exception):
     """A text that must not be cut has more tokens than its task reads."""
@@ -34,6 +37,11 @@ class Job:
     side: str | None = None
     answers: Future[list[Answer]] = field(default_factory=Future)
 
+    @property
+    def characters(self) -> int:
+        """Length of all its texts."""
+        return sum(len(t) if isinstance(t, str) else sum(map(len, t)) for _, t in self.requests)
+
 
 class Batcher:
     """A bounded queue, and the thread that computes.
@@ -45,6 +53,7 @@ class Batcher:
     def __init__(self, bank: PromptBank, settings: ServeSettings, metrics: Metrics) -> None:
         self.bank, self.metrics = bank, metrics
         self.batch_size, self.bound = settings.batch_size, settings.queue
+        self.enough = CHARACTERS_PER_TEXT * settings.batch_size
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting = 0  # texts
         self._lock = threading.Lock()
@@ -77,15 +86,15 @@ class Batcher:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            jobs, texts = [job], len(job.requests)
-            while texts < self.batch_size and not self._queue.empty():
+            jobs, characters = [job], job.characters
+            while characters < self.enough and not self._queue.empty():
                 more = self._queue.get()
                 if more is None:
                     self._queue.put(None)  # stop after this batch
                     break
                 jobs.append(more)
-                texts += len(more.requests)
-            self._count(-texts)
+                characters += more.characters
+            self._count(-sum(len(j.requests) for j in jobs))
             # A job is cancelled when its time is up.
             self._answer([j for j in jobs if j.answers.set_running_or_notify_cancel()])
 

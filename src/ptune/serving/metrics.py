@@ -57,7 +57,7 @@ class Metrics:
             Counter, "truncated_texts", "Texts longer than the task reads.", ("task",)
         )
         self.waiting = add(Gauge, "queue_texts", "Texts waiting for a batch.")
-        sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
         self.batch_texts = add(Histogram, "batch_texts", "Texts per batch.", buckets=sizes)
         self.batch_seconds = add(Histogram, "batch_seconds", "Seconds per batch.")
         self.tasks = add(Gauge, "tasks", "Tasks served.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import logging.config
 import math
@@ -77,6 +78,9 @@ def serve(settings: ServeSettings, started: Callable[[str, int], None] | None = 
             if started is not None:
                 started(url, len(bank))
 
+        # What is loaded stays. Requests should not have to search it for garbage.
+        gc.collect()
+        gc.freeze()
         _Server(config, listens).run(sockets=[listener])
 
 

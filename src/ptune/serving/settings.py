@@ -58,7 +58,7 @@ class ServeSettings:
         metavar="LABEL",
         unset="every label flags",
     )
-    batch_size: int = setting(64, "Texts per forward pass.", LIMITS, at_least=1)
+    batch_size: int = setting(64, "Texts of 128 tokens per forward pass.", LIMITS, at_least=1)
     queue: int = setting(1024, "Texts that may wait. More get status 429.", LIMITS, at_least=1)
     timeout: float = setting(
         30.0, "Seconds that a request may take.", LIMITS, above=0, metavar="SECONDS"
