@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo demo-decoder test test-all attack fuzz lint structure docs dist architectures nightly clean
+.PHONY: help demo demo-decoder test test-all attack fuzz lint structure docs dist architectures nightly bench growth clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -76,6 +76,16 @@ nightly: ## Test with the newest release of every other dependency, in .venv-nig
 		-c .venv-nightly/torch.txt -e '.[dev]'
 	.venv-nightly/bin/python -c 'import ptune.compat as c; print("Newer than tested:", c.untested())'
 	.venv-nightly/bin/python -m pytest $(PARALLEL)
+
+# Started again after an interruption, it goes on where it stopped. GLUE=folder: MRPC as TSV files.
+bench: $(VENV)/installed-dev ## Measure the speed on this machine in 10 minutes; docs/ shows the table
+	$(BIN)/python benchmarks/speed.py $(if $(GLUE),--data-dir $(GLUE)) --backbones minilm \
+		--parts training inference start-up --steps 4 --rounds 4 --output-dir runs/bench \
+		--contenders 'PEFT, float32' 'PEFT, autocast' 'ptune input' 'ptune deep' \
+		--save benchmarks/results/bench.json --command 'make bench'
+
+growth: $(VENV)/installed-dev ## Measure how time and memory grow with texts, labels, tasks and lengths
+	$(BIN)/python benchmarks/growth.py --output benchmarks/results/growth.json
 
 clean: ## Remove what was built
 	rm -rf $(VENV) .venv-nightly .venv-dist runs site dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

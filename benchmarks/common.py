@@ -138,3 +138,38 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
             file.write_text(whole, "utf-8")
         rows += [json.loads(line) for line in whole.splitlines()]
     return rows
+
+
+def write_result(
+    file: Path,
+    about: str,
+    command: str,
+    first_column: str,
+    rows: Row,
+    *,
+    note: str = "",
+    **more: Any,
+) -> None:
+    """Write a file of `benchmarks/results/`, from which the pages make a table.
+
+    Args:
+        file: The file.
+        about: What was measured.
+        command: The command that measures it.
+        first_column: What the names of the rows are.
+        rows: The table: for each row, its cells by column.
+        note: Added to the machine, such as that it was shared.
+        more: Other fields, such as the measurements themselves.
+    """
+    content = {
+        "about": about,
+        "machine": machine() + (f", {note}" if note else ""),
+        "command": command,
+        "source": "written by the command",
+        "versions": versions("ptune", "torch", "transformers", "peft", "fastapi", "uvicorn"),
+        "first_column": first_column,
+        "rows": rows,
+        **more,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

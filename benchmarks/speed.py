@@ -50,6 +50,7 @@ from common import (
     read_rows,
     silence,
     versions,
+    write_result,
 )
 from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -633,6 +634,20 @@ def show(rows: list[Row]) -> None:
             print(f"\n{row['part']}: {json.dumps({k: v for k, v in row.items() if k != 'part'})}")
 
 
+def save(rows: list[Row], file: Path, command: str) -> None:
+    """Write the ratios for the pages."""
+    found = {
+        f"{part}, {label}": {
+            "median": f"{statistics.median(values):.2f}",
+            "least … most": f"{min(values):.2f} … {max(values):.2f}",
+            "rounds": str(len(values)),
+        }
+        for (part, label), values in ratios_of(rows).items()
+    }
+    about = "How many times as long the left side takes as the right side"
+    write_result(file, about, command, "ratio", found)
+
+
 def compare(before: list[Row], after: list[Row]) -> None:
     """Print how the ratios of two files differ, with 95% bootstrap intervals over the rounds."""
     first, second = ratios_of(before), ratios_of(after)
@@ -672,6 +687,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="training steps per turn")
     parser.add_argument("--texts", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/speed"))
+    parser.add_argument("--command", default="python benchmarks/speed.py", help=argparse.SUPPRESS)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the table as JSON, too")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--apart", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -684,6 +701,8 @@ def main() -> None:
     log = Log(args.output_dir / "speed.jsonl")
     measure(log, args)
     show(log.rows)
+    if args.save:
+        save(log.rows, args.save, args.command)
 
 
 def measure(log: Log, args: argparse.Namespace) -> None:

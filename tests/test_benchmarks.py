@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import re
 import subprocess
 import sys
@@ -109,22 +110,52 @@ def test_speed_keeps_its_rounds_and_compares_two_files(texts, tmp_path):
     glue = glue_folder_with(tmp_path, texts, -(-32 // len(texts)))  # a batch
     words = ["speed.py", "--data-dir", glue, "--backbones", "minilm", "--parts", "training"]
     words += ["--contenders", "ptune deep", "ptune input", "--steps", 1, "--rounds", 1]
-    first = run(*words, "--output-dir", tmp_path)
+    saved = tmp_path / "saved.json"
+    first = run(*words, "--output-dir", tmp_path, "--save", saved)
     assert first.returncode == 0, first.stderr
     file = tmp_path / "speed.jsonl"
-    rows = file.read_text()
-    (seconds,) = [r["seconds"] for r in map(json.loads, rows.splitlines()) if "seconds" in r]
-    line = f"| {seconds['ptune input'] / seconds['ptune deep']:.2f} |  | 1 |"
-    assert line in first.stdout
-    file.write_text(rows + '{"part": "training, mi')  # killed while it wrote a round
+    lines = file.read_text()
+    (seconds,) = [r["seconds"] for r in map(json.loads, lines.splitlines()) if "seconds" in r]
+    ratio = f"{seconds['ptune input'] / seconds['ptune deep']:.2f}"
+    assert f"| {ratio} |  | 1 |" in first.stdout
+    rows = json.loads(saved.read_text())["rows"]
+    assert rows["training, minilm, ptune input : ptune deep"]["median"] == ratio
+    file.write_text(lines + '{"part": "training, mi')  # killed while it wrote a round
     again = run(*words, "--output-dir", tmp_path)
     assert again.returncode == 0, again.stderr
-    assert (file.read_text(), again.stdout, again.stderr) == (rows, first.stdout, "")
+    assert (file.read_text(), again.stdout, again.stderr) == (lines, first.stdout, "")
     other = tmp_path / "other.jsonl"
     halved = {**seconds, "ptune deep": seconds["ptune deep"] / 2}
-    other.write_text(rows.replace(json.dumps(seconds), json.dumps(halved)))
+    other.write_text(lines.replace(json.dumps(seconds), json.dumps(halved)))
     compared = run("speed.py", "--compare", file, other)
     assert compared.stdout.endswith("| 2.000 | 2.000 … 2.000 |\n"), compared.stderr
+
+
+@pytest.mark.slow
+def test_growth_is_rehearsed_and_fits_an_exponent(tmp_path):
+    only = ["--only", "predict, by tokens per text", "asking a bank, by tasks"]
+    done = run("growth.py", "--tiny", *only, "--output", tmp_path / "growth.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "growth.json").read_text())
+    assert list(found["rows"]) == only[1:]
+    assert found["rows"]["predict, by tokens per text"]["sizes"] == "4, 8, 16"
+    (x1, y1), *_, (x2, y2) = [
+        (math.log(p["size"]), math.log(p["cpu_seconds"]))
+        for p in found["points"]["asking a bank, by tasks"]
+    ]
+    # Three points at equal distances: the slope is that of the line through the first and last.
+    shown = float(found["rows"]["asking a bank, by tasks"]["exponent"])
+    assert shown == pytest.approx((y2 - y1) / (x2 - x1), abs=0.006)
+
+
+@pytest.mark.slow
+def test_the_server_is_compared_with_predict(bert_folder, tmp_path):
+    words = ["--model", bert_folder, "--texts", 32, "--rounds", 1, "--measure", "8 clients, 1 text"]
+    done = run("serve_speed.py", *words, "--output", tmp_path / "serve.json")
+    assert done.returncode == 0, done.stderr
+    rounds = json.loads((tmp_path / "serve.json").read_text())["rounds"]
+    assert [row["texts"] for (row,) in rounds.values()] == [32, 32]
+    assert all(row["cpu"] > 0 and row["seconds"] > 0 for (row,) in rounds.values())
 
 
 @pytest.mark.slow
