@@ -322,9 +322,9 @@ def batches(
         order = order[size:]
 
 
-def most_padding(device: torch.device) -> int | None:
+def most_padding(device: str | torch.device) -> int | None:
     """The `most_padding` of `batches` that a device is fastest with."""
-    return PADDING if device.type == "cpu" else None
+    return PADDING if torch.device(device).type == "cpu" else None
 
 
 def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:

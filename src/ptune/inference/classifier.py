@@ -161,8 +161,9 @@ class TextClassifier:
 
     def _all(self, X: Text | Iterable[Text]) -> Found:
         """The answers to all texts, with a progress bar if there are many."""
+        windows = self._with_bar(self._windows(X), X)  # checks that it is fitted
         none = np.empty((0, len(self.labels_.output_names)), np.float32), np.empty(0, dtype=bool)
-        parts = zip(none, *self._with_bar(self._windows(X), X), strict=True)
+        parts = zip(none, *windows, strict=True)
         logits, cut = map(np.concatenate, parts)
         return logits, cut
 
