@@ -10,17 +10,20 @@ their values do not change the time.
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
+import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import ptune
-from ptune import PromptBank, PromptEncoderConfig, PromptModel
+from ptune import PromptBank, PromptEncoderConfig, PromptModel, TrainSettings
 from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
 from ptune.data.dataset import TEXT
 from ptune.data.tables import read_table
@@ -100,6 +103,57 @@ def training(texts: list[str]) -> dict[str, dict[str, str]]:
     return rows
 
 
+def label_pairs(folder: Path, count: int) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Small tasks: two labels of the support mail, 30 examples each; and the test messages."""
+    columns = [read_table(DEMO / name) for name in ("train.csv", "test.csv")]
+    train, test = (list(zip(c[TEXT], c["label"], strict=True)) for c in columns)
+    pairs = list(itertools.combinations(sorted(set(columns[0]["label"])), 2))
+    for i in range(count):
+        # Spread over the pairs, and other examples when they are used up.
+        pair, sample = pairs[i * 7 % len(pairs)], random.Random(i)
+        own = [sample.sample([row for row in train if row[1] == name], 30) for name in pair]
+        file = folder / f"{i:03d}.csv"
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([(TEXT, "label"), *own[0], *own[1]])
+        asked = [row for row in test if row[1] in pair]
+        yield file, [text for text, _ in asked], [label for _, label in asked]
+
+
+def fleet(count: int, alone: int) -> dict[str, dict[str, str]]:
+    """Processor time per task and accuracy of small tasks, together and by a run for each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tasks = list(label_pairs(folder, count))
+        settings = {
+            file.stem: TrainSettings(
+                train_file=str(file), prompt="reader", num_virtual_tokens=8, reader_rank=32
+            )
+            for file, _, _ in tasks
+        }
+
+        def some_alone() -> None:
+            for task, own in list(settings.items())[:alone]:
+                ptune.train_run(own, folder / "alone" / task)
+
+        taken = {
+            "together": seconds(lambda: ptune.train_fleet(settings, folder / "together")) / count,
+            "alone": seconds(some_alone) / alone,
+        }
+        rows = {}
+        for how, number in (("alone", alone), ("together", count)):
+            bank = PromptBank.from_folder(folder / how)
+            hits = [
+                sum(map(str.__eq__, bank[file.stem].predict(texts).tolist(), labels)) / len(labels)
+                for file, texts, labels in tasks[:number]
+            ]
+            rows[f"{number} tasks {how}"] = {
+                "processor time per task": f"{taken[how]:.1f} s",
+                f"accuracy of the first {alone}": f"{sum(hits[:alone]) / alone:.3f}",
+                "accuracy of all": f"{sum(hits) / len(hits):.3f}",
+            }
+        return rows
+
+
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -107,17 +161,27 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=64, help="Texts for many tasks.")
     parser.add_argument("--train-texts", type=int, default=320, help="Texts for training.")
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50])
+    parser.add_argument("--fleet", type=int, help="Only compare N small tasks, together and alone.")
+    parser.add_argument("--alone", type=int, default=5, help="How many of them are trained alone.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = {
+    if arguments.fleet:
+        results: dict[str, Any] = {"fleet": fleet(arguments.fleet, arguments.alone)}
+    else:
+        results = both(arguments)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+def both(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Many tasks for each text, and training."""
+    return {
         "training": training(read_table(DEMO / "train.csv")[TEXT][: arguments.train_texts]),
         "tasks": many_tasks(
             read_table(DEMO / "test.csv")[TEXT][: arguments.texts], arguments.tasks
         ),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate):
     chosen = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 3200))
     assert (chosen.reader_rank, chosen.learning_rate, chosen.head) == (rank, rate, "linear")
     assert chosen.prompt_learning_rate == 1e-3
-    assert choose(TrainSettings(), Situation(backbone, "deep", 3200)).reader_rank == 0
+    assert chosen.num_virtual_tokens == 8
+    deep = choose(TrainSettings(), Situation(backbone, "deep", 3200))
+    assert (deep.reader_rank, deep.num_virtual_tokens) == (0, 20)
 
 
 def test_the_page_has_the_learning_rates():

@@ -155,6 +155,17 @@ def test_a_diverging_task_does_not_harm_the_others(common, tmp_path):
     assert np.isfinite(fleet.metrics["tame"]["eval"]["loss"])
 
 
+def test_a_task_that_has_learned_its_examples_ends_early(common, tmp_path, monkeypatch):
+    monkeypatch.setattr("ptune.training.together.LEARNED", 1.0)
+    hard = replace(common, label_column="topic", learning_rate=0.0, prompt_learning_rate=0.0)
+    easy = replace(common, label_column="tone", learning_rate=0.05)
+    tasks = {"hard": hard, "easy": easy}
+    fleet = ptune.train_fleet({n: replace(t, epochs=12) for n, t in tasks.items()}, tmp_path)
+    steps = {name: metrics["epochs"][-1]["step"] for name, metrics in fleet.metrics.items()}
+    assert 10 <= steps["easy"] < steps["hard"] == 60
+    assert fleet.metrics["easy"]["eval"]["loss"] > 0
+
+
 def test_the_best_state_of_each_task_is_kept_on_request(common, tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
     own = replace(common, epochs=6, learning_rate=0.5, training_arguments=best)

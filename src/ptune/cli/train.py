@@ -26,6 +26,7 @@ from ptune.cli.options import (
     console,
     errors,
     option,
+    option_of,
     print_json,
     say,
     with_settings,
@@ -33,6 +34,7 @@ from ptune.cli.options import (
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged
+from ptune.training.declaration import settings_of
 from ptune.training.settings import DATA, MODEL, TRAINING, TrainSettings
 
 if TYPE_CHECKING:
@@ -76,15 +78,7 @@ Seeds = Annotated[
 Resume = Annotated[
     bool, option("Continue the interrupted run in the output folder.", OUTPUT, "--resume")
 ]
-LabelColumns = Annotated[
-    list[str] | None,
-    option(
-        "Column with the label. Repeat it to train a task for each column.",
-        DATA,
-        default="found by name",
-        metavar="NAME",
-    ),
-]
+LabelColumns = Annotated[list[str] | None, option_of(settings_of(TrainSettings)["label_column"])]
 TasksDir = Annotated[
     Path | None,
     option("Train a task for each file in this folder.", DATA, default="none", metavar="DIR"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ptune.backbones.loading import is_decoder
 from ptune.data.dataset import TaskData
-from ptune.prompts.config import Depth
+from ptune.prompts.config import Depth, PromptEncoderConfig
 from ptune.training.settings import HeadStart, Preset, TrainSettings
 
 # The length of a run: passes over the data, and the fewest steps.
@@ -37,6 +37,7 @@ HEAD_RATE = 1e-3
 READER_RATE = 1e-3
 READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
 READER_RANK = {"encoder": 32, "decoder": 0}
+READER_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ def _is_word(label: str) -> bool:
     return any(c.isalpha() for c in label) and not re.fullmatch(r"LABEL_\d+", label)
 
 
+def virtual_tokens(settings: TrainSettings) -> int:
+    """Length of the prompt."""
+    usual = PromptEncoderConfig.num_virtual_tokens
+    return settings.num_virtual_tokens or (READER_TOKENS if settings.prompt == "reader" else usual)
+
+
 def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
     """What the head starts as."""
     if situation.prompt == "reader":
@@ -90,6 +97,7 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
     kind = situation.backbone, situation.prompt
     chosen: dict[str, Any] = {
         "head": head_of(settings, situation),
+        "num_virtual_tokens": virtual_tokens(settings),
         "prompt_learning_rate": PROMPT_RATES.get(kind, READER_RATE),
         "learning_rate": HEAD_RATE,
         "shift_positions": kind == ("decoder", "deep"),

@@ -24,6 +24,7 @@ from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
 from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.training import run as runs
+from ptune.training.defaults import virtual_tokens
 from ptune.training.settings import TrainSettings
 from ptune.training.together import Member, Stack
 
@@ -222,7 +223,8 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
     # Tasks of the same size have batches of the same size.
     tasks = sorted(tasks, key=lambda task: len(task.dataset.train or ()))
     first = tasks[0]
-    at_once = max(1, MOST_TOKENS // (first.settings.batch_size * first.settings.num_virtual_tokens))
+    of_step = first.settings.batch_size * virtual_tokens(first.settings)
+    at_once = max(1, MOST_TOKENS // of_step)
     with compat.own_accelerate_state():
         stack = Stack(first.settings, first.dataset, first.tokenizer)
         for start in range(0, len(tasks), at_once):

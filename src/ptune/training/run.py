@@ -70,7 +70,7 @@ from ptune.prompts.words import (
 )
 from ptune.texts import Template, special_before
 from ptune.training import calibration, report
-from ptune.training.defaults import Situation, choose, head_of, question
+from ptune.training.defaults import Situation, choose, head_of, question, virtual_tokens
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.summary import Summary
 from ptune.training.trainer import (
@@ -347,7 +347,7 @@ def prompt_config(
         text = text or question
     config = PromptEncoderConfig(
         depth=settings.prompt,
-        num_virtual_tokens=settings.num_virtual_tokens,
+        num_virtual_tokens=virtual_tokens(settings),
         reader_rank=settings.reader_rank or 0,
         encoder_reparameterization_type=settings.encoder,
         encoder_hidden_size=settings.encoder_hidden_size,

@@ -65,11 +65,12 @@ class ClassifierSettings:
         "unseen by it (reader), or nowhere (none: only the head is trained).",
         MODEL,
     )
-    num_virtual_tokens: int = setting(
-        PromptEncoderConfig.num_virtual_tokens,
+    num_virtual_tokens: int | None = setting(
+        None,
         "Length of the prompt in tokens.",
         MODEL,
         at_least=1,
+        unset=f"{PromptEncoderConfig.num_virtual_tokens}; 8 for a reader",
     )
     reader_rank: int | None = setting(
         None,
@@ -215,8 +216,8 @@ class TrainSettings(ClassifierSettings):
         PtuneError: A value has the wrong type or is out of range; the message names it.
 
     Example:
-        >>> TrainSettings(task="mrpc", prompt="input").num_virtual_tokens
-        20
+        >>> TrainSettings(task="mrpc", prompt="input").batch_size
+        32
     """
 
     revision: str | None = setting(
@@ -265,7 +266,11 @@ class TrainSettings(ClassifierSettings):
         None, "Column with the second text of a pair.", DATA, unset="found by name", metavar="NAME"
     )
     label_column: str | None = setting(
-        None, "Column with the label.", DATA, unset="found by name", metavar="NAME"
+        None,
+        "Column with the label. ptune train takes several, and trains a task for each.",
+        DATA,
+        unset="found by name",
+        metavar="NAME",
     )
     indicator_column: list[str] | None = setting(
         None,

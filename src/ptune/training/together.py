@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,8 +31,9 @@ from ptune.training.run import CHECKPOINTS, Answers, fitted_prompt, new_model
 from ptune.training.settings import TrainSettings
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
 
-# A task ends early once its mean training loss since the last evaluation is below this.
-LEARNED = 0.01
+# A task ends early once its mean training loss is below this, over this number of steps and at
+# least an epoch.
+LEARNED, STEADY = 0.01, 10
 # Tokenised examples, or the numbers of some.
 Rows = list[dict[str, Any]]
 
@@ -89,15 +91,22 @@ class Member:
         self.order: list[int] = []
         self.step, self.started = 0, time.perf_counter()
         self.log: list[dict[str, Any]] = []
-        self.losses: list[float] = []
+        self.losses: list[float] = []  # since the last evaluation
+        self.latest = deque[float](maxlen=max(STEADY, self.per_epoch))
         self.answers: Answers = {}
         self.best: tuple[float, list[Tensor], Answers] | None = None
-        self.has_learned, self.refused = False, ""
+        self.refused = ""
 
     @property
     def seconds(self) -> float:
         """How long it has trained."""
         return time.perf_counter() - self.started
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the training loss is so small that nothing changes any more."""
+        is_full = len(self.latest) == self.latest.maxlen
+        return is_full and float(np.mean(self.latest)) < LEARNED
 
     @property
     def has_ended(self) -> bool:
@@ -109,7 +118,7 @@ class Member:
         """Whether to evaluate after this step."""
         by_steps = self.args.eval_strategy == "steps"
         every = int(self.args.eval_steps or self.steps) if by_steps else self.per_epoch
-        return not self.refused and (self.step == self.steps or self.step % every == 0)
+        return not self.refused and (self.has_ended or self.step % every == 0)
 
     def next_batch(self) -> list[int]:
         """The numbers of the examples of a step."""
@@ -139,12 +148,13 @@ class Member:
             self.refused = not_finite(self.step, self.optimizer)
         self.optimizer.zero_grad()
         self.losses.append(loss)
+        self.latest.append(loss)
 
     def evaluated(self, logits: dict[str, np.ndarray]) -> None:
         """Take the logits of the evaluation sets after a step."""
         at = {"epoch": self.step / self.per_epoch, "step": self.step}
         loss, scores = float(np.mean(self.losses)), dict[str, float]()
-        self.losses, self.has_learned = [], loss < LEARNED
+        self.losses = []
         self.answers = {name: (self.truth[name], own) for name, own in logits.items()}
         for name, (truth, own) in self.answers.items():
             found = metric_function(self.dataset)(EvalPrediction(own, truth))
