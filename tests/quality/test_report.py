@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from conftest import call
 
 from ptune.files import read_json
-from ptune.labels import compute
-from ptune.quality import bootstrap
+from ptune.labels import MULTI, REGRESSION, SINGLE, Labels, compute
+from ptune.quality import bootstrap, report
+from ptune.quality.evidence import Evidence
 
 HOSTILE = "<script>alert('x')</script> {{ 7*7 }} <img src=http://example.org/a.png>"
 
@@ -105,6 +107,25 @@ def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys)
         scores = json.loads(row["scores"])
         assert row["label"] != row["predicted"] == max(scores, key=scores.get)
         assert row["nearest_1"]
+
+
+@pytest.mark.parametrize(("kind", "pictures"), [(REGRESSION, 1), (MULTI, 1), (SINGLE, 3)])
+def test_a_page_of_each_kind_has_its_pictures(kind, pictures):
+    rng = np.random.default_rng(0)
+    labels = Labels(("stars",) if kind == REGRESSION else tuple("abc"), kind)
+    logits = rng.normal(size=(30, len(labels)))
+    noisy = logits + rng.normal(size=logits.shape)
+    targets = {REGRESSION: noisy[:, 0], MULTI: (noisy > 0) * 1.0, SINGLE: noisy.argmax(axis=1)}
+    texts = [f"text {i}" for i in range(30)]
+    answers = (targets[kind], logits, logits, logits, [5 + i for i in range(30)])
+    train = ([texts], targets[kind]) if kind == SINGLE else None
+    evidence = Evidence("mail", "test", labels, [texts], *answers, np.zeros(30, dtype=bool))
+    evidence = replace(evidence, train=train, metrics=labels.metrics)
+    content = report.build(evidence)
+    drawn = report.pictures(evidence, content, {})
+    assert len(drawn) == pictures
+    page = report.render(content, drawn)
+    assert all(picture.url in page for _, picture in drawn)
 
 
 def test_a_failed_report_does_not_break_a_training(run, tmp_path, monkeypatch, capsys):

@@ -7,8 +7,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from ptune.labels import per_label
-from ptune.training import pictures
+from ptune.data.dataset import TaskData
+from ptune.labels import MULTI, REGRESSION, Labels, per_label
+from ptune.training import pictures, report
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -118,3 +119,22 @@ def test_saved_pictures_are_png_and_svg(tmp_path):
     drawn.save(tmp_path / "values.png")
     assert {p.name for p in tmp_path.iterdir()} == {"values.png", "values.svg"}
     assert drawn.alt.endswith("they differ by 0.250 on average.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (Labels(("stars",), REGRESSION), {"predicted_values_a.png", "predicted_values_b.png"}),
+        (Labels(("x", "y"), MULTI), {"label_scores_a.png", "label_scores_b.png"}),
+    ],
+)
+def test_a_run_has_the_pictures_of_its_kind_for_each_evaluation_set(labels, names):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20, len(labels)))
+    truth = logits[:, 0] + 0.1 if labels.is_regression else (logits > 0.5).astype(float)
+    data = TaskData("mail", labels, labels.metrics)
+    rows = [] if labels.is_regression else per_label(truth, labels.decide(logits), labels.names)
+    results = {"epochs": [], "label_scores": {"a": rows, "b": rows}}
+    drawn = report.pictures(data, results, dict.fromkeys("ab", (truth, logits)))
+    assert drawn.keys() == names
+    assert all(is_png(picture.png) for picture in drawn.values())
