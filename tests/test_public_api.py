@@ -30,6 +30,7 @@ NAMES = [
     "load_exported",
     "train_fleet",
     "train_run",
+    "tune",
 ]
 # The names of 🤗 PEFT's that `ptune.peft` stands in for.
 PEFT_NAMES = [

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ptune.training.fleet import train_fleet as train_fleet
     from ptune.training.run import train_run as train_run
     from ptune.training.settings import TrainSettings as TrainSettings
+    from ptune.training.tune import tune as tune
 
 # Names are imported on first use, so that `import ptune` itself costs almost nothing.
 _HOME = {
@@ -41,6 +42,7 @@ _HOME = {
     "load_exported": "inference.engines",
     "train_fleet": "training.fleet",
     "train_run": "training.run",
+    "tune": "training.tune",
 }
 __all__ = ["__version__", *sorted(_HOME)]
 

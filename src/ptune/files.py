@@ -23,6 +23,7 @@ from ptune.errors import PtuneError
 SETTINGS_NAME = "settings.json"
 METRICS_NAME = "metrics.json"
 SEEDS_NAME = "seeds.json"
+DATA_CURVE_NAME = "data_curve.json"
 CURVE_NAME = "training_curve.png"
 CONFUSION_NAME = "confusion_matrix.png"
 LABELS_NAME = "label_scores.png"
@@ -33,6 +34,7 @@ PICTURES = {
     CONFUSION_NAME: "Confusion matrix",
     LABELS_NAME: "Precision and recall of each label",
     VALUES_NAME: "Predicted and true values",
+    "data_curve.png": "Score by the number of training examples",
     "learning_curve.png": "Training curve",
 }
 REPORT_NAME = "report.html"

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ptune.cli import classify, labels, predict, quality, runs, share, train
+from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
 from ptune.cli.options import FIRST, WIDE, errors
 from ptune.errors import PtuneError
 
@@ -28,13 +28,14 @@ app = typer.Typer(
     rich_markup_mode="rich" if WIDE else None,
     pretty_exceptions_enable=False,
 )
-app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog=(
-        "Every field of 🤗 TrainingArguments is an option too: --weight-decay 0.1, "
-        "--load-best-model-at-end, --report-to tensorboard, --gradient-accumulation-steps 4 …"
-    ),
-)(train.train)
+for _training in (train.train, tune.tune):
+    app.command(
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        epilog=(
+            "Every field of 🤗 TrainingArguments is an option too: --weight-decay 0.1, "
+            "--load-best-model-at-end, --report-to tensorboard, --gradient-accumulation-steps 4 …"
+        ),
+    )(_training)
 for _command in (
     predict.evaluate,
     predict.predict,

@@ -75,6 +75,14 @@ Seeds = Annotated[
         metavar="N",
     ),
 ]
+DataCurve = Annotated[
+    bool,
+    option(
+        "Also train on 10%, 25% and 50% of the data, and estimate what more data would bring.",
+        TRAINING,
+        "--data-curve",
+    ),
+]
 Resume = Annotated[
     bool, option("Continue the interrupted run in the output folder.", OUTPUT, "--resume")
 ]
@@ -104,6 +112,7 @@ def train(
     dry_run: DryRun = False,
     as_json: AsJson = False,
     seeds: Seeds = 1,
+    data_curve: DataCurve = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
     label_column: LabelColumns = None,
@@ -131,6 +140,8 @@ def train(
     if seeds < 1:
         raise PtuneError(f"seeds is {seeds}; expected a whole number of at least 1.")
     tasks = several_tasks(options, label_column, tasks_dir, group_column)
+    if data_curve and (seeds > 1 or tasks or TrainSettings().processes > 1):
+        raise PtuneError("--data-curve goes with one task, one seed and one process.")
     first = output_dir if seeds == 1 else output_dir / f"seed-{options['seed']}"
     before = TrainSettings.read(first).to_dict() if resume and is_begun(first) else {}
     settings, given = read_settings(context, options, config, before)
@@ -154,11 +165,10 @@ def train(
             train_run(settings, elsewhere, **how)
         if seeds == 1:
             run = train_run(settings, output_dir, **how)
-            _report(run)
-            if as_json:
-                print_json(run.metrics | {"verdict": verdict(run.metrics)})
-            else:
-                _show_run(run)
+            write_report(run)
+            curve = _data_curve(run, settings, to, how["progress"]) if data_curve else {}
+            shown = run.metrics | {"verdict": verdict(run.metrics)} | curve
+            print_json(shown) if as_json else show_run(run)
             return
         numbers = range(settings.seed, settings.seed + seeds)
         spread = train_seeds(settings, output_dir, numbers, **how)
@@ -215,13 +225,32 @@ def _save_config(content: dict[str, Any], file: Path) -> None:
         (stage / file.name).write_text(text.rstrip() + "\n", "utf-8")
 
 
+def _data_curve(run: Run, settings: TrainSettings, to: Console, progress: Any) -> dict[str, Any]:
+    """Train on parts of the data, and print what they tell."""
+    from ptune.quality.data_curve import data_curve
+
+    found = data_curve(
+        run,
+        settings,
+        progress=progress,
+        show_part=lambda size: say(f"Training on {size:,} examples.", to),
+    )
+    table = Table("training examples", found.metric.replace("_", " "), "95% interval")
+    for points, what in ((found.measured, ""), (found.predicted, " (predicted)")):
+        for p in points:
+            table.add_row(f"{p.examples:,}{what}", f"{p.score:.3f}", f"{p.low:.3f} to {p.high:.3f}")
+    to.print(table)
+    say(f"{found.sentence}\nThe picture is {run.folder / 'data_curve.png'}.", to)
+    return {"data_curve": dataclasses.asdict(found) | {"sentence": found.sentence}}
+
+
 def was_typed(context: typer.Context, name: str) -> bool:
     """Whether an option is on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _report(run: Run) -> None:
+def write_report(run: Run) -> None:
     """Write the report on the evaluation set. The training has succeeded, whatever happens here."""
     from ptune.inference.classifier import load
     from ptune.quality.evidence import dataset_of_run
@@ -238,7 +267,8 @@ def _report(run: Run) -> None:
         say(f"There is no report ({error}). Try `ptune report {run.folder}`.", errors)
 
 
-def _show_run(run: Run) -> None:
+def show_run(run: Run) -> None:
+    """Print the scores of a run, and what to do with it."""
     from ptune.training.summary import verdict
 
     scores = run.metrics["eval"]
@@ -322,14 +352,14 @@ def demo(
 
 
 @contextmanager
-def interruptible(output_dir: Path) -> Iterator[None]:
+def interruptible(output_dir: Path, command: str = "train") -> Iterator[None]:
     """After Ctrl-C, print how to continue and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt as error:
         if FIRST:
             say(
-                f"Interrupted. To continue: ptune train --resume --output-dir {output_dir}",
+                f"Interrupted. To continue: ptune {command} --resume --output-dir {output_dir}",
                 errors,
             )
         raise typer.Exit(130) from error

@@ -371,3 +371,52 @@ def by_examples(
     figure.suptitle(short(title))
     listed = ", ".join(f"{name} {found['accuracy']:.3f}" for name, found in points)
     return figure, f"Accuracy on {short(title)} by number of examples: {listed}."
+
+
+# Number of examples, score, and the ends of its interval.
+Measured = Sequence[tuple[int, float, float, float]]
+
+
+@_picture
+def data_curve(
+    measured: Measured,
+    fitted: Sequence[tuple[int, float]],
+    predicted: Measured,
+    metric: str,
+    title: str,
+) -> tuple[Figure, str]:
+    """Scores by the number of training examples, and what a fitted curve predicts for more.
+
+    Args:
+        measured: Measured scores.
+        fitted: The curve at the same numbers of examples.
+        predicted: The curve at larger numbers.
+        metric: The name of the score.
+        title: Name of the data.
+    """
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    figure, (ax,) = _figure(5.5, 3.8)
+    for points, colour, mark, label in (
+        (measured, BLUE, "o", "measured"),
+        (predicted, ORANGE, "s", "predicted by the curve"),
+    ):
+        if points:
+            x, y, low, high = (np.array(column) for column in zip(*points, strict=True))
+            around = np.stack([y - low, high - y]).clip(0)
+            ax.errorbar(x, y, around, fmt=mark, ms=5, lw=1, capsize=3, color=colour, label=label)
+    if fitted:
+        curve = [*fitted, *[(n, score) for n, score, _, _ in predicted]]
+        ax.plot(*zip(*curve, strict=True), ls=":", lw=1, color=GREY)
+    ax.set_xscale("log")
+    sizes = [n for n, *_ in (*measured, *predicted)]
+    ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="training examples", ylabel=metric.replace("_", " "))
+    ax.grid(axis="y", alpha=0.25)
+    ax.legend(loc="lower right")
+    figure.suptitle(short(title))
+    parts = [f"{n:,} {score:.3f}" for n, score, _, _ in measured]
+    parts += [f"{n:,} {score:.3f} (predicted)" for n, score, _, _ in predicted]
+    return figure, f"{metric} on {short(title)} by number of training examples: {', '.join(parts)}."

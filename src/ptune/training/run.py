@@ -10,8 +10,10 @@ import json
 import logging
 import platform
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ from ptune.data.splits import load_task
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.files import (
+    DATA_CURVE_NAME,
     METRICS_NAME,
     NEXT_TO_REPORT,
     PICTURES,
@@ -143,7 +146,7 @@ def train_run(
     settings, dataset, tokenizer = prepare(given, dataset)
     if resume:
         check_unchanged(folder, settings, dataset)
-    settings, model = _model_for(given, settings, dataset, tokenizer)
+    settings, model = model_for(given, settings, dataset, tokenizer)
     assert dataset.train is not None
     if settings.prompt == "reader":
         model.kept_texts.limit = int(settings.keep_texts * 1e9)
@@ -168,7 +171,7 @@ def train_run(
         if stop.asked:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
-        answers = _answers(trainer)
+        answers = all_answers(trainer)
     sizes = model.get_nb_trainable_parameters()
     results = results_of(settings, dataset, answers, trainer.state.log_history, trainer.args, sizes)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
@@ -181,6 +184,41 @@ def train_run(
         write_adapter(folder, model.to_adapter(), dataset, values)
         _write_results(run, dataset)
     return run
+
+
+@contextmanager
+def trained_in_memory(
+    settings: TrainSettings,
+    dataset: TaskData,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    **arguments: Any,
+) -> Iterator[SharingTrainer]:
+    """Train without writing anything; the trainer, which has the model and the evaluation sets.
+
+    Args:
+        settings, dataset: As for `train_run`.
+        callbacks: For the `Trainer`.
+        **arguments: Fields of `TrainingArguments`, in place of those of the settings.
+
+    Raises:
+        PtuneError: The settings or the data are wrong.
+    """
+    given = settings
+    settings, dataset, tokenizer = prepare(given, dataset)
+    settings, model = model_for(given, settings, dataset, tokenizer)
+    if settings.prompt == "reader":
+        model.kept_texts.limit = int(settings.keep_texts * 1e9)
+    quiet = {"save_strategy": "no", "logging_strategy": "no", "load_best_model_at_end": False}
+    own = replace(
+        settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
+    )
+    assert dataset.train is not None
+    with compat.own_accelerate_state(), tempfile.TemporaryDirectory(prefix="ptune-") as folder:
+        how = training_arguments(own, folder, len(dataset.train))
+        trainer, _ = build_trainer(model, tokenizer, dataset, how, own, callbacks=list(callbacks))
+        trainer.train()
+        yield trainer
 
 
 def train_seeds(
@@ -413,7 +451,7 @@ def fitted_prompt(
     return fit_to_tokenizer(config, tokenizer, around), around
 
 
-def _model_for(
+def model_for(
     given: TrainSettings, settings: TrainSettings, dataset: TaskData, tokenizer: Any
 ) -> tuple[TrainSettings, PromptModel]:
     """`new_model`; with a linear head if words were chosen and the language model allows none."""
@@ -674,7 +712,7 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
     with staged(folder) as stage:
         write_json(stage / SETTINGS_NAME, settings.to_dict())
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (METRICS_NAME, REPORT_NAME, *NEXT_TO_REPORT):
+    for name in (METRICS_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT):
         (folder / name).unlink(missing_ok=True)
     for name in PICTURES:
         for picture in folder.glob(f"{Path(name).stem}*.*g"):  # .png and .svg, of each set
@@ -704,7 +742,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 # Results.
 
 
-def _answers(trainer: SharingTrainer) -> Answers:
+def all_answers(trainer: SharingTrainer) -> Answers:
+    """True labels and logits of each evaluation set."""
     found = {}
     for name, examples in trainer.evaluation_sets.items():
         # `Trainer` may reorder the examples. Its labels have the same order as its predictions.
