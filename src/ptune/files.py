@@ -22,6 +22,7 @@ from ptune.errors import PtuneError
 
 SETTINGS_NAME = "settings.json"
 METRICS_NAME = "metrics.json"
+FEATURES_NAME = "ptune_features.safetensors"
 SEEDS_NAME = "seeds.json"
 DATA_CURVE_NAME = "data_curve.json"
 CURVE_NAME = "training_curve.png"

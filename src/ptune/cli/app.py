@@ -44,6 +44,7 @@ for _command in (
     labels.rename_label,
     labels.merge_labels,
     labels.drop_label,
+    labels.add_labels,
     quality.check,
     quality.report,
     quality.drift,

@@ -1,14 +1,25 @@
-"""`ptune rename-label`, `merge-labels` and `drop-label`: labels that change after training."""
+"""Labels that change after training: `rename-label`, `merge-labels`, `drop-label`, `add-labels`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptune.cli.options import OUTPUT, Adapter, console, option, say
+from ptune.cli.options import (
+    LABELLED,
+    OUTPUT,
+    READING,
+    Adapter,
+    console,
+    option,
+    read_with,
+    say,
+    with_settings,
+)
+from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
     from ptune.labels import Labels
@@ -74,6 +85,56 @@ def drop_label(
     from ptune.labels import edits
 
     _change(adapter, lambda labels: edits.drop(labels, label), output)
+
+
+@with_settings(TrainSettings, *READING, *LABELLED)
+def add_labels(
+    adapter: Adapter,
+    train_file: Annotated[
+        Path,
+        typer.Option(
+            "--train-file",
+            help="Labelled texts, with the new labels.",
+            rich_help_panel=DATA,
+            metavar="FILE",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            help="Write the new classifier to this folder.",
+            rich_help_panel=OUTPUT,
+            metavar="DIR",
+        ),
+    ],
+    replay: Annotated[
+        Path | None,
+        option(
+            "Labelled texts with the old labels.",
+            DATA,
+            default="the features that the run kept (--keep-features), or its training file",
+            metavar="FILE",
+        ),
+    ] = None,
+    **options: Any,
+) -> None:
+    """Add labels to a classifier. The prompt stays; the head is fitted to old and new texts.
+
+    For example:
+
+    ptune add-labels runs/mail --train-file more.csv --replay old.csv --output runs/mail-2
+    """
+    from ptune.inference import grow
+
+    columns, dialect = read_with(options)
+    how = {"columns": columns, "dialect": dialect, **options}
+    found = grow.add_labels(adapter, train_file, output, replay=replay, **how)
+    old, new = found.texts
+    say(f"{len(found.labels)} labels in {output}; new are {', '.join(found.added)}.", console)
+    say(f"Fitted to {old:,} old and {new:,} new texts. Accuracy on a fifth held out:", console)
+    for name, accuracy in found.accuracy.items():
+        say(f"  {name:18} {accuracy:.3f}", console)
 
 
 def _change(adapter: str, change: Callable[[Labels], Labels], output: Path | None) -> None:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptune import texts
+from ptune.adapters.weights import read_tensors
 from ptune.data.dataset import TEXT_NUMBER, WEIGHT
+from ptune.errors import PtuneError
+from ptune.files import FEATURES_NAME
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.prompts.heads import Head
@@ -142,6 +147,27 @@ def _weights(train: Dataset, rows: np.ndarray) -> Tensor:
         return torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)
     weights = torch.tensor(np.asarray(train[WEIGHT], dtype=float)[rows])
     return weights / weights.sum()
+
+
+def keep_features(features: Features, train: Dataset, folder: Path) -> None:
+    """Write features and targets of the training texts into a run folder."""
+    targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[features.rows])
+    tensors = {"features": features.values.half(), "targets": targets.float()}
+    save_file(tensors, folder / FEATURES_NAME)
+
+
+def read_features(folder: Path) -> tuple[Tensor, np.ndarray] | None:
+    """Features ``[n, width]`` and targets that `keep_features` wrote; ``None``: there are none.
+
+    Raises:
+        PtuneError: The file is damaged.
+    """
+    if not (file := folder / FEATURES_NAME).is_file():
+        return None
+    found = read_tensors(file, is_adapter=False)
+    if found.keys() != {"features", "targets"} or len(found["features"]) != len(found["targets"]):
+        raise PtuneError(f"{file} is damaged: expected features and targets. Train again.")
+    return found["features"].float(), found["targets"].double().numpy()
 
 
 def last_layer(model: PromptModel) -> tuple[str, str | None] | None:

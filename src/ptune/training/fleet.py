@@ -78,6 +78,7 @@ class _Task:
             or own.processes > 1
             or own.backbone_dropout
             or own.long_texts == "windows"  # several rows are one example
+            or own.keep_features
             or not own.training_arguments.keys() <= FOLLOWED
         )
         size = own.num_virtual_tokens, own.reader_rank, own.batch_size, own.keep_texts

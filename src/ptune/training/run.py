@@ -50,6 +50,7 @@ from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.files import (
     DATA_CURVE_NAME,
+    FEATURES_NAME,
     METRICS_NAME,
     NEXT_TO_REPORT,
     PICTURES,
@@ -74,6 +75,7 @@ from ptune.prompts.words import (
 from ptune.texts import Template, special_before
 from ptune.training import calibration, report
 from ptune.training.defaults import Situation, choose, head_of, question, virtual_tokens
+from ptune.training.features import Features, keep_features
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.summary import Summary
 from ptune.training.trainer import (
@@ -183,6 +185,8 @@ def train_run(
     if is_first():
         write_adapter(folder, model.to_adapter(), dataset, values)
         _write_results(run, dataset)
+        if settings.keep_features:
+            _keep_features(trainer, folder)
     return run
 
 
@@ -712,7 +716,7 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
     with staged(folder) as stage:
         write_json(stage / SETTINGS_NAME, settings.to_dict())
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for name in (METRICS_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT):
+    for name in (METRICS_NAME, FEATURES_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT):
         (folder / name).unlink(missing_ok=True)
     for name in PICTURES:
         for picture in folder.glob(f"{Path(name).stem}*.*g"):  # .png and .svg, of each set
@@ -823,6 +827,18 @@ def write_adapter(
 ) -> None:
     """Write an adapter with the user's labels, calibration and thresholds."""
     replace(adapter, labels=dataset.labels, postprocessing=postprocessing).save(folder)
+
+
+def _keep_features(trainer: SharingTrainer, folder: Path) -> None:
+    """Write what the trained head reads of the training texts."""
+    train: Any = trainer.train_dataset
+    model: Any = trainer.model
+    features = Features.of(model, train, trainer.data_collator, 0, len(train))
+    if features is None:
+        logger.warning("The head does not end in a linear layer, so no features are kept.")
+        return
+    with staged(folder) as stage:
+        keep_features(features, train, stage)
 
 
 def _write_results(run: Run, dataset: TaskData) -> None:

@@ -345,6 +345,12 @@ class TrainSettings(ClassifierSettings):
         at_least=0,
         metavar="GB",
     )
+    keep_features: bool = setting(
+        False,
+        "Keep what the head reads of each training text (two bytes per number) in the run folder, "
+        "for `ptune add-labels` without the texts.",
+        ADVANCED,
+    )
     processes: int = setting(
         processes, "Number of processes that train together.", at_least=1, unset="those started"
     )

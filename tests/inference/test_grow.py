@@ -1,0 +1,105 @@
+"""Labels that are added to a trained classifier."""
+
+import shutil
+from itertools import product
+
+import numpy as np
+import pytest
+from conftest import call, refused
+
+import ptune
+from ptune import PromptBank
+from ptune.inference.grow import add_labels
+from ptune.training.settings import TrainSettings
+
+WORDS = ["please", "today", "the red one", "again", "quickly", "for me", "now", "by mail"]
+MEANING = {"parcel": "delivery", "money": "refund", "lamp": "defect", "invoice": "bill"}
+
+
+def rows_of(labels, several=False):
+    """Texts whose one word tells the label."""
+    found = []
+    for (word, label), first, last in product(MEANING.items(), WORDS[:6], WORDS[2:]):
+        if label in labels:
+            found.append((f"{first} {word} {word} {last}", label))
+    return found + ([("money and parcel", "refund|delivery")] * 4 if several else [])
+
+
+def write(file, rows):
+    file.write_text("text,label\n" + "\n".join(f"{text},{label}" for text, label in rows) + "\n")
+    return file
+
+
+@pytest.fixture(scope="module", params=["one label", "several"])
+def run(request, bert_folder, tmp_path_factory):
+    """A run that knows two labels and kept its features, and whether a text can have several."""
+    folder, several = tmp_path_factory.mktemp("run"), request.param == "several"
+    file = write(folder / "old.csv", rows_of(["delivery", "refund"], several))
+    settings = TrainSettings(
+        model=str(bert_folder),
+        train_file=str(file),
+        prompt="none",
+        pooling="mean",
+        head="features",
+        epochs=1,
+        dtype="float32",
+        keep_features=True,
+        label_separator="|" if several else None,
+    )
+    ptune.train_run(settings, folder / "run")
+    return folder / "run", several
+
+
+def test_new_labels_are_learned_and_old_ones_kept(run, tmp_path):
+    folder, several = run
+    shutil.copytree(folder, moved := tmp_path / "a")
+    write(tmp_path / "new.csv", rows_of(["defect", "bill"]))
+    how = ["--label-separator", "|"] if several else []
+    asked = ["--train-file", tmp_path / "new.csv", *how]
+    assert call("add-labels", moved, *asked, "--output", tmp_path / "b") == 0
+    before, after = (ptune.load(f, dtype="float32", device="cpu") for f in (moved, tmp_path / "b"))
+    assert after.labels == [*before.labels, "bill", "defect"]
+    texts, labels = zip(*rows_of(list(MEANING.values())), strict=True)
+    y = [[label] for label in labels] if several else list(labels)
+    assert after.score(list(texts), y) > 0.9
+    np.testing.assert_array_equal(
+        after.prompt_model_.prompt_embeddings(), before.prompt_model_.prompt_embeddings()
+    )
+    bank = PromptBank(after.model, dtype="float32", device="cpu")
+    bank.add("grown", tmp_path / "b")
+    np.testing.assert_allclose(
+        bank["grown"].predict_proba(texts[:4]), after.predict_proba(list(texts[:4])), atol=1e-5
+    )
+    # The same from the old texts themselves: features are kept in half precision.
+    replayed = {"replay": folder.parent / "old.csv", "label_separator": "|" if several else None}
+    grown = add_labels(moved, tmp_path / "new.csv", tmp_path / "c", **replayed)
+    assert grown.added == ("bill", "defect")
+    assert set(grown.accuracy) == {"old texts, before", "old texts", "new texts"}
+    assert grown.accuracy["old texts"] > 0.9
+    assert grown.accuracy["new texts"] > 0.5
+    again = ptune.load(tmp_path / "c", dtype="float32", device="cpu")
+    assert np.mean(again.predict(list(texts)) == after.predict(list(texts))) > 0.95
+
+
+def test_what_would_forget_or_add_nothing_is_refused(run, tmp_path):
+    folder, several = run
+    how = {"label_separator": "|" if several else None}
+    shutil.copytree(folder, moved := tmp_path / "a")
+    write(tmp_path / "old.csv", rows_of(["delivery", "refund"], several))
+    new = write(tmp_path / "new.csv", rows_of(["bill"]))
+    with refused(
+        f"{tmp_path / 'old.csv'} has no new label; the classifier knows delivery, refund. Train it "
+        "again to learn from more texts."
+    ):
+        add_labels(moved, tmp_path / "old.csv", tmp_path / "b", **how)
+    (moved / "ptune_features.safetensors").unlink()
+    (moved / "settings.json").unlink()
+    with refused(
+        f"The old labels of {moved} would be forgotten: its training file is not here, and it kept "
+        "no features. Name labelled texts with the old labels (--replay), or train with "
+        "--keep-features."
+    ):
+        add_labels(moved, new, tmp_path / "b", **how)
+    with refused(f"{tmp_path} already holds something. Name a new folder."):
+        add_labels(moved, new, tmp_path, **how)
+    assert not (tmp_path / "b").exists()
