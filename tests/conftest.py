@@ -19,6 +19,7 @@ import subjects
 import torch
 import transformers
 from architectures import ARCHITECTURES
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -54,6 +55,18 @@ def call(*words):
         with pytest.raises(SystemExit) as stopped:
             main()
     return stopped.value.code or 0
+
+
+def once(tmp_path_factory, name, make):
+    """A folder that one of the parallel workers makes, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, part = base / name, base / f"{name}.part"
+    with FileLock(base / f"{name}.lock"):
+        if not folder.exists():
+            make(part)
+            part.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

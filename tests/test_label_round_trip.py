@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import once
 
 import ptune
 from ptune.adapters.adapter import Adapter
@@ -66,7 +67,11 @@ FORMS = {**ONE, **SEVERAL, "regression": [0.5, 2.25]}
 @pytest.fixture(scope="module")
 def folders(bert_folder, tmp_path_factory):
     """A folder of adapters, one for each form of labels, and a folder of exports of them."""
-    root = tmp_path_factory.mktemp("labels")
+    root = once(tmp_path_factory, "labels", lambda root: write(root, bert_folder))
+    return root / "adapters", root / "exports"
+
+
+def write(root, bert_folder):
     made = {}
     for name, y in FORMS.items():
         labels = Labels.learn(y)
@@ -91,7 +96,6 @@ def folders(bert_folder, tmp_path_factory):
         info = json.loads((export / "ptune_export.json").read_text())
         info.pop("label_type", None)
         (export / "ptune_export.json").write_text(json.dumps({**info, **labels.to_json()}))
-    return root / "adapters", root / "exports"
 
 
 @pytest.fixture(scope="module")
