@@ -160,8 +160,13 @@ class Architecture:
         if self.attentions:
             widths["prefix"] = sum(2 * a.heads * a.head_dim for a in self.attentions)
         if self.layers or not widths:
-            widths["layers"] = self.token_dim + (len(self.layers) - 1) * self.hidden_size
+            widths["layers"] = sum(self.input_widths)
         return next((name for name, w in widths.items() if w == width), next(iter(widths)))
+
+    @property
+    def input_widths(self) -> list[int]:
+        """The width of the embeddings that each layer reads: the first one reads tokens'."""
+        return [self.token_dim] + [self.hidden_size] * (len(self.layers) - 1)
 
     @property
     def sizes(self) -> dict[str, Any]:

@@ -258,8 +258,7 @@ class LayerEmbeddings(Mechanism):
         passes: Passes,
     ) -> None:
         self.backbone, self.passes = backbone, passes
-        later_layers = len(architecture.layers) - 1
-        self.sizes = [tokens.weight.shape[1]] + [architecture.hidden_size] * later_layers
+        self.sizes = architecture.input_widths
         super().__init__(tokens, width=sum(self.sizes))
         self.parts = self.sizes
         self._hook = LayerInputs(backbone, architecture.layers, passes)

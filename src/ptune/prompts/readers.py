@@ -201,8 +201,7 @@ class Readers(Mechanism):
         )
         self.is_exact: bool | None = None
         self.kept = KeptTexts()
-        later_layers = max(0, len(architecture.layers) - 1)
-        self.sizes = [tokens.weight.shape[1]] + [architecture.hidden_size] * later_layers
+        self.sizes = architecture.input_widths
         super().__init__(tokens, width=sum(self.sizes))
         self._hook = ReaderStates(backbone, architecture.layers, passes)
 
