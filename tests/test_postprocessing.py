@@ -157,7 +157,7 @@ def test_unfamiliar_texts_are_marked_everywhere(folder_of, tmp_path, capsys):
     logits = np.stack(list(Subject().load(folder).logits(SENTENCES)))
     rng = np.random.default_rng(0)
     known = rng.normal(size=(120, 3)) * logits.std() + logits.mean(axis=0)
-    unfamiliar = fit_unfamiliar(known, known.argmax(axis=1))
+    unfamiliar = fit_unfamiliar(known, known.argmax(axis=1), known[:9] + 0.1)
     values = replace(postprocessing_of(Subject()), unfamiliar=unfamiliar)
     replace(Adapter.read(folder / "adapter"), postprocessing=values).save(tmp_path / "adapter")
     classifier = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu")
@@ -176,7 +176,7 @@ def test_unfamiliar_texts_are_marked_everywhere(folder_of, tmp_path, capsys):
         assert [float(r["unfamiliar"]) for r in rows] == pytest.approx(found, abs=0.1)
     file = tmp_path / "adapter" / QUALITY_NAME
     save_file({k: v for k, v in load_file(file).items() if k != "unfamiliar.means"}, file)
-    with refused("…has unfamiliar.overall, unfamiliar.scores, unfamiliar.within only; expected …"):
+    with refused("…has unfamiliar.known, unfamiliar.overall, unfamiliar.scores, …; expected …"):
         ptune.load(tmp_path / "adapter")
 
 
@@ -196,6 +196,11 @@ def copy(folder_of, tmp_path):
         ("shift", [0.0, 0.0, 1e5], "…shift holds 100000; expected numbers from -1000 to 1000…"),
         ("thresholds", [0.5, 0.5, 2.0], "…thresholds holds 2; expected numbers from 0 to 1…"),
         ("set_scores", [[0.5]], "…set_scores has the shape [1, 1]; expected at most 100,000…"),
+        (
+            "unfamiliar.known",
+            [[1.0]],
+            "…unfamiliar.known has the shape [1, 1]; expected [at most 100,000, 3]…",
+        ),
         ("unfamiliar.within", [[1.0]], "…unfamiliar.within has the shape [1, 1]; expected [3, 3]…"),
         ("set_scores", [-0.5], "…set_scores holds -0.5; expected numbers from 0 to 1…"),
     ],

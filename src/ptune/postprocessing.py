@@ -60,8 +60,10 @@ class Unfamiliar:
     """How unlike the held-out texts a text is, judged by its logits.
 
     The score is the relative Mahalanobis distance (https://arxiv.org/abs/2106.09022): the squared
-    distance to the nearest label's mean, minus that to the mean of all texts. Logits exist
-    wherever a classifier runs, so the score costs nothing and is the same everywhere.
+    distance to the nearest label's mean, minus that to the mean of all texts. If logits of training
+    texts are known, the distance to the nearest of them (https://arxiv.org/abs/2204.06507) counts
+    as much. Logits exist wherever a classifier runs, so the score costs next to nothing and is the
+    same everywhere.
 
     Attributes:
         within: Makes the logits of one label spherical, ``[num_labels, num_labels]``.
@@ -69,19 +71,26 @@ class Unfamiliar:
         overall: The same for all texts together, and in the last row their mean,
             ``[num_labels + 1, num_labels]``.
         scores: Scores of held-out texts, ascending.
+        known: Logits of training texts, ``[known, num_labels]``.
+        weight: Of the distance to the nearest known text, ``[1]``.
     """
 
     within: Array
     means: Array
     overall: Array
     scores: Array
+    known: Array | None = None
+    weight: Array | None = None
 
     def score(self, logits: Any) -> Array:
         """Scores ``[n]`` of logits ``[n, num_labels]``; higher is less familiar."""
         values = np.asarray(logits, dtype=np.float64)
         apart = (values @ self.within)[:, None] - self.means  # [n, num_labels, num_labels]
         relative = values @ self.overall[:-1] - self.overall[-1]
-        return (apart**2).sum(axis=2).min(axis=1) - (relative**2).sum(axis=1)
+        score = (apart**2).sum(axis=2).min(axis=1) - (relative**2).sum(axis=1)
+        if self.known is None or self.weight is None:
+            return score
+        return score + self.weight * nearest(values, self.known)
 
     def share(self, logits: Any) -> Array:
         """The share of held-out texts that are more familiar than each text, ``[n]``."""
@@ -89,6 +98,13 @@ class Unfamiliar:
         parts = [self.score(values[i : i + 256]) for i in range(0, len(values), 256)]
         place = np.searchsorted(self.scores, np.concatenate([np.empty(0), *parts]))
         return place / len(self.scores)
+
+
+def nearest(logits: Array, known: Array) -> Array:
+    """Distances ``[n]`` of logits ``[n, num_labels]`` to the nearest of ``[known, num_labels]``."""
+    known = known.astype(np.float64)
+    found = ((known**2).sum(axis=1) - 2 * logits @ known.T).min(axis=1)
+    return np.sqrt(((logits**2).sum(axis=1) + found).clip(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +142,8 @@ class Postprocessing:
         "unfamiliar.means": (-1e6, 1e6),
         "unfamiliar.overall": (-1e6, 1e6),
         "unfamiliar.scores": (-1e6, 1e6),
+        "unfamiliar.known": (-1e5, 1e5),
+        "unfamiliar.weight": (0.0, 1e6),
     }
 
     @property

@@ -10,7 +10,7 @@ import ptune
 from ptune.files import METRICS_NAME, read_json
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Goal
-from ptune.training.calibration import ece, fit, fit_thresholds, fit_unfamiliar
+from ptune.training.calibration import ece, fit, fit_thresholds, fit_unfamiliar, some_of_each
 
 ONE = Labels(("a", "b", "c"))
 SEVERAL = Labels(("a", "b", "c"), "multi_label_classification")
@@ -128,9 +128,11 @@ def clusters(n, seed, known=6, size=8):
     return means[y] + rng.normal(size=(n, size)) * spread, y, others + rng.normal(size=others.shape)
 
 
-def test_unfamiliar_texts_are_told_from_those_of_known_labels():
+@pytest.mark.parametrize("known", [None, 3])
+def test_unfamiliar_texts_are_told_from_those_of_known_labels(known):
     logits, y, _ = clusters(600, 1)
-    unfamiliar = fit_unfamiliar(logits, y)
+    known = known and clusters(200, known)[0]
+    unfamiliar = fit_unfamiliar(logits, y, known)
     inside, _, outside = clusters(600, 2)
     assert np.mean(unfamiliar.share(inside) > 0.95) == pytest.approx(0.05, abs=0.03)
     assert np.mean(unfamiliar.share(outside) > 0.95) > 0.9
@@ -138,7 +140,32 @@ def test_unfamiliar_texts_are_told_from_those_of_known_labels():
     share = unfamiliar.share(np.concatenate([inside, outside]))
     truth = np.arange(1200) >= 600
     assert roc_auc_score(truth, share) > roc_auc_score(truth, energy)
-    assert fit_unfamiliar(logits[:49], y[:49]) is None
+    assert fit_unfamiliar(logits[:49], y[:49], known) is None
+
+
+def test_texts_that_are_far_from_every_training_text_are_unfamiliar():
+    """Labels whose texts form a ring have a mean that is no text's place."""
+    rng = np.random.default_rng(0)
+
+    def ring(n):
+        angle = rng.uniform(0, 2 * np.pi, n)
+        y = rng.integers(0, 2, n)
+        around = 10 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return around + 30 * y[:, None] + rng.normal(size=(n, 2)), y
+
+    (logits, y), (known, _) = ring(400), ring(400)
+    middle = rng.normal(size=(100, 2)) * 2 + 30 * rng.integers(0, 2, 100)[:, None]
+    alone, together = fit_unfamiliar(logits, y), fit_unfamiliar(logits, y, known)
+    assert np.mean(alone.share(middle) > 0.95) < 0.1
+    assert np.mean(together.share(middle) > 0.95) > 0.5
+    assert np.mean(together.share(ring(400)[0]) > 0.95) == pytest.approx(0.05, abs=0.04)
+
+
+def test_training_texts_of_every_label_are_kept_within_a_limit():
+    targets = np.array([0] * 500 + [1] * 5 + [2] * 40)
+    chosen = some_of_each(targets, 3)
+    assert np.bincount(targets[chosen]).tolist() == [32, 5, 32]
+    assert np.bincount(some_of_each(np.arange(10_000) % 200, 200) % 200).tolist() == [25] * 200
 
 
 def test_few_texts_of_a_label_do_not_make_its_own_texts_familiar():
@@ -148,6 +175,20 @@ def test_few_texts_of_a_label_do_not_make_its_own_texts_familiar():
         logits, y, _ = clusters(60, seed)
         flagged.append(np.mean(fit_unfamiliar(logits, y).share(clusters(300, 99)[0]) > 0.95))
     assert np.mean(flagged) == pytest.approx(0.05, abs=0.03)
+
+
+def test_a_run_keeps_the_logits_of_training_texts(bert_folder, texts, tmp_path):
+    file = tmp_path / "train.csv"
+    rows = [f'"{t} {i}",{"money" if "money" in t else "other"}' for i in range(34) for t in texts]
+    file.write_text("\n".join(["text,label", *rows]) + "\n", "utf-8")
+    how = {"model": str(bert_folder), "train_file": str(file), "dtype": "float32", "epochs": 1}
+    run = ptune.train_run(ptune.TrainSettings(**how), tmp_path / "run")
+    fitted, loaded = run.postprocessing, ptune.load(tmp_path / "run", dtype="float32", device="cpu")
+    most = sum(min(32, n) for n in np.bincount(["money" in t for t in texts]) * 34)
+    assert 0.7 * most < len(fitted.unfamiliar.known) <= most
+    logits = np.stack(list(loaded.logits(texts)))
+    found = [p.unfamiliar for p in loaded(texts)]
+    assert found == pytest.approx(fitted.unfamiliar.share(logits).tolist(), abs=1e-6)
 
 
 @pytest.fixture(scope="module")

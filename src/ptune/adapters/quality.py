@@ -28,7 +28,9 @@ SECTION = "quality"
 
 # Scores of held-out texts in a file.
 MAX_SCORES = 100_000
-UNFAMILIAR = [name for name in Postprocessing.LIMITS if name.startswith("unfamiliar.")]
+# Its tensors. Earlier versions have no known texts.
+UNFAMILIAR = [f"unfamiliar.{n}" for n in ("within", "means", "overall", "scores")]
+KNOWN = {"unfamiliar.known", "unfamiliar.weight"}
 FIELDS = {
     "rows": Field(POSITIVE),
     "calibration": Field(STRING),
@@ -85,7 +87,7 @@ def read_quality(
     for name, values in found.items():
         _check(name, values, len(labels.output_names), file)
     parts = {n for n in found if n.startswith("unfamiliar.")}
-    if parts and len(parts) < len(UNFAMILIAR):
+    if parts and (parts - KNOWN != set(UNFAMILIAR) or len(parts & KNOWN) == 1):
         raise PtuneError(
             f"{file} has {', '.join(sorted(parts))} only; expected {', '.join(UNFAMILIAR)}. The "
             "file is damaged: download it, or train the classifier again."
@@ -98,9 +100,13 @@ def _check(name: str, values: np.ndarray, labels: int, file: Path) -> None:
         "unfamiliar.within": (labels, labels),
         "unfamiliar.means": (labels, labels),
         "unfamiliar.overall": (labels + 1, labels),
+        "unfamiliar.weight": (1,),
     }
     if name in ("set_scores", "unfamiliar.scores"):
         fits, expected = values.ndim == 1 and len(values) <= MAX_SCORES, f"at most {MAX_SCORES:,}"
+    elif name == "unfamiliar.known":
+        fits = values.ndim == 2 and 0 < len(values) <= MAX_SCORES and values.shape[1] == labels
+        expected = f"[at most {MAX_SCORES:,}, {labels}]"
     elif name in shapes:
         fits, expected = values.shape == shapes[name], str(list(shapes[name]))
     else:

@@ -15,7 +15,7 @@ from scipy import optimize, special
 from sklearn.metrics import f1_score
 
 from ptune.labels import Labels
-from ptune.postprocessing import RAW, Goal, Postprocessing, Unfamiliar
+from ptune.postprocessing import RAW, Goal, Postprocessing, Unfamiliar, nearest
 
 Array = NDArray[Any]
 
@@ -34,10 +34,16 @@ MAX_SCORES = 2000
 # Unfamiliar texts: texts that are needed, labels at most (the values grow with their square), and
 # how far covariances are moved towards that of independent logits.
 MIN_FAMILIAR, MAX_FAMILIAR, SHRINKAGE = 50, 256, 0.1
+# Training texts of each label whose logits are kept, and numbers that are kept at most.
+PER_LABEL, MAX_NUMBERS = 32, 1_000_000
 
 
 def fit(
-    labels: Labels, logits: Array, targets: Array, goal: Goal | None = None
+    labels: Labels,
+    logits: Array,
+    targets: Array,
+    goal: Goal | None = None,
+    known: Array | None = None,
 ) -> tuple[Postprocessing, dict[str, Any]]:
     """Fit on held-out texts, and measure cross-fitted.
 
@@ -46,17 +52,20 @@ def fit(
         logits: Logits of the held-out texts, ``[n, num_labels]``.
         targets: Their true labels, as `Labels.encode` returns them.
         goal: What thresholds are chosen for, if a text can have several labels.
+        known: Logits of training texts; see `fit_unfamiliar`.
 
     Returns:
         The fitted values, and the measurements for `metrics.json`. Both are empty for a regression
         and for fewer than `MIN_ROWS` texts.
     """
     logits, targets = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
-    known = ~np.isnan(targets).all(axis=1) if labels.is_multi else np.full(len(targets), True)
-    logits, targets = logits[known], targets[known]
+    counted = ~np.isnan(targets).all(axis=1) if labels.is_multi else np.full(len(targets), True)
+    logits, targets = logits[counted], targets[counted]
     if labels.is_regression or len(logits) < MIN_ROWS:
         return RAW, {}
     fitted = fit_values(labels, logits, targets, goal)
+    if labels.is_single:
+        fitted = replace(fitted, unfamiliar=fit_unfamiliar(logits, targets.astype(int), known))
     crossed = cross_fitted(lambda x, y: fit_values(labels, x, y, goal), logits, targets)
     before, after = labels.probabilities(logits), labels.probabilities(crossed[0])
     measured: dict[str, Any] = {
@@ -87,11 +96,7 @@ def fit_values(labels: Labels, logits: Array, targets: Array, goal: Goal | None)
         found = Postprocessing(scale, facts={**facts, "calibration": "temperature"})
         p = labels.probabilities(found.calibrated(logits))
         scores = np.sort(1 - p[np.arange(len(p)), targets.astype(int)])
-        return replace(
-            found,
-            set_scores=_thinned(scores, MAX_SCORES),
-            unfamiliar=fit_unfamiliar(logits, targets.astype(int)),
-        )
+        return replace(found, set_scores=_thinned(scores, MAX_SCORES))
     scale, shift = fit_platt(logits, targets)
     found = Postprocessing(scale, shift, facts={**facts, "calibration": "platt"})
     if goal is None:
@@ -173,10 +178,22 @@ def fit_platt(logits: Array, targets: Array) -> tuple[Array, Array]:
 # Unfamiliar texts.
 
 
-def fit_unfamiliar(logits: Array, targets: Array) -> Unfamiliar | None:
-    """What tells texts that are unlike these, ``[n, num_labels]``; ``None``: there are too few.
+def some_of_each(targets: Array, labels: int) -> Array:
+    """Positions of a few texts of each label, drawn at random, whose logits are worth keeping."""
+    count = min(PER_LABEL, MAX_NUMBERS // labels**2)
+    order = np.random.default_rng(0).permutation(len(targets))
+    return np.sort(np.concatenate([order[targets[order] == n][:count] for n in range(labels)]))
+
+
+def fit_unfamiliar(logits: Array, targets: Array, known: Array | None = None) -> Unfamiliar | None:
+    """What tells texts that are unlike others; ``None``: there are too few, or too many labels.
 
     The scores that are kept are cross-fitted, because texts are close to their own means.
+
+    Args:
+        logits: Logits of held-out texts, ``[n, num_labels]``.
+        targets: Their labels, ``[n]``.
+        known: Logits of training texts, ``[known, num_labels]``.
     """
     if len(logits) < MIN_FAMILIAR or logits.shape[1] > MAX_FAMILIAR:
         return None
@@ -184,7 +201,15 @@ def fit_unfamiliar(logits: Array, targets: Array) -> Unfamiliar | None:
     for i in range(FOLDS):
         rest = _familiar(logits[fold != i], targets[fold != i])
         scores[fold == i] = rest.score(logits[fold == i])
-    return replace(_familiar(logits, targets), scores=_thinned(np.sort(scores), MAX_SCORES))
+    found = _familiar(logits, targets)
+    if known is not None and len(known):
+        kept: Array = known.astype(np.float16)
+        distances = np.concatenate([nearest(part, kept) for part in np.array_split(logits, FOLDS)])
+        # Both measures then vary as much over the held-out texts.
+        weight = scores.std() / max(float(distances.std()), 1e-9)
+        scores = scores + weight * distances
+        found = replace(found, known=kept, weight=np.array([weight]))
+    return replace(found, scores=_thinned(np.sort(scores), MAX_SCORES))
 
 
 def _familiar(logits: Array, targets: Array) -> Unfamiliar:

@@ -42,7 +42,7 @@ from ptune.backbones.loading import (
     load_language_model,
     load_tokenizer,
 )
-from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, load_files
+from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
 from ptune.data.splits import load_task
@@ -174,13 +174,14 @@ def train_run(
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
         answers = all_answers(trainer)
+        known = known_texts(trainer, settings, dataset.labels)
     sizes = model.get_nb_trainable_parameters()
     results = results_of(settings, dataset, answers, trainer.state.log_history, trainer.args, sizes)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
     if settings.prompt == "reader":
         results["kept_texts"] = model.kept_texts.summary
         model.kept_texts.close()
-    values, results["quality"] = calibrated(settings, dataset.labels, answers)
+    values, results["quality"] = calibrated(settings, dataset.labels, answers, known)
     run = Run(folder, model, results, values, answers)
     if is_first():
         write_adapter(folder, model.to_adapter(), dataset, values)
@@ -756,14 +757,40 @@ def all_answers(trainer: SharingTrainer) -> Answers:
     return found
 
 
+def known_texts(
+    trainer: SharingTrainer, settings: TrainSettings, labels: Labels
+) -> np.ndarray | None:
+    """Logits of a few training texts of each label, if they serve to tell unfamiliar texts.
+
+    Windows of long texts are left out, because a text's windows belong together.
+    """
+    train: Any = trainer.train_dataset
+    held_out = sum(map(len, trainer.evaluation_sets.values()))
+    if (
+        not (labels.is_single and settings.calibrate)
+        or held_out < calibration.MIN_FAMILIAR
+        or len(labels) > calibration.MAX_FAMILIAR
+        or TEXT_NUMBER in train.column_names
+    ):
+        return None
+    rows = calibration.some_of_each(np.asarray(train["labels"]), len(labels))
+    return answers_of(trainer.predict(train.select(rows.tolist())))[1]
+
+
 def calibrated(
-    settings: TrainSettings, labels: Labels, answers: Answers
+    settings: TrainSettings, labels: Labels, answers: Answers, known: np.ndarray | None = None
 ) -> tuple[Postprocessing, dict[str, Any]]:
-    """Calibration and thresholds from all evaluation sets together, and their measurements."""
+    """Calibration and thresholds from all evaluation sets together, and their measurements.
+
+    Args:
+        settings, labels, answers: Those of a run.
+        known: Logits of training texts; see `calibration.fit_unfamiliar`.
+    """
     if not settings.calibrate or not answers:
         return RAW, {}
     truth, logits = (np.concatenate(parts) for parts in zip(*answers.values(), strict=True))
-    return calibration.fit(labels, logits, truth, Goal.parse(settings.threshold_for or "f1"))
+    goal = Goal.parse(settings.threshold_for or "f1")
+    return calibration.fit(labels, logits, truth, goal, known)
 
 
 def results_of(
