@@ -78,14 +78,14 @@ nightly: ## Test with the newest release of every other dependency, in .venv-nig
 	.venv-nightly/bin/python -m pytest $(PARALLEL)
 
 # Started again after an interruption, it goes on where it stopped. GLUE=folder: MRPC as TSV files.
-bench: $(VENV)/installed-dev ## Measure the speed on this machine in 10 minutes; docs/ shows the table
+bench: $(VENV)/installed-dev ## Measure the speed on this machine in 10 minutes
 	$(BIN)/python benchmarks/speed.py $(if $(GLUE),--data-dir $(GLUE)) --backbones minilm \
 		--parts training inference start-up --steps 4 --rounds 4 --output-dir runs/bench \
 		--contenders 'PEFT, float32' 'PEFT, autocast' 'ptune input' 'ptune deep' \
 		--save benchmarks/results/bench.json --command 'make bench'
 
 growth: $(VENV)/installed-dev ## Measure how time and memory grow with texts, labels, tasks and lengths
-	$(BIN)/python benchmarks/growth.py --output benchmarks/results/growth.json
+	$(BIN)/python benchmarks/growth.py --output benchmarks/results/growth_small.json
 
 clean: ## Remove what was built
 	rm -rf $(VENV) .venv-nightly .venv-dist runs site dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

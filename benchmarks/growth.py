@@ -95,8 +95,8 @@ def evaluate_labels(folder: Path, backbone: Path, size: int) -> Work:
 
 
 def train_labels(folder: Path, backbone: Path, size: int) -> Work:
-    """Four training steps on as many texts as the largest number of labels, with many labels."""
-    count = max(GROWTH["training, by labels"].sizes)
+    """Four training steps on twice as many texts as the largest number of labels."""
+    count = 2 * max(GROWTH["training, by labels"].sizes)
     texts, y = mails(count), [f"l{i % size}" for i in range(count)]
     classifier = ptune.PromptClassifier(str(backbone), dtype="float32", calibrate=False)
     return lambda: classifier.fit(texts, y, max_steps=4, device="cpu", verbose=False)
