@@ -314,6 +314,8 @@ class _Search:
         given = replace(self.settings, **{n: params[n] for n in params if n not in MULTIPLES})
         resolved, _, _ = prepare(given, dataset)
         own = {n: params[n] * getattr(resolved, n) for n in MULTIPLES if n in params}
+        if "num_virtual_tokens" in self.names:
+            own["num_virtual_tokens"] = resolved.num_virtual_tokens  # the rule's, if left open
         return replace(given, **own, training_arguments=resolved.training_arguments)
 
     def _score(self, settings: TrainSettings, data: TaskData, trial: Any) -> float:
