@@ -52,6 +52,9 @@ from common import (
     versions,
     write_result,
 )
+
+silence()  # before the libraries that print while they are imported
+
 from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -63,7 +66,6 @@ from ptune.data.glue import load_glue
 from ptune.peft import PromptEncoderConfig
 
 VIRTUAL_TOKENS, BATCH = 20, 32  # BATCH: texts per step
-silence()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Batch = dict[str, torch.Tensor]
 Step = Callable[[Batch], None]
