@@ -378,7 +378,7 @@ def test_a_malformed_template_is_refused(pattern, message):
             ["negative", "positive"],
             False,
             False,
-            "{soft:Is the text positive or negative?\nText:} {text}\nSentiment:",
+            "{soft:Is the text positive or negative?\nText:} {text} Sentiment:",
             None,
         ),
         (

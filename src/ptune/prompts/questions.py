@@ -64,7 +64,7 @@ def default_question(
         # SmolLM2 answers better if the positive label comes first.
         first = [label for mood in MOODS for label in labels if spelled(label).lower() == mood]
         asked = f"Is the text {_listed(first)}?"
-        return Question(f"{{soft:{asked}\nText:}} {{text}}\nSentiment:")
+        return Question(f"{{soft:{asked}\nText:}} {{text}} Sentiment:")
     if not pairs and (words := _all_in(RATINGS, labels)):
         if masked:
             return Question("{text} It was {mask}.", words)
