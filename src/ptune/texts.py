@@ -405,17 +405,21 @@ def encode_rows(
     return Rows(encoded, [*range(count), *(divided[n] for n in rest)], cut)
 
 
-_Logits = TypeVar("_Logits", np.ndarray, list[np.ndarray])
+_Logits = TypeVar("_Logits", np.ndarray, list[np.ndarray], torch.Tensor)
 
 
 def pooled(rows: _Logits, text_of: Sequence[int]) -> _Logits:
     """The logits of each text: the mean over its rows.
 
     Args:
-        rows: The logits of each row, which may change.
+        rows: The logits of each row, which may change. Gradients pass through a tensor.
         text_of: As in `Rows`.
     """
     counts = np.bincount(text_of)
+    if isinstance(rows, torch.Tensor):
+        numbers = torch.tensor(text_of, device=rows.device)
+        sums = rows.new_zeros(len(counts), *rows.shape[1:]).index_add(0, numbers, rows)
+        return sums / rows.new_tensor(counts)[:, None]
     texts = rows[: len(counts)]
     for i in range(len(counts), len(text_of)):
         texts[text_of[i]] += rows[i]

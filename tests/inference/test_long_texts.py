@@ -6,15 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import refused
+import torch
+from conftest import build, refused
+from datasets import Dataset
 from subjects import SENTENCES, Subject, answers
+from transformers import AutoTokenizer, TrainingArguments
 
 import ptune
-from ptune import PromptBank, PtuneError, texts
+from ptune import PromptBank, PromptEncoderConfig, PromptModel, PtuneError, texts
 from ptune.adapters import schema
 from ptune.adapters.adapter import Adapter
 from ptune.inference import files
+from ptune.labels import Labels
+from ptune.training.features import Features
 from ptune.training.settings import TrainSettings
+from ptune.training.trainer import SharingTrainer, WindowCollator, tokenize
 
 LONG = " ".join(SENTENCES * 3)
 # The last word of a long text is changed, and another one.
@@ -176,9 +182,34 @@ def test_training_reads_every_window(bert_folder, tmp_path, labels):
         scores[long_texts] = run.metrics["eval"]["accuracy"]
         assert run.metrics["eval_examples"] == {"eval": 64}
     found = answers(load(tmp_path / "windows"), [row.split(",")[0] for row in rows])
-    np.testing.assert_allclose(found, run.answers[""][1], atol=2e-3)
+    # An evaluation may have the texts in another order.
+    np.testing.assert_allclose(np.sort(found, 0), np.sort(run.answers[""][1], 0), atol=2e-3)
     assert run.metrics["truncated_texts"] == {"train": 0, "eval": 0}
     assert scores["windows"] > scores["truncate"] + 0.2
+
+
+def test_the_loss_of_a_text_is_that_of_the_mean_of_its_windows(bert_folder, tmp_path):
+    model = PromptModel(build("bert"), PromptEncoderConfig(pooling="mean")).eval()
+    tokenizer = AutoTokenizer.from_pretrained(bert_folder)
+    rows = texts.encode_rows(tokenizer, [[LONG, "red lamp"]], LIMIT, "windows")
+    data = Dataset.from_dict({"text": [LONG, "red lamp"], "label": [1, 0]})
+    encoded, _ = tokenize(tokenizer, data, LIMIT, None, "windows")
+    assert list(encoded["labels"]) == [1, 0]
+    with torch.no_grad():
+        logits = torch.cat([model(torch.tensor([ids])).logits for ids in rows.encoded["input_ids"]])
+    own = torch.tensor(rows.text_of) == 0
+    assert own.sum() > 3
+    means = torch.stack([logits[own].mean(0), logits[~own].mean(0)])
+    trainer = SharingTrainer(model, TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
+    trainer.labels = Labels(("a", "b"))
+    batch = WindowCollator(tokenizer)(list(encoded))
+    loss, output = trainer.compute_loss(model, batch, return_outputs=True)
+    torch.testing.assert_close(output.logits, means, atol=1e-4, rtol=1e-4)
+    expected = torch.nn.functional.cross_entropy(means, torch.tensor([1, 0]))
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+    features = Features.of(model, encoded, WindowCollator(tokenizer), 0)
+    found = torch.nn.functional.linear(features.values, features.weight, features.bias)
+    torch.testing.assert_close(found, means[features.rows], atol=1e-4, rtol=1e-4)
 
 
 def test_predictions_in_files_tell_which_texts_were_truncated(adapter_of, tmp_path):

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 Examples: TypeAlias = tuple[list[list[str]], LabelColumn]
 
 TEXT, PAIR, LABEL, WEIGHT = "text", "text_pair", "label", "weight"
-# The number of the text that a row is a window of, in tokenised examples.
+# The number of the text that a row is a window of, in a batch.
 TEXT_NUMBER = "text_number"
 
 

@@ -7,6 +7,7 @@ that training begins at the baseline instead of at chance.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,11 @@ class Features:
             return None
         rows = np.random.default_rng(seed).permutation(len(train))
         rows = rows[(_weights(train, rows) > 0).numpy()][:most]
-        given = [c for c in (LABELS, WEIGHT, TEXT_NUMBER) if c in train.column_names]
+        given = [c for c in (LABELS, WEIGHT) if c in train.column_names]
         table = train.remove_columns(given).select(rows.tolist())
         ids = table["input_ids"]
+        if ids and isinstance(ids[0][0], list):  # windows
+            ids = [list(itertools.chain(*windows)) for windows in ids]
         first: dict[tuple[int, ...], int] = {}
         same = torch.tensor([first.setdefault(tuple(row), i) for i, row in enumerate(ids)])
         different = same.unique().tolist()
@@ -202,8 +205,11 @@ class _Reader:
 
     @torch.no_grad()
     def features(self, batch: Any) -> Tensor | None:
-        """Features of a batch ``[texts, width]``; ``None``: the logits do not depend on them so."""
-        state = self.model.state
+        """Features of a batch ``[texts, width]``; ``None``: the logits do not depend on them so.
+
+        The logits of a text with windows are those of its mean features.
+        """
+        state, text_of = self.model.state, batch.pop(TEXT_NUMBER, None)
         state.head = self.identity
         try:
             found = self.model(**batch).logits.float()
@@ -217,7 +223,7 @@ class _Reader:
             ):
                 return None
             self.checked = True
-        return found.cpu()
+        return (found if text_of is None else texts.pooled(found, text_of.tolist())).cpu()
 
 
 # A head fitted to the features.

@@ -42,7 +42,7 @@ from ptune.backbones.loading import (
     load_language_model,
     load_tokenizer,
 )
-from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, TaskData, load_files
+from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
 from ptune.data.splits import load_task
@@ -760,17 +760,13 @@ def all_answers(trainer: SharingTrainer) -> Answers:
 def known_texts(
     trainer: SharingTrainer, settings: TrainSettings, labels: Labels
 ) -> np.ndarray | None:
-    """Logits of a few training texts of each label, if they serve to tell unfamiliar texts.
-
-    Windows of long texts are left out, because a text's windows belong together.
-    """
+    """Logits of a few training texts of each label, if they serve to tell unfamiliar texts."""
     train: Any = trainer.train_dataset
     held_out = sum(map(len, trainer.evaluation_sets.values()))
     if (
         not (labels.is_single and settings.calibrate)
         or held_out < calibration.MIN_FAMILIAR
         or len(labels) > calibration.MAX_FAMILIAR
-        or TEXT_NUMBER in train.column_names
     ):
         return None
     rows = calibration.some_of_each(np.asarray(train["labels"]), len(labels))

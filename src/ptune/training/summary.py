@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,7 +53,9 @@ class Summary:
         """The summary of a dataset and its encoded training set."""
         train = dataset.train
         assert train is not None
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+        ids = encoded["input_ids"]  # of a text, or of each of its windows
+        windows = isinstance(next(itertools.chain(*ids[:1]), 0), list)
+        lengths = [sum(map(len, row)) if windows else len(row) for row in ids]
         names = dataset.labels.names
         counts: Counter[str] = Counter()
         if dataset.labels.is_single:

@@ -10,7 +10,6 @@ import logging
 import math
 import signal
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +38,14 @@ from ptune.model import PromptModel
 from ptune.prompts.config import LongTexts
 from ptune.texts import Template, encode_rows, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
-from ptune.training.features import MOST_TEXTS, SOME_TEXTS, Features, fit_head
+from ptune.training.features import LABELS, MOST_TEXTS, SOME_TEXTS, Features, fit_head
 from ptune.training.settings import TrainSettings
 from ptune.training.steps import ScaledSteps, prompt_scales
 
 logger = logging.getLogger(__name__)
+
+# The most tokens that a device trains on at once if texts are read in windows.
+MOST_TOKENS = 16384
 
 
 def training_arguments(
@@ -217,7 +219,8 @@ class SharingTrainer(Trainer):
     to fill the last batches.
 
     Attributes:
-        labels: Given if examples have weights or unknown labels, which no Transformers loss knows.
+        labels: Given if examples have weights, unknown labels or windows, which no Transformers
+            loss knows.
     """
 
     labels: Labels | None = None
@@ -229,12 +232,14 @@ class SharingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of a batch; with weights and unknown labels, if there are any."""
+        """The loss of a batch; with weights, unknown labels and windows, if there are any."""
         if self.labels is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights, targets = inputs.pop(WEIGHT, None), inputs.pop("labels")
-        inputs.pop(TEXT_NUMBER, None)
+        text_of = inputs.pop(TEXT_NUMBER, None)
         output = model(**inputs)
+        if text_of is not None:
+            output.logits = pooled(output.logits.float(), text_of.tolist())
         losses = self.labels.losses(output.logits.float(), targets)  # [batch] or [batch, labels]
         if weights is not None:
             losses = losses * (weights[:, None] if losses.ndim == 2 else weights)
@@ -285,8 +290,8 @@ def tokenize(
         dataset: Texts and labels.
         max_text_tokens: Longer texts are truncated to this length. `None`: no limit.
         template: The words around each text.
-        long_texts: What is read of longer texts. If it is `windows`, the dataset has a row for
-            each window and the number of its text.
+        long_texts: What is read of longer texts. If it is `windows`, the tokenizer's columns have
+            a list of windows for each text; see `WindowCollator`.
 
     Returns:
         The dataset with the tokenizer's columns and `labels`, and the number of truncated texts.
@@ -294,34 +299,71 @@ def tokenize(
     columns = [c for c in (TEXT, PAIR) if c in dataset.column_names]
     truncated = 0
 
-    def encode_batch(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+    def encode_batch(batch: dict[str, list[Any]]) -> dict[str, Any]:
         nonlocal truncated
         texts = [batch[c] for c in columns]
         rows = encode_rows(tokenizer, texts, max_text_tokens, long_texts, template=template)
         truncated += len(rows.cut)
-        found: dict[str, Any] = rows.encoded
-        if long_texts == "windows":
-            for name in set(dataset.column_names) - set(columns):
-                found[name] = [batch[name][i] for i in rows.text_of]
-            counts = Counter(rows.text_of)
-            weights = found.get(WEIGHT, [1.0] * len(rows.text_of))
-            each = zip(weights, rows.text_of, strict=True)
-            found[WEIGHT] = [weight / counts[i] for weight, i in each]
-            found[TEXT_NUMBER] = [numbers[i] for i in rows.text_of]
+        if long_texts != "windows":
+            return rows.encoded
+        found: dict[str, Any] = {name: [[] for _ in texts[0]] for name in rows.encoded}
+        for name, values in rows.encoded.items():
+            for i, value in zip(rows.text_of, values, strict=True):
+                found[name][i].append(value)
         return found
 
     with quiet():
         encoded = dataset.map(
             encode_batch,
             batched=True,
-            with_indices=True,
-            remove_columns=dataset.column_names if long_texts == "windows" else columns,
+            remove_columns=columns,
             load_from_cache_file=False,
             new_fingerprint=uuid.uuid4().hex,  # the hash of a tokenizer takes a second
         )
     if LABEL in encoded.column_names:
         encoded = encoded.rename_column(LABEL, "labels")
     return encoded, truncated
+
+
+class WindowCollator:
+    """Makes a batch of texts in windows: a row for each window, and the number of its text.
+
+    Args:
+        tokenizer: The backbone's tokenizer.
+    """
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+        self.pad = DataCollatorWithPadding(tokenizer)
+
+    def __call__(self, texts: list[dict[str, Any]]) -> Any:
+        """The batch of some rows of a dataset that `tokenize` returned."""
+        given = [name for name in (LABELS, WEIGHT) if name in texts[0]]
+        names = [name for name in texts[0] if name not in given]
+        rows = [
+            dict(zip(names, window, strict=True))
+            for text in texts
+            for window in zip(*(text[name] for name in names), strict=True)
+        ]
+        batch = self.pad(rows)
+        for name in given:
+            batch[name] = torch.tensor([text[name] for text in texts])
+        counts = torch.tensor([len(text["input_ids"]) for text in texts])
+        batch[TEXT_NUMBER] = torch.arange(len(texts)).repeat_interleave(counts)
+        return batch
+
+
+def limit_tokens(args: TrainingArguments, train: Dataset) -> None:
+    """Divide the batches of a step where texts have many windows. The step stays the same."""
+    size = args.per_device_train_batch_size
+    longest = max(sum(map(len, windows)) for windows in train["input_ids"])
+    parts = next(
+        n
+        for n in range(1, size + 1)
+        if size % n == 0 and (size // n * longest <= MOST_TOKENS or n == size)
+    )
+    args.per_device_train_batch_size //= parts
+    args.per_device_eval_batch_size = max(1, args.per_device_eval_batch_size // parts)
+    args.gradient_accumulation_steps *= parts
 
 
 def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
@@ -339,20 +381,13 @@ def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
 
 
 def answers_of(collected: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The targets and the logits of the texts, from the rows that `Trainer` has collected.
+    """The targets and the logits of the texts that `Trainer` has collected.
 
     Args:
-        collected: `Trainer`'s predictions. It may have put the rows into another order.
+        collected: `Trainer`'s predictions. It may have put the texts into another order.
     """
-    outputs, targets = collected.predictions, collected.label_ids
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs
-    if not isinstance(targets, tuple):
-        return np.asarray(targets), logits
-    targets, numbers = map(np.asarray, targets)
-    # The first row of each text, then the others, as `pooled` expects them.
-    _, first, text_of = np.unique(numbers, return_index=True, return_inverse=True)
-    order = np.concatenate([first, np.delete(np.arange(len(numbers)), first)])
-    return targets[first], pooled(logits[order], text_of[order].tolist())
+    outputs = collected.predictions
+    return np.asarray(collected.label_ids), outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def build_trainer(
@@ -378,9 +413,10 @@ def build_trainer(
         prompt_learning_rate=settings.prompt_learning_rate,
         weight_decay=args.weight_decay,
     )
-    needs_own_loss = WEIGHT in train.column_names or dataset.has_unknown
-    if TEXT_NUMBER in train.column_names:
-        args.label_names = ["labels", TEXT_NUMBER]
+    windows = model.state.long_texts == "windows"
+    if windows:
+        limit_tokens(args, train)
+    needs_own_loss = windows or WEIGHT in train.column_names or dataset.has_unknown
     # `Trainer` removes columns that the model does not take.
     args.remove_unused_columns = not needs_own_loss
     try:
@@ -391,7 +427,7 @@ def build_trainer(
             train_dataset=train,
             eval_dataset=evaluation[""] if list(evaluation) == [""] else (evaluation or None),
             processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=(WindowCollator if windows else DataCollatorWithPadding)(tokenizer),
             compute_metrics=metric_function(dataset),
             optimizers=(optimizer_class(groups, **options), None),
             callbacks=[NotFinite(), *callbacks],
