@@ -38,7 +38,7 @@ attack: $(VENV)/installed-dev ## Attack a server on this machine (about 6 minute
 	$(BIN)/python -m pytest -m attack tests/attack
 
 fuzz: $(VENV)/installed-dev ## Read 20,000 damaged adapters (about 4 minutes; PTUNE_FUZZ_SEED=1 for others)
-	PTUNE_FUZZ_MUTATIONS=20000 $(BIN)/python -m pytest -q tests/adapters/test_fuzz.py
+	PTUNE_FUZZ_MUTATIONS=20000 $(BIN)/python -m pytest --timeout 0 -q tests/adapters/test_fuzz.py
 
 lint: $(VENV)/installed-dev ## Check style, types and imports
 	$(BIN)/ruff check .

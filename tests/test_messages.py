@@ -156,7 +156,9 @@ MESSAGES = {
     "the first line is an example.": lambda: load_files(written("a.csv", "label,a,b\nx,y,z\n")),
     "No column of a.csv is called like a label (label, labels, category, class, intent, target, "
     "sentiment, score, y); it has text, a. Name it with --label-column, or each column of 0 and 1 "
-    "with --indicator-column.": lambda: load_files(written("a.csv", "text,a\nx,y\n")),
+    "with --indicator-column, or use --no-header if the first line is an example.": lambda: (
+        load_files(written("a.csv", "text,a\nx,y\n"))
+    ),
     "The problem type single_label_classification needs one label per text, but the labels are "
     "lists or a matrix, at position 0, 2, 4 (counting from 0). Leave out the problem type, or use "
     "multi_label_classification.": lambda: dataset(

@@ -163,6 +163,7 @@ def test_an_empty_file_numbers_the_labels_and_leaves_the_rest_open():
     info = parse_info({}, "f", 3)
     assert info.pop("labels").names == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert info.pop("backbone") == {}
+    assert info.pop("long_texts") == "truncate"
     assert set(info.values()) == {None}
 
 

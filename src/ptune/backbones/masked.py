@@ -56,7 +56,9 @@ def read_at_mask(model: PreTrainedModel, labels: int, mask_token: int | None) ->
     own = {"dtype": old.weight.dtype, "device": old.weight.device}
     model.set_submodule(path, nn.Linear(old.in_features, labels, **own))
     # BERT and others keep the vocabulary's bias once more, next to the projection.
-    model.get_submodule(path.rpartition(".")[0])._parameters.pop("bias", None)
+    parent = model.get_submodule(path.rpartition(".")[0])
+    if isinstance(getattr(parent, "bias", None), nn.Parameter):
+        del parent.bias
     model.__class__ = _reading(type(model))  # type: ignore[arg-type]
     model.ptune_mask_token = mask_token
     model.base_model.register_forward_hook(partial(_keep_mask, mask_token), with_kwargs=True)
