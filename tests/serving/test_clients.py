@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx
 import pytest
 from huggingface_hub import InferenceClient
 
