@@ -74,6 +74,17 @@ def texts():
     return SENTENCES
 
 
+def write_mail(file, texts, copies):
+    """Write a CSV file of these texts, numbered, with two labels; returns the file."""
+    rows = [
+        f'"{t} {i}",{"money" if "money" in t or "parcel" in t else "other"}'
+        for i in range(copies)
+        for t in texts
+    ]
+    file.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return file
+
+
 def train_tokenizer(bos=None, eos=None, unk="[UNK]", pad="[PAD]"):
     special = [t for t in (pad, unk, bos, eos) if t]
     tokenizer = Tokenizer(models.BPE(unk_token=unk))

@@ -42,6 +42,16 @@ REPORT_NAME = "report.html"
 NEXT_TO_REPORT = ("report.json", "mistakes.csv")
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder to write to that exists and is not empty.
+
+    Raises:
+        PtuneError: It holds something, or is a file.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise PtuneError(f"{folder} already holds something. Name a new folder.")
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose files replace those in `folder` once all are complete.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build
+from conftest import build, write_mail
 
 import ptune
 from ptune import PromptModel, PtuneError
@@ -21,14 +21,7 @@ from ptune.training.trainer import training_arguments
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory, texts):
-    file = tmp_path_factory.mktemp("data") / "mail.csv"
-    rows = [
-        f'"{t} {i}",{"money" if "money" in t or "parcel" in t else "other"}'
-        for i in range(6)
-        for t in texts
-    ]
-    file.write_text("text,label\n" + "\n".join(rows) + "\n")
-    return file
+    return write_mail(tmp_path_factory.mktemp("data") / "mail.csv", texts, copies=6)
 
 
 def settings(bert_folder, table, **options):

@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from conftest import call, refused
+from conftest import call, refused, write_mail
 
 import ptune
 from ptune.training import tune as search
@@ -12,14 +12,7 @@ from ptune.training import tune as search
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory, texts):
-    file = tmp_path_factory.mktemp("data") / "mail.csv"
-    rows = [
-        f'"{t} {i}",{"money" if "money" in t or "parcel" in t else "other"}'
-        for i in range(5)
-        for t in texts
-    ]
-    file.write_text("text,label\n" + "\n".join(rows) + "\n")
-    return file
+    return write_mail(tmp_path_factory.mktemp("data") / "mail.csv", texts, copies=5)
 
 
 @pytest.fixture(scope="module")

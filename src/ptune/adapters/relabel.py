@@ -12,6 +12,7 @@ from pathlib import Path
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.schema import INFO_NAME
 from ptune.errors import PtuneError
+from ptune.files import check_new
 from ptune.labels import Labels
 
 
@@ -37,10 +38,8 @@ def relabel(
     adapter = Adapter.read(source, own_backbone=True)
     changed = replace(adapter, labels=change(adapter.labels))
     if output is not None:
-        target = Path(output)
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise PtuneError(f"{target} already holds something. Name a new folder.")
-        changed.save(target)
+        check_new(Path(output))
+        changed.save(output)
         return changed.labels, None
     folder = Path(source)
     if not folder.is_dir():

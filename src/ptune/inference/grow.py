@@ -20,12 +20,20 @@ from transformers import DataCollatorWithPadding
 
 from ptune.data.dataset import Examples, TaskData, dataset_of, labelled_texts
 from ptune.errors import PtuneError
+from ptune.files import check_new
 from ptune.inference.classifier import PromptClassifier, load
 from ptune.labels import Labels
 from ptune.labels.values import distinct, types_of_each
 from ptune.postprocessing import Goal
 from ptune.training import calibration
-from ptune.training.features import LABELS, Features, fit_head, last_layer, read_features
+from ptune.training.features import (
+    LABELS,
+    Features,
+    fit_head,
+    last_layer,
+    never_zero,
+    read_features,
+)
 from ptune.training.run import load_dataset
 from ptune.training.settings import TrainSettings
 from ptune.training.trainer import tokenize
@@ -75,8 +83,7 @@ class _Layer:
         x = texts.features
         weight = nn.Parameter(torch.zeros(len(labels), x.shape[1]))
         bias = nn.Parameter(torch.zeros(len(labels))) if has_bias else None
-        mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
-        std = std.clamp_min(1e-3 * std.max().clamp_min(1e-12))
+        mean, std = x.mean(dim=0), never_zero(x.std(dim=0, correction=0))
         features = Features("", weight, bias, x, np.arange(len(x)), torch.arange(len(x)), mean, std)
         fit_head(features, labels, Dataset.from_dict({LABELS: texts.targets.tolist()}))
         return cls(weight.detach(), None if bias is None else bias.detach())
@@ -107,8 +114,7 @@ def add_labels(
         PtuneError: There are no old texts, no new label, or nowhere to write; or the classifier
             predicts a number, has merged labels, or a head without a linear layer.
     """
-    if Path(output).is_dir() and any(Path(output).iterdir()):
-        raise PtuneError(f"{output} already holds something. Name a new folder.")
+    check_new(Path(output))
     classifier = load(source)
     before, model = classifier.labels_, classifier.prompt_model_
     names = last_layer(model)

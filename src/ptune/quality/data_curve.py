@@ -16,7 +16,7 @@ from ptune.errors import PtuneError
 from ptune.files import DATA_CURVE_NAME, staged, write_json
 from ptune.quality.bootstrap import SLOW_SAMPLES, counts, interval, resampled
 from ptune.training.pictures import data_curve as draw
-from ptune.training.run import Answers, Run, all_answers, load_dataset, trained_in_memory
+from ptune.training.run import Answers, Run, all_answers, joined, load_dataset, trained_in_memory
 from ptune.training.settings import TrainSettings
 
 Array = NDArray[Any]
@@ -151,7 +151,7 @@ def curve_of(answers: dict[int, Answers], dataset: TaskData) -> DataCurve:
     labels, metric = dataset.labels, dataset.metrics[0]
     samples, scores = [], []
     for own in answers.values():
-        truth, logits = (np.concatenate(parts) for parts in zip(*own.values(), strict=True))
+        truth, logits = joined(own)
         decided = labels.decide(logits)
         if labels.is_multi:
             decided, truth = np.where(np.isnan(truth), 0, decided), np.nan_to_num(truth)

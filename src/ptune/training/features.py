@@ -112,8 +112,7 @@ class Features:
         values = values[same]
         weights = _weights(train, rows)
         mean = (weights @ values.double()).float()
-        std = (weights @ (values - mean).double().square()).sqrt().float()
-        std = std.clamp_min(1e-3 * std.max().clamp_min(1e-12))
+        std = never_zero((weights @ (values - mean).double().square()).sqrt().float())
         parameters = dict(model.head_parameters())
         weight, device = parameters[names[0]], model.device
         bias = parameters[names[1]] if names[1] else None
@@ -142,6 +141,11 @@ class Features:
     def step(self, step: Tensor) -> Tensor:
         """The step ``[num_labels, width]`` of the weight, from a step of V."""
         return self._shrunk(step) / self.std
+
+
+def never_zero(std: Tensor) -> Tensor:
+    """Standard deviations of features ``[width]``, none far below the largest."""
+    return std.clamp_min(1e-3 * std.max().clamp_min(1e-12))
 
 
 def _weights(train: Dataset, rows: np.ndarray) -> Tensor:

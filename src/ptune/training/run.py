@@ -150,8 +150,6 @@ def train_run(
         check_unchanged(folder, settings, dataset)
     settings, model = model_for(given, settings, dataset, tokenizer)
     assert dataset.train is not None
-    if settings.prompt == "reader":
-        model.kept_texts.limit = int(settings.keep_texts * 1e9)
     with compat.own_accelerate_state():
         stop = StopAndSave()
         trainer, truncated = build_trainer(
@@ -212,8 +210,6 @@ def trained_in_memory(
     given = settings
     settings, dataset, tokenizer = prepare(given, dataset)
     settings, model = model_for(given, settings, dataset, tokenizer)
-    if settings.prompt == "reader":
-        model.kept_texts.limit = int(settings.keep_texts * 1e9)
     quiet = {"save_strategy": "no", "logging_strategy": "no", "load_best_model_at_end": False}
     own = replace(
         settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
@@ -420,14 +416,7 @@ def new_model(
         calibrate: For a head of label words; see `start_of_head`.
     """
     transformers.set_seed(settings.seed)
-    backbone = load_backbone(
-        settings.model,
-        labels=dataset.labels.names,
-        problem_type=dataset.labels.problem_type,
-        dtype=settings.dtype,
-        revision=settings.revision,
-        at_mask=settings.at_mask,
-    )
+    backbone = own_backbone(settings, dataset.labels)
     if settings.prompt == "input":
         start_head_at_zero(backbone)
     config, around = fitted_prompt(settings, dataset, tokenizer)
@@ -435,6 +424,8 @@ def new_model(
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
     model.state.long_texts = settings.long_texts
     model.state.template = around
+    if settings.prompt == "reader":
+        model.kept_texts.limit = int(settings.keep_texts * 1e9)
     if settings.template and settings.asks_words:
         template = Template(settings.template)
         start_with_words(model, settings, dataset, tokenizer, template, calibrate=calibrate)
@@ -442,6 +433,18 @@ def new_model(
             model.state.head_trains = False
             model.set_adapter(model.active_adapter)
     return model
+
+
+def own_backbone(settings: TrainSettings, labels: Labels) -> PreTrainedModel:
+    """The backbone that the settings describe, with a new head for the labels."""
+    return load_backbone(
+        settings.model,
+        labels=labels.names,
+        problem_type=labels.problem_type,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        at_mask=settings.at_mask,
+    )
 
 
 def fitted_prompt(
@@ -697,13 +700,18 @@ def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) ->
     Raises:
         PtuneError: Some differ.
     """
-    before, now = resolve(TrainSettings.read(folder), dataset).to_dict(), settings.to_dict()
-    if differing := [k for k in {**before, **now} if before.get(k) != now.get(k)]:
-        listed = ", ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in differing)
+    before = resolve(TrainSettings.read(folder), dataset).to_dict()
+    if listed := differences(before, settings.to_dict()):
         raise PtuneError(
             f"The run in {folder} was started with other settings: {listed}. Resume it with its "
             "own settings, or start a run in another folder."
         )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the settings of two runs, as a part of a sentence; empty: nothing."""
+    differing = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    return ", ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in differing)
 
 
 def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None:
@@ -757,6 +765,12 @@ def all_answers(trainer: SharingTrainer) -> Answers:
     return found
 
 
+def joined(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """True labels and logits of all evaluation sets together."""
+    truth, logits = zip(*answers.values(), strict=True)
+    return np.concatenate(truth), np.concatenate(logits)
+
+
 def known_texts(
     trainer: SharingTrainer, settings: TrainSettings, labels: Labels
 ) -> np.ndarray | None:
@@ -784,7 +798,7 @@ def calibrated(
     """
     if not settings.calibrate or not answers:
         return RAW, {}
-    truth, logits = (np.concatenate(parts) for parts in zip(*answers.values(), strict=True))
+    truth, logits = joined(answers)
     goal = Goal.parse(settings.threshold_for or "f1")
     return calibration.fit(labels, logits, truth, goal, known)
 

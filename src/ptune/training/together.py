@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
 
 from ptune.backbones.architectures import names_of_head
-from ptune.backbones.loading import default_device, load_backbone
+from ptune.backbones.loading import default_device
 from ptune.data.dataset import WEIGHT, TaskData
 from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.mechanisms import Prompt
-from ptune.training.run import CHECKPOINTS, Answers, fitted_prompt, new_model
+from ptune.training.run import CHECKPOINTS, Answers, fitted_prompt, new_model, own_backbone
 from ptune.training.settings import TrainSettings
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
 
@@ -206,7 +206,6 @@ class Stack:
     ) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self.model = new_model(settings, dataset, tokenizer).to(default_device())
-        self.model.kept_texts.limit = int(settings.keep_texts * 1e9)
         host = self.model.host
         host._attach(HeadPerText(host.backbone, host.architecture.head_names, host.passes))
         self._collate = DataCollatorWithPadding(tokenizer)
@@ -308,14 +307,7 @@ class Stack:
 def _start(settings: TrainSettings, dataset: TaskData) -> tuple[dict[str, Tensor], Tensor]:
     """A new head, and the state of torch's random generator after that."""
     transformers.set_seed(settings.seed)
-    labels = dataset.labels
-    backbone = load_backbone(
-        settings.model,
-        labels=labels.names,
-        problem_type=labels.problem_type,
-        dtype=settings.dtype,
-        revision=settings.revision,
-    )
+    backbone = own_backbone(settings, dataset.labels)
     state = torch.get_rng_state()
     named = {name: backbone.get_parameter(name) for name in names_of_head(backbone)}
     return {name: p.detach().float() for name, p in named.items()}, state

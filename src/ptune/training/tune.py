@@ -25,6 +25,7 @@ from ptune.files import read_json, staged, write_json
 from ptune.training.run import (
     Run,
     check_folder,
+    differences,
     prepare,
     prepare_folder,
     train_run,
@@ -188,8 +189,7 @@ def _check_unchanged(file: Path, asked: dict[str, Any]) -> None:
         )
     before, now = read_json(file), {**asked["settings"], "search": asked["search"]}
     before = {**before.get("asked", {}), "search": before.get("search")}
-    if differing := [k for k in {**before, **now} if before.get(k) != now.get(k)]:
-        listed = ", ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in differing)
+    if listed := differences(before, now):
         raise PtuneError(
             f"The search in {file.parent} was started with other settings: {listed}. Resume it "
             "with its own settings, or start one in another folder."
