@@ -26,8 +26,8 @@ from datasets import Dataset
 from ptune.backbones.loading import load_tokenizer
 from ptune.data.dataset import TaskData
 from ptune.labels import Labels
-from ptune.training.run import ask_with_words, new_model, resolve
 from ptune.training.settings import TrainSettings
+from ptune.training.start import ask_with_words, new_model, resolve
 
 SIZES: dict[str, Any] = {
     "vocab_size": 30522,

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from ptune import demo
 from ptune.files import read_json
-from ptune.training.run import load_dataset
 from ptune.training.settings import TrainSettings
+from ptune.training.start import load_dataset
 
 
 def rows(split):

@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification
 
 from ptune import PromptEncoderConfig, PromptModel, TrainSettings
 from ptune import peft as ours
-from ptune.training.run import prompt_config
+from ptune.training.start import prompt_config
 
 DECIDED = ("pooling", "prompt_init", "prompt_init_text", "prompt_init_scale")
 

@@ -20,8 +20,9 @@ from ptune.labels import Labels
 from ptune.prompts.questions import default_question
 from ptune.prompts.words import parse_words, token_of_each, words_from_examples
 from ptune.texts import Template
-from ptune.training.run import train_run, zero_shot_model
+from ptune.training.run import train_run
 from ptune.training.settings import TrainSettings
+from ptune.training.start import zero_shot_model
 
 CAUSAL = [
     "GPT-2", "GPT-Neo", "GPT-J", "GPT-NeoX", "OPT", "OPT (projected)", "BLOOM", "Falcon", "Llama",

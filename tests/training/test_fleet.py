@@ -12,7 +12,7 @@ from conftest import call, refused
 import ptune
 from ptune import TrainSettings
 from ptune.adapters.adapter import Adapter
-from ptune.training import run as training
+from ptune.training import start
 from ptune.training.fleet import tasks_of
 from ptune.training.together import Member, Stack
 
@@ -79,7 +79,7 @@ def test_every_task_has_an_ordinary_run_folder(trained, table, capsys, texts):
         assert json.loads((folder / name / "metrics.json").read_text()) == fleet.metrics[name]
         own = TrainSettings.read(folder / name)
         assert (own.train_file, own.label_column) == (str(table), name)
-        assert own.to_dict() == training.prepare(own)[0].to_dict()
+        assert own.to_dict() == start.prepare(own)[0].to_dict()
     assert call("evaluate", folder / "topic", "--file", table, "--label-column", "topic") == 0
     assert call("info", folder / "tone") == 0
     answers = ptune.PromptBank.from_folder(folder).predict_all(texts[:2])
@@ -94,7 +94,7 @@ def test_every_task_has_an_ordinary_run_folder(trained, table, capsys, texts):
 def test_a_task_learns_in_a_fleet_what_it_learns_alone(common, tmp_path):
     """Same start, and the same gradients as in a batch of its own."""
     settings = [replace(common, label_column=name) for name in ("topic", "tone")]
-    prepared = [training.prepare(own) for own in settings]
+    prepared = [start.prepare(own) for own in settings]
     numbers = {}
     for chosen in ((0, 1), (0,), (1,)):
         stack = Stack(*prepared[chosen[0]])
@@ -254,7 +254,7 @@ def test_if_no_task_can_be_trained_the_exit_code_says_so(common, tmp_path, capsy
 
 def test_rows_are_chosen_by_a_column(common, table, tmp_path):
     whole, part = (
-        training.load_dataset(replace(common, label_column="tone", where=where))
+        start.load_dataset(replace(common, label_column="tone", where=where))
         for where in (None, "customer=acme")
     )
     sizes = [len(d.train) + len(d.evaluation[""]) for d in (whole, part)]
@@ -266,9 +266,9 @@ def test_rows_are_chosen_by_a_column(common, table, tmp_path):
     }
     for where, message in messages.items():
         with refused(message):
-            training.load_dataset(replace(common, label_column="tone", where=where))
+            start.load_dataset(replace(common, label_column="tone", where=where))
     with refused("where chooses rows of a file. Use it with --train-file, or leave it out."):
-        training.load_dataset(TrainSettings(task="mrpc", where="customer=acme"))
+        start.load_dataset(TrainSettings(task="mrpc", where="customer=acme"))
 
 
 def test_two_names_that_give_one_folder_are_refused(common):

@@ -15,7 +15,9 @@ from conftest import build, write_mail
 import ptune
 from ptune import PromptModel, PtuneError
 from ptune.peft import PromptEncoderConfig
+from ptune.training import folder as run_folder
 from ptune.training import run as training
+from ptune.training import start
 from ptune.training.trainer import training_arguments
 
 
@@ -78,7 +80,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_exit_code_130(bert_folder, table, tmp_pa
     assert process.returncode == 130
     assert "--resume" in err
     assert "Traceback" not in err
-    assert training.last_checkpoint(tmp_path / "run" / "checkpoints") is not None
+    assert run_folder.last_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
 
 @pytest.mark.parametrize(
@@ -144,8 +146,8 @@ def test_an_incomplete_checkpoint_is_skipped(tmp_path):
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert training.last_checkpoint(tmp_path).name == "checkpoint-5"
-    assert training.last_checkpoint(tmp_path / "checkpoint-5") is None
+    assert run_folder.last_checkpoint(tmp_path).name == "checkpoint-5"
+    assert run_folder.last_checkpoint(tmp_path / "checkpoint-5") is None
 
 
 def test_the_seed_determines_the_adapter(bert_folder, table, tmp_path):
@@ -183,7 +185,7 @@ def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table,
     assert counts.trace() / counts.sum() == written["eval"]["accuracy"]
     assert written["best"]["accuracy"] == max(e["accuracy"] for e in written["epochs"])
     classifier = ptune.load(tmp_path / "run", dtype="float32")
-    dataset = training.load_dataset(settings(bert_folder, table))
+    dataset = start.load_dataset(settings(bert_folder, table))
     examples = dataset.evaluation[""]
     labels = [dataset.labels.names[i] for i in examples["label"]]
     scores = classifier.evaluate(list(examples["text"]), labels)
@@ -209,7 +211,7 @@ def test_a_head_from_a_checkpoint_is_kept(tokenizer, table, tmp_path):
 
 def test_balanced_class_weights_are_those_of_fit(bert_folder, table, tmp_path):
     own = settings(bert_folder, table, epochs=1, class_weight="balanced")
-    data = training.load_dataset(own)
+    data = start.load_dataset(own)
     weights, labels = np.array(data.train["weight"]), np.array(data.train["label"])
     totals = [weights[labels == label].sum() for label in (0, 1)]
     assert totals[0] == pytest.approx(totals[1])
@@ -280,9 +282,9 @@ def test_the_prompt_follows_the_first_token_only_if_that_is_special(tokenizer):
     from conftest import train_tokenizer
 
     config = PromptEncoderConfig(placement="after_first")
-    assert training.fit_to_tokenizer(config, tokenizer).placement == "after_first"
+    assert start.fit_to_tokenizer(config, tokenizer).placement == "after_first"
     without = train_tokenizer()
-    assert training.fit_to_tokenizer(config, without).placement == "prefix"
+    assert start.fit_to_tokenizer(config, without).placement == "prefix"
 
 
 def test_an_input_prompt_starts_from_the_given_words_with_a_zero_head(bert_folder, table, tmp_path):
@@ -311,17 +313,17 @@ def test_an_input_prompt_starts_from_the_given_words_with_a_zero_head(bert_folde
     ],
 )
 def test_the_initial_words_come_from_the_user_or_the_task(options, init, scale):
-    config = training.prompt_config(ptune.TrainSettings(task="mrpc", **options), "is it so?")
+    config = start.prompt_config(ptune.TrainSettings(task="mrpc", **options), "is it so?")
     assert (config.prompt_init, config.prompt_init_text) == init
     assert config.prompt_init_scale == scale
-    without = training.prompt_config(ptune.TrainSettings(task="mrpc", prompt="input"))
+    without = start.prompt_config(ptune.TrainSettings(task="mrpc", prompt="input"))
     assert (without.prompt_init, without.prompt_init_text) == ("vocab", None)
 
 
 def test_the_head_of_a_sentence_encoder_reads_an_input_prompt_for_pairs():
     def pooling(pairs=True, **options):
         settings = ptune.TrainSettings(task="mrpc", **options)
-        return training.prompt_config(settings, pairs=pairs).pooling
+        return start.prompt_config(settings, pairs=pairs).pooling
 
     assert pooling(prompt="input") == "prompt"
     assert pooling(prompt="input", pairs=False) == "mean"

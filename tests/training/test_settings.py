@@ -15,8 +15,8 @@ from ptune.backbones import loading
 from ptune.labels import PROBLEM_TYPES
 from ptune.training import settings as declared
 from ptune.training.declaration import settings_of
-from ptune.training.run import prompt_config
 from ptune.training.settings import SECTIONS, ClassifierSettings
+from ptune.training.start import prompt_config
 
 SETTINGS = settings_of(TrainSettings)
 DOCS = Path(__file__).parents[2] / "docs"

@@ -8,6 +8,7 @@ from conftest import call, refused, write_mail
 
 import ptune
 from ptune.training import tune as search
+from ptune.training.start import prepare
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_an_interrupted_search_keeps_its_trials_and_resumes(how, tmp_path):
 
 def test_trials_never_see_the_evaluation_set(how, table):
     settings = ptune.TrainSettings(**how)
-    _, dataset, _ = search.prepare(settings)
+    _, dataset, _ = prepare(settings)
     held_out, known = set(dataset.evaluation[""]["text"]), set(dataset.train["text"])
     for folds in (None, 1):
         parts = search._folds(dataset, folds, 0)

@@ -133,8 +133,9 @@ def train(
     ptune train --tasks-dir customers --prompt reader --output-dir runs/customers
     """
     from ptune.cli.fleet import several_tasks, train_tasks
+    from ptune.training.folder import is_begun
     from ptune.training.report import TrainingProgress
-    from ptune.training.run import is_begun, train_run, train_seeds
+    from ptune.training.run import train_run, train_seeds
     from ptune.training.summary import verdict
 
     if seeds < 1:

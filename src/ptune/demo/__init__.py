@@ -24,8 +24,10 @@ from ptune.backbones.wheels import MINILM
 from ptune.data.dataset import LABEL, TEXT
 from ptune.inference.classifier import PromptClassifier
 from ptune.training import pictures
-from ptune.training.run import Run, check_folder, load_dataset, train_run
+from ptune.training.folder import check_folder
+from ptune.training.run import Run, train_run
 from ptune.training.settings import TrainSettings
+from ptune.training.start import load_dataset
 
 FOLDER = Path(__file__).parent
 NAME = "Support mail"

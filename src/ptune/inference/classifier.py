@@ -458,7 +458,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         Example:
             ``PromptClassifier.zero_shot(["positive", "negative"]).predict(["What a day!"])``
         """
-        from ptune.training.run import zero_shot_model
+        from ptune.training.start import zero_shot_model
 
         words = (
             label_words

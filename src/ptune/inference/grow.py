@@ -34,8 +34,8 @@ from ptune.training.features import (
     never_zero,
     read_features,
 )
-from ptune.training.run import load_dataset
 from ptune.training.settings import TrainSettings
+from ptune.training.start import load_dataset
 from ptune.training.trainer import tokenize
 
 # Part of the texts on which the new head is measured and calibrated, before it is fitted to all.

@@ -16,8 +16,9 @@ from ptune.errors import PtuneError
 from ptune.files import DATA_CURVE_NAME, staged, write_json
 from ptune.quality.bootstrap import SLOW_SAMPLES, counts, interval, resampled
 from ptune.training.pictures import data_curve as draw
-from ptune.training.run import Answers, Run, all_answers, joined, load_dataset, trained_in_memory
+from ptune.training.run import Answers, Run, all_answers, joined, trained_in_memory
 from ptune.training.settings import TrainSettings
+from ptune.training.start import load_dataset
 
 Array = NDArray[Any]
 

@@ -20,8 +20,8 @@ from ptune.inference.classifier import TextClassifier
 from ptune.labels import NO_LABEL, Labels
 from ptune.postprocessing import Goal, Postprocessing
 from ptune.training import calibration
-from ptune.training.run import load_dataset
 from ptune.training.settings import TrainSettings
+from ptune.training.start import load_dataset
 
 Array = NDArray[Any]
 # Characters of a text on a page.

@@ -23,9 +23,11 @@ from ptune.data.opening import format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
 from ptune.files import METRICS_NAME, read_json, staged, write_json
+from ptune.training import folder as run_folder
 from ptune.training import run as runs
 from ptune.training.defaults import virtual_tokens
 from ptune.training.settings import TrainSettings
+from ptune.training.start import dialect_of, prepare
 from ptune.training.together import Member, Stack
 
 # The most virtual tokens in a step. More take more memory, and as much time per token.
@@ -169,7 +171,7 @@ def tasks_of(
         raise PtuneError("Several tasks come from one file. Name it with --train-file.")
     if label_columns:
         return _by_folder(settings, label_columns, [{"label_column": n} for n in label_columns])
-    table = read_table(settings.train_file, runs.dialect_of(settings))
+    table = read_table(settings.train_file, dialect_of(settings))
     if group_column not in table:
         known = near(str(group_column), table)
         raise PtuneError(f"{settings.train_file} has no column {group_column!r}; {known}.")
@@ -206,15 +208,15 @@ def _prepared(
     prepared = []
     for name, given in tasks.items():
         folder = output_dir / name
-        begun = resume and runs.is_begun(folder)
-        runs.check_folder(folder, overwrite=overwrite or resume, resume=begun)
+        begun = resume and run_folder.is_begun(folder)
+        run_folder.check_folder(folder, overwrite=overwrite or resume, resume=begun)
         try:
-            settings, dataset, tokenizer = runs.prepare(given)
+            settings, dataset, tokenizer = prepare(given)
         except PtuneError as error:
             fleet.refused[name] = str(error)
             continue
         if begun:
-            runs.check_unchanged(folder, settings, dataset)
+            run_folder.check_unchanged(folder, settings, dataset)
         prepared.append(_Task(name, folder, begun, given, settings, dataset, tokenizer))
     return prepared
 
@@ -236,7 +238,7 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
                 except PtuneError as error:
                     fleet.refused[task.name] = str(error)
                 else:
-                    runs.prepare_folder(task.folder, task.settings, keep=False)
+                    run_folder.prepare_folder(task.folder, task.settings, keep=False)
             for member in stack.train(list(members)):
                 task = members[member]
                 if member.refused:

@@ -27,8 +27,10 @@ from ptune.backbones.loading import default_device
 from ptune.data.dataset import WEIGHT, TaskData
 from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.mechanisms import Prompt
-from ptune.training.run import CHECKPOINTS, Answers, fitted_prompt, new_model, own_backbone
+from ptune.training.folder import CHECKPOINTS
+from ptune.training.run import Answers
 from ptune.training.settings import TrainSettings
+from ptune.training.start import fitted_prompt, new_model, own_backbone
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
 
 # A task ends early once its mean training loss is below this, over this number of steps and at

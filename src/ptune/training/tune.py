@@ -22,16 +22,10 @@ from transformers import TrainerCallback, TrainingArguments
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, missing_package
 from ptune.files import read_json, staged, write_json
-from ptune.training.run import (
-    Run,
-    check_folder,
-    differences,
-    prepare,
-    prepare_folder,
-    train_run,
-    trained_in_memory,
-)
+from ptune.training.folder import check_folder, differences, prepare_folder
+from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
+from ptune.training.start import prepare
 from ptune.training.summary import Summary
 
 if TYPE_CHECKING:

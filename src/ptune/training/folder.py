@@ -1,0 +1,116 @@
+"""The run folder: what may be written to it, and what an interrupted run left in it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ptune.data.dataset import TaskData
+from ptune.errors import PtuneError
+from ptune.files import (
+    DATA_CURVE_NAME,
+    FEATURES_NAME,
+    METRICS_NAME,
+    NEXT_TO_REPORT,
+    PICTURES,
+    REPORT_NAME,
+    SETTINGS_NAME,
+    read_json,
+    staged,
+    write_json,
+)
+from ptune.training.settings import TrainSettings, is_first
+from ptune.training.start import resolve
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+
+
+def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuse a folder that must not be written to, before any work is done.
+
+    Only the first process checks: others may arrive after it has begun to write.
+
+    Raises:
+        PtuneError: The folder is not empty and neither flag was given, or there is no run to
+            resume.
+    """
+    if not is_first():
+        return
+    if folder.exists() and not folder.is_dir():
+        raise PtuneError(f"{folder} is a file; expected a folder for the results.")
+    if resume:
+        if not is_begun(folder):
+            raise PtuneError(f"{folder} holds no run to resume. Leave out --resume to start one.")
+    elif folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise PtuneError(
+                f"The folder {folder} already holds something. Choose another one, continue an "
+                "interrupted run (--resume), or replace the run in it (--overwrite)."
+            )
+        if not is_begun(folder):
+            raise PtuneError(
+                f"The folder {folder} holds files that are not from a ptune run, so --overwrite "
+                "leaves it alone. Choose another one."
+            )
+
+
+def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) -> None:
+    """Check that resolved settings are those of the run that is resumed.
+
+    Raises:
+        PtuneError: Some differ.
+    """
+    before = resolve(TrainSettings.read(folder), dataset).to_dict()
+    if listed := differences(before, settings.to_dict()):
+        raise PtuneError(
+            f"The run in {folder} was started with other settings: {listed}. Resume it with its "
+            "own settings, or start a run in another folder."
+        )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the settings of two runs, as a part of a sentence; empty: nothing."""
+    differing = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    return ", ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in differing)
+
+
+def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None:
+    """Create the run folder, write the settings and delete a previous run's files unless `keep`.
+
+    Raises:
+        PtuneError: The folder cannot be written.
+    """
+    if keep or not is_first():
+        return
+    with staged(folder) as stage:
+        write_json(stage / SETTINGS_NAME, settings.to_dict())
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (METRICS_NAME, FEATURES_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT):
+        (folder / name).unlink(missing_ok=True)
+    for name in PICTURES:
+        for picture in folder.glob(f"{Path(name).stem}*.*g"):  # .png and .svg, of each set
+            picture.unlink()
+
+
+def is_begun(folder: Path) -> bool:
+    """True if the folder holds a run, finished or not."""
+    return (folder / SETTINGS_NAME).is_file()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint. `Trainer` writes its state file last."""
+    found = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        step = checkpoint.name.removeprefix("checkpoint-")
+        if step.isdigit():
+            try:
+                read_json(checkpoint / "trainer_state.json")
+            except PtuneError:
+                logger.warning("Skipping the incomplete checkpoint %s.", checkpoint)
+            else:
+                found.append((int(step), checkpoint))
+    return max(found)[1] if found else None
