@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 import ptune
 from ptune import PromptModel, PtuneError
+from ptune.adapters.relabel import relabel
+from ptune.labels import edits
 from ptune.peft import PromptEncoderConfig
 
 K = 5
@@ -29,6 +31,8 @@ EXPORTS = {
     "Llama, input": ("Llama", {"placement": "prefix"}),
     "BERT, reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 2}),
 }
+# The labels of this one are merged before it is exported.
+MERGED = "BERT, input, prompt"
 RUNTIMES = ["onnx", "openvino"]
 PAIRS = list(zip(SENTENCES[:4], SENTENCES[4:], strict=True))
 LONG = " ".join(SENTENCES * 3)
@@ -59,6 +63,8 @@ def exports(tmp_path_factory):
         if name not in made:
             folder = tmp_path_factory.mktemp("export")
             adapter = make_adapter(folder, *EXPORTS[name])
+            if name == MERGED:
+                relabel(adapter, lambda labels: edits.merge(labels, ["no", "yes"], "decided"))
             assert ptune.export_onnx(adapter, folder / "out").difference < 1e-5
             made[name] = adapter, folder / "out"
         return made[name]
@@ -131,6 +137,19 @@ def test_an_export_has_the_methods_of_a_classifier(bert, runtime):
     assert exported([]) == []
     with pytest.raises(PtuneError, match="empty"):
         exported.predict(["fine", ""])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_export_answers_with_merged_labels(exports, runtime):
+    adapter, folder = exports(MERGED)
+    classifier = ptune.load(adapter, dtype="float32", device="cpu")
+    exported = ptune.load_exported(folder, runtime, dtype="float32")
+    assert exported.labels == classifier.labels == ["decided", "maybe"]
+    p = exported.predict_proba(SENTENCES)
+    np.testing.assert_allclose(p, classifier.predict_proba(SENTENCES), atol=1e-5)
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
+    assert list(exported.predict(SENTENCES)) == list(classifier.predict(SENTENCES))
+    assert exported(SENTENCES[0]).probabilities.keys() == {"decided", "maybe"}
 
 
 def test_openvino_in_bfloat16_is_close(bert):

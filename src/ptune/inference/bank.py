@@ -104,18 +104,12 @@ class Answer(NamedTuple):
     Attributes:
         task: The task as it was when the call started.
         logits: Its logits, ``[num_labels]``.
-        truncated: Whether a part of the text was not read.
+        prediction: The logits as labels and probabilities.
     """
 
     task: TaskInfo
     logits: np.ndarray
-    truncated: bool
-
-    @property
-    def prediction(self) -> Prediction:
-        """The logits as labels and probabilities."""
-        values, cut = self.task.postprocessing, [self.truncated]
-        return values.predictions(self.task.labels_, self.logits[None], truncated=cut)[0]
+    prediction: Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,7 +505,8 @@ class PromptBank:
             PtuneError: A request is malformed, its text is empty, there is no such task, or an
                 adapter that is not in memory has changed on disk. The message names the task.
         """
-        return [found.logits for found in self.answers(requests, batch_size=batch_size)]
+        windows = self._windows(requests, batch_size, None)
+        return [logits for _, found, _ in windows for logits in found]
 
     def predict(self, requests: Iterable[tuple[str, Text]]) -> list[Any]:
         """What each task's classifier would predict, in order. Raises as `logits` does.
@@ -520,9 +515,10 @@ class PromptBank:
         a regression. To predict for one task only, in an array, use ``bank[task].predict(texts)``.
         """
         found = []
-        for info, logits, _ in self.answers(requests):
-            margins = info.postprocessing.margins(logits[None])
-            found.append(info.labels_.decode(margins)[0])
+        for tasks, answered, _ in self._windows(requests, 32, None):
+            for task, logits in zip(tasks, answered, strict=True):
+                margins = task.info.postprocessing.margins(logits[None])
+                found.append(task.info.labels_.decode(margins)[0])
         return found
 
     def __call__(self, requests: Iterable[tuple[str, Text]]) -> Prediction | list[Prediction]:
@@ -547,12 +543,20 @@ class PromptBank:
         batch_size: int = 32,
         truncation_side: str | None = None,
     ) -> Iterator[Answer]:
-        """As `logits`, each with its task, and whether the text was truncated."""
-        pairs = iter(self._tasks_and_texts(requests))
-        while window := list(itertools.islice(pairs, WINDOW)):
-            found, cut = self._window(window, batch_size, truncation_side)
-            for (task, _), logits, truncated in zip(window, found, cut, strict=True):
-                yield Answer(task.info, logits, truncated)
+        """As `logits`, each with its task and the prediction."""
+        for tasks, found, cut in self._windows(requests, batch_size, truncation_side):
+            rows_of: dict[_Task, list[int]] = defaultdict(list)
+            for i, task in enumerate(tasks):
+                rows_of[task].append(i)
+            predictions: dict[int, Prediction] = {}
+            for task, own in rows_of.items():
+                values, logits = task.info.postprocessing, np.stack([found[i] for i in own])
+                truncated = [cut[i] for i in own]
+                with np.errstate(invalid="ignore"):  # a damaged adapter's logits are not finite
+                    some = values.predictions(task.info.labels_, logits, truncated=truncated)
+                predictions |= zip(own, some, strict=True)
+            for i, task in enumerate(tasks):
+                yield Answer(task.info, found[i], predictions[i])
 
     def predict_all(
         self, texts: Iterable[Text], tasks: Iterable[str] | None = None
@@ -590,6 +594,14 @@ class PromptBank:
         checked = [_checked(row, i) for i, row in enumerate(rows(rows_of))]
         with self._tables:
             return [(self._known(name), texts) for name, texts in checked]
+
+    def _windows(
+        self, requests: Iterable[tuple[str, Text]], batch_size: int, side: str | None
+    ) -> Iterator[tuple[list[_Task], list[np.ndarray], list[bool]]]:
+        """Tasks, logits, and whether each text was cut, for some requests at a time."""
+        pairs = iter(self._tasks_and_texts(requests))
+        while window := list(itertools.islice(pairs, WINDOW)):
+            yield [task for task, _ in window], *self._window(window, batch_size, side)
 
     def _window(
         self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int, side: str | None

@@ -507,24 +507,21 @@ def _parse(model: type[Asked], body: bytes) -> Asked:
 
 def _truncated(answers: Sequence[Answer]) -> dict[str, str]:
     """A header with the number of answers to texts that were too long; clients' forms have none."""
-    count = sum(answer.truncated for answer in answers)
+    count = sum(answer.prediction.truncated for answer in answers)
     return {"X-Truncated-Texts": str(count)} if count else {}
 
 
 def _ranked(answer: Answer, function: str | None) -> list[dict[str, Any]]:
     """Labels and scores of one text, highest first."""
-    task, logits, _ = answer
+    task, logits, prediction = answer
     if function is None:
-        function = "none" if task.labels_.is_regression else "default"
-    turn = {
-        "none": np.asarray,
-        "softmax": special.softmax,
-        "sigmoid": special.expit,
-        "default": task.labels_.probabilities,
-    }[function]
-    values = logits if function == "none" else task.postprocessing.calibrated(logits)
-    pairs = zip(task.labels, turn(task.labels_.merged(values)).tolist(), strict=True)
-    return [{"label": n, "score": s} for n, s in sorted(pairs, key=lambda pair: -pair[1])]
+        scores = task.labels_.by_name(prediction).probabilities
+    else:
+        turn = {"none": np.asarray, "softmax": special.softmax, "sigmoid": special.expit}[function]
+        values = logits if function == "none" else task.postprocessing.calibrated(logits)
+        values = turn(task.labels_.merged(values))
+        scores = dict(zip(task.labels, values.tolist(), strict=True))
+    return [{"label": n, "score": s} for n, s in sorted(scores.items(), key=lambda p: -p[1])]
 
 
 def _moderated(answer: Answer, harmless: Sequence[str]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter as Counts
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,23 +63,16 @@ class Metrics:
 
     def record(self, answers: Iterable[Answer]) -> None:
         """Count what the tasks of a batch answered. Nothing of the texts is kept."""
-        by_task: dict[int, list[Answer]] = defaultdict(list)
-        for answer in answers:
-            if np.isfinite(answer.logits).all():
-                by_task[id(answer.task)].append(answer)
-        for some in by_task.values():
-            task, labels, values = some[0].task, some[0].task.labels_, some[0].task.postprocessing
-            self.truncated.labels(task.name).inc(sum(answer.truncated for answer in some))
-            if labels.is_regression:
+        for task, logits, prediction in answers:
+            if not np.isfinite(logits).all():
                 continue
-            logits = np.stack([answer.logits for answer in some])
-            decided = labels.decide(values.margins(logits))
-            rows = decided.tolist() if labels.is_multi else np.eye(len(labels))[decided].tolist()
-            names = [[n for n, on in zip(labels.names, row, strict=True) if on] for row in rows]
-            for label, count in Counts(name for own in names for name in own or [NO_LABEL]).items():
-                self.labels.labels(task.name, label).inc(count)
-            for score in labels.probabilities(values.calibrated(logits)).max(axis=1).tolist():
-                self.confidence.labels(task.name).observe(score)
-            if values.unfamiliar is not None:
-                count = int((values.unfamiliar.share(logits) > UNFAMILIAR).sum())
+            self.truncated.labels(task.name).inc(prediction.truncated)
+            if task.labels_.is_regression:
+                continue
+            label = task.labels_.by_name(prediction).label
+            for name in (label or [NO_LABEL]) if isinstance(label, list) else [label]:
+                self.labels.labels(task.name, name).inc()
+            self.confidence.labels(task.name).observe(prediction.score)
+            if prediction.unfamiliar is not None:
+                count = prediction.unfamiliar > UNFAMILIAR
                 self.unfamiliar.labels(task.name).inc(count)
