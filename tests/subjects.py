@@ -54,11 +54,7 @@ HEADS = {
     "mask": (["parcel", "lamp", "phone"], "single_label_classification", {}),
 }
 GAP = Template("{text} it was {mask} today")
-ENGINES = {
-    "torch": lambda folder: ptune.load(folder / "adapter", dtype="float32", device="cpu"),
-    "onnx": lambda folder: ptune.load_exported(folder / "export", "onnx"),
-    "openvino": lambda folder: ptune.load_exported(folder / "export", "openvino", dtype="float32"),
-}
+ENGINES = ("torch", "onnx", "openvino")
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,8 @@ class Subject:
 
     def load(self, folder):
         """The classifier, from the folder that `write` wrote."""
-        return ENGINES[self.engine](folder)
+        how = {"dtype": "float32", "device": "cpu", "cache_dir": folder / "cache"}
+        return ptune.load(folder / "adapter", engine=self.engine, **how)
 
 
 SUBJECTS = [
@@ -172,7 +169,7 @@ def postprocessing_of(subject):
 
 
 def write(subject, folder, seed=2):
-    """Write the subject's backbone and adapter, and an export for other engines than PyTorch."""
+    """Write the subject's backbone and adapter. Other engines than PyTorch export it on loading."""
     if not folder.is_dir():
         backbone, _ = backbone_of(subject, folder / "backbone")
         model = shake(PromptModel(backbone, config_of(subject)), seed)
@@ -180,8 +177,6 @@ def write(subject, folder, seed=2):
         model.save_pretrained(folder / "adapter")
         adapter = Adapter.read(folder / "adapter")
         replace(adapter, postprocessing=postprocessing_of(subject)).save(folder / "adapter")
-    if subject.engine != "torch" and not (folder / "export").is_dir():
-        ptune.export_onnx(folder / "adapter", folder / "export")
 
 
 def answers(classifier, texts):

@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ptune.errors import PtuneError as PtuneError
     from ptune.export.checkpoint import export_transformers as export_transformers
+    from ptune.export.loading import load as load
     from ptune.export.onnx import export_onnx as export_onnx
     from ptune.inference.bank import PromptBank as PromptBank
     from ptune.inference.classifier import PromptClassifier as PromptClassifier
-    from ptune.inference.classifier import load as load
     from ptune.inference.engines import load_exported as load_exported
     from ptune.labels import Prediction as Prediction
     from ptune.model import PromptModel as PromptModel
@@ -38,7 +38,7 @@ _HOME = {
     "TrainSettings": "training.settings",
     "export_onnx": "export.onnx",
     "export_transformers": "export.checkpoint",
-    "load": "inference.classifier",
+    "load": "export.loading",
     "load_exported": "inference.engines",
     "train_fleet": "training.fleet",
     "train_run": "training.run",

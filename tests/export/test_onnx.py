@@ -214,8 +214,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["predict", "EXPORT", "text"], "Name its runtime"),
-        (["predict", "ADAPTER", "text", "--runtime", "onnx"], "not an export to ONNX"),
+        (["predict", "EXPORT", "text"], "Name what runs it"),
         (["predict", "EXPORT", "text", "--runtime", "onnx", "--model", "minilm"], "--model is for"),
         (["predict", "EXPORT", "text", "--runtime", "openvino", "--revision", "v1"], "--revision"),
         (
@@ -226,7 +225,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
         (["export", "ADAPTER", "ADAPTER", "--to", "onnx"], "holds an adapter"),
         (["export", "ADAPTER", "FILE", "--to", "onnx"], "is a file"),
         (["export", "ADAPTER", "FOLDER", "--to", "onnx"], "not an export"),
-        (["export", "EXPORT", "NEW", "--to", "onnx"], "Name its runtime"),
+        (["export", "EXPORT", "NEW", "--to", "onnx"], "Name what runs it"),
     ],
 )
 def test_wrong_flags_are_explained(bert, tmp_path, capsys, words, message):

@@ -16,6 +16,7 @@ import ptune
 from ptune import PromptBank, PromptEncoderConfig, PromptModel, PtuneError, texts
 from ptune.adapters import schema
 from ptune.adapters.adapter import Adapter
+from ptune.export.loading import graph_of
 from ptune.inference import files
 from ptune.labels import Labels
 from ptune.training import trainer
@@ -136,13 +137,12 @@ def test_an_older_version_refuses_windows(adapter_of, monkeypatch):
 
 def test_an_export_to_onnx_reads_windows_and_a_checkpoint_refuses_them(folder_of, tmp_path):
     pytest.importorskip("onnxruntime")
-    shutil.copytree(folder := folder_of(Subject("input", engine="onnx")), tmp_path / "both")
-    shutil.move(tmp_path / "both" / "adapter", tmp_path / "a")
-    shutil.move(tmp_path / "both" / "export", tmp_path / "onnx")
-    adapter = Adapter.read(tmp_path / "a")
+    folder = folder_of(Subject("input"))
+    adapter = Adapter.read(folder / "adapter")
     replace(adapter, long_texts="windows", max_length=LIMIT).save(tmp_path / "a")
+    shutil.copytree(graph_of(folder / "adapter", cache_dir=folder / "cache"), tmp_path / "onnx")
     # As if it had been exported now, which takes long.
-    info = json.loads((folder / "export" / "ptune_export.json").read_text())
+    info = json.loads((tmp_path / "onnx" / "ptune_export.json").read_text())
     assert info["long_texts"] == "truncate"
     info |= {"long_texts": "windows", "max_length": LIMIT}
     (tmp_path / "onnx" / "ptune_export.json").write_text(json.dumps(info))

@@ -43,6 +43,8 @@ OLD_WEIGHTS_NAME = "adapter_model.bin"
 TRAINED_STATE_NAME = "model.safetensors"
 # The same content under another name, where a folder must look as PEFT leaves it.
 ENCODER_NAME = "prompt_encoder.safetensors"
+# The files that decide what an adapter predicts.
+PREDICTING = (CONFIG_NAME, WEIGHTS_NAME, OLD_WEIGHTS_NAME, INFO_NAME, QUALITY_NAME)
 # In model cards that a publication replaces by a fuller one.
 CARD_MARK = "<!-- This card was written automatically. -->"
 

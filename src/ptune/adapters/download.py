@@ -153,14 +153,15 @@ def own_file(folder: Path, name: str) -> Path | None:
     file = folder / name
     if not os.path.lexists(file):
         return None
-    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
-    # A snapshot in the Hub's cache consists of links to `blobs`.
-    blobs = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
-    if not any(target.is_relative_to(place) for place in (root, *blobs)):
-        raise PtuneError(
-            f"{file} links to {target}, outside the adapter's folder. If you trust the adapter, "
-            "replace the link by a copy of the file."
-        )
+    if file.is_symlink():
+        root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(file))
+        # A snapshot in the Hub's cache consists of links to `blobs`.
+        blobs = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
+        if not any(target.is_relative_to(place) for place in (root, *blobs)):
+            raise PtuneError(
+                f"{file} links to {target}, outside the adapter's folder. If you trust the "
+                "adapter, replace the link by a copy of the file."
+            )
     if not file.is_file():
         raise PtuneError(f"{file} is not a regular file. Remove it, or download the adapter again.")
     return file

@@ -174,7 +174,11 @@ Revision = Annotated[
 ]
 Runtime = Annotated[
     Literal["torch", "onnx", "openvino"],
-    option("torch runs an adapter. onnx and openvino run what `ptune export` wrote.", OUTPUT),
+    option(
+        "What computes. onnx and openvino run what `ptune export` wrote; an adapter is exported "
+        "once, into the cache folder.",
+        OUTPUT,
+    ),
 ]
 AsJson = Annotated[
     bool, option("Print one JSON object to standard output, and nothing else.", OUTPUT, "--json")

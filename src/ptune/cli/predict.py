@@ -143,6 +143,9 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     columns, dialect = read_with(options)
+    if not all_tasks:
+        given = (adapter, model, revision, allow_other_backbone)
+        adapter, model, revision, allow_other_backbone = on_runtime(runtime, *given)
     how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect, mark_truncated)
     recipe = Recipe(adapter, columns, *how)
     if all_tasks:
@@ -162,6 +165,24 @@ def predict(
     source = texts_of(texts if typed else None, pair, file, recipe)
     shown = "table" if as_table and not output else format
     answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
+
+
+def on_runtime(
+    runtime: str, adapter: str, model: str | None, revision: str | None, allow: bool
+) -> tuple[str, str | None, str | None, bool]:
+    """Export an adapter that another runtime than PyTorch shall run, and name the export instead.
+
+    Returns:
+        What to open, and the backbone to open it on: model, revision, whether another is allowed.
+    """
+    from ptune.inference.engines import is_export
+
+    if runtime == "torch" or is_export(adapter):
+        return adapter, model, revision, allow
+    from ptune.export.loading import graph_of
+
+    folder = graph_of(adapter, model=model, revision=revision, allow_other_backbone=allow)
+    return str(folder), None, None, False
 
 
 def texts_of(
@@ -324,6 +345,8 @@ def evaluate(
     from ptune.inference.engines import open_classifier
     from ptune.texts import as_rows
 
+    given = (adapter, model, revision, allow_other_backbone)
+    adapter, model, revision, allow_other_backbone = on_runtime(runtime, *given)
     classifier = open_classifier(
         adapter,
         runtime,

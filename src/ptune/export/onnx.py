@@ -83,13 +83,35 @@ def export_onnx(
             is slow; PyTorch cannot export this architecture, or the graph's logits differ. The
             folder is unchanged.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise missing_package(package, "onnx")
+    _check_packages()
     folder = Path(folder).resolve()
     check_target(folder, overwrite=overwrite)
     how: dict[str, Any] = {"model": model, "revision": revision, "dtype": "float32"}
-    classifier = load(source, device="cpu", allow_other_backbone=allow_other_backbone, **how)
+    how |= {"device": "cpu", "allow_other_backbone": allow_other_backbone}
+    return write_onnx(load(source, **how), folder, int8=int8, check_texts=check_texts)
+
+
+def _check_packages() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, "onnx")
+
+
+def write_onnx(
+    classifier: PromptClassifier,
+    folder: Path,
+    *,
+    int8: bool = False,
+    check_texts: Sequence[Text] = (),
+) -> Check:
+    """Write a classifier, which is in float32 on the CPU, as `export_onnx` does.
+
+    The classifier is changed and cannot be used afterwards.
+
+    Raises:
+        PtuneError: As for `export_onnx`.
+    """
+    _check_packages()
     prompt_model = classifier.prompt_model_
     tokenizer = _tokenizer(classifier)
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
@@ -99,6 +121,8 @@ def export_onnx(
         **classifier.labels_.to_json(),
         "max_length": prompt_model.max_text_tokens(tokenizer),
         "long_texts": prompt_model.state.long_texts,
+        "text_pairs": prompt_model.state.pairs,
+        "text_columns": [*map(str, getattr(classifier, "feature_names_in_", ()))] or None,
         "template": (template := prompt_model.state.template) and template.pattern,
     }
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)

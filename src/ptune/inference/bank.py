@@ -24,8 +24,6 @@ from transformers import PreTrainedModel
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.download import AdapterFiles
-from ptune.adapters.quality import QUALITY_NAME
-from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.backbones.loading import (
     default_device,
     full_name,
@@ -62,9 +60,6 @@ from ptune.texts import (
 
 if TYPE_CHECKING:
     import transformers
-
-# The files that decide what an adapter predicts.
-_FILES = (CONFIG_NAME, adapter.WEIGHTS_NAME, adapter.OLD_WEIGHTS_NAME, INFO_NAME, QUALITY_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +207,8 @@ class PromptBank:
         self._budget, self._allow_other = memory_budget, allow_other_backbone
         self._used = 0
         self._tables = ForkLock(level=1)  # guards the three above
+        # What the last adapter recorded about its backbone. Most others record the same.
+        self._recognised: tuple[Any, ...] = ()
 
     @classmethod
     def from_folder(
@@ -243,7 +240,8 @@ class PromptBank:
         places = {
             place.name: place
             for place in sorted(root.iterdir())
-            if not place.name.startswith(".") and any((place / n).is_file() for n in _FILES)
+            if not place.name.startswith(".")
+            and any((place / n).is_file() for n in adapter.PREDICTING)
         }
         refused: dict[str, str] = {}
         revision = None
@@ -431,7 +429,10 @@ class PromptBank:
     def _weights(self, found: Adapter) -> _Weights:
         """Move an adapter's tensors to the backbone's device, after checking that they fit."""
         host = self._host_for(at_mask=found.reads_mask)
-        check_fits(found, host, allow_other_backbone=self._allow_other)
+        recorded = (host, found.config.base_model_name_or_path, found.backbone)
+        known = recorded == self._recognised
+        check_fits(found, host, allow_other_backbone=self._allow_other or known)
+        self._recognised = recorded
         config = host.fitted(found.config)
         width = found.prompt_embeddings.shape[1]
         mechanism = host.mechanism_for(config, found.mechanism, width)
@@ -796,10 +797,13 @@ def _checked(request: Any, position: int) -> tuple[str, tuple[str, ...]]:
 def _stamp(folder: Path) -> tuple[Any, ...]:
     """File metadata of an adapter, which changes when its content does."""
     found = []
-    for name in _FILES:
-        file = folder / name
-        status = file.stat() if file.is_file() else None
-        found.append(status and (status.st_ino, status.st_size, status.st_mtime_ns))
+    for name in adapter.PREDICTING:
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(found)
 
 

@@ -521,7 +521,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **kwargs: Any) -> PromptClassifier:
-        """Load a classifier; another name for `ptune.load`, with its arguments."""
+        """Load a classifier on PyTorch: `ptune.load`, with its arguments except `engine`."""
         return load(source, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -617,27 +617,15 @@ def load(
     local_files_only: bool = False,
     allow_other_backbone: bool = False,
 ) -> PromptClassifier:
-    """Load a classifier: an adapter, and the backbone it was trained on.
-
-    Args:
-        source: A folder, or a repository on the Hub, written by ptune or by 🤗 PEFT.
-        model: The backbone, if it is not available under the name that the adapter stores.
-        dtype: Data type of the backbone; ``"auto"``: bfloat16 where it is fast, else float32.
-        device: ``None``: a GPU if there is one.
-        batch_size: A batch has at most 128 tokens times this number.
-        subfolder, revision, token, cache_dir, local_files_only: For the Hub.
-        allow_other_backbone: As for `PromptModel.from_adapter`.
+    """Load a classifier on PyTorch. The arguments are those of `ptune.load`, which calls this.
 
     Raises:
-        PtuneError: There is no such adapter or backbone, or one does not fit the other.
-
-    Example:
-        ``ptune.load("runs/mrpc")(("A pair of texts.", "Two texts."))``
+        PtuneError: As for `ptune.load`.
     """
     if (Path(source) / "model.onnx").is_file():
         raise PtuneError(
-            f"{source} is an export to ONNX, and no adapter. Name its runtime (`--runtime onnx` or "
-            "`openvino`; ptune.load_exported in Python)."
+            f"{source} is an export to ONNX, and no adapter. Name what runs it (`--runtime onnx` "
+            "or `openvino`; engine= in Python)."
         )
     found = Adapter.read(
         source,

@@ -121,12 +121,13 @@ class ExportedClassifier(TextClassifier):
         max_length: int | None,
         batch_size: int,
         long_texts: LongTexts = "truncate",
+        pairs: bool | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
         self.labels_, self.postprocessing_ = labels, postprocessing
         self.template, self.max_length = template, max_length
-        self.batch_size, self.long_texts = batch_size, long_texts
+        self.batch_size, self.long_texts, self.pairs = batch_size, long_texts, pairs
 
     def _max_text_tokens(self) -> int | None:
         return self.max_length
@@ -136,6 +137,9 @@ class ExportedClassifier(TextClassifier):
 
     def _long_texts(self) -> LongTexts:
         return self.long_texts
+
+    def _pairs(self) -> bool | None:
+        return self.pairs
 
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         return self.engine.run(self._padded(batches))
@@ -203,7 +207,16 @@ def load_exported(
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
     template = None if info.get("template") is None else Template(info["template"])
     longest, how = info["max_length"], info.get("long_texts", "truncate")
-    return ExportedClassifier(engine, tokenizer, labels, values, template, longest, batch_size, how)
+    rest = (template, longest, batch_size, how, info.get("text_pairs"))
+    classifier = ExportedClassifier(engine, tokenizer, labels, values, *rest)
+    if columns := info.get("text_columns"):
+        classifier.feature_names_in_ = np.array(columns, dtype=object)
+    return classifier
+
+
+def is_export(source: str | os.PathLike[str]) -> bool:
+    """True for a folder that `ptune export --to onnx` wrote."""
+    return (Path(source) / MODEL_NAME).is_file()
 
 
 def _existing(file: Path) -> Path | None:

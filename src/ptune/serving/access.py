@@ -59,7 +59,7 @@ def task_folder(folder: Path, task: str) -> Path:
         raise PtuneError(NAME_RULE)
     root = folder.resolve()
     for path in (root / task, *(root / task / name for name in FILES)):
-        if not path.resolve().is_relative_to(root):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise PtuneError(
                 f"{task}: {path.name} links to a place outside the served folder. Copy the files "
                 "into the folder."
