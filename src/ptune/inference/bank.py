@@ -796,7 +796,7 @@ def _checked(request: Any, position: int) -> tuple[str, tuple[str, ...]]:
 
 def _stamp(folder: Path) -> tuple[Any, ...]:
     """File metadata of an adapter, which changes when its content does."""
-    found = []
+    found: list[tuple[int, ...] | None] = []
     for name in adapter.PREDICTING:
         try:
             status = (folder / name).stat()
