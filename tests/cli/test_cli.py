@@ -350,7 +350,9 @@ def test_all_tasks_of_a_folder_answer_for_each_text(run_ptune, refused, trained,
         "--runtime and --format table",
     )
     (tmp_path / "new.csv").write_text("text,mail\nwhere is it,x\n")
-    refused(asked, "A row has a column 'mail', which clashes with the predictions of a task.")
+    (record,) = json_lines(run_ptune(*asked).out)
+    assert record["mail"] == "x"
+    assert list(record) == ["text", "mail", "predicted_mail", "predicted_reader"]
 
 
 @pytest.mark.parametrize("how", ["--format", "--output"])

@@ -152,18 +152,27 @@ class Writer:
     mark_truncated: bool = False
     _prefix: str | None = None
 
+    @property
+    def new(self) -> list[str]:
+        """The columns that a prediction may get, without a prefix."""
+        names = ["label", "score", "probabilities", "unfamiliar"]
+        return [*names, *(["truncated"] if self.mark_truncated else [])]
+
     def write(self, batch: Batch, predicted: list[Prediction]) -> None:
         """Append rows and their predictions."""
         raise NotImplementedError
 
-    def prefix(self, batch: Batch) -> str:
-        """The prefix of the new columns' names, chosen with the first rows.
+    def prefix(self, names: Iterable[str], new: Iterable[str]) -> str:
+        """The prefix of the new columns, chosen with the first rows.
+
+        Args:
+            names: The columns of the input.
+            new: The new columns, without a prefix.
 
         Raises:
             PtuneError: Later rows have a column of that name.
         """
-        names, new = set(_names(batch)), ["label", "score", "probabilities", "unfamiliar"]
-        new += ["truncated"] if self.mark_truncated else []
+        names, new = set(names), list(new)
         if self._prefix is None:
             self._prefix = ""
             while any(self._prefix + name in names for name in new):
@@ -187,25 +196,40 @@ class Rows(Writer):
         """Append a row."""
         raise NotImplementedError
 
-    def put_tasks(self, row: dict[str, Any], predicted: dict[str, Prediction]) -> None:
+    def put_tasks(
+        self, row: dict[str, Any], predicted: dict[str, Prediction], names: list[str]
+    ) -> None:
         """Append a row with the predictions of several tasks.
 
+        Args:
+            row, predicted: The row, and its predictions by task.
+            names: The columns of the rows around it.
+
         Raises:
-            PtuneError: The row has a column with the name of a new one.
+            PtuneError: As for `prefix`.
         """
         new: dict[str, Any] = {}
         for task, prediction in predicted.items():
             new |= self.columns(task, prediction)
-        if taken := sorted(row.keys() & new.keys()):
-            raise PtuneError(
-                f"A row has a column {taken[0]!r}, which clashes with the predictions of a task. "
-                "Rename the column."
-            )
-        self.put({**row, **new})
+        p = self.prefix(names, new)
+        self.put({**row, **{p + name: value for name, value in new.items()}})
 
     def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
         """The columns of a task's prediction."""
         raise NotImplementedError
+
+    def fields(self, prediction: Prediction) -> dict[str, Any]:
+        """What is written of a prediction."""
+        found: dict[str, Any] = {
+            "label": prediction.label,
+            "score": round(prediction.score, 6),
+            "probabilities": {k: round(v, 6) for k, v in prediction.probabilities.items()},
+        }
+        if prediction.unfamiliar is not None:
+            found["unfamiliar"] = round(prediction.unfamiliar, 4)
+        if self.mark_truncated:
+            found["truncated"] = prediction.truncated
+        return found
 
 
 class JsonLines(Rows):
@@ -216,20 +240,11 @@ class JsonLines(Rows):
 
     def write(self, batch: Batch, predicted: list[Prediction]) -> None:
         """Append rows and their predictions."""
-        p = self.prefix(batch)
+        p = self.prefix(_names(batch), self.new)
         for row, prediction in zip(_rows(batch), predicted, strict=True):
-            probabilities = {k: round(v, 6) for k, v in prediction.probabilities.items()}
-            record = {
-                **row,
-                f"{p}label": prediction.label,
-                f"{p}score": round(prediction.score, 6),
-                f"{p}probabilities": probabilities,
-            }
-            if prediction.unfamiliar is not None:
-                record[f"{p}unfamiliar"] = round(prediction.unfamiliar, 4)
-            if self.mark_truncated:
-                record[f"{p}truncated"] = prediction.truncated
-            self.put(record)
+            self.put(
+                {**row, **{p + name: value for name, value in self.fields(prediction).items()}}
+            )
 
     def put(self, row: dict[str, Any]) -> None:
         """Append a row."""
@@ -238,10 +253,7 @@ class JsonLines(Rows):
 
     def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
         """One column per task, with an object."""
-        probabilities = {k: round(v, 6) for k, v in prediction.probabilities.items()}
-        score = round(prediction.score, 6)
-        found = {"label": prediction.label, "score": score, "probabilities": probabilities}
-        return {task: found}
+        return {task: self.fields(prediction)}
 
 
 class Delimited(Rows):
@@ -253,17 +265,11 @@ class Delimited(Rows):
 
     def write(self, batch: Batch, predicted: list[Prediction]) -> None:
         """Append rows and their predictions, with a header before the first row."""
-        p = self.prefix(batch)
+        p = self.prefix(_names(batch), self.new)
         for row, prediction in zip(_rows(batch), predicted, strict=True):
-            label = prediction.label
-            shown = joined(label) if isinstance(label, list) else label
-            row = {**row, f"{p}label": shown, f"{p}score": round(prediction.score, 6)}
-            if prediction.unfamiliar is not None:
-                row[f"{p}unfamiliar"] = round(prediction.unfamiliar, 4)
-            if self.mark_truncated:
-                row[f"{p}truncated"] = str(prediction.truncated).lower()
+            row = {**row, **{p + name: value for name, value in self.fields(prediction).items()}}
             for name, probability in prediction.probabilities.items():
-                if isinstance(label, float):
+                if isinstance(prediction.label, float):
                     break
                 while name in row:  # a label may have the name of a column
                     name += " (label)"
@@ -283,10 +289,19 @@ class Delimited(Rows):
         self._writer.writerow(row)
 
     def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
-        """Two columns per task: the label and its score."""
-        label = prediction.label
-        shown = joined(label) if isinstance(label, list) else label
-        return {task: shown, f"{task} score": round(prediction.score, 6)}
+        """The label, the score and so on, each with the name of the task."""
+        fields = self.fields(prediction)
+        return {task: fields.pop("label"), **{f"{task} {k}": v for k, v in fields.items()}}
+
+    def fields(self, prediction: Prediction) -> dict[str, Any]:
+        """What fits in a cell."""
+        found = super().fields(prediction)
+        del found["probabilities"]
+        if isinstance(found["label"], list):
+            found["label"] = joined(found["label"])
+        if self.mark_truncated:
+            found["truncated"] = str(prediction.truncated).lower()
+        return found
 
 
 class Typed(Writer):
@@ -312,7 +327,7 @@ class Typed(Writer):
                 f"A .{self.format} file can only be written from a Parquet, Arrow or Feather file, "
                 "whose columns have types. Name a .jsonl or .csv file."
             )
-        p = self.prefix(batch)
+        p = self.prefix(_names(batch), self.new)
         types = self.types | ({"truncated": pyarrow.bool_()} if self.mark_truncated else {})
         for name, kind in types.items():
             column = pyarrow.array([getattr(x, name) for x in predicted], kind)
@@ -384,8 +399,10 @@ def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
     """
     count, labels = 0, {task: bank.task(task).labels_ for task in bank}
     for batch, texts in source.read():
+        names = _names(batch)
         for row, found in zip(_rows(batch), bank.predict_all(texts), strict=True):
-            out.put_tasks(row, {task: labels[task].by_name(p) for task, p in found.items()})
+            named = {task: labels[task].by_name(p) for task, p in found.items()}
+            out.put_tasks(row, named, names)
         count += len(texts)
     return count
 
