@@ -20,6 +20,9 @@ from ptune.labels import Labels, Prediction
 
 Array = NDArray[np.float64]
 
+# A text is called unfamiliar if more than this share of the held-out texts are more familiar.
+UNFAMILIAR = 0.95
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -59,11 +62,12 @@ class Goal:
 class Unfamiliar:
     """How unlike the held-out texts a text is, judged by its logits.
 
-    The score is the relative Mahalanobis distance (https://arxiv.org/abs/2106.09022): the squared
-    distance to the nearest label's mean, minus that to the mean of all texts. If logits of training
-    texts are known, the distance to the nearest of them (https://arxiv.org/abs/2204.06507) counts
-    as much. Logits exist wherever a classifier runs, so the score costs next to nothing and is the
-    same everywhere.
+    The score is a weighted sum of four measures: the relative Mahalanobis distance
+    (https://arxiv.org/abs/2106.09022), which is the squared distance to the nearest label's mean
+    minus that to the mean of all texts; the distance to the nearest training text whose logits are
+    known (https://arxiv.org/abs/2204.06507); the same after logits are centred and have length one;
+    and the entropy of the probabilities. Logits exist wherever a classifier runs, so the score
+    costs next to nothing and is the same everywhere.
 
     Attributes:
         within: Makes the logits of one label spherical, ``[num_labels, num_labels]``.
@@ -72,7 +76,7 @@ class Unfamiliar:
             ``[num_labels + 1, num_labels]``.
         scores: Scores of held-out texts, ascending.
         known: Logits of training texts, ``[known, num_labels]``.
-        weight: Of the distance to the nearest known text, ``[1]``.
+        weights: Of the four measures, ``[4]``.
     """
 
     within: Array
@@ -80,17 +84,24 @@ class Unfamiliar:
     overall: Array
     scores: Array
     known: Array | None = None
-    weight: Array | None = None
+    weights: Array = field(default_factory=lambda: np.array([1.0, 0.0, 0.0, 0.0]))
 
-    def score(self, logits: Any) -> Array:
-        """Scores ``[n]`` of logits ``[n, num_labels]``; higher is less familiar."""
+    def parts(self, logits: Any) -> Array:
+        """The four measures, ``[n, 4]``. Distances to known texts are 0 if there are none."""
         values = np.asarray(logits, dtype=np.float64)
         apart = (values @ self.within)[:, None] - self.means  # [n, num_labels, num_labels]
         relative = values @ self.overall[:-1] - self.overall[-1]
-        score = (apart**2).sum(axis=2).min(axis=1) - (relative**2).sum(axis=1)
-        if self.known is None or self.weight is None:
-            return score
-        return score + self.weight * nearest(values, self.known)
+        distance = (apart**2).sum(axis=2).min(axis=1) - (relative**2).sum(axis=1)
+        near = angle = np.zeros(len(values))
+        if self.known is not None:
+            known = self.known.astype(np.float64)
+            near, angle = nearest(values, known), nearest(_direction(values), _direction(known))
+        entropy = special.entr(special.softmax(values, axis=1)).sum(axis=1)
+        return np.stack([distance, near, angle, entropy], axis=1)
+
+    def score(self, logits: Any) -> Array:
+        """Scores ``[n]`` of logits ``[n, num_labels]``; higher is less familiar."""
+        return self.parts(logits) @ self.weights
 
     def share(self, logits: Any) -> Array:
         """The share of held-out texts that are more familiar than each text, ``[n]``."""
@@ -102,9 +113,14 @@ class Unfamiliar:
 
 def nearest(logits: Array, known: Array) -> Array:
     """Distances ``[n]`` of logits ``[n, num_labels]`` to the nearest of ``[known, num_labels]``."""
-    known = known.astype(np.float64)
     found = ((known**2).sum(axis=1) - 2 * logits @ known.T).min(axis=1)
     return np.sqrt(((logits**2).sum(axis=1) + found).clip(0))
+
+
+def _direction(logits: Array) -> Array:
+    """Logits ``[n, num_labels]``, centred and of length one."""
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    return centred / (np.linalg.norm(centred, axis=1, keepdims=True) + 1e-9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +159,8 @@ class Postprocessing:
         "unfamiliar.overall": (-1e6, 1e6),
         "unfamiliar.scores": (-1e6, 1e6),
         "unfamiliar.known": (-1e5, 1e5),
-        "unfamiliar.weight": (0.0, 1e6),
+        "unfamiliar.weights": (0.0, 1e6),
+        "unfamiliar.weight": (0.0, 1e6),  # earlier: of the distance to the nearest known text
     }
 
     @property
@@ -160,6 +177,8 @@ class Postprocessing:
         """The inverse of `tensors`."""
         own = {n: v for n, v in tensors.items() if "." not in n}
         parts = {n.partition(".")[2]: v for n, v in tensors.items() if "." in n}
+        if (weight := parts.pop("weight", None)) is not None:
+            parts["weights"] = np.array([1.0, float(weight[0]), 0.0, 0.0])
         return cls(**own, unfamiliar=Unfamiliar(**parts) if parts else None, facts=facts)
 
     # From logits to answers.

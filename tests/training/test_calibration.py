@@ -159,6 +159,12 @@ def test_texts_that_are_far_from_every_training_text_are_unfamiliar():
     assert np.mean(alone.share(middle) > 0.95) < 0.1
     assert np.mean(together.share(middle) > 0.95) > 0.5
     assert np.mean(together.share(ring(400)[0]) > 0.95) == pytest.approx(0.05, abs=0.04)
+    # Other texts of no label choose what counts.
+    chosen = fit_unfamiliar(logits, y, known, middle[:50])
+    new = np.concatenate([ring(400)[0], middle[50:]])
+    truth = np.arange(450) >= 400
+    assert roc_auc_score(truth, chosen.score(new)) > roc_auc_score(truth, together.score(new))
+    assert np.mean(chosen.share(ring(400)[0]) > 0.95) == pytest.approx(0.05, abs=0.04)
 
 
 def test_training_texts_of_every_label_are_kept_within_a_limit():
@@ -177,13 +183,20 @@ def test_few_texts_of_a_label_do_not_make_its_own_texts_familiar():
     assert np.mean(flagged) == pytest.approx(0.05, abs=0.03)
 
 
-def test_a_run_keeps_the_logits_of_training_texts(bert_folder, texts, tmp_path):
+def test_a_run_keeps_the_logits_of_training_texts_and_learns_nothing_from_others(
+    bert_folder, texts, tmp_path
+):
     file = tmp_path / "train.csv"
     rows = [f'"{t} {i}",{"money" if "money" in t else "other"}' for i in range(34) for t in texts]
+    rows += [f"nothing here {i},nothing" for i in range(12)]
     file.write_text("\n".join(["text,label", *rows]) + "\n", "utf-8")
     how = {"model": str(bert_folder), "train_file": str(file), "dtype": "float32", "epochs": 1}
+    how["other_label"] = "nothing"
     run = ptune.train_run(ptune.TrainSettings(**how), tmp_path / "run")
+    assert run.metrics["quality"]["out_of_scope"]["rows"] == 12
+    assert 0 <= run.metrics["quality"]["out_of_scope"]["marked"] <= 1
     fitted, loaded = run.postprocessing, ptune.load(tmp_path / "run", dtype="float32", device="cpu")
+    assert loaded.labels == ["money", "other"]
     most = sum(min(32, n) for n in np.bincount(["money" in t for t in texts]) * 34)
     assert 0.7 * most < len(fitted.unfamiliar.known) <= most
     logits = np.stack(list(loaded.logits(texts)))

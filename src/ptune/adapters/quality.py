@@ -28,7 +28,7 @@ SECTION = "quality"
 
 # Scores of held-out texts in a file.
 MAX_SCORES = 100_000
-# Its tensors. Earlier versions have no known texts.
+# Its tensors. Earlier versions have one weight, or neither that nor known texts.
 UNFAMILIAR = [f"unfamiliar.{n}" for n in ("within", "means", "overall", "scores")]
 KNOWN = {"unfamiliar.known", "unfamiliar.weight"}
 FIELDS = {
@@ -87,7 +87,10 @@ def read_quality(
     for name, values in found.items():
         _check(name, values, len(labels.output_names), file)
     parts = {n for n in found if n.startswith("unfamiliar.")}
-    if parts and (parts - KNOWN != set(UNFAMILIAR) or len(parts & KNOWN) == 1):
+    if parts and (
+        parts - KNOWN - {"unfamiliar.weights"} != set(UNFAMILIAR)
+        or ("unfamiliar.weights" not in parts and len(parts & KNOWN) == 1)
+    ):
         raise PtuneError(
             f"{file} has {', '.join(sorted(parts))} only; expected {', '.join(UNFAMILIAR)}. The "
             "file is damaged: download it, or train the classifier again."
@@ -101,6 +104,7 @@ def _check(name: str, values: np.ndarray, labels: int, file: Path) -> None:
         "unfamiliar.means": (labels, labels),
         "unfamiliar.overall": (labels + 1, labels),
         "unfamiliar.weight": (1,),
+        "unfamiliar.weights": (4,),
     }
     if name in ("set_scores", "unfamiliar.scores"):
         fits, expected = values.ndim == 1 and len(values) <= MAX_SCORES, f"at most {MAX_SCORES:,}"

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ptune.labels import MULTI, REGRESSION, LabelColumn, indicators, is_missing, read
+from ptune.errors import PtuneError
+from ptune.labels import (
+    MULTI,
+    REGRESSION,
+    LabelColumn,
+    annotated,
+    indicators,
+    is_missing,
+    read,
+)
 
 SEPARATOR = "|"
 # Names contain these more often, so cells with them are several labels only on request.
@@ -89,6 +99,33 @@ def indicator_columns(table: Mapping[str, Sequence[Any]], where: str) -> LabelCo
     ]
     rows = list(zip(*cells, strict=True))
     return indicators(rows, names=tuple(table), where=where, first=1)
+
+
+def vote_columns(table: Mapping[str, Sequence[Any]], where: str) -> LabelColumn:
+    """Columns with the number or share of annotators who chose a label, one for each label.
+
+    Args:
+        table: The cells of each column. An empty one is 0.
+        where: The file, for messages.
+
+    Raises:
+        PtuneError: A cell is not a number of at least 0.
+    """
+    votes: list[dict[str, float]] = []
+    for i, row in enumerate(zip(*table.values(), strict=True), 1):
+        votes.append({})
+        for name, cell in zip(table, row, strict=True):
+            try:
+                votes[-1][name] = 0.0 if is_missing(cell) else float(cell)
+            except (TypeError, ValueError):
+                votes[-1][name] = math.nan
+            if not 0 <= votes[-1][name] < math.inf:
+                raise PtuneError(
+                    f"Expected how many annotators chose the label in column {name!r} of {where}. "
+                    f"Found {cell!r} in row {i}. Correct it, or leave out --problem-type if a text "
+                    "can have several labels."
+                )
+    return annotated(votes, where=where, first=1)
 
 
 def are_numbers(texts: Sequence[str]) -> bool:

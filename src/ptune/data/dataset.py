@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ptune.data.cells import are_numbers, indicator_columns, label_column
+from ptune.data.cells import are_numbers, indicator_columns, label_column, vote_columns
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import (
     BY_NAME,
@@ -28,7 +28,7 @@ from ptune.data.tables import (
     rows_where,
 )
 from ptune.errors import PtuneError
-from ptune.labels import LabelColumn, Labels, read
+from ptune.labels import SINGLE, LabelColumn, Labels, annotated, read
 from ptune.texts import check
 
 if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying needs none of it.
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 Examples: TypeAlias = tuple[list[list[str]], LabelColumn]
 
 TEXT, PAIR, LABEL, WEIGHT = "text", "text_pair", "label", "weight"
+# The share of annotators who chose each label, until examples are held out.
+_SHARES = "shares"
 # The number of the text that a row is a window of, in a batch.
 TEXT_NUMBER = "text_number"
 
@@ -58,6 +60,7 @@ class TaskData:
         revision: The data set's commit, if it comes from the Hub.
         question: What is asked about a text, in words, if that is known.
         notes: What was read: the columns, and how many rows were left out.
+        out_of_scope: Texts that belong to no label, in one column or two.
     """
 
     name: str
@@ -69,6 +72,7 @@ class TaskData:
     revision: str | None = None
     question: str | None = None
     notes: list[str] = field(default_factory=list)
+    out_of_scope: list[list[str]] = field(default_factory=list)
 
     @classmethod
     def from_lists(
@@ -95,6 +99,8 @@ class TaskData:
         check_lengths(columns, column)
         labels = Labels.learn(column, problem_type)
         train = dataset_of(columns, labels.encode(column))
+        if column.votes is not None:
+            train = train.add_column(_SHARES, _shares(labels, column.votes))
         data = cls(name="texts", labels=labels, metrics=labels.metrics, train=train)
         return data.weighted(sample_weight=sample_weight, class_weight=class_weight)
 
@@ -121,10 +127,16 @@ class TaskData:
         Raises:
             PtuneError: The weights do not fit the labels.
         """
-        if self.train is None or (sample_weight is None and class_weight is None):
+        train = self.train
+        if train is None or (sample_weight is None and class_weight is None):
             return self
-        weights = _weights(self.labels, list(self.train[LABEL]), sample_weight, class_weight)
-        return replace(self, train=self.train.add_column(WEIGHT, weights))
+        if WEIGHT in train.column_names:
+            sample_weight = np.asarray(train[WEIGHT]) * (
+                1 if sample_weight is None else sample_weight
+            )
+            train = train.remove_columns(WEIGHT)
+        weights = _weights(self.labels, list(train[LABEL]), sample_weight, class_weight)
+        return replace(self, train=train.add_column(WEIGHT, weights))
 
     def few_examples(self, per_label: int, seed: int) -> TaskData:
         """The same data with only `per_label` training examples of each label, drawn at random.
@@ -144,6 +156,28 @@ class TaskData:
         chosen = [order[numbers[order] == label][:per_label] for label in np.unique(numbers)]
         rows = np.sort(np.concatenate(chosen)).tolist()
         return replace(self, train=self.train.select(rows))
+
+
+def _shares(labels: Labels, votes: Sequence[Mapping[Any, float]]) -> list[list[float]]:
+    """The share of annotators who chose each label of each example."""
+    chosen = [(i, label, n) for i, own in enumerate(votes) for label, n in own.items() if n]
+    shares = np.zeros((len(votes), len(labels)))
+    rows, names, counts = zip(*chosen, strict=True)
+    shares[list(rows), labels.encode(list(names))] = counts
+    found: list[list[float]] = (shares / shares.sum(axis=1, keepdims=True)).tolist()
+    return found
+
+
+def _with_shares(train: Dataset) -> Dataset:
+    """An example for each label that annotators chose, with their share as its weight."""
+    if _SHARES not in train.column_names:
+        return train
+    shares = np.asarray(train[_SHARES])
+    rows, targets = np.nonzero(shares)
+    weights = shares[rows, targets] * (len(rows) / len(shares))  # 1 on average
+    spread = train.remove_columns([LABEL, _SHARES]).select(rows.tolist())
+    spread = spread.add_column(LABEL, targets.tolist())
+    return spread.add_column(WEIGHT, weights.tolist()) if len(rows) > len(shares) else spread
 
 
 def _weights(
@@ -198,6 +232,7 @@ def load_files(
     *,
     problem_type: str | None = None,
     seed: int = 0,
+    other_label: str | None = None,
     **how: Any,
 ) -> TaskData:
     """The user's own files.
@@ -208,6 +243,7 @@ def load_files(
             of every label.
         problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
         seed: Random seed of the split.
+        other_label: The label of texts that belong to none; they are not learned.
         **how: Other arguments of `labelled_texts`.
 
     Raises:
@@ -224,6 +260,7 @@ def load_files(
         ),
         problem_type,
         seed,
+        other_label,
     )
 
 
@@ -233,20 +270,45 @@ def task_data(
     evaluation: Callable[[Labels], Examples] | None,
     problem_type: str | None,
     seed: int,
+    other_label: str | None = None,
 ) -> TaskData:
     """Examples to train on, and others to evaluate on, read once the labels are known.
 
     Without others, a fifth is held out, with the same share of every label.
     """
-    texts, column = train
+    (texts, column), out_of_scope = _without_other(train, other_label)
     data = TaskData.from_lists(texts, column, problem_type)
     data.name = name
     if evaluation is None:
-        data.train, data.evaluation[""] = _hold_out(data, seed)
+        data.train, held_out = _hold_out(data, seed)
+        data.evaluation[""] = held_out.select_columns(
+            [c for c in held_out.column_names if c != _SHARES]
+        )
     else:
-        texts, column = evaluation(data.labels)
+        (texts, column), more = _without_other(evaluation(data.labels), other_label)
         data.evaluation[""] = dataset_of(texts, data.labels.encode(column))
+        out_of_scope = [[*a, *b] for a, b in zip(out_of_scope, more, strict=True)]
+    if other_label is not None and not out_of_scope[0]:
+        raise PtuneError(
+            f"No example has the label {other_label!r}. Name the label of texts that belong to "
+            "none of the others, or leave out --other-label."
+        )
+    assert data.train is not None
+    data.train, data.out_of_scope = _with_shares(data.train), out_of_scope
     return data
+
+
+def _without_other(examples: Examples, label: str | None) -> tuple[Examples, list[list[str]]]:
+    """The examples that belong to a label, and the texts that are labelled as out of scope."""
+    texts, column = examples
+    if label is None:
+        return examples, [[] for _ in texts]
+    if column.kind != "one":
+        raise PtuneError("--other-label requires one label per text.")
+    gone = {i for i, value in enumerate(column.values) if str(value) == label}
+    kept = [[t for i, t in enumerate(own) if i not in gone] for own in texts]
+    out = [[t for i, t in enumerate(own) if i in gone] for own in texts]
+    return (kept, column.without(sorted(gone))), out
 
 
 def labelled_texts(
@@ -279,6 +341,7 @@ def examples_of(
     label_separator: str | None = None,
     skip_unlabelled: bool = False,
     skip_empty: bool = False,
+    annotators: bool = False,
     known: Sequence[str] = (),
     notes: list[str] | None = None,
 ) -> Examples:
@@ -294,6 +357,7 @@ def examples_of(
             also occur alone.
         skip_unlabelled: Leave out examples without a label.
         skip_empty: Leave out examples with an empty text.
+        annotators: Rows with the same text are one example that several people labelled.
         known: Names of labels that exist.
         notes: Gets sentences about what was read.
 
@@ -303,7 +367,8 @@ def examples_of(
     found = find_columns(table, columns, source)
     names = [name for name in (found.text, found.text_pair) if name is not None]
     if found.indicators:
-        column = indicator_columns({name: table[name] for name in found.indicators}, source)
+        read_columns = vote_columns if problem_type == SINGLE else indicator_columns
+        column = read_columns({name: table[name] for name in found.indicators}, source)
     else:
         column = label_column(
             table[str(found.label)],
@@ -328,10 +393,23 @@ def examples_of(
         column = column.without(sorted(out))
     if notes is not None:
         notes.append("; ".join(said))
-    return [
+    checked = [
         _checked(text, f"column {name!r} of {source}", typed=typed)
         for text, name in zip(texts, names, strict=True)
-    ], column
+    ]
+    return _joined(checked, column) if annotators else (checked, column)
+
+
+def _joined(texts: list[list[str]], column: LabelColumn) -> Examples:
+    """Each text once, with how many annotators chose each label."""
+    if column.check().kind != "one" or column.problem_type != SINGLE:
+        raise PtuneError(f"--annotators requires one label per row, which {column.where} have not.")
+    votes: dict[tuple[str, ...], Counter[Any]] = {}
+    each = column.votes or [{label: 1} for label in column.values]
+    for text, own in zip(zip(*texts, strict=True), each, strict=True):
+        votes.setdefault(text, Counter()).update(own)
+    joined = annotated(list(votes.values()), where=column.where, first=column.first)
+    return [list(own) for own in zip(*votes, strict=True)], joined
 
 
 def _written(cell: Any) -> bool:

@@ -60,6 +60,7 @@ def load_task(
     columns: Columns = BY_NAME,
     problem_type: str | None = None,
     seed: int = 0,
+    other_label: str | None = None,
     **how: Any,
 ) -> TaskData:
     """What to train and evaluate on: the splits train and validation, or test.
@@ -69,6 +70,7 @@ def load_task(
         columns: Which columns to read.
         problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
         seed: Random seed of the examples that are held out, if there is no other split.
+        other_label: As for `load_files`.
         **how: Other arguments of `examples_of`.
 
     Raises:
@@ -100,6 +102,7 @@ def load_task(
         evaluation_examples if evaluation else None,
         problem_type,
         seed,
+        other_label,
     )
     data.revision = compat.dataset_commit(splits[train], name)
     return data

@@ -54,6 +54,8 @@ class LabelColumn:
         dtype: NumPy's type of the values, if they were an array of numbers.
         where: Where they come from, for messages.
         first: The number of the first example, for messages: 0 in Python, 1 in files.
+        votes: How many annotators chose each label, or their share, for each example, if several
+            people labelled them. `values` has the label with the most.
     """
 
     kind: Literal["one", "several", "indicators"]
@@ -62,6 +64,7 @@ class LabelColumn:
     dtype: np.dtype[Any] | None = None
     where: str = "the labels"
     first: int = 0
+    votes: Sequence[Mapping[Any, float]] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -71,7 +74,8 @@ class LabelColumn:
         gone = set(left_out)
         kept = [i for i in range(len(self)) if i not in gone]
         values = self.values[kept] if self.kind == "indicators" else [self.values[i] for i in kept]
-        return replace(self, values=values)
+        votes = None if self.votes is None else [self.votes[i] for i in kept]
+        return replace(self, values=values, votes=votes)
 
     def missing(self) -> list[int]:
         """Positions of the examples that have no label.
@@ -367,6 +371,17 @@ def _nested(rows: list[Any], **how: Any) -> LabelColumn:
             "'1'. Convert them, for example with np.array(y).astype(int)."
         )
     return LabelColumn("several", values, **how)
+
+
+def annotated(votes: Sequence[Mapping[Any, float]], **how: Any) -> LabelColumn:
+    """One label per example, from how many annotators chose each; ``None`` if nobody did.
+
+    Args:
+        votes: Numbers or shares of annotators, by label.
+        **how: `where` and `first` of the `LabelColumn`.
+    """
+    most = [max(own, key=own.__getitem__) if any(own.values()) else None for own in votes]
+    return LabelColumn("one", most, votes=votes, **how)
 
 
 def indicators(rows: list[Any], names: tuple[Any, ...] | None = None, **how: Any) -> LabelColumn:

@@ -42,6 +42,8 @@ def distinct(column: LabelColumn) -> tuple[tuple[str, ...], ValueType]:
     all_values = column.values
     if column.kind == "several":
         all_values = [v for row in column.values for v in row]
+    if column.votes is not None:
+        all_values = [v for own in column.votes for v, share in own.items() if share]
     values = list({next(keys(v)): v for v in all_values}.values())
     values = [v + 0.0 if type(v) is float else v for v in values]  # -0.0 is 0.0
     value_type = _type_of(values, column.dtype)

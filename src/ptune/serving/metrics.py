@@ -17,9 +17,7 @@ from prometheus_client import (
 
 from ptune.inference.bank import Answer
 from ptune.labels import NO_LABEL
-
-# A text is called unfamiliar if more than this share of the held-out texts are more familiar.
-UNFAMILIAR = 0.95
+from ptune.postprocessing import UNFAMILIAR
 
 
 class Metrics:

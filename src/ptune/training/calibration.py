@@ -5,6 +5,7 @@ Measured values are cross-fitted: those of each text come from a fit without it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from ptune.labels import Labels
-from ptune.postprocessing import RAW, Goal, Postprocessing, Unfamiliar, nearest
+from ptune.postprocessing import RAW, UNFAMILIAR, Goal, Postprocessing, Unfamiliar
 
 Array = NDArray[Any]
 
@@ -34,6 +35,8 @@ MAX_SCORES = 2000
 # Unfamiliar texts: texts that are needed, labels at most (the values grow with their square), and
 # how far covariances are moved towards that of independent logits.
 MIN_FAMILIAR, MAX_FAMILIAR, SHRINKAGE = 50, 256, 0.1
+# Texts that belong to no label: those that are needed, and the factors they choose from.
+MIN_OUT_OF_SCOPE, TIMES = 10, (1.0, 0.0, 0.5, 2.0, 4.0)
 # Training texts of each label whose logits are kept, and numbers that are kept at most.
 PER_LABEL, MAX_NUMBERS = 32, 1_000_000
 
@@ -44,6 +47,7 @@ def fit(
     targets: Array,
     goal: Goal | None = None,
     known: Array | None = None,
+    out_of_scope: Array | None = None,
 ) -> tuple[Postprocessing, dict[str, Any]]:
     """Fit on held-out texts, and measure cross-fitted.
 
@@ -53,6 +57,7 @@ def fit(
         targets: Their true labels, as `Labels.encode` returns them.
         goal: What thresholds are chosen for, if a text can have several labels.
         known: Logits of training texts; see `fit_unfamiliar`.
+        out_of_scope: Logits of texts that belong to no label.
 
     Returns:
         The fitted values, and the measurements for `metrics.json`. Both are empty for a regression
@@ -65,7 +70,8 @@ def fit(
         return RAW, {}
     fitted = fit_values(labels, logits, targets, goal)
     if labels.is_single:
-        fitted = replace(fitted, unfamiliar=fit_unfamiliar(logits, targets.astype(int), known))
+        unfamiliar = fit_unfamiliar(logits, targets.astype(int), known, out_of_scope)
+        fitted = replace(fitted, unfamiliar=unfamiliar)
     crossed = cross_fitted(lambda x, y: fit_values(labels, x, y, goal), logits, targets)
     before, after = labels.probabilities(logits), labels.probabilities(crossed[0])
     measured: dict[str, Any] = {
@@ -74,6 +80,13 @@ def fit(
         "ece": {"before": ece(labels, before, targets), "after": ece(labels, after, targets)},
         "brier": {"before": brier(labels, before, targets), "after": brier(labels, after, targets)},
     }
+    if fitted.unfamiliar is not None and out_of_scope is not None:
+        # Each half is judged by weights that the other one chose.
+        halves = [(out_of_scope[i::2], out_of_scope[1 - i :: 2]) for i in range(2)]
+        fits = [fit_unfamiliar(logits, targets.astype(int), known, a) for a, _ in halves]
+        shares = [f.share(b) for f, (_, b) in zip(fits, halves, strict=True) if f is not None]
+        marked = float(np.mean(np.concatenate(shares) > UNFAMILIAR))
+        measured["out_of_scope"] = {"rows": len(out_of_scope), "marked": marked}
     if labels.is_single and fitted.scale is not None:
         measured["temperature"] = float(1 / fitted.scale[0])
     if fitted.thresholds is not None:
@@ -185,31 +198,43 @@ def some_of_each(targets: Array, labels: int) -> Array:
     return np.sort(np.concatenate([order[targets[order] == n][:count] for n in range(labels)]))
 
 
-def fit_unfamiliar(logits: Array, targets: Array, known: Array | None = None) -> Unfamiliar | None:
+def fit_unfamiliar(
+    logits: Array,
+    targets: Array,
+    known: Array | None = None,
+    out_of_scope: Array | None = None,
+) -> Unfamiliar | None:
     """What tells texts that are unlike others; ``None``: there are too few, or too many labels.
 
-    The scores that are kept are cross-fitted, because texts are close to their own means.
+    The scores that are kept are cross-fitted, because texts are close to their own means. Texts
+    that belong to no label choose the weights; without them, all measures vary as much over the
+    held-out texts.
 
     Args:
         logits: Logits of held-out texts, ``[n, num_labels]``.
         targets: Their labels, ``[n]``.
         known: Logits of training texts, ``[known, num_labels]``.
+        out_of_scope: Logits of texts that belong to no label, ``[m, num_labels]``.
     """
     if len(logits) < MIN_FAMILIAR or logits.shape[1] > MAX_FAMILIAR:
         return None
-    scores, fold = np.empty(len(logits)), np.random.default_rng(0).permutation(len(logits)) % FOLDS
+    kept: Array | None = known.astype(np.float16) if known is not None and len(known) else None
+    parts, fold = np.empty((len(logits), 4)), np.random.default_rng(0).permutation(len(logits))
+    fold %= FOLDS
     for i in range(FOLDS):
-        rest = _familiar(logits[fold != i], targets[fold != i])
-        scores[fold == i] = rest.score(logits[fold == i])
-    found = _familiar(logits, targets)
-    if known is not None and len(known):
-        kept: Array = known.astype(np.float16)
-        distances = np.concatenate([nearest(part, kept) for part in np.array_split(logits, FOLDS)])
-        # Both measures then vary as much over the held-out texts.
-        weight = scores.std() / max(float(distances.std()), 1e-9)
-        scores = scores + weight * distances
-        found = replace(found, known=kept, weight=np.array([weight]))
-    return replace(found, scores=_thinned(np.sort(scores), MAX_SCORES))
+        rest = replace(_familiar(logits[fold != i], targets[fold != i]), known=kept)
+        parts[fold == i] = rest.parts(logits[fold == i])
+    found = replace(_familiar(logits, targets), known=kept)
+    spread = parts.std(axis=0)
+    # A measure that is always the same, such as the distance to no text, tells nothing.
+    weights = np.where(spread > 1e-9, spread[0] / np.maximum(spread, 1e-9), 0.0)
+    if out_of_scope is not None and len(out_of_scope) >= MIN_OUT_OF_SCOPE:
+        both = np.concatenate([parts, found.parts(out_of_scope)])
+        outside = np.arange(len(both)) >= len(parts)
+        choices = [weights * [1.0, *times] for times in itertools.product(TIMES, repeat=3)]
+        weights = max(choices, key=lambda own: roc_auc_score(outside, both @ own))
+    scores = _thinned(np.sort(parts @ weights), MAX_SCORES)
+    return replace(found, scores=scores, weights=weights)
 
 
 def _familiar(logits: Array, targets: Array) -> Unfamiliar:

@@ -30,7 +30,7 @@ from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import (
     full_name,
 )
-from ptune.data.dataset import TaskData
+from ptune.data.dataset import TaskData, dataset_of
 from ptune.files import (
     METRICS_NAME,
     SEEDS_NAME,
@@ -59,6 +59,7 @@ from ptune.training.trainer import (
     StopAndSave,
     answers_of,
     build_trainer,
+    tokenize,
     training_arguments,
 )
 
@@ -146,13 +147,14 @@ def train_run(
         seconds = time.perf_counter() - started
         answers = all_answers(trainer)
         known = known_texts(trainer, settings, dataset.labels)
+        out_of_scope = logits_of(trainer, tokenizer, dataset.out_of_scope)
     sizes = model.get_nb_trainable_parameters()
     results = results_of(settings, dataset, answers, trainer.state.log_history, trainer.args, sizes)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
     if settings.prompt == "reader":
         results["kept_texts"] = model.kept_texts.summary
         model.kept_texts.close()
-    values, results["quality"] = calibrated(settings, dataset.labels, answers, known)
+    values, results["quality"] = calibrated(settings, dataset.labels, answers, known, out_of_scope)
     run = Run(folder, model, results, values, answers)
     if is_first():
         write_adapter(folder, model.to_adapter(), dataset, values)
@@ -280,20 +282,36 @@ def known_texts(
     return answers_of(trainer.predict(train.select(rows.tolist())))[1]
 
 
+def logits_of(
+    trainer: SharingTrainer, tokenizer: Any, columns: list[list[str]]
+) -> np.ndarray | None:
+    """Logits of texts without labels, in any order; ``None``: there are none."""
+    if not columns or not columns[0]:
+        return None
+    model: Any = trainer.model
+    how = (model.max_text_tokens(tokenizer), model.state.template, model.state.long_texts)
+    encoded, _ = tokenize(tokenizer, dataset_of(columns, [0] * len(columns[0])), *how)
+    return answers_of(trainer.predict(encoded))[1]
+
+
 def calibrated(
-    settings: TrainSettings, labels: Labels, answers: Answers, known: np.ndarray | None = None
+    settings: TrainSettings,
+    labels: Labels,
+    answers: Answers,
+    known: np.ndarray | None = None,
+    out_of_scope: np.ndarray | None = None,
 ) -> tuple[Postprocessing, dict[str, Any]]:
     """Calibration and thresholds from all evaluation sets together, and their measurements.
 
     Args:
         settings, labels, answers: Those of a run.
-        known: Logits of training texts; see `calibration.fit_unfamiliar`.
+        known, out_of_scope: Logits of other texts; see `calibration.fit_unfamiliar`.
     """
     if not settings.calibrate or not answers:
         return RAW, {}
     truth, logits = joined(answers)
     goal = Goal.parse(settings.threshold_for or "f1")
-    return calibration.fit(labels, logits, truth, goal, known)
+    return calibration.fit(labels, logits, truth, goal, known, out_of_scope)
 
 
 def results_of(

@@ -275,7 +275,8 @@ class TrainSettings(ClassifierSettings):
     indicator_column: list[str] | None = setting(
         None,
         "Column of 0 and 1 for one label; an empty cell means unknown. Repeat it for each label, "
-        "in place of label_column.",
+        "in place of label_column. With problem_type single_label_classification: how many "
+        "annotators chose the label, or their share.",
         DATA,
         metavar="NAME",
     )
@@ -311,6 +312,20 @@ class TrainSettings(ClassifierSettings):
         "Separates the labels of a text that has several.",
         DATA,
         unset="|, if parts of the labels also occur alone",
+    )
+    annotators: bool = setting(
+        False,
+        "Rows with the same text are labels of several annotators: training learns the shares, "
+        "and evaluation expects the most frequent label.",
+        DATA,
+    )
+    other_label: str | None = setting(
+        None,
+        "Label of texts that belong to none of the others. It is not learned: its texts choose "
+        "how unfamiliar texts are told.",
+        DATA,
+        unset="all labels are learned",
+        metavar="LABEL",
     )
     skip_unlabelled: bool = setting(False, "Leave out examples that have no label.", DATA)
     skip_empty: bool = setting(False, "Leave out examples whose text is empty.", DATA)

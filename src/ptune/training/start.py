@@ -109,6 +109,8 @@ def load_dataset(settings: TrainSettings) -> TaskData:
         "label_separator": settings.label_separator,
         "skip_unlabelled": settings.skip_unlabelled,
         "skip_empty": settings.skip_empty,
+        "annotators": settings.annotators,
+        "other_label": settings.other_label,
         "seed": settings.seed,
     }
     if settings.task is not None:
