@@ -32,8 +32,9 @@ from ptune.prompts.config import PROMPT_TUNING, LongTexts, PromptEncoderConfig
 from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
 from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Host
+from ptune.prompts.kept import KeptTexts
 from ptune.prompts.mechanisms import Mechanism, Prompt
-from ptune.prompts.readers import KeptTexts, Readers
+from ptune.prompts.readers import Readers
 from ptune.texts import Template, special_before
 
 

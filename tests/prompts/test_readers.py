@@ -38,8 +38,8 @@ def reader(backbone, seed=0, **options):
     return model.eval()
 
 
-def padded(tokenizer, texts=TEXTS):
-    return tokenizer(texts, padding=True, return_tensors="pt")
+def padded(tokenizer, texts=TEXTS, **options):
+    return tokenizer(texts, padding=True, return_tensors="pt", **options)
 
 
 @torch.no_grad()
@@ -182,6 +182,124 @@ def test_kept_texts_differ_by_token_types_and_length(tokenizer):
     shorter = {key: ids[:, :-1] for key, ids in inputs.items()}
     assert not torch.allclose(model(**shorter).logits, one)
     assert kept.read == 3
+
+
+def written(model, folder, limit=10**8, memory=0):
+    """Texts of a model are kept in a folder."""
+    model.kept_texts.limit = memory
+    model.kept_texts.use_folder(folder, limit)
+    return model.kept_texts
+
+
+def test_a_later_run_finds_texts_in_a_folder(tokenizer, texts, tmp_path):
+    model, inputs = reader(build("bert")), padded(tokenizer, texts)
+    expected = model(**inputs).logits
+    kept = written(model, tmp_path, memory=1000)
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
+    assert (kept.read, kept.from_folder) == (len(texts), 0)
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
+    assert (kept.read, kept.from_folder) == (len(texts), len(texts))
+    assert kept.nbytes <= 1000
+    later = written(model, tmp_path)
+    model(**padded(tokenizer, texts[:1]))  # the first text is always read
+    assert torch.equal(model(**inputs).logits, model(**inputs).logits)
+    assert later.read == len(texts) + 1
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
+    (file,) = tmp_path.iterdir()
+    file.unlink()  # while it is used
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
+    later.close()
+    before = later.reused
+    model(**inputs)
+    assert (later.reused, list(tmp_path.iterdir())) == (before, [])
+
+
+def test_texts_in_a_folder_are_those_of_one_backbone_format_tokenizer_and_length(
+    tokenizer, texts, tmp_path
+):
+    """Every change but that of the head has a file or a text of its own."""
+
+    def answers(change, **options):
+        model = reader(build("bert"))
+        change(model.backbone)
+        kept = written(model, tmp_path)
+        model(**padded(tokenizer, ["a text"]))
+        found = model(**padded(tokenizer, texts[:3], **options)).logits
+        read = kept.read
+        kept.close()
+        torch.testing.assert_close(found, model(**padded(tokenizer, texts[:3], **options)).logits)
+        return read - 1, len(list(tmp_path.iterdir()))
+
+    def fine_tuned(backbone):
+        with torch.no_grad():
+            backbone.bert.encoder.layer[1].attention.self.key.weight[0, 0] += 1e-3
+
+    def same(backbone):
+        backbone.config.id2label = {0: "no", 1: "yes"}
+
+    def other_tokens(backbone):
+        with torch.no_grad():
+            backbone.bert.embeddings.word_embeddings.weight.copy_(
+                backbone.bert.embeddings.word_embeddings.weight.flip(0)
+            )
+
+    assert answers(lambda backbone: None) == (3, 1)
+    assert answers(same) == (0, 1)
+    assert answers(fine_tuned) == (3, 2)
+    assert answers(lambda backbone: backbone.to(torch.bfloat16)) == (3, 3)
+    assert answers(lambda backbone: backbone.set_attn_implementation("ptune_eager")) == (3, 4)
+    assert answers(lambda backbone: setattr(backbone.config, "layer_norm_eps", 0.1)) == (3, 5)
+    assert answers(other_tokens) == (3, 6)
+    assert answers(same, truncation=True, max_length=4) == (3, 6)
+
+
+def test_a_damaged_file_of_texts_is_replaced(tokenizer, texts, tmp_path):
+    model, inputs = reader(build("bert")), padded(tokenizer, texts)
+    expected = model(**inputs).logits
+    written(model, tmp_path)
+    model(**inputs)
+    model.kept_texts.close()
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for damage in (
+        whole[:middle],
+        b"no database!!!" + whole[14:],
+        whole[:middle] + bytes(64) + whole[middle + 64 :],
+        whole[:4096] + bytes(4096) + whole[8192:],
+        b"",
+    ):
+        file.write_bytes(damage)
+        for _ in range(3):
+            kept = written(model, tmp_path)
+            for _ in range(2):
+                torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
+            before = kept.read
+            model(**inputs)
+            is_whole = kept.read == before
+            kept.close()
+        assert is_whole
+
+
+def test_a_file_of_texts_stays_below_its_limit_and_a_wrong_folder_is_refused(
+    tokenizer, texts, tmp_path
+):
+    model, inputs = reader(build("bert")), padded(tokenizer, texts)
+    expected = model(**inputs).logits
+    kept = written(model, tmp_path / "new" / "folder", limit=50_000)
+    for _ in range(2):
+        torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
+    (file,) = (tmp_path / "new" / "folder").iterdir()
+    assert 20_000 < file.stat().st_size <= 50_000
+    assert 0 < kept.from_folder < len(texts)
+    kept.close()
+    (tmp_path / "file").write_text("mine")
+    written(model, tmp_path / "file")
+    with refused(
+        "Cannot keep texts in …/file: … Name a folder that you may write to, or leave out "
+        "--keep-texts-in."
+    ):
+        model(**inputs)
 
 
 @torch.no_grad()

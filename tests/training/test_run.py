@@ -222,21 +222,29 @@ def test_balanced_class_weights_are_those_of_fit(bert_folder, table, tmp_path):
 def test_a_reader_reads_each_text_once_and_learns_the_same(bert_folder, table, tmp_path):
     """Whether texts are kept changes no number of the adapter beyond rounding."""
     options = {"prompt": "reader", "reader_rank": 2, "pooling": "prompt"}
-    loaded = {}
-    for gigabytes in (1.0, 0.0):
-        chosen = settings(bert_folder, table, keep_texts=gigabytes, **options)
-        run = training.train_run(chosen, tmp_path / str(gigabytes))
+    folder = {"keep_texts_in": str(tmp_path / "texts")}
+    ways = {
+        "memory": {"keep_texts": 1.0, **folder},
+        "none": {"keep_texts": 0.0},
+        "folder": {"keep_texts": 0.0, **folder},
+    }
+    loaded, found = {}, {}
+    for name, how in ways.items():
+        run = training.train_run(settings(bert_folder, table, **how, **options), tmp_path / name)
         assert run.model.kept_texts.nbytes == 0
-        loaded[gigabytes] = run.model.to_adapter(), run.metrics["kept_texts"]
-    kept, none = (loaded[gigabytes][1] for gigabytes in (1.0, 0.0))
+        loaded[name], found[name] = run.model.to_adapter(), run.metrics["kept_texts"]
     texts = len(set(table.read_text().splitlines())) - 1
+    kept = found["memory"]
     assert kept["texts"] == kept["read"] == texts
     assert kept["reused"] > texts
     # Two layers with keys and values of 32 numbers in float32, for each token.
     assert kept["bytes_per_text"] > 2 * 2 * 32 * 4
-    assert none == {"texts": 0, "bytes": 0, "bytes_per_text": 0, "read": 0, "reused": 0}
-    one, other = (loaded[gigabytes][0].prompt_embeddings for gigabytes in (1.0, 0.0))
-    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    assert set(found["none"].values()) == {0}
+    assert (found["folder"]["bytes"], found["folder"]["read"] < texts) == (0, True)
+    assert found["folder"]["from_folder"] == found["folder"]["reused"] > texts
+    one, *others = (adapter.prompt_embeddings for adapter in loaded.values())
+    for other in others:
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_long_texts_are_truncated_and_counted(bert_folder, tmp_path, texts):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,6 +22,8 @@ SAMPLES = 48
 RELATIVE, ABSOLUTE = 0.005, 1e-7
 # Files of adapters hold no larger numbers.
 LARGEST = 1e6
+# Parts of a configuration that name the backbone or its labels.
+_NOT_COMPUTED = {"_name_or_path", "id2label", "label2id", "problem_type", "architectures"}
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -65,6 +69,33 @@ def compare(
             return f"{key} is {value:.4g} instead of {expected:.4g}"
         result = ""
     return result
+
+
+def exact_fingerprint(
+    backbone: PreTrainedModel, head_names: Collection[str], how: object
+) -> str | None:
+    """A hash of everything that decides what a frozen backbone computes, to the last bit.
+
+    Args:
+        backbone: The backbone.
+        head_names: Parameters that are trained.
+        how: How it computes.
+
+    Returns:
+        ``None`` if its weights cannot be read, which some quantised ones cannot.
+    """
+    config = {k: v for k, v in backbone.config.to_dict().items() if k not in _NOT_COMPUTED}
+    libraries = torch.__version__, transformers.__version__
+    found = hashlib.sha256(repr((sorted(config.items()), how, libraries)).encode())
+    try:
+        for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
+            if name not in head_names:
+                found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                found.update(numbers.numpy().data)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+    return found.hexdigest()[:32]
 
 
 def _value(backbone: PreTrainedModel, parameter: Tensor, position: int) -> float | None:

@@ -27,13 +27,14 @@ from ptune.backbones.architectures import (
     use_valid_special_ids,
 )
 from ptune.backbones.cpu import CpuKernels, is_traced
-from ptune.backbones.fingerprint import fingerprint
+from ptune.backbones.fingerprint import exact_fingerprint, fingerprint
 from ptune.errors import PtuneError
 from ptune.prompts import layout
 from ptune.prompts.attention import Attentions
 from ptune.prompts.config import PREFIX_TUNING, PromptEncoderConfig
 from ptune.prompts.heads import Head, Heads
 from ptune.prompts.hooks import FrozenCheckpoint, MeanPooling, OnlyPositionsRead, VirtualTokens
+from ptune.prompts.kept import text_keys
 from ptune.prompts.mechanisms import (
     InputEmbeddings,
     LayerEmbeddings,
@@ -44,7 +45,7 @@ from ptune.prompts.mechanisms import (
     SharedInputEmbeddings,
 )
 from ptune.prompts.passes import KeyValue, Pass, Passes
-from ptune.prompts.readers import Readers, TextStates, text_keys
+from ptune.prompts.readers import Readers, TextStates
 
 # The input prompt of a causal backbone, computed once for a whole batch.
 SHARED = "shared"
@@ -444,30 +445,29 @@ class Host:
         kept = self.readers.kept
         drops_out = self.backbone.base_model.training
         given = position_ids is not None or inputs_embeds is not None or is_traced()
-        if input_ids is None or not kept.limit or drops_out or given:
+        if input_ids is None or not kept.is_on or drops_out or given:
             return self._read(
                 input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
             )
-        kept.check(self._version())
+        kept.check(self._version(), self._fingerprint)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         keys = text_keys(input_ids, attention_mask, token_type_ids)
         # The first row of each text that was not read before.
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        missing = {key: i for key, i in first.items() if kept.get(key) is None}
+        found = {key: kept.get(key) for key in first}
+        missing = {key: i for key, i in first.items() if found[key] is None}
         kept.read += len(missing)
         kept.reused += len(keys) - len(missing)
-        new: dict[bytes, Tensor] = {}
         if missing:
             index = torch.tensor(list(missing.values()), device=input_ids.device)
             types = None if token_type_ids is None else token_type_ids[index]
             states = self._read(input_ids[index], attention_mask[index], types)
             kept.shapes = states.shapes
             new = dict(zip(missing, states.rows(), strict=True))
-            for key, row in new.items():
-                kept.add(key, row)
-        rows = [new[key] if key in new else kept.get(key) for key in keys]
-        return TextStates.of_rows(cast("list[Tensor]", rows), kept.shapes)
+            kept.add(new)
+            found |= new
+        return TextStates.of_rows([cast("Tensor", found[key]) for key in keys], kept.shapes)
 
     def _read(
         self,
@@ -513,6 +513,13 @@ class Host:
                 if name not in heads
             ),
         )
+
+    def _fingerprint(self) -> str | None:
+        """Which backbone this is, and how it computes, for texts that are kept in a folder."""
+        device = self.tokens.weight.device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        how = (compat.attention_of(self.backbone), device, autocast)
+        return exact_fingerprint(self.backbone, self.architecture.head_names, how)
 
     def _given_ids(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if input_ids is not None and inputs_embeds is not None:

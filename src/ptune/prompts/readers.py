@@ -20,6 +20,7 @@ from ptune import compat
 from ptune.backbones.architectures import Architecture
 from ptune.prompts.heads import stacked
 from ptune.prompts.hooks import ReaderStates, VirtualTokens
+from ptune.prompts.kept import KeptTexts
 from ptune.prompts.mechanisms import Mechanism
 from ptune.prompts.passes import KeyValue, Pass, Passes
 
@@ -89,81 +90,6 @@ class TextStates:
             pairs.append((key, value))
         mask = self.mask.gather(1, order).repeat_interleave(times, dim=0)
         return compat.cache_of(pairs), mask
-
-
-class KeptTexts:
-    """The keys and values of texts that were read before, up to a number of bytes.
-
-    A text is known by its token ids, so it does not matter which tokenizer made them or how they
-    were cut. Everything is forgotten when the backbone's weights, number format, device or
-    attention change. Beyond the limit, texts are read again each time.
-
-    Attributes:
-        limit: Bytes to keep at most; 0: nothing is kept.
-        nbytes: Bytes that are kept.
-        read: Texts that were read by the backbone.
-        reused: Texts that were not.
-        shapes: As `TextStates.shapes`.
-    """
-
-    def __init__(self) -> None:
-        self.limit = self.nbytes = self.read = self.reused = 0
-        self.shapes: list[tuple[int, int]] = []
-        self._rows: dict[bytes, Tensor] = {}
-        self._version: object = None
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def forget(self) -> None:
-        """Free the memory."""
-        self._rows.clear()
-        self.nbytes = 0
-
-    def close(self) -> None:
-        """Free the memory, and keep nothing from now on."""
-        self.limit = 0
-        self.forget()
-
-    def check(self, version: object) -> None:
-        """Forget everything if it belongs to another state of the backbone."""
-        if version != self._version:
-            self.forget()
-            self._version = version
-
-    def get(self, key: bytes) -> Tensor | None:
-        """The row of a text, see `TextStates.rows`."""
-        return self._rows.get(key)
-
-    def add(self, key: bytes, row: Tensor) -> None:
-        """Keep a row if it fits."""
-        if key not in self._rows and self.nbytes + row.nbytes <= self.limit:
-            self._rows[key] = row
-            self.nbytes += row.nbytes
-
-    @property
-    def summary(self) -> dict[str, int]:
-        """Numbers for `metrics.json`."""
-        return {
-            "texts": len(self),
-            "bytes": self.nbytes,
-            "bytes_per_text": self.nbytes // max(1, len(self)),
-            "read": self.read,
-            "reused": self.reused,
-        }
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return KeptTexts, ()
-
-
-def text_keys(
-    input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
-) -> list[bytes]:
-    """For each text, what decides about its keys and values: its tokens and their types."""
-    columns = [input_ids] if token_type_ids is None else [input_ids, token_type_ids]
-    numbers = torch.stack([c.long() for c in columns], dim=1).cpu().numpy()  # [batch, 1 or 2, seq]
-    masks = (attention_mask != 0).cpu().numpy()
-    return [row[:, mask].tobytes() for row, mask in zip(numbers, masks, strict=True)]
 
 
 class Readers(Mechanism):

@@ -360,6 +360,21 @@ class TrainSettings(ClassifierSettings):
         at_least=0,
         metavar="GB",
     )
+    keep_texts_in: str | None = setting(
+        None,
+        "Folder for texts that a reader has read: beyond the memory, and for later runs.",
+        ADVANCED,
+        unset="memory only",
+        metavar="DIR",
+    )
+    keep_texts_on_disk: float = setting(
+        10.0,
+        "Size that a file in this folder may have, in GB. There is one for each backbone and "
+        "number format.",
+        ADVANCED,
+        at_least=0,
+        metavar="GB",
+    )
     keep_features: bool = setting(
         False,
         "Keep what the head reads of each training text (two bytes per number) in the run folder, "

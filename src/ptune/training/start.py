@@ -204,6 +204,10 @@ def new_model(
     model.state.template = around
     if settings.prompt == "reader":
         model.kept_texts.limit = int(settings.keep_texts * 1e9)
+        if settings.keep_texts_in is not None:
+            model.kept_texts.use_folder(
+                settings.keep_texts_in, int(settings.keep_texts_on_disk * 1e9)
+            )
     if settings.template and settings.asks_words:
         template = Template(settings.template)
         start_with_words(model, settings, dataset, tokenizer, template, calibrate=calibrate)
