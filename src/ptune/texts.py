@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
@@ -408,23 +410,34 @@ def encode_rows(
 _Logits = TypeVar("_Logits", np.ndarray, list[np.ndarray], torch.Tensor)
 
 
-def pooled(rows: _Logits, text_of: Sequence[int]) -> _Logits:
-    """The logits of each text: the mean over its rows.
+def pooled(rows: _Logits, text_of: Sequence[int], means: bool | Sequence[bool] = False) -> _Logits:
+    """The logits of each text, from those of its rows.
+
+    Each logit is the logarithm of the mean of its exponentials, so that windows with large logits
+    count more: most windows of a long text tell nothing about its label.
 
     Args:
         rows: The logits of each row, which may change. Gradients pass through a tensor.
         text_of: As in `Rows`.
+        means: Whether texts get the mean itself, as for a regression: all of them, or each.
     """
     counts = np.bincount(text_of)
     if isinstance(rows, torch.Tensor):
         numbers = torch.tensor(text_of, device=rows.device)
-        sums = rows.new_zeros(len(counts), *rows.shape[1:]).index_add(0, numbers, rows)
-        return sums / rows.new_tensor(counts)[:, None]
+        sums, size = rows.new_zeros(len(counts), *rows.shape[1:]), rows.new_tensor(counts)[:, None]
+        if means is True:
+            return sums.index_add(0, numbers, rows) / size
+        index = numbers[:, None].expand_as(rows)
+        # Without the largest, exponentials could overflow.
+        most = (sums - torch.inf).scatter_reduce(0, index, rows.detach(), "amax")
+        return most + (sums.index_add(0, numbers, (rows - most[numbers]).exp()) / size).log()
     texts = rows[: len(counts)]
-    for i in range(len(counts), len(text_of)):
-        texts[text_of[i]] += rows[i]
-    for i in np.flatnonzero(counts > 1).tolist():
-        texts[i] /= counts[i]
+    order = np.argsort(text_of, kind="stable")
+    ends = counts.cumsum()
+    for text in np.flatnonzero(counts > 1).tolist():
+        own = np.stack([rows[n] for n in order[ends[text] - counts[text] : ends[text]].tolist()])
+        is_mean = means if isinstance(means, bool) else means[text]
+        texts[text] = own.mean(0) if is_mean else logsumexp(own, 0) - math.log(len(own))
     return texts
 
 

@@ -69,7 +69,12 @@ def test_head_and_tail_see_the_end_and_not_the_middle(adapter_of):
     assert both_ends(LONG).truncated
 
 
-def test_the_logits_of_a_long_text_are_the_mean_over_its_windows(adapter_of):
+def log_of_mean(logits):
+    """What a text's windows say together: windows with large logits count more."""
+    return torch.logsumexp(torch.as_tensor(logits), 0) - np.log(len(logits))
+
+
+def test_windows_with_large_logits_decide_the_logits_of_a_long_text(adapter_of):
     windows = load(adapter_of("windows"))
     rows = texts.encode_rows(windows.tokenizer_, [[LONG]], LIMIT, "windows")
     assert all(len(ids) <= LIMIT for ids in rows.encoded["input_ids"])
@@ -78,8 +83,27 @@ def test_the_logits_of_a_long_text_are_the_mean_over_its_windows(adapter_of):
         for ids in rows.encoded["input_ids"]
     ]
     assert len(parts) > 3
-    mean = answers(windows, parts).mean(axis=0)
-    np.testing.assert_allclose(answers(windows, [LONG])[0], mean, atol=1e-4)
+    expected = log_of_mean(answers(windows, parts))
+    np.testing.assert_allclose(answers(windows, [LONG])[0], expected, atol=1e-4)
+
+
+def test_one_window_of_many_is_enough_and_a_regression_takes_the_mean():
+    rows = np.zeros((21, 2), dtype=np.float32)
+    rows[7] = [9.0, -9.0]
+    text_of = [0, 1] + [0] * 19
+    for pool in (np.array, torch.tensor, list):
+        found = np.stack([np.asarray(v) for v in texts.pooled(pool(rows), text_of)])
+        np.testing.assert_allclose(found[0], log_of_mean(np.delete(rows, 1, axis=0)), rtol=1e-5)
+        assert found[0][0] > 5
+        np.testing.assert_array_equal(found[1], rows[1])
+        if pool is not torch.tensor:
+            found = np.stack(texts.pooled(pool(rows.copy()), text_of, [True, False]))
+            np.testing.assert_allclose(found[0], [0.45, -0.45], rtol=1e-5)
+    found = texts.pooled(torch.tensor(rows), text_of, True)
+    np.testing.assert_allclose(found[0], [0.45, -0.45], rtol=1e-5)
+    huge = torch.tensor([[300.0], [200.0]], requires_grad=True)
+    texts.pooled(huge, [0, 0]).sum().backward()
+    torch.testing.assert_close(huge.grad, torch.tensor([[1.0], [0.0]]))
 
 
 @pytest.mark.parametrize("long_texts", ["head_tail", "windows"])
@@ -233,7 +257,7 @@ def test_many_windows_are_divided_into_passes_of_one_step(bert_folder, tmp_path,
     np.testing.assert_allclose(few, many, atol=1e-3)
 
 
-def test_the_loss_of_a_text_is_that_of_the_mean_of_its_windows(bert_folder, tmp_path):
+def test_the_loss_of_a_text_is_that_of_its_windows_together(bert_folder, tmp_path):
     model = PromptModel(build("bert"), PromptEncoderConfig(pooling="mean")).eval()
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
     rows = texts.encode_rows(tokenizer, [[LONG, "red lamp"]], LIMIT, "windows")
@@ -244,13 +268,14 @@ def test_the_loss_of_a_text_is_that_of_the_mean_of_its_windows(bert_folder, tmp_
         logits = torch.cat([model(torch.tensor([ids])).logits for ids in rows.encoded["input_ids"]])
     own = torch.tensor(rows.text_of) == 0
     assert own.sum() > 3
+    together = torch.stack([log_of_mean(logits[own]), log_of_mean(logits[~own])])
     means = torch.stack([logits[own].mean(0), logits[~own].mean(0)])
     trainer = SharingTrainer(model, TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
     trainer.labels = Labels(("a", "b"))
     batch = WindowCollator(tokenizer)(list(encoded))
     loss, output = trainer.compute_loss(model, batch, return_outputs=True)
-    torch.testing.assert_close(output.logits, means, atol=1e-4, rtol=1e-4)
-    expected = torch.nn.functional.cross_entropy(means, torch.tensor([1, 0]))
+    torch.testing.assert_close(output.logits, together, atol=1e-4, rtol=1e-4)
+    expected = torch.nn.functional.cross_entropy(together, torch.tensor([1, 0]))
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
     features = Features.of(model, encoded, WindowCollator(tokenizer), 0)
     found = torch.nn.functional.linear(features.values, features.weight, features.bias)

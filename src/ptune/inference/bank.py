@@ -629,7 +629,8 @@ class PromptBank:
         longest = max((tasks[i].info.num_virtual_tokens for i in after_text), default=0)
         for states, chosen in self._read_once(after_text, encoded, longest, batch_size):
             answer(chosen, states=states)
-        return pooled(answers, request_of), cut
+        means = [task.info.labels_.is_regression for task, _ in window]
+        return pooled(answers, request_of, means), cut
 
     def _read_once(
         self, requests: list[int], encoded: list[dict[str, list[int]]], k: int, batch_size: int

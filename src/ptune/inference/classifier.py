@@ -157,7 +157,7 @@ class TextClassifier:
             logits[chosen] = found
         cut = np.zeros(len(columns[0]), dtype=bool)
         cut[rows.cut] = True
-        return texts.pooled(logits, rows.text_of), cut
+        return texts.pooled(logits, rows.text_of, self.labels_.is_regression), cut
 
     def _all(self, X: Text | Iterable[Text]) -> Found:
         """The answers to all texts, with a progress bar if there are many."""

@@ -211,7 +211,7 @@ class _Reader:
     def features(self, batch: Any) -> Tensor | None:
         """Features of a batch ``[texts, width]``; ``None``: the logits do not depend on them so.
 
-        The logits of a text with windows are those of its mean features.
+        Those of a text with windows are their mean.
         """
         state, text_of = self.model.state, batch.pop(TEXT_NUMBER, None)
         state.head = self.identity
@@ -227,7 +227,7 @@ class _Reader:
             ):
                 return None
             self.checked = True
-        return (found if text_of is None else texts.pooled(found, text_of.tolist())).cpu()
+        return (found if text_of is None else texts.pooled(found, text_of.tolist(), True)).cpu()
 
 
 # A head fitted to the features.

@@ -239,7 +239,8 @@ class SharingTrainer(Trainer):
         text_of = inputs.pop(TEXT_NUMBER, None)
         output = model(**inputs)
         if text_of is not None:
-            output.logits = pooled(output.logits.float(), text_of.tolist())
+            means = self.labels.is_regression
+            output.logits = pooled(output.logits.float(), text_of.tolist(), means)
         losses = self.labels.losses(output.logits.float(), targets)  # [batch] or [batch, labels]
         if weights is not None:
             losses = losses * (weights[:, None] if losses.ndim == 2 else weights)
