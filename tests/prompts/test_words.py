@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import refused
 from torch import nn
@@ -41,11 +42,19 @@ ASKED = "{soft:is the text parcel or money} {text} the label is"
 GAP = "{text} and it is about {mask}."
 
 
-def language_model(name, folder):
-    """A small language model with random weights, in a folder. Returns its tokenizer."""
+def language_model(name, folder, *, padding=0, **changes):
+    """A small language model with random weights, in a folder. Returns its tokenizer.
+
+    Args:
+        name: From `ARCHITECTURES`.
+        folder: The folder.
+        padding: Rows of the vocabulary that are no token.
+        changes: Changes to the configuration.
+    """
     architecture = ARCHITECTURES[name]
     tokenizer = build_tokenizer(architecture, [*TEXTS, ASKED, GAP] * 20)
     config = build_model(architecture, tokenizer).config
+    config.update({**changes, "vocab_size": config.vocab_size + padding})
     torch.manual_seed(0)
     if name in MASKED:
         mask = "<mask>" if "<s>" in tokenizer.all_special_tokens else "[MASK]"
@@ -109,6 +118,37 @@ def test_logits_without_training_are_the_language_models(name, tmp_path):
     found = np.stack(list(classifier.logits(TEXTS)))
     expected = own_scores(tmp_path, TEXTS)
     assert found == pytest.approx(expected, abs=1e-5 * max(1.0, float(np.abs(expected).max())))
+
+
+@pytest.mark.parametrize("kind", ["tied", "padded vocabulary", "int8"])
+def test_a_head_of_label_words_of_special_language_models(kind, tmp_path):
+    """Before training, its scores are the language model's. Training leaves the model alone."""
+    folder = tmp_path / "model"
+    padding = 61 if kind == "padded vocabulary" else 0
+    tokenizer = language_model(
+        "Qwen 2", folder, padding=padding, tie_word_embeddings=kind == "tied"
+    )
+    if kind == "int8":
+        torchao = pytest.importorskip("torchao.quantization")
+        int8 = transformers.TorchAoConfig(torchao.Int8WeightOnlyConfig())
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, quantization_config=int8
+        )
+        for part in (model, tokenizer):
+            part.save_pretrained(folder)
+    expected = own_scores(folder, TEXTS)
+    near = 1e-5 * max(1.0, float(np.abs(expected).max()))
+    how = {"template": ASKED, "dtype": "float32", "device": "cpu"}
+    asked = PromptClassifier.zero_shot(LABELS, model=str(folder), calibrate=False, **how)
+    assert np.stack(list(asked.logits(TEXTS))) == pytest.approx(expected, abs=near)
+    embeddings = asked.prompt_model_.backbone.get_input_embeddings().weight.clone()
+    assert embeddings.shape[0] >= len(tokenizer) + padding
+    rows = dict(asked.prompt_model_.to_adapter().head)
+    asked.set_params(epochs=1, batch_size=2).fit(TEXTS, ["parcel", "money", "parcel"])
+    model = asked.prompt_model_
+    assert torch.equal(model.backbone.get_input_embeddings().weight[: len(embeddings)], embeddings)
+    trained = model.to_adapter().head
+    assert any(not torch.equal(trained[name], start) for name, start in rows.items())
 
 
 @pytest.mark.parametrize("name", MASKED)
