@@ -5,18 +5,28 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from architectures import ARCHITECTURES, build_model, build_tokenizer
 from nbclient import NotebookClient
+from transformers import AutoModelForCausalLM
 
 import ptune
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 # Fewer steps and examples than in the committed notebook: its first code cell.
 SMALL = {
+    "few_examples": 'model, per_label, epochs = "tiny", 1, 1',
     "csv_to_served_classifier": "epochs = 0.05",
     "peft_p_tuning_guide": "examples, evaluated, epochs = 32, 16, 1",
 }
 # What the cells print, in this order, whatever the numbers are.
 PRINTED = {
+    "few_examples": [
+        r"'\{soft:Is the text positive or negative\?",
+        r"\['\w+' '\w+'\]\n",
+        r"no examples: \d\.\d\d\n",
+        r"\d examples per label: \d\.\d\d\n",
+        r"\w+ \d\.\d\d\n",
+    ],
     "csv_to_served_classifier": [
         r"text,label\n",
         r"\d+ findings\n",
@@ -51,10 +61,22 @@ def assert_printed(book, name):
     assert re.search(".*".join(PRINTED[name]), printed(book), re.DOTALL), printed(book)
 
 
+def write_tiny_decoder(folder):
+    """A causal language model with random weights."""
+    texts = (Path(ptune.__file__).parent / "demo" / "train.csv").read_text("utf-8").splitlines()
+    qwen = ARCHITECTURES["Qwen 2"]
+    tokenizer = build_tokenizer(qwen, texts)
+    config = build_model(qwen, tokenizer, max_position_embeddings=512).config
+    for part in (AutoModelForCausalLM.from_config(config), tokenizer):
+        part.save_pretrained(folder)
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("name", SMALL)
 def test_a_notebook_runs(name, tmp_path, monkeypatch, glue_folder):
     book = read(name)
+    if "tiny" in SMALL[name]:
+        write_tiny_decoder(tmp_path / "tiny")
     (parameters,) = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
     parameters.source = SMALL[name]
     monkeypatch.setenv("PTUNE_DATA", str(glue_folder.absolute()))
