@@ -31,10 +31,16 @@ from ptune.data.tables import read_table
 DEMO = Path(ptune.__file__).parent / "demo"
 LABELS = [str(i) for i in range(12)]
 DEEP = {"depth": "deep", "num_virtual_tokens": 20}
+TWO = {"depth": "reader", "num_virtual_tokens": 2, "reader_rank": 32}
 ONE = {"depth": "reader", "num_virtual_tokens": 1, "reader_rank": 32}
 FOUR = {"depth": "reader", "num_virtual_tokens": 4, "reader_rank": 32}
 EIGHT = {"depth": "reader", "num_virtual_tokens": 8, "reader_rank": 32}
-READERS = {"reader, 1 token": ONE, "reader, 4 tokens": FOUR, "reader, 8 tokens": EIGHT}
+READERS = {
+    "reader, 1 token": ONE,
+    "reader, 2 tokens": TWO,
+    "reader, 4 tokens": FOUR,
+    "reader, 8 tokens": EIGHT,
+}
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -119,14 +125,14 @@ def label_pairs(folder: Path, count: int) -> Iterator[tuple[Path, list[str], lis
         yield file, [text for text, _ in asked], [label for _, label in asked]
 
 
-def fleet(count: int, alone: int) -> dict[str, dict[str, str]]:
+def fleet(count: int, alone: int, tokens: int) -> dict[str, dict[str, str]]:
     """Processor time per task and accuracy of small tasks, together and by a run for each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tasks = list(label_pairs(folder, count))
         settings = {
             file.stem: TrainSettings(
-                train_file=str(file), prompt="reader", num_virtual_tokens=8, reader_rank=32
+                train_file=str(file), prompt="reader", num_virtual_tokens=tokens, reader_rank=32
             )
             for file, _, _ in tasks
         }
@@ -163,10 +169,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--fleet", type=int, help="Only compare N small tasks, together and alone.")
     parser.add_argument("--alone", type=int, default=5, help="How many of them are trained alone.")
+    parser.add_argument("--tokens", type=int, default=8, help="Virtual tokens of each of them.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.fleet:
-        results: dict[str, Any] = {"fleet": fleet(arguments.fleet, arguments.alone)}
+        results: dict[str, Any] = {
+            "fleet": fleet(arguments.fleet, arguments.alone, arguments.tokens)
+        }
     else:
         results = both(arguments)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

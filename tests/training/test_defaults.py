@@ -43,13 +43,18 @@ def test_a_preset_is_the_length_of_a_run(preset):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "rank", "rate"), [("encoder", 32, 5e-3), ("decoder", 0, 1e-4)]
+    ("backbone", "rank", "rate", "tokens"), [("encoder", 32, 5e-3, 2), ("decoder", 0, 1e-4, 8)]
 )
-def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate):
+def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate, tokens):
     chosen = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 3200))
     assert (chosen.reader_rank, chosen.learning_rate, chosen.head) == (rank, rate, "linear")
     assert chosen.prompt_learning_rate == 1e-3
-    assert chosen.num_virtual_tokens == 8
+    assert chosen.num_virtual_tokens == tokens
+    pairs = Situation(backbone, "reader", 3200, pairs=True)
+    assert choose(TrainSettings(prompt="reader"), pairs).num_virtual_tokens == 8
+    no_rank = TrainSettings(prompt="reader", reader_rank=0)
+    single = Situation(backbone, "reader", 3200)
+    assert choose(no_rank, single).num_virtual_tokens == 8
     deep = choose(TrainSettings(), Situation(backbone, "deep", 3200))
     assert (deep.reader_rank, deep.num_virtual_tokens) == (0, 20)
 

@@ -112,6 +112,30 @@ def test_a_task_learns_in_a_fleet_what_it_learns_alone(common, tmp_path):
         torch.testing.assert_close(one.head, other.head)
 
 
+def test_a_task_that_is_continued_learns_what_it_would_have_learned(common, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    own = replace(common, label_column="topic", learning_rate=0.05, training_arguments=best)
+    own, dataset, tokenizer = start.prepare(own)
+    stack = Stack(own, dataset, tokenizer)
+    for module in stack.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    whole, rest, damaged = (Member(own, dataset, stack) for _ in range(3))
+    for member in stack.train([whole], lambda member: member.save(tmp_path)):
+        assert member.step == 10
+    rest.load(tmp_path)
+    assert rest.step == 5
+    assert len(list(stack.train([rest]))) == 1
+    for one, other in zip(rest.log, whole.log, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    for one, other in zip(rest.parameters, whole.parameters, strict=True):
+        torch.testing.assert_close(one, other)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    damaged.load(tmp_path)
+    assert damaged.step == 0
+
+
 def test_a_task_starts_in_a_fleet_as_it_starts_alone(common, tmp_path):
     still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1}
     settings = replace(common, label_column="topic", **still)
@@ -135,6 +159,9 @@ def test_a_fleet_goes_on_where_it_was_killed(common, tmp_path):
     fleet = ptune.train_fleet(tasks, tmp_path, resume=True)
     assert fleet.skipped == ["topic"]
     assert fleet.metrics.keys() == {"topic", "tone"}
+    assert [epoch["epoch"] for epoch in fleet.metrics["tone"]["epochs"]] == [1, 2, 3]
+    seen = fleet.metrics["tone"]["kept_texts"]
+    assert seen["read"] + seen["reused"] == 48  # the last epoch, not the first two again
     assert (tmp_path / "topic/adapter_model.safetensors").stat() == before
     assert ptune.load(tmp_path / "tone").labels == ["a", "b"]
     with refused("The run in … was started with other settings: seed was 0 and is 7. …"):

@@ -37,7 +37,8 @@ HEAD_RATE = 1e-3
 READER_RATE = 1e-3
 READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
 READER_RANK = {"encoder": 32, "decoder": 0}
-READER_TOKENS = 8
+# With low-rank layers, 2 tokens learn as much of a single text as 8. Pairs were not compared.
+READER_TOKENS, FEW_READER_TOKENS = 8, 2
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Situation:
         prompt: `deep`, `input`, `reader` or `none`.
         examples: Number of training examples.
         words: Whether every label is a word, and a text has exactly one.
+        pairs: Whether texts come in pairs.
     """
 
     backbone: str
     prompt: Depth
     examples: int
     words: bool = False
+    pairs: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
@@ -66,6 +69,7 @@ class Situation:
             settings.prompt,
             len(dataset.train),
             dataset.labels.is_single and all(map(_is_word, dataset.labels.names)),
+            dataset.pairs,
         )
 
 
@@ -104,8 +108,11 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "reader_rank": 0,
     }
     if situation.prompt == "reader":
+        rank, usual = settings.reader_rank, READER_RANK[situation.backbone]
         chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]
-        chosen["reader_rank"] = READER_RANK[situation.backbone]
+        chosen["reader_rank"] = usual if rank is None else rank
+        if chosen["reader_rank"] and not situation.pairs:
+            chosen["num_virtual_tokens"] = FEW_READER_TOKENS
     left_open = {k: v for k, v in chosen.items() if getattr(settings, k) is None}
     return with_schedule(replace(settings, **left_open), situation.examples)
 

@@ -28,7 +28,7 @@ from ptune.training import run as runs
 from ptune.training.defaults import virtual_tokens
 from ptune.training.settings import TrainSettings
 from ptune.training.start import dialect_of, prepare
-from ptune.training.together import Member, Stack
+from ptune.training.together import STATE_NAME, Member, Stack
 
 # The most virtual tokens in a step. More take more memory, and as much time per token.
 MOST_TOKENS = 1024
@@ -71,6 +71,11 @@ class _Task:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def was_together(self) -> bool:
+        """Whether it was interrupted while it trained with others."""
+        return self.begun and (self.folder / run_folder.CHECKPOINTS / STATE_NAME).is_file()
+
+    @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for tasks that can train together; empty: it trains alone."""
         own = self.settings
@@ -104,7 +109,8 @@ def train_fleet(
         tasks: The settings of each task, by its name.
         output_dir: Holds the run folders, which are called as the tasks.
         overwrite: Replace the runs in these folders.
-        resume: Skip the tasks that are finished, and train the others.
+        resume: Skip the tasks that are finished, and continue the others from their last
+            evaluation.
         show: Gets the name and the metrics of each task as soon as it is finished.
 
     Raises:
@@ -124,7 +130,7 @@ def train_fleet(
         else:
             kinds[task.kind].append(task)
     for kind, some in kinds.items():
-        if len(kind) and len(some) > 1:
+        if len(kind) and (len(some) > 1 or some[0].was_together):
             _train_together(some, fleet, show)
             continue
         for task in some:
@@ -235,12 +241,18 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
             members: dict[Member, _Task] = {}
             for task in tasks[start : start + at_once]:
                 try:
-                    members[Member(task.settings, task.dataset, stack)] = task
+                    member = Member(task.settings, task.dataset, stack)
                 except PtuneError as error:
                     fleet.refused[task.name] = str(error)
-                else:
-                    run_folder.prepare_folder(task.folder, task.settings, keep=False)
-            for member in stack.train(list(members)):
+                    continue
+                members[member] = task
+                run_folder.prepare_folder(task.folder, task.settings, keep=task.begun)
+                member.load(task.folder / run_folder.CHECKPOINTS)
+
+            def keep(member: Member, members: dict[Member, _Task] = members) -> None:
+                member.save(members[member].folder / run_folder.CHECKPOINTS)
+
+            for member in stack.train(list(members), keep):
                 task = members[member]
                 if member.refused:
                     fleet.refused[task.name] = member.refused
@@ -261,4 +273,5 @@ def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
     runs.write_adapter(task.folder, stack.model.to_adapter(member.adapter), dataset, values)
     with staged(task.folder) as stage:
         write_json(stage / METRICS_NAME, results)
+    (task.folder / run_folder.CHECKPOINTS / STATE_NAME).unlink(missing_ok=True)
     return results

@@ -70,7 +70,8 @@ class ClassifierSettings:
         "Length of the prompt in tokens.",
         MODEL,
         at_least=1,
-        unset=f"{PromptEncoderConfig.num_virtual_tokens}; 8 for a reader",
+        unset=f"{PromptEncoderConfig.num_virtual_tokens}; "
+        "for a reader 8, or 2 with low-rank layers and single texts",
     )
     reader_rank: int | None = setting(
         None,

@@ -9,10 +9,13 @@ evaluation and its end.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedToke
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import default_device
 from ptune.data.dataset import WEIGHT, TaskData
+from ptune.files import staged
 from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.mechanisms import Prompt
 from ptune.training.folder import CHECKPOINTS
@@ -33,9 +37,14 @@ from ptune.training.settings import TrainSettings
 from ptune.training.start import fitted_prompt, new_model, own_backbone
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
 
+logger = logging.getLogger(__name__)
+
 # A task ends early once its mean training loss is below this, over this number of steps and at
 # least an epoch.
 LEARNED, STEADY = 0.01, 10
+# The state of a task that can be continued, in its folder of checkpoints, and what of it is plain.
+STATE_NAME = "fleet.pt"
+_PLAIN = ("step", "order", "log", "losses")
 # Tokenised examples, or the numbers of some.
 Rows = list[dict[str, Any]]
 
@@ -177,8 +186,53 @@ class Member:
             self.best = score, [p.clone() for p in self.parameters], self.answers
         if self.has_ended:
             _, values, self.answers = self.best
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
+            self._set(values)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs to continue from here."""
+        state = {name: getattr(self, name) for name in _PLAIN}
+        state |= {
+            "examples": len(self.train),
+            "values": [p.detach() for p in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": self.random.bit_generator.state,
+            "latest": list(self.latest),
+        }
+        if self.best is not None:
+            score, values, answers = self.best
+            logits = {name: torch.from_numpy(own) for name, (_, own) in answers.items()}
+            state["best"] = score, values, logits
+        with staged(folder) as stage:
+            torch.save(state, stage / STATE_NAME)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote for the same data, if there is anything."""
+        if not (file := folder / STATE_NAME).is_file():
+            return
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+            logger.warning("%s is damaged, so its task starts again.", file)
+            return
+        if state["examples"] != len(self.train):
+            return
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self._set(state["values"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.random.bit_generator.state = state["random"]
+        self.latest.extend(state["latest"])
+        if "best" in state:
+            score, values, logits = state["best"]
+            answers = {name: (self.truth[name], own.numpy()) for name, own in logits.items()}
+            self.best = score, [v.to(self.parameters[0].device) for v in values], answers
 
 
 def _rows(examples: Dataset) -> tuple[Rows, Tensor, Tensor | None]:
@@ -264,8 +318,15 @@ class Stack:
             for i, (member, some) in enumerate(batches.items())
         ]
 
-    def train(self, members: list[Member]) -> Iterator[Member]:
-        """Train tasks together, and yield each as soon as it has ended."""
+    def train(
+        self, members: list[Member], keep: Callable[[Member], None] | None = None
+    ) -> Iterator[Member]:
+        """Train tasks together, and yield each as soon as it has ended.
+
+        Args:
+            members: The tasks.
+            keep: Called with each task that was evaluated and goes on.
+        """
         while members:
             self.model.prompt_encoders.requires_grad_(True)  # those of all tasks, not of one
             self.model.train()
@@ -277,7 +338,11 @@ class Stack:
             losses.sum().backward()
             for member, loss in zip(members, losses.tolist(), strict=True):
                 member.take_step(loss)
-            self.evaluate([member for member in members if member.is_due])
+            due = [member for member in members if member.is_due]
+            self.evaluate(due)
+            for member in due:
+                if keep is not None and not member.has_ended:
+                    keep(member)
             yield from (member for member in members if member.has_ended)
             members = [member for member in members if not member.has_ended]
 
