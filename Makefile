@@ -78,11 +78,12 @@ nightly: ## Test with the newest release of every other dependency, in .venv-nig
 	.venv-nightly/bin/python -m pytest $(PARALLEL)
 
 # Started again after an interruption, it goes on where it stopped. GLUE=folder: MRPC as TSV files.
+# NOTE=text: added to the machine, such as that it was shared.
 bench: $(VENV)/installed-dev ## Measure the speed on this machine in 10 minutes
 	$(BIN)/python benchmarks/speed.py $(if $(GLUE),--data-dir $(GLUE)) --backbones minilm \
 		--parts training inference start-up --steps 4 --rounds 4 --output-dir runs/bench \
 		--contenders 'PEFT, float32' 'PEFT, autocast' 'ptune input' 'ptune deep' \
-		--save benchmarks/results/bench.json --command 'make bench'
+		--save benchmarks/results/bench.json --command 'make bench' $(if $(NOTE),--note '$(NOTE)')
 
 growth: $(VENV)/installed-dev ## Measure how time and memory grow with texts, labels, tasks and lengths
 	$(BIN)/python benchmarks/growth.py --output benchmarks/results/growth_small.json

@@ -490,7 +490,8 @@ def inference(log: Log, texts: list[tuple[str, str]], rounds: int) -> None:
             label: (folder / "adapter_model.safetensors").stat().st_size
             for label, folder in (("PEFT", theirs), ("input", shallow), ("deep", deep))
         }
-        log.add(part="adapters", bytes=sizes, seconds_to_load=timed(lambda: ptune.load(deep)))
+        if not log.of("adapters"):
+            log.add(part="adapters", bytes=sizes, seconds_to_load=timed(lambda: ptune.load(deep)))
 
 
 # Memory, growth and start-up, each in its own process.
@@ -636,7 +637,7 @@ def show(rows: list[Row]) -> None:
             print(f"\n{row['part']}: {json.dumps({k: v for k, v in row.items() if k != 'part'})}")
 
 
-def save(rows: list[Row], file: Path, command: str) -> None:
+def save(rows: list[Row], file: Path, command: str, note: str) -> None:
     """Write the ratios for the pages."""
     found = {
         f"{part}, {label}": {
@@ -647,7 +648,7 @@ def save(rows: list[Row], file: Path, command: str) -> None:
         for (part, label), values in ratios_of(rows).items()
     }
     about = "How many times as long the left side takes as the right side"
-    write_result(file, about, command, "ratio", found)
+    write_result(file, about, command, "ratio", found, note=note)
 
 
 def compare(before: list[Row], after: list[Row]) -> None:
@@ -691,6 +692,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/speed"))
     parser.add_argument("--command", default="python benchmarks/speed.py", help=argparse.SUPPRESS)
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the table as JSON, too")
+    parser.add_argument("--note", default="", help="added to the machine, such as 'loaded'")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--apart", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -704,7 +706,7 @@ def main() -> None:
     measure(log, args)
     show(log.rows)
     if args.save:
-        save(log.rows, args.save, args.command)
+        save(log.rows, args.save, args.command, args.note)
 
 
 def measure(log: Log, args: argparse.Namespace) -> None:

@@ -492,6 +492,27 @@ def test_an_exception_becomes_a_json_answer_and_its_message_is_not_logged(caplog
     assert "somebody" not in str(vars(record))
 
 
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/task0/predict"])
+def test_an_exception_of_a_route_becomes_a_json_answer(stage, monkeypatch, caplog, path):
+    bank = PromptBank.from_folder(stage.served, dtype="float32")
+    transport = httpx.ASGITransport(build_app(bank, ServeSettings(stage.served)))
+
+    def broken(_):
+        raise RuntimeError("the text of somebody")
+
+    monkeypatch.setattr(bank, "task", broken)
+
+    async def ask():
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as c:
+            return await c.request("POST" if "predict" in path else "GET", path, json={})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
+    assert "somebody" not in answer.text
+    (record,) = [r for r in caplog.records if r.message == "failure"]
+    assert "somebody" not in str(vars(record))
+
+
 def test_metrics_are_in_prometheus_format(client, stage):
     def seen(name):
         found = re.findall(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)

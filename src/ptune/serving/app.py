@@ -32,9 +32,9 @@ from ptune import __version__
 from ptune.errors import PtuneError
 from ptune.inference.bank import Answer, PromptBank, TaskInfo
 from ptune.serving.access import NAME_RULE, TASK_NAME, same_token, task_folder
-from ptune.serving.batching import Batcher, Job, TooLong
+from ptune.serving.batching import Batcher, Deliveries, Job, TooLong
 from ptune.serving.metrics import Metrics
-from ptune.serving.middleware import Guard, RequestLog
+from ptune.serving.middleware import Guard, RequestLog, failure
 from ptune.serving.schemas import (
     ERROR_TYPES,
     NO_PAIRS,
@@ -103,13 +103,15 @@ def build_app(bank: PromptBank, settings: ServeSettings) -> FastAPI:
     )
     app.state.stopping = False
     routes = Routes(bank, settings, batcher)
-    app.add_middleware(Direct, routes=routes)
-    app.add_middleware(Guard, local_only=settings.token is None)
-    app.add_middleware(RequestLog, metrics=metrics, stopping=lambda: app.state.stopping)
     app.add_exception_handler(HTTPException, _error_answer)
     app.add_exception_handler(RequestValidationError, _name_answer)
+    app.add_exception_handler(Exception, _failure_answer)
     routes.add_to(app)
     app.mount("/web", StaticFiles(directory=WEB))
+    # Around FastAPI's own middleware, which most requests need not pass.
+    direct = Direct(app.build_middleware_stack(), routes)
+    guard = Guard(direct, local_only=settings.token is None)
+    app.middleware_stack = RequestLog(guard, metrics, stopping=lambda: app.state.stopping)
     return app
 
 
@@ -131,6 +133,10 @@ async def _error_answer(request: Request, error: Exception) -> Response:
         ]
         headers["Allow"] = ", ".join(sorted({m for r in routes for m in r.methods or ()}))
     return JSONResponse(body, error.status_code, headers)
+
+
+async def _failure_answer(_: Request, __: Exception) -> Response:
+    return failure()
 
 
 async def _name_answer(_: Request, __: Exception) -> Response:
@@ -166,6 +172,7 @@ class Routes:
 
     def __init__(self, bank: PromptBank, settings: ServeSettings, batcher: Batcher) -> None:
         self.bank, self.settings, self.batcher = bank, settings, batcher
+        self.deliveries = Deliveries()
 
     def add_to(self, app: FastAPI) -> None:
         """Add all routes, with who may use them and the errors that they return."""
@@ -393,7 +400,7 @@ class Routes:
         try:
             self.batcher.submit(job)
             async with asyncio.timeout_at(deadline):
-                return await asyncio.wrap_future(job.answers)
+                return await self.deliveries.answers(job)
         except queue.Full:
             refuse(
                 429,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -41,6 +43,44 @@ class Job:
     def characters(self) -> int:
         """Length of all its texts."""
         return sum(len(t) if isinstance(t, str) else sum(map(len, t)) for _, t in self.requests)
+
+
+class Deliveries:
+    """Tells an event loop which jobs are done: of a whole batch at once, which wakes it once."""
+
+    def __init__(self) -> None:
+        self._done: deque[asyncio.Future[None]] = deque()
+        self._woken: asyncio.AbstractEventLoop | None = None  # it will call `_deliver`
+
+    async def answers(self, job: Job) -> list[Answer]:
+        """Wait for the answers of a job that was submitted. A job that nobody awaits is cancelled.
+
+        Raises:
+            Exception: What the job raised.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        job.answers.add_done_callback(lambda _: self._add(loop, waiter))
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            job.answers.cancel()
+            raise
+        return job.answers.result()
+
+    def _add(self, loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+        """A job is done. Called by the thread that computes."""
+        self._done.append(waiter)
+        if self._woken is not loop and not loop.is_closed():
+            self._woken = loop
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = None  # first: what is added from now on wakes the loop again
+        while self._done:
+            waiter = self._done.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Batcher:

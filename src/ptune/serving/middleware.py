@@ -58,6 +58,12 @@ def _refuse(status: int, error: str, error_type: str) -> JSONResponse:
     return JSONResponse(body, status, {"Connection": "close"})
 
 
+def failure() -> JSONResponse:
+    """The answer to a request that raised an exception."""
+    body = {"error": "The server failed. See its log.", "error_type": "internal"}
+    return JSONResponse(body, 500)
+
+
 class RequestLog:
     """Counts and logs every request, without its texts. Exceptions become a JSON answer."""
 
@@ -87,8 +93,7 @@ class RequestLog:
             where = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
             log.error("failure", extra={"exception": type(error).__name__, "where": where[-8:]})
             if status == 0:
-                body = {"error": "The server failed. See its log.", "error_type": "internal"}
-                await JSONResponse(body, 500)(scope, receive, observed)
+                await failure()(scope, receive, observed)
         self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
