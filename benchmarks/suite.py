@@ -35,6 +35,7 @@ import multiprocessing.connection
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from common import (
     Row,
@@ -508,8 +510,17 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def end_with_parent() -> None:
+    """End this process when its parent is gone, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def serve(pipe: Any) -> None:
-    """The process of a `Worker`: one run after another, until the pipe closes."""
+    """The process of a `Worker`: one run after another, until the pipe or the parent ends."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         while True:
             pipe.send(perform(pipe.recv()))
@@ -677,7 +688,7 @@ def planned(args: argparse.Namespace, variants: dict[str, dict[str, Any]]) -> li
 @contextlib.contextmanager
 def workers(count: int) -> Iterator[list[Worker]]:
     """Processes that share the cores. They end with the context."""
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    threads = str(max(1, joblib.cpu_count() // count))  # of the cores that this process may use
     os.environ |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     started = [Worker() for _ in range(count)]
     try:
