@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, build, train_tokenizer
+from conftest import SENTENCES, build, refused, train_tokenizer
 from transformers import AutoModelForCausalLM
 
 import ptune
@@ -15,6 +15,7 @@ from ptune import TrainSettings
 from ptune.adapters.adapter import Adapter
 from ptune.data.dataset import TaskData
 from ptune.training.defaults import PROMPT_RATES, Situation, choose, question
+from ptune.training.run import trained_in_memory
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,44 @@ def test_the_head_starts_as_words_where_a_language_model_knows_them(backbone, wo
 def test_labels_that_are_words_are_recognised(bert_folder, y, words):
     data = TaskData.from_lists([["a", "b"]], y)
     assert Situation.of(TrainSettings(model=str(bert_folder)), data).words == words
+
+
+@pytest.mark.parametrize(
+    ("y", "options", "learned"),
+    [
+        (["good", "bad"], {}, True),
+        (["good", "bad"] * 40, {}, False),
+        (["good", "bad"] * 40, {"label_names": True}, True),
+        (["good", "bad"], {"label_names": False}, False),
+        (["c1", "c2"], {}, False),
+        ([["good"], ["good", "bad"]], {}, False),
+        (["good", "bad"], {"prompt": "reader"}, False),
+        (["good", "bad"], {"head": "linear"}, False),
+    ],
+)
+def test_names_of_labels_are_learned_with_few_examples(bert_folder, y, options, learned):
+    data = TaskData.from_lists([["a"] * len(y)], y)
+    settings = TrainSettings(model=str(bert_folder), **options)
+    assert choose(settings, Situation.of(settings, data)).label_names == learned
+
+
+def test_the_name_of_a_label_is_a_text_of_it(bert_folder):
+    data = TaskData.from_lists([["how long", "give me money"]], ["lost_card", "refund"])
+    own = TrainSettings(model=str(bert_folder), epochs=1)
+    with trained_in_memory(own, data, eval_strategy="no") as trainer:
+        rows = trainer.train_dataset
+        decode = trainer.processing_class.decode
+        texts = [decode(ids, skip_special_tokens=True).strip() for ids in rows["input_ids"]]
+        assert texts == ["how long", "give me money", "lost card", "refund"]
+        assert rows["labels"] == [0, 1, 0, 1]
+    assert len(data.train) == 2
+    for column, y, what in [
+        ([["a", "b"], ["c", "d"]], ["good", "bad"], "pairs."),
+        ([["a", "b"]], [0.5, 1.5], "several labels per text or numbers."),
+    ]:
+        message = f"label_names requires single texts with one label each. Leave it out for {what}"
+        with refused(message):
+            TaskData.from_lists(column, y).with_label_names()
 
 
 def test_a_language_model_that_scales_its_scores_gets_a_linear_head(mail, tmp_path, caplog):

@@ -138,6 +138,29 @@ class TaskData:
         weights = _weights(self.labels, list(train[LABEL]), sample_weight, class_weight)
         return replace(self, train=train.add_column(WEIGHT, weights))
 
+    def with_label_names(self) -> TaskData:
+        """The same data with the name of each label as a further training text of it.
+
+        Raises:
+            PtuneError: Texts come in pairs, or do not have one label each.
+        """
+        if self.pairs or not self.labels.is_single:
+            raise PtuneError(
+                "label_names requires single texts with one label each. Leave it out for "
+                + ("pairs." if self.pairs else "several labels per text or numbers.")
+            )
+        from datasets import Dataset, concatenate_datasets
+
+        assert self.train is not None
+        rows: dict[str, Any] = {
+            TEXT: [name.replace("_", " ") for name in self.labels.names],
+            LABEL: list(range(len(self.labels))),
+        }
+        if WEIGHT in self.train.column_names:
+            rows[WEIGHT] = [1.0] * len(self.labels)
+        names = Dataset.from_dict(rows, features=self.train.features)
+        return replace(self, train=concatenate_datasets([self.train, names]))
+
     def few_examples(self, per_label: int, seed: int) -> TaskData:
         """The same data with only `per_label` training examples of each label, drawn at random.
 
@@ -403,7 +426,10 @@ def examples_of(
 def _joined(texts: list[list[str]], column: LabelColumn) -> Examples:
     """Each text once, with how many annotators chose each label."""
     if column.check().kind != "one" or column.problem_type != SINGLE:
-        raise PtuneError(f"--annotators requires one label per row, which {column.where} have not.")
+        raise PtuneError(
+            f"--annotators requires one label per row. Found several, or numbers to predict, in "
+            f"{column.where}. Leave it out, or give one label per row."
+        )
     votes: dict[tuple[str, ...], Counter[Any]] = {}
     each = column.votes or [{label: 1} for label in column.values]
     for text, own in zip(zip(*texts, strict=True), each, strict=True):

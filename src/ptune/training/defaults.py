@@ -39,6 +39,8 @@ READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
 READER_RANK = {"encoder": 32, "decoder": 0}
 # With low-rank layers, 2 tokens learn as much of a single text as 8. Pairs were not compared.
 READER_TOKENS, FEW_READER_TOKENS = 8, 2
+# Up to so many examples per label, the labels' names are learned too. Shorter ones are codes.
+FEW_EXAMPLES, SHORTEST_NAME = 32, 3
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Situation:
         examples: Number of training examples.
         words: Whether every label is a word, and a text has exactly one.
         pairs: Whether texts come in pairs.
+        few: Whether there are few examples per label, and every label has a telling name.
     """
 
     backbone: str
@@ -58,18 +61,24 @@ class Situation:
     examples: int
     words: bool = False
     pairs: bool = False
+    few: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
         """The situation of a run."""
         assert dataset.train is not None
         decoder = is_decoder(settings.model, revision=settings.revision)
+        names, examples = dataset.labels.names, len(dataset.train)
+        words = dataset.labels.is_single and all(map(_is_word, names))
         return cls(
             "decoder" if decoder else "encoder",
             settings.prompt,
-            len(dataset.train),
-            dataset.labels.is_single and all(map(_is_word, dataset.labels.names)),
+            examples,
+            words,
             dataset.pairs,
+            words
+            and examples <= FEW_EXAMPLES * len(names)
+            and all(len(name) >= SHORTEST_NAME for name in names),
         )
 
 
@@ -107,6 +116,8 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "shift_positions": kind == ("decoder", "deep"),
         "reader_rank": 0,
     }
+    starts_fitted = (settings.head or chosen["head"]) == "features" and kind[0] == "encoder"
+    chosen["label_names"] = situation.few and starts_fitted and not situation.pairs
     if situation.prompt == "reader":
         rank, usual = settings.reader_rank, READER_RANK[situation.backbone]
         chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]

@@ -343,6 +343,12 @@ class TrainSettings(ClassifierSettings):
         TRAINING,
         unset="every example counts the same",
     )
+    label_names: bool | None = setting(
+        None,
+        "Learn the names of the labels too, as a text of each label.",
+        TRAINING,
+        unset="with few examples on an encoder, if the names are words",
+    )
     shift_positions: bool | None = setting(
         None,
         "Count a text's positions from the end of a deep prompt, as PEFT's prefix tuning does.",
