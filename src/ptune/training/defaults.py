@@ -54,6 +54,7 @@ class Situation:
         words: Whether every label is a word, and a text has exactly one.
         pairs: Whether texts come in pairs.
         few: Whether there are few examples per label, and every label has a telling name.
+        labels: Number of labels.
     """
 
     backbone: str
@@ -62,6 +63,7 @@ class Situation:
     words: bool = False
     pairs: bool = False
     few: bool = False
+    labels: int = 0
 
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
@@ -79,6 +81,7 @@ class Situation:
             words
             and examples <= FEW_EXAMPLES * len(names)
             and all(len(name) >= SHORTEST_NAME for name in names),
+            len(names),
         )
 
 
@@ -125,7 +128,9 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         if chosen["reader_rank"] and not situation.pairs:
             chosen["num_virtual_tokens"] = FEW_READER_TOKENS
     left_open = {k: v for k, v in chosen.items() if getattr(settings, k) is None}
-    return with_schedule(replace(settings, **left_open), situation.examples)
+    settings = replace(settings, **left_open)
+    names = situation.labels if settings.label_names else 0
+    return with_schedule(settings, situation.examples + names)
 
 
 def steps_per_epoch(settings: TrainSettings, examples: int) -> int:

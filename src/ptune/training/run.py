@@ -52,7 +52,7 @@ from ptune.training.folder import (
     prepare_folder,
 )
 from ptune.training.settings import TrainSettings, is_first
-from ptune.training.start import model_for, prepare
+from ptune.training.start import learned, model_for, prepare
 from ptune.training.summary import Summary
 from ptune.training.trainer import (
     SharingTrainer,
@@ -123,14 +123,15 @@ def train_run(
     if resume:
         check_unchanged(folder, settings, dataset)
     settings, model = model_for(given, settings, dataset, tokenizer)
-    assert dataset.train is not None
+    data = learned(settings, dataset)
+    assert data.train is not None
     with compat.own_accelerate_state():
         stop = StopAndSave()
         trainer, truncated = build_trainer(
             model,
             tokenizer,
-            dataset,
-            training_arguments(settings, folder / CHECKPOINTS, len(dataset.train)),
+            data,
+            training_arguments(settings, folder / CHECKPOINTS, len(data.train)),
             settings,
             callbacks=[stop, *([progress] if progress else [])],
         )
@@ -189,10 +190,11 @@ def trained_in_memory(
     own = replace(
         settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
     )
-    assert dataset.train is not None
+    data = learned(settings, dataset)
+    assert data.train is not None
     with compat.own_accelerate_state(), tempfile.TemporaryDirectory(prefix="ptune-") as folder:
-        how = training_arguments(own, folder, len(dataset.train))
-        trainer, _ = build_trainer(model, tokenizer, dataset, how, own, callbacks=list(callbacks))
+        how = training_arguments(own, folder, len(data.train))
+        trainer, _ = build_trainer(model, tokenizer, data, how, own, callbacks=list(callbacks))
         trainer.train()
         yield trainer
 

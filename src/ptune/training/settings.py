@@ -141,6 +141,12 @@ class ClassifierSettings:
         unset="words on a decoder, or with {mask}, if every label is a word; on an encoder, "
         "features; else linear",
     )
+    label_names: bool | None = setting(
+        None,
+        "Learn the names of the labels too, as a text of each label.",
+        TRAINING,
+        unset="with few examples on an encoder, if the names are words",
+    )
     label_words: str | None = setting(
         None,
         "Words for the labels, for head words: label=word|word,label=word, a JSON file with words "
@@ -342,12 +348,6 @@ class TrainSettings(ClassifierSettings):
         "Give rare labels as much weight as frequent ones (balanced).",
         TRAINING,
         unset="every example counts the same",
-    )
-    label_names: bool | None = setting(
-        None,
-        "Learn the names of the labels too, as a text of each label.",
-        TRAINING,
-        unset="with few examples on an encoder, if the names are words",
     )
     shift_positions: bool | None = setting(
         None,

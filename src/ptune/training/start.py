@@ -82,6 +82,11 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     return choose(resolved, situation)
 
 
+def learned(settings: TrainSettings, dataset: TaskData) -> TaskData:
+    """What a run trains on: the dataset, with the names of its labels if they are learned too."""
+    return dataset.with_label_names() if settings.label_names else dataset
+
+
 def load_dataset(settings: TrainSettings) -> TaskData:
     """Read the dataset that the settings name.
 

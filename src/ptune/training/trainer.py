@@ -408,8 +408,6 @@ def build_trainer(
     Raises:
         PtuneError: The prompt leaves no positions for a text, or `Trainer` refuses a setting.
     """
-    if settings.label_names:
-        dataset = dataset.with_label_names()
     train, evaluation, truncated = tokenized(model, tokenizer, dataset)
     groups = model.parameter_groups(
         args.learning_rate,
