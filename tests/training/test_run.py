@@ -114,7 +114,8 @@ def test_settings_json_has_the_values_of_the_run_and_no_others(bert_folder, tabl
         "prompt_init_scale": 0.5,
         "pooling": "architecture",
         "problem_type": "single_label_classification",
-        "epochs": 200.0,
+        "label_names": True,
+        "epochs": 100.0,  # 8 texts and 2 names of labels are two batches, and 200 steps are taken
     }
     assert {k: written[k] for k in resolved} == resolved
     assert not written.keys() & {"encoder_hidden_size", "task", "prompt_init_text", "revision"}
