@@ -74,7 +74,7 @@ def compare(
 def exact_fingerprint(
     backbone: PreTrainedModel, head_names: Collection[str], how: object
 ) -> str | None:
-    """A hash of everything that decides what a frozen backbone computes, to the last bit.
+    """A hash of everything that determines the exact output of a frozen backbone.
 
     Args:
         backbone: The backbone.

@@ -39,7 +39,8 @@ READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
 READER_RANK = {"encoder": 32, "decoder": 0}
 # With low-rank layers, 2 tokens learn as much of a single text as 8. Pairs were not compared.
 READER_TOKENS, FEW_READER_TOKENS = 8, 2
-# Up to so many examples per label, the labels' names are learned too. Shorter ones are codes.
+# The names of labels are learned too with at most this many examples per label, if every name has
+# at least this many characters. Shorter ones are usually codes.
 FEW_EXAMPLES, SHORTEST_NAME = 32, 3
 
 

@@ -325,7 +325,7 @@ class Stack:
 
         Args:
             members: The tasks.
-            keep: Called with each task that was evaluated and goes on.
+            keep: Called with a task after each evaluation but the last.
         """
         while members:
             self.model.prompt_encoders.requires_grad_(True)  # those of all tasks, not of one
