@@ -40,6 +40,13 @@ PICTURES = {
 }
 REPORT_NAME = "report.html"
 NEXT_TO_REPORT = ("report.json", "mistakes.csv")
+# The graph in an export to ONNX.
+MODEL_NAME = "model.onnx"
+
+
+def is_export(source: str | os.PathLike[str]) -> bool:
+    """True for a folder that `ptune export --to onnx` wrote."""
+    return (Path(source) / MODEL_NAME).is_file()
 
 
 def check_new(folder: Path) -> None:

@@ -175,7 +175,7 @@ def on_runtime(
     Returns:
         What to open, and the backbone to open it on: model, revision, whether another is allowed.
     """
-    from ptune.inference.engines import is_export
+    from ptune.files import is_export
 
     if runtime == "torch" or is_export(adapter):
         return adapter, model, revision, allow

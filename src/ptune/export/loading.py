@@ -20,9 +20,10 @@ from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import default_device
 from ptune.errors import PtuneError
 from ptune.export.onnx import write_onnx
+from ptune.files import is_export
 from ptune.inference.classifier import PromptClassifier, TextClassifier
 from ptune.inference.classifier import load as load_adapter
-from ptune.inference.engines import EXPORT_INFO_NAME, RUNTIMES, Dtype, is_export, load_exported
+from ptune.inference.engines import EXPORT_INFO_NAME, RUNTIMES, Dtype, load_exported
 
 logger = logging.getLogger(__name__)
 
@@ -93,17 +94,17 @@ def load(
     where = {key: options[key] for key in Source.__annotations__ if key in options}  # type: ignore[literal-required]
     at = cast("Source", where)
     device = torch.device(options.get("device") or default_device()).type
+    dtype, size = cast("Dtype", options.get("dtype", "auto")), options.get("batch_size", 32)
     if engine == "auto":
         ready = device == "cpu" and importlib.util.find_spec("openvino") is not None
-        if not ready or not (_graph(source, **at) / EXPORT_INFO_NAME).is_file():
+        if not ready or not ((folder := _graph(source, **at)) / EXPORT_INFO_NAME).is_file():
             return load_adapter(source, **options)
-        engine = "openvino"
-    elif options.get("device") is not None and device != "cpu":
+        return load_exported(folder, "openvino", dtype=dtype, batch_size=size)
+    if options.get("device") is not None and device != "cpu":
         raise PtuneError(
             f"The engine {engine} runs on the CPU, not on {device}. Omit the device, or use the "
             "engine torch."
         )
-    dtype, size = cast("Dtype", options.get("dtype", "auto")), options.get("batch_size", 32)
     return load_exported(graph_of(source, **at), engine, dtype=dtype, batch_size=size)
 
 

@@ -41,8 +41,9 @@ from ptune.export.check import (
     require_fast_tokenizer,
     write_export_info,
 )
+from ptune.files import MODEL_NAME
 from ptune.inference.classifier import PromptClassifier, load
-from ptune.inference.engines import MODEL_NAME, load_exported
+from ptune.inference.engines import load_exported
 from ptune.model import PromptModel
 from ptune.prompts.attention import use_eager_attention
 from ptune.texts import Text

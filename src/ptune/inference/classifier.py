@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, check_lengths, dataset_of
 from ptune.errors import PtuneError, near
+from ptune.files import is_export
 from ptune.labels import LabelColumn, Labels, Prediction, columns_of, edits, read
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Postprocessing, check_confidence
@@ -622,7 +622,7 @@ def load(
     Raises:
         PtuneError: As for `ptune.load`.
     """
-    if (Path(source) / "model.onnx").is_file():
+    if is_export(source):
         raise PtuneError(
             f"{source} is an export to ONNX, and no adapter. Name what runs it (`--runtime onnx` "
             "or `openvino`; engine= in Python)."

@@ -13,15 +13,14 @@ from ptune.adapters.quality import read_quality
 from ptune.backbones.loading import fast_dtype, load_tokenizer
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line, missing_package
-from ptune.files import read_json
+from ptune.files import MODEL_NAME, read_json
 from ptune.inference.classifier import Answer, Batch, TextClassifier, load
 from ptune.labels import Labels
 from ptune.postprocessing import Postprocessing
 from ptune.prompts.config import LongTexts
 from ptune.texts import Template
 
-# Files of an export.
-MODEL_NAME = "model.onnx"
+# About an export.
 EXPORT_INFO_NAME = "ptune_export.json"
 
 Runtime = Literal["onnx", "openvino"]
@@ -212,11 +211,6 @@ def load_exported(
     if columns := info.get("text_columns"):
         classifier.feature_names_in_ = np.array(columns, dtype=object)
     return classifier
-
-
-def is_export(source: str | os.PathLike[str]) -> bool:
-    """True for a folder that `ptune export --to onnx` wrote."""
-    return (Path(source) / MODEL_NAME).is_file()
 
 
 def _existing(file: Path) -> Path | None:

@@ -267,13 +267,15 @@ class Delimited(Rows):
         """Append rows and their predictions, with a header before the first row."""
         p = self.prefix(_names(batch), self.new)
         for row, prediction in zip(_rows(batch), predicted, strict=True):
-            row = {**row, **{p + name: value for name, value in self.fields(prediction).items()}}
-            for name, probability in prediction.probabilities.items():
+            fields = self.fields(prediction)
+            probabilities = fields.pop("probabilities")
+            row = {**row, **{p + name: value for name, value in fields.items()}}
+            for name, probability in probabilities.items():
                 if isinstance(prediction.label, float):
                     break
                 while name in row:  # a label may have the name of a column
                     name += " (label)"
-                row[name] = round(probability, 6)
+                row[name] = probability
             self.put(row)
 
     def put(self, row: dict[str, Any]) -> None:
@@ -291,12 +293,12 @@ class Delimited(Rows):
     def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
         """The label, the score and so on, each with the name of the task."""
         fields = self.fields(prediction)
+        del fields["probabilities"]
         return {task: fields.pop("label"), **{f"{task} {k}": v for k, v in fields.items()}}
 
     def fields(self, prediction: Prediction) -> dict[str, Any]:
         """What fits in a cell."""
         found = super().fields(prediction)
-        del found["probabilities"]
         if isinstance(found["label"], list):
             found["label"] = joined(found["label"])
         if self.mark_truncated:

@@ -28,9 +28,9 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
-from ptune.files import read_json, staged, write_json
+from ptune.files import MODEL_NAME, read_json, staged, write_json
 from ptune.inference.classifier import TextClassifier
-from ptune.inference.engines import EXPORT_INFO_NAME, MODEL_NAME, open_classifier
+from ptune.inference.engines import EXPORT_INFO_NAME, open_classifier
 from ptune.inference.files import Source, format_of, write, writer
 
 RECORDS = ".ptune"
