@@ -63,34 +63,41 @@ def read_settings_again():
     huggingface_hub.close_session()
 
 
-def use(monkeypatch, **environment):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture
+def environment():
+    """Changes environment variables until the test ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+    read_settings_again()
+
+
+def use(environment, **variables):
+    for name, value in variables.items():
+        environment.setenv(name, value)
     read_settings_again()
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, environment):
     """A Hub of our own at `HF_ENDPOINT`, with an empty cache. Alice is logged in."""
-    with HubServer() as running, monkeypatch.context() as patch:
+    with HubServer() as running:
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"):
-            patch.delenv(name, raising=False)
+            environment.delenv(name, raising=False)
         home = str(tmp_path / "hf-home")
         nearby = {"NO_PROXY": "127.0.0.1,localhost", "HF_TOKEN": "hf_alice"}
-        use(patch, HF_ENDPOINT=running.url, HF_HOME=home, **nearby, **SETTINGS)
+        use(environment, HF_ENDPOINT=running.url, HF_HOME=home, **nearby, **SETTINGS)
         yield running
-    read_settings_again()
 
 
 @pytest.fixture
-def log_in(monkeypatch):
+def log_in(environment):
     """Log in as somebody else; `None`: log out."""
 
     def become(token):
         if token is None:
-            monkeypatch.delenv("HF_TOKEN", raising=False)
+            environment.delenv("HF_TOKEN", raising=False)
         else:
-            monkeypatch.setenv("HF_TOKEN", token)
+            environment.setenv("HF_TOKEN", token)
 
     return become
 
@@ -594,16 +601,16 @@ def test_an_upload_that_keeps_failing_leaves_nothing(server, run_folder, patienc
     assert server.files("alice/mail") == set()
 
 
-def test_a_push_without_a_network_is_refused(server, run_folder, monkeypatch):
+def test_a_push_without_a_network_is_refused(server, run_folder, environment):
     with HubServer() as gone:
         url = gone.url
-    use(monkeypatch, HF_ENDPOINT=url)
+    use(environment, HF_ENDPOINT=url)
     with refused(
         f"The connection to the Hub at {url} failed (…), so nothing was committed. Check "
         "the network and push again."
     ):
         push(run_folder)
-    use(monkeypatch, HF_HUB_OFFLINE="1")
+    use(environment, HF_HUB_OFFLINE="1")
     with refused(
         "alice/mail was not pushed: offline mode is on. Unset HF_HUB_OFFLINE and try again."
     ):
@@ -674,18 +681,18 @@ def test_a_pull_request_can_be_tried_before_it_is_merged(server, run_folder, ber
 
 
 @pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE", "server is gone"])
-def test_an_adapter_that_was_loaded_once_loads_offline(server, model, monkeypatch, how):
+def test_an_adapter_that_was_loaded_once_loads_offline(server, model, environment, monkeypatch, how):
     model.push_to_hub("alice/yes-no")
     ptune.load("alice/yes-no", dtype="float32", device="cpu")
     options = {}
     if how == "local_files_only":
         options = {"local_files_only": True}
     elif how == "HF_HUB_OFFLINE":
-        use(monkeypatch, HF_HUB_OFFLINE="1")
+        use(environment, HF_HUB_OFFLINE="1")
     else:
         with HubServer() as gone:
             url = gone.url
-        use(monkeypatch, HF_ENDPOINT=url)
+        use(environment, HF_ENDPOINT=url)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
     asked = len(server.requests)
     loaded = ptune.load("alice/yes-no", dtype="float32", device="cpu", **options)
