@@ -681,7 +681,9 @@ def test_a_pull_request_can_be_tried_before_it_is_merged(server, run_folder, ber
 
 
 @pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE", "server is gone"])
-def test_an_adapter_that_was_loaded_once_loads_offline(server, model, environment, monkeypatch, how):
+def test_an_adapter_that_was_loaded_once_loads_offline(
+    server, model, environment, monkeypatch, how
+):
     model.push_to_hub("alice/yes-no")
     ptune.load("alice/yes-no", dtype="float32", device="cpu")
     options = {}
