@@ -28,7 +28,7 @@ from ptune.data.tables import (
     rows_where,
 )
 from ptune.errors import PtuneError
-from ptune.labels import SINGLE, LabelColumn, Labels, annotated, read
+from ptune.labels import SINGLE, LabelColumn, Labels, annotated, in_words, read
 from ptune.texts import check
 
 if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying needs none of it.
@@ -153,7 +153,7 @@ class TaskData:
 
         assert self.train is not None
         rows: dict[str, Any] = {
-            TEXT: [name.replace("_", " ") for name in self.labels.names],
+            TEXT: [*map(in_words, self.labels.names)],
             LABEL: list(range(len(self.labels))),
         }
         if WEIGHT in self.train.column_names:

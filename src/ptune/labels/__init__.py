@@ -23,6 +23,7 @@ from ptune.labels.columns import (
 )
 from ptune.labels.labels import NO_LABEL, Labels, Prediction
 from ptune.labels.metrics import METRICS, compute, mean_and_std, per_label
+from ptune.labels.values import in_words
 
 __all__ = [
     "LABEL_NAMES",
@@ -40,6 +41,7 @@ __all__ = [
     "columns_of",
     "compute",
     "finite",
+    "in_words",
     "indicators",
     "is_container",
     "is_missing",

@@ -125,6 +125,11 @@ def _imported(module: str, qualname: str) -> type[enum.Enum] | None:
     return found if isinstance(found, type) and issubclass(found, enum.Enum) else None
 
 
+def in_words(name: str) -> str:
+    """A label's name as people would write it in a sentence."""
+    return name.replace("_", " ").replace("-", " ").strip() or name
+
+
 def as_array(values: Sequence[Any], value_type: ValueType) -> NDArray[Any]:
     """Label values as an array of their type."""
     # NumPy cuts NULs off the end of a string.

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ptune.labels import in_words
+
 # The most labels that a question lists.
 FEW = 6
 
@@ -34,11 +36,6 @@ class Question(NamedTuple):
     words: dict[str, str] | None = None
 
 
-def spelled(label: str) -> str:
-    """A label as people would write it in a sentence."""
-    return label.replace("_", " ").replace("-", " ").strip() or label
-
-
 def default_question(
     labels: Sequence[str],
     *,
@@ -62,7 +59,7 @@ def default_question(
         if masked:
             return Question("{text} It was {mask}.", words)
         # SmolLM2 answers better if the positive label comes first.
-        first = [label for mood in MOODS for label in labels if spelled(label).lower() == mood]
+        first = [label for mood in MOODS for label in labels if in_words(label).lower() == mood]
         asked = f"Is the text {_listed(first)}?"
         return Question(f"{{soft:{asked}\nText:}} {{text}} Sentiment:")
     if not pairs and (words := _all_in(RATINGS, labels)):
@@ -77,7 +74,7 @@ def default_question(
 
 def _all_in(table: dict[str, str], labels: Sequence[str]) -> dict[str, str] | None:
     """The word of each label, if a table has all of them and no two words are the same."""
-    words = {label: table.get(spelled(label).lower(), "") for label in labels}
+    words = {label: table.get(in_words(label).lower(), "") for label in labels}
     return words if all(words.values()) and len(set(words.values())) == len(words) else None
 
 
@@ -113,5 +110,5 @@ def _general(labels: Sequence[str], *, pairs: bool) -> str:
 
 
 def _listed(labels: Sequence[str]) -> str:
-    names = [spelled(label).replace("{", "(").replace("}", ")") for label in labels]
+    names = [in_words(label).replace("{", "(").replace("}", ")") for label in labels]
     return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ptune.backbones.architectures import fills_gaps
 from ptune.errors import PtuneError
-from ptune.prompts.questions import spelled
+from ptune.labels import in_words
 from ptune.texts import Template, encode, lock_of
 
 # Texts without content, for which all labels should be equally likely (arXiv 2102.09690). With the
@@ -58,7 +58,7 @@ def parse_words(given: str | Mapping[str, str | Sequence[str]], labels: Sequence
         )
     found = {}
     for label in labels:
-        words = given.get(label, spelled(label))
+        words = given.get(label, in_words(label))
         found[label] = [words] if isinstance(words, str) else list(words)
         if not found[label] or not all(isinstance(w, str) and w.strip() for w in found[label]):
             raise PtuneError(f"The label {label!r} has no words. Give it at least one.")
@@ -131,7 +131,7 @@ def words_from_examples(
     best = {token: int(ratios[:, token].argmax()) for token in words}
     for i, name in enumerate(names):
         own = sorted((t for t in words if best[t] == i), key=lambda t: -float(ratios[i, t]))
-        found[name] = [words[t] for t in own[:MOST_WORDS]] or [spelled(name)]
+        found[name] = [words[t] for t in own[:MOST_WORDS]] or [in_words(name)]
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ptune.backbones.loading import is_decoder
 from ptune.data.dataset import TaskData
+from ptune.labels import in_words
 from ptune.prompts.config import Depth, PromptEncoderConfig
 from ptune.training.settings import HeadStart, Preset, TrainSettings
 
@@ -167,7 +168,7 @@ def question(dataset: TaskData) -> str:
     what = "texts" if dataset.pairs else "text"
     if dataset.labels.is_regression:
         return f"Rate the {what} with a number. Answer:"
-    names = [name.replace("_", " ").strip() for name in dataset.labels.names]
+    names = [*map(in_words, dataset.labels.names)]
     if not any(c.isalpha() for name in names for c in name):
         return f"Classify the {what}. Answer:"
     some = names[:_MOST_NAMES]
