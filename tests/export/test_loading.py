@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from subjects import SENTENCES, Subject
 
 import ptune
+from ptune import PtuneError
 from ptune.adapters.adapter import Adapter
 from ptune.export.loading import graph_of
 from ptune.inference.engines import ExportedClassifier, load_exported
@@ -74,6 +75,16 @@ def test_auto_is_openvino_once_its_graph_exists(adapter, tmp_path, monkeypatch):
     assert isinstance(
         ptune.load(source, engine="auto", cache_dir=cache, **EXACT), ptune.PromptClassifier
     )
+
+
+@pytest.mark.parametrize(("engine", "package"), [("onnx", "onnxscript"), ("openvino", "openvino")])
+def test_a_missing_package_is_named_before_anything_is_exported(
+    adapter, tmp_path, monkeypatch, caplog, engine, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(PtuneError, match=rf"{package} is not installed.*'ptune\[{engine}\]'"):
+        ptune.load(adapter[0], engine=engine, cache_dir=tmp_path)
+    assert "Exporting" not in caplog.text
 
 
 def test_an_export_opens_on_an_engine(adapter):

@@ -18,8 +18,8 @@ from ptune import __version__
 from ptune.adapters.adapter import PREDICTING
 from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import default_device
-from ptune.errors import PtuneError
-from ptune.export.onnx import write_onnx
+from ptune.errors import PtuneError, missing_package
+from ptune.export.onnx import require_exporter, write_onnx
 from ptune.files import is_export
 from ptune.inference.classifier import PromptClassifier, TextClassifier
 from ptune.inference.classifier import load as load_adapter
@@ -95,8 +95,9 @@ def load(
     at = cast("Source", where)
     device = torch.device(options.get("device") or default_device()).type
     dtype, size = cast("Dtype", options.get("dtype", "auto")), options.get("batch_size", 32)
+    has_openvino = importlib.util.find_spec("openvino") is not None
     if engine == "auto":
-        ready = device == "cpu" and importlib.util.find_spec("openvino") is not None
+        ready = device == "cpu" and has_openvino
         if not ready or not ((folder := _graph(source, **at)) / EXPORT_INFO_NAME).is_file():
             return load_adapter(source, **options)
         return load_exported(folder, "openvino", dtype=dtype, batch_size=size)
@@ -105,6 +106,8 @@ def load(
             f"The engine {engine} runs on the CPU, not on {device}. Omit the device, or use the "
             "engine torch."
         )
+    if engine == "openvino" and not has_openvino:
+        raise missing_package("openvino", "openvino")
     return load_exported(graph_of(source, **at), engine, dtype=dtype, batch_size=size)
 
 
@@ -124,6 +127,7 @@ def graph_of(source: str | os.PathLike[str], **where: Unpack[Source]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.with_suffix(".lock")):
         if not (folder / EXPORT_INFO_NAME).is_file():  # another process may have written it
+            require_exporter()
             logger.warning("Exporting %s once, into %s …", source, folder)
             write_onnx(load_adapter(source, dtype="float32", device="cpu", **where), folder)
     return folder

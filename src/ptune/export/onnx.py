@@ -84,7 +84,7 @@ def export_onnx(
             is slow; PyTorch cannot export this architecture, or the graph's logits differ. The
             folder is unchanged.
     """
-    _check_packages()
+    require_exporter()
     folder = Path(folder).resolve()
     check_target(folder, overwrite=overwrite)
     how: dict[str, Any] = {"model": model, "revision": revision, "dtype": "float32"}
@@ -92,7 +92,12 @@ def export_onnx(
     return write_onnx(load(source, **how), folder, int8=int8, check_texts=check_texts)
 
 
-def _check_packages() -> None:
+def require_exporter() -> None:
+    """Check that the packages that write and check a graph are installed.
+
+    Raises:
+        PtuneError: One of them is not.
+    """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, "onnx")
@@ -112,7 +117,6 @@ def write_onnx(
     Raises:
         PtuneError: As for `export_onnx`.
     """
-    _check_packages()
     prompt_model = classifier.prompt_model_
     tokenizer = _tokenizer(classifier)
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
