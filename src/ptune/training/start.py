@@ -401,12 +401,10 @@ def start_with_words(
         logger.warning("The label words are %s.", listed)
     else:
         words = parse_words(settings.label_words or {}, names)
-    start_head(
-        model, *start_of_head(language_model, tokenizer, template, words, calibrate=calibrate)
-    )
+    set_head(model, *start_of_head(language_model, tokenizer, template, words, calibrate=calibrate))
 
 
-def start_head(model: PromptModel, rows: torch.Tensor, bias: torch.Tensor | None) -> None:
+def set_head(model: PromptModel, rows: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Set the head to rows ``[labels, hidden]`` and a bias ``[labels]``; ``None``: zeros.
 
     Raises:

@@ -436,13 +436,15 @@ def build_trainer(
     except (ValueError, RuntimeError, ImportError) as error:
         raise PtuneError(f"Trainer refused these settings: {error}") from error
     trainer.labels = dataset.labels if needs_own_loss else None
-    start_head(trainer, dataset.labels, settings)
+    scale_steps_and_fit_head(trainer, dataset.labels, settings)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, truncated
 
 
-def start_head(trainer: SharingTrainer, labels: Labels, settings: TrainSettings) -> None:
+def scale_steps_and_fit_head(
+    trainer: SharingTrainer, labels: Labels, settings: TrainSettings
+) -> None:
     """Make steps relative to the scale of what they change, and fit the head if `features`.
 
     A head that a checkpoint brought stays as it is.
