@@ -55,9 +55,7 @@ def rename_label(
 def merge_labels(
     adapter: Adapter,
     labels: Annotated[list[str], typer.Argument(help="The labels.")],
-    into: Annotated[
-        str, typer.Option("--into", help="Name of the new label.", rich_help_panel=OUTPUT)
-    ],
+    into: Annotated[str, option("Name of the new label.", OUTPUT, "--into")],
     output: NewFolder = None,
 ) -> None:
     """Make one label of several, without training. Their probabilities add up.
@@ -92,21 +90,11 @@ def add_labels(
     adapter: Adapter,
     train_file: Annotated[
         Path,
-        typer.Option(
-            "--train-file",
-            help="Labelled texts, with the new labels.",
-            rich_help_panel=DATA,
-            metavar="FILE",
-        ),
+        option("Labelled texts, with the new labels.", DATA, metavar="FILE"),
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            help="Write the new classifier to this folder.",
-            rich_help_panel=OUTPUT,
-            metavar="DIR",
-        ),
+        option("Write the new classifier to this folder.", OUTPUT, metavar="DIR"),
     ],
     replay: Annotated[
         Path | None,
