@@ -1,6 +1,8 @@
 """Whole runs: data in, a run folder out."""
 
+import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, write_mail
+from transformers import TrainerCallback
 
 import ptune
 from ptune import PromptModel, PtuneError
+from ptune.adapters.adapter import Adapter
 from ptune.peft import PromptEncoderConfig
 from ptune.training import folder as run_folder
 from ptune.training import run as training
@@ -246,6 +250,88 @@ def test_a_reader_reads_each_text_once_and_learns_the_same(bert_folder, table, t
     one, *others = (adapter.prompt_embeddings for adapter in loaded.values())
     for other in others:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_seeds_of_a_reader_share_the_texts_that_were_read(bert_folder, table, tmp_path):
+    own = settings(bert_folder, table, prompt="reader", reader_rank=2, epochs=2)
+    training.train_seeds(own, tmp_path / "seeds", [3, 4])
+    first, second = (
+        json.loads((tmp_path / f"seeds/seed-{seed}/metrics.json").read_text()) for seed in (3, 4)
+    )
+    texts = len(set(table.read_text().splitlines())) - 1
+    assert first["kept_texts"]["read"] == texts
+    assert second["kept_texts"]["read"] == 0
+    assert second["kept_texts"]["reused"] >= 2 * texts
+    own = dataclasses.replace(own, seed=4)
+    with training.trained_in_memory(own, start.load_dataset(own)) as trainer:
+        assert trainer.model.kept_texts.read > 0
+        alone = trainer.model.to_adapter()
+    found = Adapter.read(tmp_path / "seeds/seed-4")
+    torch.testing.assert_close(
+        found.prompt_embeddings, alone.prompt_embeddings, atol=1e-4, rtol=1e-3
+    )
+
+
+class Meet(TrainerCallback):
+    """Waits for another process after the first step; one of the two dies after the third."""
+
+    def __init__(self, folder, name, other, *, dies):
+        self.own, self.other, self.dies = folder / name, folder / other, dies
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.own.touch()
+        deadline = time.monotonic() + 60
+        while state.global_step == 1 and not self.other.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if self.dies and state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.accelerator.is_available(), reason="needs fork on a CPU"
+)
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_share_a_folder_of_texts_and_one_of_them_may_be_killed(
+    bert_folder, table, tmp_path
+):
+    own = settings(bert_folder, table, prompt="reader", reader_rank=2, epochs=2)
+    folder = tmp_path / "texts"
+    shared = dataclasses.replace(own, keep_texts=0.0, keep_texts_in=str(folder))
+
+    def train(settings, name, callbacks=()):
+        data = start.load_dataset(settings)
+        with training.trained_in_memory(settings, data, callbacks=callbacks) as trainer:
+            trainer.model.to_adapter().save(tmp_path / name)
+            return trainer.model.kept_texts
+
+    def process(name, other, *, dies):
+        if child := os.fork():
+            return child
+        try:
+            train(
+                shared, name, [Meet(tmp_path, f"{name} is there", f"{other} is there", dies=dies)]
+            )
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+
+    train(own, "without folder")
+    survivor = process("survivor", "victim", dies=False)
+    victim = process("victim", "survivor", dies=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]) == -signal.SIGKILL
+    assert os.waitpid(survivor, 0)[1] == 0
+    assert not (tmp_path / "victim").exists()
+    assert train(shared, "later").from_folder > 0
+    (file,) = folder.iterdir()
+    assert file.suffix == ".texts"
+    expected = Adapter.read(tmp_path / "without folder")
+    for name in ("survivor", "later"):
+        found = Adapter.read(tmp_path / name)
+        torch.testing.assert_close(
+            found.prompt_embeddings, expected.prompt_embeddings, atol=1e-4, rtol=1e-3
+        )
+        torch.testing.assert_close(found.head, expected.head, atol=1e-4, rtol=1e-3)
 
 
 def test_long_texts_are_truncated_and_counted(bert_folder, tmp_path, texts):

@@ -501,10 +501,11 @@ class Host:
         return TextStates(captured, mask)
 
     def _version(self) -> object:
-        """Changes whenever the frozen part of the backbone, or how it computes, changes."""
+        """Differs between hosts, and whenever the frozen part of the backbone changes."""
         device, heads = self.tokens.weight.device, set(self.architecture.head_names)
         autocast = torch.is_autocast_enabled(device.type)
         return (
+            self.passes,
             compat.attention_of(self.backbone),
             torch.get_autocast_dtype(device.type) if autocast else None,
             *(

@@ -22,6 +22,9 @@ class KeptTexts:
     were cut. Everything is forgotten when the backbone's weights, number format, device or
     attention change. Beyond the limit, texts are read again each time, or found in a folder.
 
+    Args:
+        shared: Whether several backbones with the same weights may use them, one after another.
+
     Attributes:
         limit: Bytes to keep in memory at most; 0: nothing is kept there.
         nbytes: Bytes that are kept in memory.
@@ -31,12 +34,14 @@ class KeptTexts:
         shapes: As `TextStates.shapes`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        self.shared = shared
         self.limit = self.nbytes = self.read = self.reused = self.from_folder = 0
         self.shapes: list[tuple[int, int]] = []
         self._rows: dict[bytes, Tensor] = {}
         self._like = torch.empty(0)  # has the format and the device of rows
         self._version: object = None
+        self._name: str | None = None
         self._folder: tuple[Path, int] | None = None
         self._file: TextFile | None = None
 
@@ -55,6 +60,8 @@ class KeptTexts:
             folder: Holds a file for each backbone and number format.
             limit: Bytes that a file may have.
         """
+        if not self.shared or self._folder != (Path(folder), limit):
+            self.forget()
         self._folder, self._version = (Path(folder), limit), None
 
     def forget(self) -> None:
@@ -74,17 +81,21 @@ class KeptTexts:
         """Forget everything if it belongs to another state of the backbone.
 
         Args:
-            version: Changes with that state in this process.
-            fingerprint: Returns what decides about it in any process; ``None``: it is unknown.
+            version: Changes with the backbone, and with its state.
+            fingerprint: Returns what decides about the state of any backbone; ``None``: it is
+                unknown.
 
         Raises:
             PtuneError: The folder cannot be written to.
         """
-        if version != self._version:
+        if version == self._version:
+            return
+        name = fingerprint() if self.shared or self._folder is not None else None
+        if name is None or name != self._name:
             self.forget()
-            self._version = version
-            if self._folder is not None and (name := fingerprint()) is not None:
-                self._file = TextFile(self._folder[0] / f"{name}.texts", self._folder[1])
+        self._version, self._name = version, name
+        if self._folder is not None and self._file is None and name is not None:
+            self._file = TextFile(self._folder[0] / f"{name}.texts", self._folder[1])
 
     def get(self, key: bytes) -> Tensor | None:
         """The row of a text, see `TextStates.rows`."""

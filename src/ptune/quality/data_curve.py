@@ -18,7 +18,7 @@ from ptune.quality.bootstrap import SLOW_SAMPLES, counts, interval, resampled
 from ptune.training.pictures import data_curve as draw
 from ptune.training.run import Answers, Run, all_answers, joined, trained_in_memory
 from ptune.training.settings import TrainSettings
-from ptune.training.start import load_dataset
+from ptune.training.start import load_dataset, sharing_texts
 
 Array = NDArray[Any]
 
@@ -115,12 +115,13 @@ def data_curve(
     least = len(dataset.labels) if dataset.labels.is_single else 2
     sizes = sorted({max(least, round(share * total)) for share in shares} - {total})
     answers: dict[int, Answers] = {}
-    for size in [n for n in sizes if n < total]:
-        show_part(size)
-        part = replace(dataset, train=dataset.train.select(np.sort(order[:size]).tolist()))
-        shown = [progress] if progress else []
-        with trained_in_memory(settings, part, callbacks=shown, eval_strategy="no") as trainer:
-            answers[size] = all_answers(trainer)
+    shown = [progress] if progress else []
+    with sharing_texts():
+        for size in [n for n in sizes if n < total]:
+            show_part(size)
+            part = replace(dataset, train=dataset.train.select(np.sort(order[:size]).tolist()))
+            with trained_in_memory(settings, part, callbacks=shown, eval_strategy="no") as trainer:
+                answers[size] = all_answers(trainer)
     found = curve_of({**answers, total: run.answers}, dataset)
     with staged(run.folder) as stage:
         write_json(stage / DATA_CURVE_NAME, asdict(found) | {"sentence": found.sentence})

@@ -52,7 +52,7 @@ from ptune.training.folder import (
     prepare_folder,
 )
 from ptune.training.settings import TrainSettings, is_first
-from ptune.training.start import learned, model_for, prepare
+from ptune.training.start import forget_texts, learned, model_for, prepare, sharing_texts
 from ptune.training.summary import Summary
 from ptune.training.trainer import (
     SharingTrainer,
@@ -154,7 +154,7 @@ def train_run(
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
     if settings.prompt == "reader":
         results["kept_texts"] = model.kept_texts.summary
-        model.kept_texts.close()
+        forget_texts(model)
     values, results["quality"] = calibrated(settings, dataset.labels, answers, known, out_of_scope)
     run = Run(folder, model, results, values, answers)
     if is_first():
@@ -212,6 +212,8 @@ def train_seeds(
 ) -> dict[str, dict[str, float]]:
     """Train once with each seed. Each run gets its own folder `seed-N` in `output_dir`.
 
+    Readers share the texts that were read.
+
     Args:
         settings, overwrite, progress, dataset, show: As for `train_run`.
         resume: Continue an interrupted run, and skip the runs that are finished.
@@ -232,13 +234,14 @@ def train_seeds(
         if begun[here]:
             check_unchanged(here, *prepare(own, dataset)[:2])
     scores: dict[int, dict[str, float]] = {}
-    for own, here in runs:
-        if begun[here] and (here / METRICS_NAME).is_file():
-            scores[own.seed] = read_json(here / METRICS_NAME)["eval"]
-            continue
-        how: dict[str, Any] = {"overwrite": overwrite, "resume": begun[here]}
-        run = train_run(own, here, **how, progress=progress, dataset=dataset, show=show)
-        scores[own.seed] = run.metrics["eval"]
+    with sharing_texts():
+        for own, here in runs:
+            if begun[here] and (here / METRICS_NAME).is_file():
+                scores[own.seed] = read_json(here / METRICS_NAME)["eval"]
+                continue
+            how: dict[str, Any] = {"overwrite": overwrite, "resume": begun[here]}
+            run = train_run(own, here, **how, progress=progress, dataset=dataset, show=show)
+            scores[own.seed] = run.metrics["eval"]
     spread = {
         name: mean_and_std([found[name] for found in scores.values()]) for name in scores[seeds[0]]
     }

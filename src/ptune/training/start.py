@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +37,7 @@ from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.prompts.config import PromptEncoderConfig
+from ptune.prompts.kept import KeptTexts
 from ptune.prompts.questions import default_question
 from ptune.prompts.words import (
     NoWords,
@@ -49,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 # `label_words` for words found in examples, and how many examples of each label are read.
 FROM_EXAMPLES, FOUND_IN = "auto", 8
+
+_shared = ContextVar[KeptTexts | None]("_shared", default=None)
 
 
 def prepare(
@@ -208,11 +214,7 @@ def new_model(
     model.state.long_texts = settings.long_texts
     model.state.template = around
     if settings.prompt == "reader":
-        model.kept_texts.limit = int(settings.keep_texts * 1e9)
-        if settings.keep_texts_in is not None:
-            model.kept_texts.use_folder(
-                settings.keep_texts_in, int(settings.keep_texts_on_disk * 1e9)
-            )
+        _keep_texts(model, settings)
     if settings.template and settings.asks_words:
         template = Template(settings.template)
         start_with_words(model, settings, dataset, tokenizer, template, calibrate=calibrate)
@@ -220,6 +222,34 @@ def new_model(
             model.state.head_trains = False
             model.set_adapter(model.active_adapter)
     return model
+
+
+def _keep_texts(model: PromptModel, settings: TrainSettings) -> None:
+    readers, shared = model.host.readers, _shared.get()
+    if shared is not None:
+        readers.kept = shared
+    kept = readers.kept
+    kept.read = kept.reused = kept.from_folder = 0
+    kept.limit = int(settings.keep_texts * 1e9)
+    if settings.keep_texts_in is not None:
+        kept.use_folder(settings.keep_texts_in, int(settings.keep_texts_on_disk * 1e9))
+
+
+@contextmanager
+def sharing_texts() -> Iterator[None]:
+    """Let all readers that start within the context share the texts that were read."""
+    token = _shared.set(kept := KeptTexts(shared=True))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+        kept.close()
+
+
+def forget_texts(model: PromptModel) -> None:
+    """Free the texts that a reader has kept in training, unless it shares them."""
+    if not model.kept_texts.shared:
+        model.kept_texts.close()
 
 
 def own_backbone(settings: TrainSettings, labels: Labels) -> PreTrainedModel:

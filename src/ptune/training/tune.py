@@ -25,7 +25,7 @@ from ptune.files import read_json, staged, write_json
 from ptune.training.folder import check_folder, differences, prepare_folder
 from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
-from ptune.training.start import prepare
+from ptune.training.start import prepare, sharing_texts
 from ptune.training.summary import Summary
 
 if TYPE_CHECKING:
@@ -132,9 +132,11 @@ def tune(
         for name in (STUDY_NAME, TRIALS_NAME, TUNE_NAME):
             (folder / name).unlink(missing_ok=True)
     search_of = _Search(settings, _folds(dataset, folds, settings.seed), names, folder, asked)
-    study = search_of.run(trials, show_trial)
-    best = search_of.settings_of(study.best_trial, dataset)
-    run = train_run(best, folder, overwrite=True, progress=progress, dataset=dataset, show=show)
+    how: dict[str, Any] = {"progress": progress, "dataset": dataset, "show": show}
+    with sharing_texts():
+        study = search_of.run(trials, show_trial)
+        best = search_of.settings_of(study.best_trial, dataset)
+        run = train_run(best, folder, overwrite=True, **how)
     return search_of.finish(study, run, best)
 
 
