@@ -226,12 +226,25 @@ def test_a_folder_of_files_and_a_column_of_groups_are_tasks(common, table, tmp_p
     (customers / "notes.md").write_text("mine")
     options = [f"--{name.replace('_', '-')}={value}" for name, value in COMMON.items()]
     words = ["train", "--model", common.model, "--label-column", "tone", *options]
-    assert call(*words, "--tasks-dir", customers, "--output-dir", tmp_path / "files") == 0
+    (customers / "same.csv").write_text("text,tone\n" + "some text,a\n" * 8)
+    assert call(*words, "--tasks-dir", customers, "--output-dir", tmp_path / "files") == 2
     shown = capsys.readouterr()
-    assert "3 tasks" in shown.out
+    assert "4 tasks" in shown.out
     assert "majority class" in shown.out
-    assert shown.err.endswith("empty.csv is empty. Expected a header and examples.\n")
-    assert "empty was not trained." in shown.err
+    assert shown.err.endswith(
+        "2 of 4 tasks were not trained.\n"
+        f"empty: {customers}/empty.csv is empty. Expected a header and examples.\n"
+        f"same: Every example has the label 'a' (column 'tone' of {customers}/same.csv). This is "
+        "only one class, and a classifier needs at least two. Is it the right column "
+        "(--label-column)?\n"
+        "Correct these, and repeat the command with --resume: it skips the others.\n"
+    )
+    for name in ("empty", "same"):
+        (customers / f"{name}.csv").write_text((customers / "acme.csv").read_text())
+    again = ["--tasks-dir", customers, "--output-dir", tmp_path / "files"]
+    assert call(*words, *again, "--resume") == 0
+    assert "Skipped, because they were finished: acme, bolt.v2." in capsys.readouterr().out
+    assert ptune.load(tmp_path / "files/empty").labels == ["a", "b"]
     groups = ["--train-file", table, "--group-column", "customer"]
     assert call(*words, *groups, "--output-dir", tmp_path / "groups") == 0
     assert sorted(p.name for p in (tmp_path / "groups").iterdir()) == ["acme", "bolt_co"]

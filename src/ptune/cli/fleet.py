@@ -39,7 +39,7 @@ def train_tasks(
     overwrite: bool,
     resume: bool,
 ) -> None:
-    """Train several tasks, and print what became of them. Exit with code 2 if none was trained.
+    """Train several tasks, and print what became of them. Exit with code 2 if any was not trained.
 
     Args:
         settings: What the tasks have in common.
@@ -72,9 +72,10 @@ def train_tasks(
         say(f"Saved in {output_dir}: a run for each task. Try it: ptune serve {output_dir}")
     if fleet.skipped:
         say(f"Skipped, because they were finished: {', '.join(fleet.skipped)}.", to)
-    for name, reason in fleet.refused.items():
-        say(f"{name} was not trained. {reason}", errors)
-    if not fleet.metrics:
+    if fleet.refused:
+        failed = "".join(f"\n{name}: {reason}" for name, reason in fleet.refused.items())
+        say(f"{len(fleet.refused)} of {len(tasks)} tasks were not trained.{failed}", errors)
+        say("Correct these, and repeat the command with --resume: it skips the others.", errors)
         raise typer.Exit(2)
 
 

@@ -28,9 +28,9 @@ from ptune.training import run as runs
 from ptune.training.defaults import virtual_tokens
 from ptune.training.settings import TrainSettings
 from ptune.training.start import dialect_of, prepare
-from ptune.training.together import STATE_NAME, Member, Stack
+from ptune.training.together import PART, STATE_NAME, Member, Stack
 
-# The most virtual tokens in a step. More take more memory, and as much time per token.
+# The most virtual tokens in a forward pass. More take more memory, and as much time per token.
 MOST_TOKENS = 1024
 # The fields of `TrainingArguments` that tasks follow when they train together.
 FOLLOWED = {
@@ -233,8 +233,8 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
     # Tasks of the same size have batches of the same size.
     tasks = sorted(tasks, key=lambda task: len(task.dataset.train or ()))
     first = tasks[0]
-    of_step = first.settings.batch_size * virtual_tokens(first.settings)
-    at_once = max(1, MOST_TOKENS // of_step)
+    of_pass = min(PART, first.settings.batch_size) * virtual_tokens(first.settings)
+    at_once = max(1, MOST_TOKENS // of_pass)
     with compat.own_accelerate_state():
         stack = Stack(first.settings, first.dataset, first.tokenizer)
         for start in range(0, len(tasks), at_once):

@@ -4,6 +4,9 @@ A batch has a row for each example of each task, and the tasks take turns. Their
 up. Because no number belongs to two tasks, each prompt and head gets the gradient that it would get
 alone. Everything else is a task's own: the order of its examples, its optimizer and schedule, its
 evaluation and its end.
+
+A step has several forward passes: the first one for the shortest `PART` examples of each task, and
+so on. Otherwise every text would be padded to the longest one of all tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import math
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,8 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import default_device
@@ -34,7 +39,7 @@ from ptune.prompts.mechanisms import Prompt
 from ptune.training.folder import CHECKPOINTS
 from ptune.training.run import Answers
 from ptune.training.settings import TrainSettings
-from ptune.training.start import fitted_prompt, new_model, own_backbone
+from ptune.training.start import fitted_prompt, learned, new_model, own_backbone
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -42,11 +47,47 @@ logger = logging.getLogger(__name__)
 # A task ends early once its mean training loss is below this, over this number of steps and at
 # least an epoch.
 LEARNED, STEADY = 0.01, 10
+# The examples of a task in a forward pass at most.
+PART = 8
 # The state of a task that can be continued, in its folder of checkpoints, and what of it is plain.
 STATE_NAME = "fleet.pt"
 _PLAIN = ("step", "order", "log", "losses")
-# Tokenised examples, or the numbers of some.
-Rows = list[dict[str, Any]]
+# The tokenizer's columns of examples, ``[tokens]`` each.
+Rows = Sequence[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The tokenised examples of a dataset.
+
+    Attributes:
+        rows: The tokenizer's columns of each.
+        targets: Their true labels.
+        weights: How much each of them counts; ``None``: all count the same.
+    """
+
+    rows: Rows
+    targets: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, examples: Dataset) -> Examples:
+        """The examples of a dataset from `tokenized`."""
+        columns = dict(examples[:])
+        targets, weights = torch.tensor(columns.pop("labels")), columns.pop(WEIGHT, None)
+        rows = [
+            {name: torch.tensor(own) for name, own in zip(columns, row, strict=True)}
+            for row in zip(*columns.values(), strict=True)
+        ]
+        return cls(rows, targets, None if weights is None else torch.tensor(weights))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def by_length(rows: Rows) -> list[int]:
+    """The numbers of examples, the shortest one first."""
+    return sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
 
 
 class Member:
@@ -73,11 +114,11 @@ class Member:
     def __init__(self, settings: TrainSettings, dataset: TaskData, stack: Stack) -> None:
         self.settings, self.dataset = settings, dataset
         self.adapter = stack.add(settings, dataset)
-        train, evaluation, self.truncated = tokenized(stack.model, stack.tokenizer, dataset)
-        self.train, self.targets, self.weights = _rows(train)
-        sets = {name: _rows(examples) for name, examples in evaluation.items()}
-        self.evaluation = {name: rows for name, (rows, _, _) in sets.items()}
-        self.truth = {name: targets.numpy() for name, (_, targets, _) in sets.items()}
+        data = learned(settings, dataset)
+        train, evaluation, self.truncated = tokenized(stack.model, stack.tokenizer, data)
+        self.train = Examples.of(train)
+        self.evaluation = {name: Examples.of(own) for name, own in evaluation.items()}
+        self.truth = {name: own.targets.numpy() for name, own in self.evaluation.items()}
         self.args = training_arguments(settings, CHECKPOINTS, len(train))
         groups = stack.model.parameter_groups(
             self.args.learning_rate,
@@ -132,18 +173,18 @@ class Member:
         return not self.refused and (self.has_ended or self.step % every == 0)
 
     def next_batch(self) -> list[int]:
-        """The numbers of the examples of a step."""
+        """The numbers of the examples of a step, the shortest one first."""
         if not self.order:
             self.order = self.random.permutation(len(self.train)).tolist()
         size = self.settings.batch_size
         batch, self.order = self.order[:size], self.order[size:]
-        return batch
+        return [batch[i] for i in by_length([self.train.rows[i] for i in batch])]
 
     def loss(self, logits: Tensor, batch: list[int]) -> Tensor:
-        """The mean loss of a batch."""
-        losses = self.dataset.labels.losses(logits, self.targets[batch].to(logits.device))
-        if self.weights is not None:
-            weights = self.weights[batch].to(logits.device)
+        """The mean loss of some examples."""
+        losses = self.dataset.labels.losses(logits, self.train.targets[batch].to(logits.device))
+        if self.train.weights is not None:
+            weights = self.train.weights[batch].to(logits.device)
             losses = losses * (weights[:, None] if losses.ndim == 2 else weights)
         return losses.mean()
 
@@ -235,14 +276,6 @@ class Member:
             self.best = score, [v.to(self.parameters[0].device) for v in values], answers
 
 
-def _rows(examples: Dataset) -> tuple[Rows, Tensor, Tensor | None]:
-    """The tokenised examples of a dataset, their targets and their weights."""
-    columns = dict(examples[:])
-    targets, weights = torch.tensor(columns.pop("labels")), columns.pop(WEIGHT, None)
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return rows, targets, None if weights is None else torch.tensor(weights)
-
-
 class Stack:
     """A backbone with the prompts and heads of several tasks.
 
@@ -264,7 +297,6 @@ class Stack:
         self.model = new_model(settings, dataset, tokenizer).to(default_device())
         host = self.model.host
         host._attach(HeadPerText(host.backbone, host.architecture.head_names, host.passes))
-        self._collate = DataCollatorWithPadding(tokenizer)
         # By number of labels and seed.
         self._starts: dict[tuple[int, int], tuple[dict[str, Tensor], Tensor]] = {}
         self._numbers = itertools.count()
@@ -310,7 +342,11 @@ class Stack:
             prompts.append(Prompt.of(own.config, own.mechanism, embeddings))
             heads.append(own.head.parameters)
         host = self.model.host
-        texts = host.read_texts(**self._collate(rows).to(self.model.device))
+        batch = {
+            column: pad_sequence([row[column] for row in rows], batch_first=True)
+            for column in rows[0]
+        }
+        texts = host.read_texts(**{column: t.to(self.model.device) for column, t in batch.items()})
         output = host.run(prompts, list(range(n)) * longest, heads=heads, texts=texts)
         found = output.logits.float().unflatten(0, (longest, n))  # [longest, n, most labels]
         return [
@@ -328,16 +364,7 @@ class Stack:
             keep: Called with a task after each evaluation but the last.
         """
         while members:
-            self.model.prompt_encoders.requires_grad_(True)  # those of all tasks, not of one
-            self.model.train()
-            batches = {member: member.next_batch() for member in members}
-            logits = self.logits({m: [m.train[i] for i in b] for m, b in batches.items()})
-            losses = torch.stack(
-                [m.loss(x, batches[m]) for m, x in zip(members, logits, strict=True)]
-            )
-            losses.sum().backward()
-            for member, loss in zip(members, losses.tolist(), strict=True):
-                member.take_step(loss)
+            self._take_step(members)
             due = [member for member in members if member.is_due]
             self.evaluate(due)
             for member in due:
@@ -346,29 +373,57 @@ class Stack:
             yield from (member for member in members if member.has_ended)
             members = [member for member in members if not member.has_ended]
 
-    @torch.no_grad()
+    def _take_step(self, members: list[Member]) -> None:
+        """Take a step of each task."""
+        self.model.prompt_encoders.requires_grad_(True)  # those of all tasks, not of one
+        self.model.train()
+        batches = {member: member.next_batch() for member in members}
+        losses = dict.fromkeys(members, 0.0)
+        for start in range(0, max(map(len, batches.values())), PART):
+            now = {m: batch[start : start + PART] for m, batch in batches.items()}
+            now = {m: part for m, part in now.items() if part}
+            logits = self.logits({m: [m.train.rows[i] for i in part] for m, part in now.items()})
+            shares = torch.stack(
+                [
+                    m.loss(own, part) * (len(part) / len(batches[m]))
+                    for (m, part), own in zip(now.items(), logits, strict=True)
+                ]
+            )
+            shares.sum().backward()
+            for member, share in zip(now, shares.tolist(), strict=True):
+                losses[member] += share
+        for member, loss in losses.items():
+            member.take_step(loss)
+
     def evaluate(self, members: list[Member]) -> None:
         """Evaluate tasks on all of their evaluation sets, together."""
+        rows = {m: [row for own in m.evaluation.values() for row in own.rows] for m in members}
+        found = self.predict({member: own for member, own in rows.items() if own})
+        for member in members:
+            sizes = [len(own) for own in member.evaluation.values()]
+            parts = found[member].split(sizes) if member in found else ()
+            names = member.evaluation
+            member.evaluated({n: own.numpy() for n, own in zip(names, parts, strict=True)})
+
+    @torch.no_grad()
+    def predict(self, rows: Mapping[Member, Rows]) -> dict[Member, Tensor]:
+        """The logits ``[examples, num_labels]`` of any number of examples of each task."""
         self.model.eval()
-        size = 2 * self.settings.batch_size
-        parts: dict[Member, dict[str, list[Tensor]]] = {
-            member: {name: [] for name in member.evaluation} for member in members
+        orders = {member: by_length(own) for member, own in rows.items()}
+        found: dict[Member, list[Tensor]] = {member: [] for member in rows}
+        size = 2 * PART
+        for start in range(0, max(map(len, orders.values()), default=0), size):
+            now = {
+                member: [rows[member][i] for i in order[start : start + size]]
+                for member, order in orders.items()
+                if len(order) > start
+            }
+            for member, logits in zip(now, self.logits(now), strict=True):
+                found[member].append(logits.cpu())
+        return {
+            member: torch.cat(parts)[torch.tensor(orders[member]).argsort()]
+            for member, parts in found.items()
         }
-        batches = [
-            [
-                (name, rows[i : i + size])
-                for name, rows in m.evaluation.items()
-                for i in range(0, len(rows), size)
-            ]
-            for m in members
-        ]
-        for at_once in itertools.zip_longest(*batches):
-            now = {m: batch for m, batch in zip(members, at_once, strict=True) if batch}
-            logits = self.logits({member: rows for member, (_, rows) in now.items()})
-            for (member, (name, _)), found in zip(now.items(), logits, strict=True):
-                parts[member][name].append(found.cpu())
-        for member, own in parts.items():
-            member.evaluated({name: torch.cat(found).numpy() for name, found in own.items()})
 
 
 def _start(settings: TrainSettings, dataset: TaskData) -> tuple[dict[str, Tensor], Tensor]:
