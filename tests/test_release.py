@@ -6,15 +6,7 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from subjects import (
-    PLAIN,
-    SENTENCES,
-    Subject,
-    config_of,
-    in_threads,
-    read_backbone,
-    shake,
-)
+from subjects import PLAIN, SENTENCES, Subject, config_of, in_threads, read_backbone, shake
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import ptune.peft

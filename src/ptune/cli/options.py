@@ -15,15 +15,7 @@ from rich.markup import escape
 
 from ptune.serving.settings import LIMITS, SERVER
 from ptune.training.declaration import Setting, settings_of
-from ptune.training.settings import (
-    ADVANCED,
-    DATA,
-    MODEL,
-    TRAINING,
-    Dtype,
-    TrainSettings,
-    is_first,
-)
+from ptune.training.settings import ADVANCED, DATA, MODEL, TRAINING, Dtype, TrainSettings, is_first
 
 if TYPE_CHECKING:
     from ptune.data.opening import Dialect

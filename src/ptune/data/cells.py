@@ -16,15 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ptune.errors import PtuneError
-from ptune.labels import (
-    MULTI,
-    REGRESSION,
-    LabelColumn,
-    annotated,
-    indicators,
-    is_missing,
-    read,
-)
+from ptune.labels import MULTI, REGRESSION, LabelColumn, annotated, indicators, is_missing, read
 
 SEPARATOR = "|"
 # Names contain these more often, so cells with them are several labels only on request.

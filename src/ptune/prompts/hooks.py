@@ -16,12 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ptune.backbones.architectures import (
-    LastLayerEnd,
-    embedding_weight,
-    keep_positions,
-    put_back,
-)
+from ptune.backbones.architectures import LastLayerEnd, embedding_weight, keep_positions, put_back
 from ptune.errors import PtuneError
 from ptune.prompts.passes import Pass, Passes
 

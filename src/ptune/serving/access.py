@@ -8,12 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ptune.adapters.adapter import (
-    ENCODER_NAME,
-    OLD_WEIGHTS_NAME,
-    TRAINED_STATE_NAME,
-    WEIGHTS_NAME,
-)
+from ptune.adapters.adapter import ENCODER_NAME, OLD_WEIGHTS_NAME, TRAINED_STATE_NAME, WEIGHTS_NAME
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError

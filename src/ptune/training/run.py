@@ -19,25 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import (
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainingArguments
 
 from ptune import __version__, compat
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.cpu import forget_shapes
-from ptune.backbones.loading import (
-    full_name,
-)
+from ptune.backbones.loading import full_name
 from ptune.data.dataset import TaskData, dataset_of
-from ptune.files import (
-    METRICS_NAME,
-    SEEDS_NAME,
-    read_json,
-    staged,
-    write_json,
-)
+from ptune.files import METRICS_NAME, SEEDS_NAME, read_json, staged, write_json
 from ptune.labels import Labels, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing

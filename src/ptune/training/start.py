@@ -13,10 +13,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune import compat
 from ptune.backbones.architectures import names_of_head
@@ -39,12 +36,7 @@ from ptune.model import PromptModel
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.questions import default_question
-from ptune.prompts.words import (
-    NoWords,
-    parse_words,
-    start_of_head,
-    words_from_examples,
-)
+from ptune.prompts.words import NoWords, parse_words, start_of_head, words_from_examples
 from ptune.texts import Template, special_before
 from ptune.training.defaults import Situation, choose, head_of, question, virtual_tokens
 from ptune.training.settings import TrainSettings
