@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ptune.errors import PtuneError
-from ptune.prompts.hooks import in_own_dtype
+from ptune.prompts.hooks import Hooks, in_own_dtype
 from ptune.prompts.passes import Passes
 
 
@@ -115,7 +115,7 @@ def set_labels(backbone: PreTrainedModel, labels: dict[str, Any]) -> None:
         backbone.num_labels = config.num_labels
 
 
-class HeadPerText:
+class HeadPerText(Hooks):
     """Gives every text of a batch its own head instead of the backbone's; see `Pass.heads`.
 
     With n heads, text i of the batch has head i modulo n. Heads may have different numbers of
@@ -126,7 +126,6 @@ class HeadPerText:
     """
 
     def __init__(self, backbone: PreTrainedModel, names: Iterable[str], passes: Passes) -> None:
-        self.passes = passes
         self._names: dict[nn.Module, dict[str, str]] = {}  # of each layer's parameters
         for name in names:
             path, _, parameter = name.rpartition(".")
@@ -140,12 +139,8 @@ class HeadPerText:
                     "only if the heads consist of Linear and LayerNorm layers. Load the "
                     "classifiers one by one instead (ptune.load)."
                 )
-        self._hooks = [layer.register_forward_hook(self._after) for layer in self._names]
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        hooks = [layer.register_forward_hook(self._after) for layer in self._names]
+        super().__init__(passes, hooks)
 
     def _after(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         current = self.passes.current

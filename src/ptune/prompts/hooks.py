@@ -6,13 +6,14 @@ nothing if there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -21,28 +22,33 @@ from ptune.errors import PtuneError
 from ptune.prompts.passes import Pass, Passes
 
 
-class VirtualTokens:
+class Hooks:
+    """Hooks that read the current `Pass`, until `remove`."""
+
+    def __init__(self, passes: Passes, hooks: Iterable[RemovableHandle]) -> None:
+        self.passes, self._hooks = passes, list(hooks)
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+class VirtualTokens(Hooks):
     """Extends an embedding weight of V rows: the embedding of token id V + i is prompt embedding i.
 
     See `Pass.prompt_embeddings` and `Pass.aliases`.
     """
 
     def __init__(self, backbone: PreTrainedModel, passes: Passes) -> None:
-        self.passes = passes
         self.weight = weight = embedding_weight(backbone)  # [V, token_dim]
         self._module: Any = backbone.get_input_embeddings()
         self.vocab_rows = weight.shape[0]
         # Encoder and decoder may each have a module for the same weight.
         modules = [m for m in backbone.modules() if getattr(m, "weight", None) is weight]
-        self._hooks = [
-            *(module.register_forward_pre_hook(self._before) for module in modules),
-            *(module.register_forward_hook(self._after) for module in modules),
-        ]
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        before = [module.register_forward_pre_hook(self._before) for module in modules]
+        after = [module.register_forward_hook(self._after) for module in modules]
+        super().__init__(passes, before + after)
 
     def of_words(self, ids: Tensor) -> Tensor:
         """The embeddings ``[k, token_dim]`` of tokens, float32; Gemma scales its weight."""
@@ -81,7 +87,7 @@ class VirtualTokens:
         return torch.where(is_virtual[..., None], embeddings.to(output.dtype), output)
 
 
-class MeanPooling:
+class MeanPooling(Hooks):
     """Makes the head read the mean over some of the last hidden states.
 
     Sentence encoders were trained to be read this way. The mean replaces the hidden state at every
@@ -90,12 +96,7 @@ class MeanPooling:
     """
 
     def __init__(self, backbone: PreTrainedModel, passes: Passes) -> None:
-        self.passes = passes
-        self._hook = backbone.base_model.register_forward_hook(self._after)
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-        self._hook.remove()
+        super().__init__(passes, [backbone.base_model.register_forward_hook(self._after)])
 
     def _after(self, base_model: nn.Module, args: Any, output: ModelOutput) -> ModelOutput | None:
         current = self.passes.current
@@ -115,7 +116,7 @@ class MeanPooling:
         return output
 
 
-class OnlyPositionsRead:
+class OnlyPositionsRead(Hooks):
     """Computes the end of the last layer only at the positions that the head reads.
 
     These are the first position, the last one of each text, or those whose mean is read. The
@@ -123,16 +124,9 @@ class OnlyPositionsRead:
     """
 
     def __init__(self, backbone: PreTrainedModel, end: LastLayerEnd, passes: Passes) -> None:
-        self.passes = passes
-        self._hooks = [
-            backbone.get_submodule(end.start).register_forward_pre_hook(self._before),
-            backbone.get_submodule(end.end).register_forward_hook(self._after),
-        ]
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        start, last = backbone.get_submodule(end.start), backbone.get_submodule(end.end)
+        before = start.register_forward_pre_hook(self._before)
+        super().__init__(passes, [before, last.register_forward_hook(self._after)])
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         current = self.passes.current
@@ -148,29 +142,28 @@ class OnlyPositionsRead:
         return put_back(output, current.positions, current.kept_shape, 0.0)
 
 
-class LayerInputs:
+def _before_later_layers(
+    backbone: PreTrainedModel, layers: Sequence[str], hook: Callable[..., Any]
+) -> list[RemovableHandle]:
+    """Have `hook` called before every layer but the first, with its number counted from there."""
+    modules = map(backbone.get_submodule, layers[1:])
+    return [
+        module.register_forward_pre_hook(partial(hook, i), with_kwargs=True)
+        for i, module in enumerate(modules)
+    ]
+
+
+class LayerInputs(Hooks):
     """Replaces the input of every layer but the first at the positions of virtual tokens.
 
     See `Pass.layer_embeddings`. `Pass.captured_states` collects the inputs before replacement.
     """
 
     def __init__(self, backbone: PreTrainedModel, layers: Sequence[str], passes: Passes) -> None:
-        self.passes = passes
-        self._hooks = [
-            backbone.get_submodule(path).register_forward_pre_hook(
-                partial(self._before, i), with_kwargs=True
-            )
-            for i, path in enumerate(layers)
-            if i
-        ]
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        super().__init__(passes, _before_later_layers(backbone, layers, self._before))
 
     def _before(
-        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         current = self.passes.current
         if current is None or not (current.layer_embeddings or current.captured_states is not None):
@@ -179,43 +172,30 @@ class LayerInputs:
         if current.captured_states is not None:
             current.captured_states.append(states)
         if current.layer_embeddings and current.virtual is not None:
-            states = self._replaced(states, current, layer)
+            states = self._replaced(states, current.layer_embeddings[number], current)
         return (states, *rest), kwargs
 
     @staticmethod
-    def _replaced(states: Tensor, current: Pass, layer: int) -> Tensor:
+    def _replaced(states: Tensor, prompt: Tensor, current: Pass) -> Tensor:
+        """The states ``[batch, seq, hidden]`` with those of a prompt ``[n, hidden]`` in place."""
         assert current.virtual is not None
-        prompt = current.layer_embeddings[layer]  # [n, hidden]
         index = current.virtual - current.layer_start  # [batch, seq]
         is_virtual = (index >= 0) & (index < len(prompt))
         embeddings = F.embedding(index.clamp(0, len(prompt) - 1), prompt)  # [batch, seq, hidden]
         return torch.where(is_virtual[..., None], embeddings.to(states.dtype), states)
 
 
-class ReaderStates:
+class ReaderStates(Hooks):
     """Changes the input of every layer but the first while readers pass through the backbone.
 
     See `Pass.reader_vectors`, `Pass.reader_low_rank` and `Pass.reader_positions`.
     """
 
     def __init__(self, backbone: PreTrainedModel, layers: Sequence[str], passes: Passes) -> None:
-        self.passes = passes
-        self._hooks = [
-            backbone.get_submodule(path).register_forward_pre_hook(
-                partial(self._before, i - 1), with_kwargs=True
-            )
-            for i, path in enumerate(layers)
-            if i
-        ]
+        hooks = _before_later_layers(backbone, layers, self._before)
         # Not all classifiers hand `position_ids` on to their base model.
-        self._hooks.append(
-            backbone.base_model.register_forward_pre_hook(self._place, with_kwargs=True)
-        )
-
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        place = backbone.base_model.register_forward_pre_hook(self._place, with_kwargs=True)
+        super().__init__(passes, [*hooks, place])
 
     def _place(self, base_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         current = self.passes.current

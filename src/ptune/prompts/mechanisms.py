@@ -268,7 +268,7 @@ class LayerEmbeddings(Mechanism):
     ) -> list[Tensor]:
         together = torch.cat(prompts)
         if len(together):
-            current.layer_embeddings = together.split(self.sizes, dim=1)
+            current.layer_embeddings = together.split(self.sizes, dim=1)[1:]
             current.layer_start = start
         return [p[:, : self.sizes[0]] for p in prompts]
 

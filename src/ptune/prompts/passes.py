@@ -39,7 +39,8 @@ class Pass:
         prompts_per_text: How many readers share the keys and values of a text. The batch has a row
             for each reader, those of a text one after the other.
         calls: How often each attention module was called, where one serves several layers.
-        layer_embeddings: For each layer, ``[n, hidden]``: replaces its input at virtual tokens.
+        layer_embeddings: For each layer but the first, ``[n, hidden]``: replaces its input at
+            virtual tokens.
         layer_start: Index of the prompt embedding that the first of these belongs to.
         reader_vectors: For each layer but the first, ``[n, hidden]``: added to its input at virtual
             tokens.
