@@ -22,7 +22,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, positions
-from ptune.labels import LABEL_NAMES, as_iterable, columns_of, is_container, is_missing, values_of
+from ptune.labels import (
+    LABEL_NAMES,
+    as_iterable,
+    columns_of,
+    is_container,
+    is_missing,
+    is_unicode,
+    values_of,
+)
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
@@ -167,7 +175,7 @@ def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) ->
     """
     values = list(values)
     plain = set(map(type, values)) <= {str} and all(map(str.strip, values))
-    if plain and (all(map(str.isascii, values)) or all(map(_is_unicode, values))):
+    if plain and (all(map(str.isascii, values)) or all(map(is_unicode, values))):
         return values
     numbers = [v for v in values if isinstance(v, int | float | np.number) and v == v]
     if len(numbers) > 1 and len(numbers) == len(values):
@@ -185,15 +193,7 @@ def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) ->
 def _is_text(value: Any) -> bool:
     if not isinstance(value, str) or not value or value.isspace():
         return False
-    return value.isascii() or _is_unicode(value)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return is_unicode(value)
 
 
 def _refuse(
@@ -212,7 +212,7 @@ def _described(value: Any) -> str:
     if isinstance(value, str):
         if not value.strip():
             return "an empty text"
-        if _is_unicode(value):
+        if is_unicode(value):
             return f"the single text {value[:50]!r}"
         return f"{value[:50]!r}, which is not valid Unicode (it has a lone surrogate),"
     if is_missing(value):

@@ -347,13 +347,18 @@ def _valid(value: Any, vocab_rows: int) -> int | None:
     return fits[0] if fits else None
 
 
-SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+_SPECIAL_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+def special_ids(config: PreTrainedConfig) -> list[tuple[PreTrainedConfig, str, Any]]:
+    """What `use_valid_special_ids` may change: configuration, name and value."""
+    configs = {id(c): c for c in (config, config.get_text_config())}.values()
+    return [(c, n, getattr(c, n)) for c in configs for n in _SPECIAL_IDS if hasattr(c, n)]
 
 
 @contextmanager
 def _valid_special_ids(backbone: PreTrainedModel) -> Iterator[None]:
-    configs = {id(c): c for c in (backbone.config, backbone.config.get_text_config())}.values()
-    before = [(c, n, getattr(c, n)) for c in configs for n in SPECIAL_IDS if hasattr(c, n)]
+    before = special_ids(backbone.config)
     try:
         use_valid_special_ids(backbone.config, len(embedding_weight(backbone)))
         yield
@@ -365,15 +370,23 @@ def _valid_special_ids(backbone: PreTrainedModel) -> Iterator[None]:
 # Watching a backbone read two short texts.
 
 
-@torch.no_grad()
-def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
-    """A backbone's output for tokens ``[batch, seq]``, without dropout."""
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode within the context."""
     training = {m: m.training for m in model.modules()}
     try:
-        return model.eval()(input_ids=ids, attention_mask=attention_mask)
+        model.eval()
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, ids: Tensor, attention_mask: Tensor) -> Any:
+    """A backbone's output for tokens ``[batch, seq]``, without dropout."""
+    with without_dropout(model):
+        return model(input_ids=ids, attention_mask=attention_mask)
 
 
 def end_token(backbone: PreTrainedModel) -> int:

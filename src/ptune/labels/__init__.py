@@ -18,6 +18,7 @@ from ptune.labels.columns import (
     indicators,
     is_container,
     is_missing,
+    is_unicode,
     read,
     values_of,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "indicators",
     "is_container",
     "is_missing",
+    "is_unicode",
     "mean_and_std",
     "per_label",
     "read",

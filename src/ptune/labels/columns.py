@@ -193,11 +193,14 @@ def _is_label(label: Any) -> bool:
     if isinstance(label, enum.Enum):
         return label.name in type(label).__members__
     if isinstance(label, str):
-        return label.isascii() or _is_unicode(label)
+        return is_unicode(label)
     return isinstance(label, SCALARS) and (not isinstance(label, float) or math.isfinite(label))
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """True if a string can be encoded: it has no lone surrogate."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

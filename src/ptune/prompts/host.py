@@ -17,14 +17,15 @@ from transformers import PreTrainedModel
 
 from ptune import compat
 from ptune.backbones.architectures import (
-    SPECIAL_IDS,
     Architecture,
     are_close,
     flat,
     generates,
     positions_read,
+    special_ids,
     two_texts,
     use_valid_special_ids,
+    without_dropout,
 )
 from ptune.backbones.cpu import CpuKernels, is_traced
 from ptune.backbones.fingerprint import exact_fingerprint, fingerprint
@@ -61,12 +62,10 @@ class _Before:
 
     @classmethod
     def of(cls, backbone: PreTrainedModel) -> _Before:
-        config = backbone.config
-        configs = {id(c): c for c in (config, config.get_text_config())}.values()
         return cls(
             {name: p.requires_grad for name, p in backbone.named_parameters()},
             {module: module.training for module in backbone.modules()},
-            [(c, n, getattr(c, n)) for c in configs for n in SPECIAL_IDS if hasattr(c, n)],
+            special_ids(backbone.config),
         )
 
     def restore(self, backbone: PreTrainedModel) -> None:
@@ -279,16 +278,12 @@ class Host:
             return True
         ids, mask = two_texts(self.backbone)
         prompt = Prompt(readers, self.tokens.weight.new_full((2, readers.width), 0.1))
-        training = {module: module.training for module in self.backbone.modules()}
         try:
-            self.backbone.eval()
-            both = self.run([prompt], input_ids=ids, attention_mask=mask).logits[1:]
-            alone = self.run([prompt], input_ids=ids[1:, :3]).logits
+            with without_dropout(self.backbone):
+                both = self.run([prompt], input_ids=ids, attention_mask=mask).logits[1:]
+                alone = self.run([prompt], input_ids=ids[1:, :3]).logits
         except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
             return False  # its cache holds something else
-        finally:
-            for module, mode in training.items():
-                module.training = mode
         return bool(are_close(both, alone))
 
     def can_share(self, config: PromptEncoderConfig, **inputs: Any) -> bool:
