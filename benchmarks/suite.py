@@ -209,6 +209,7 @@ class Rival:
         from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, set_seed
 
         from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
+        from ptune.texts import Reading
         from ptune.training import trainer as training
 
         tokenizer, recorded, labels = load_tokenizer(job.backbone), recorder(), data.labels
@@ -229,7 +230,7 @@ class Rival:
                 parameter.data = parameter.data.float()
         limit = min(tokenizer.model_max_length, 512) - self.reserved
         train, evaluation = (
-            training.tokenize(tokenizer, examples, limit)[0]
+            training.tokenize(tokenizer, examples, Reading(limit))[0]
             for examples in (data.train, *data.evaluation.values())
         )
         assert job.rate is not None

@@ -35,7 +35,7 @@ from ptune.prompts.host import SHARED, Host
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.mechanisms import Mechanism, Prompt
 from ptune.prompts.readers import Readers
-from ptune.texts import Template, special_before
+from ptune.texts import Reading, Template, special_before
 
 
 @dataclass
@@ -146,6 +146,39 @@ class AdapterSet:
         encoder = self.prompt_encoders[self.active_adapter]
         assert isinstance(encoder, PromptEncoder)
         return encoder
+
+    @property
+    def max_length(self) -> int | None:
+        """The user's limit on a text's length, in tokens. It is saved with the adapter."""
+        return self.state.max_length
+
+    @max_length.setter
+    def max_length(self, length: int | None) -> None:
+        self.state.max_length = length
+
+    def max_text_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
+        """The longest text that fits with the prompt, in tokens, including special tokens.
+
+        ``None``: no limit.
+        """
+        own = None if tokenizer is None else tokenizer.model_max_length
+        return smallest(self.max_text_positions, self.max_length, own)
+
+    @property
+    def max_text_positions(self) -> int | None:
+        """How many of the backbone's positions the prompt leaves for a text. ``None``: no limit."""
+        bound = self.architecture.max_positions
+        if bound is None:
+            return None
+        config = self.prompt_config
+        return bound - self.state.mechanism.positions_taken(
+            config.num_virtual_tokens, shifts=config.shift_positions
+        )
+
+    def reading(self, tokenizer: PreTrainedTokenizerBase) -> Reading:
+        """How the active adapter's texts are read."""
+        state = self.state
+        return Reading(self.max_text_tokens(tokenizer), state.long_texts, state.template)
 
     def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
         """Add a new prompt with a copy of the backbone's original head, without activating it.
@@ -424,34 +457,6 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         return torch.tensor([ids[i % len(ids)] for i in range(k)])
 
     # What trains.
-
-    @property
-    def max_length(self) -> int | None:
-        """The user's limit on a text's length, in tokens. It is saved with the adapter."""
-        return self.state.max_length
-
-    @max_length.setter
-    def max_length(self, length: int | None) -> None:
-        self.state.max_length = length
-
-    def max_text_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
-        """The longest text that fits with the prompt, in tokens, including special tokens.
-
-        ``None``: no limit.
-        """
-        own = None if tokenizer is None else tokenizer.model_max_length
-        return smallest(self.max_text_positions, self.max_length, own)
-
-    @property
-    def max_text_positions(self) -> int | None:
-        """How many of the backbone's positions the prompt leaves for a text. ``None``: no limit."""
-        bound = self.architecture.max_positions
-        if bound is None:
-            return None
-        config = self.prompt_config
-        return bound - self.state.mechanism.positions_taken(
-            config.num_virtual_tokens, shifts=config.shift_positions
-        )
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The active adapter's head: parameters by their names in the backbone."""

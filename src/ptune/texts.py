@@ -407,6 +407,26 @@ def encode_rows(
     return Rows(encoded, [*range(count), *(divided[n] for n in rest)], cut)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a classifier reads texts.
+
+    Attributes:
+        max_text_tokens: The longest text in tokens; ``None``: no limit.
+        long_texts: What is read of longer texts, as for `encode_rows`.
+        template: The words around each text; ``None``: the text alone.
+    """
+
+    max_text_tokens: int | None = None
+    long_texts: str = "truncate"
+    template: Template | None = None
+
+    def rows(self, tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]]) -> Rows:
+        """Token ids of texts or pairs, as `encode_rows` returns them."""
+        limit, how = self.max_text_tokens, self.long_texts
+        return encode_rows(tokenizer, columns, limit, how, template=self.template)
+
+
 _Logits = TypeVar("_Logits", np.ndarray, list[np.ndarray], torch.Tensor)
 
 

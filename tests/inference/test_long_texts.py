@@ -262,7 +262,7 @@ def test_the_loss_of_a_text_is_that_of_its_windows_together(bert_folder, tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
     rows = texts.encode_rows(tokenizer, [[LONG, "red lamp"]], LIMIT, "windows")
     data = Dataset.from_dict({"text": [LONG, "red lamp"], "label": [1, 0]})
-    encoded, _ = tokenize(tokenizer, data, LIMIT, None, "windows")
+    encoded, _ = tokenize(tokenizer, data, texts.Reading(LIMIT, "windows"))
     assert list(encoded["labels"]) == [1, 0]
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([ids])).logits for ids in rows.encoded["input_ids"]])

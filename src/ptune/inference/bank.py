@@ -40,13 +40,13 @@ from ptune.inference.classifier import WINDOW, Found, TextClassifier
 from ptune.labels import Labels, Prediction
 from ptune.model import check_fits
 from ptune.postprocessing import Postprocessing
-from ptune.prompts.config import LongTexts
 from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Host, takes_turns
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.readers import TextStates
 from ptune.texts import (
     TOKENS_PER_TEXT,
+    Reading,
     Template,
     Text,
     as_columns,
@@ -127,24 +127,21 @@ class _Task:
         info: Public information.
         folder: The folder of its files.
         stamp: State of these files when they were read.
-        max_text_tokens: The longest text in tokens.
-        long_texts: What is read of longer texts.
-        template: The words around each text.
+        reading: How its texts are read.
         weights: `None` while they are only on disk.
     """
 
     info: TaskInfo
     folder: str
     stamp: tuple[Any, ...]
-    max_text_tokens: int | None
-    long_texts: LongTexts
-    template: Template | None
+    reading: Reading
     weights: _Weights | None
 
     @property
     def at_mask(self) -> bool:
         """Whether its head reads at the mask token."""
-        return self.template is not None and self.template.has_mask
+        template = self.reading.template
+        return template is not None and template.has_mask
 
 
 class PromptBank:
@@ -399,9 +396,8 @@ class PromptBank:
             found.config.num_virtual_tokens,
             found.config.depth,
         )
-        return _Task(
-            info, str(folder.absolute()), stamp, longest, found.long_texts, found.template, weights
-        )
+        reading = Reading(longest, found.long_texts, found.template)
+        return _Task(info, str(folder.absolute()), stamp, reading, weights)
 
     def _host_for(self, *, at_mask: bool) -> Host:
         """The backbone of tasks that read at the mask token, or of all others.
@@ -581,10 +577,13 @@ class PromptBank:
         """How many tokens of each text are cut off. Raises as `logits` does."""
         found = self._tasks_and_texts(requests)
         whole, _, _ = self._encode(found, cut=False)
+
+        def left_out(reading: Reading, tokens: int) -> int:
+            limit = None if reading.long_texts == "windows" else reading.max_text_tokens
+            return 0 if limit is None else max(0, tokens - limit)
+
         return [
-            max(0, len(text["input_ids"]) - (task.max_text_tokens or len(text["input_ids"])))
-            if task.long_texts != "windows"
-            else 0
+            left_out(task.reading, len(text["input_ids"]))
             for (task, _), text in zip(found, whole, strict=True)
         ]
 
@@ -677,12 +676,13 @@ class PromptBank:
             A row for each request, then the further windows of long texts; the request that each
             row belongs to; and whether the text of each request was cut.
         """
+        readings = [(texts, task.reading) for task, texts in window]
         asked = [
-            (texts, task.template, task.long_texts, task.max_text_tokens if cut else None)
-            for task, texts in window
+            (texts, own.template, own.long_texts, own.max_text_tokens if cut else None)
+            for texts, own in readings
         ]
         encoded: dict[Any, list[dict[str, list[int]]]] = {text: [] for text in asked}
-        alike: dict[tuple[int, Template | None, LongTexts], list[Any]] = {}
+        alike: dict[tuple[int, Template | None, str], list[Any]] = {}
         for text in encoded:
             alike.setdefault((len(text[0]), *text[1:3]), []).append(text)
         was_cut = set()

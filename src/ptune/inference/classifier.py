@@ -28,8 +28,7 @@ from ptune.files import is_export
 from ptune.labels import LabelColumn, Labels, Prediction, columns_of, edits, read
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Postprocessing, check_confidence
-from ptune.prompts.config import LongTexts
-from ptune.texts import Encoded, Template, Text
+from ptune.texts import Encoded, Reading, Text
 from ptune.training.declaration import documented
 from ptune.training.settings import ClassifierSettings, TrainSettings
 
@@ -70,21 +69,13 @@ class TextClassifier:
     tokenizer_: transformers.PreTrainedTokenizerBase
     batch_size: int
 
-    def _max_text_tokens(self) -> int | None:
-        """The longest text in tokens; longer ones are cut. ``None``: no limit."""
+    def _reading(self) -> Reading:
+        """How texts are read."""
         raise NotImplementedError
-
-    def _template(self) -> Template | None:
-        """The words around each text."""
-        return None
 
     def _pairs(self) -> bool | None:
         """Whether it was trained on pairs of texts; ``None``: unknown."""
         return None
-
-    def _long_texts(self) -> LongTexts:
-        """What is read of longer texts than `_max_text_tokens`."""
-        return "truncate"
 
     def _most_padding(self) -> int | None:
         """Tokens of padding in a batch; ``None``: no limit."""
@@ -143,13 +134,7 @@ class TextClassifier:
         return texts.rows(X, list(getattr(self, "feature_names_in_", ())), self._pairs())
 
     def _window(self, columns: list[list[str]]) -> Found:
-        rows = texts.encode_rows(
-            self.tokenizer_,
-            columns,
-            self._max_text_tokens(),
-            self._long_texts(),
-            template=self._template(),
-        )
+        rows = self._reading().rows(self.tokenizer_, columns)
         lengths = [len(ids) for ids in rows.encoded["input_ids"]]
         batches = texts.batches(lengths, self.batch_size, self._most_padding())
         logits = np.empty((len(lengths), len(self.labels_.output_names)), dtype=np.float32)
@@ -402,17 +387,11 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         check_is_fitted(self)
         return super()._windows(X)
 
-    def _max_text_tokens(self) -> int | None:
-        return self.prompt_model_.max_text_tokens(self.tokenizer_)
-
-    def _template(self) -> Template | None:
-        return self.prompt_model_.state.template
+    def _reading(self) -> Reading:
+        return self.prompt_model_.reading(self.tokenizer_)
 
     def _pairs(self) -> bool | None:
         return self.prompt_model_.state.pairs
-
-    def _long_texts(self) -> LongTexts:
-        return self.prompt_model_.state.long_texts
 
     def _most_padding(self) -> int | None:
         return texts.most_padding(self.prompt_model_.device)

@@ -17,8 +17,7 @@ from ptune.files import MODEL_NAME, read_json
 from ptune.inference.classifier import Answer, Batch, TextClassifier, load
 from ptune.labels import Labels
 from ptune.postprocessing import Postprocessing
-from ptune.prompts.config import LongTexts
-from ptune.texts import Template
+from ptune.texts import Reading, Template
 
 # About an export.
 EXPORT_INFO_NAME = "ptune_export.json"
@@ -116,26 +115,17 @@ class ExportedClassifier(TextClassifier):
         tokenizer: Any,
         labels: Labels,
         postprocessing: Postprocessing,
-        template: Template | None,
-        max_length: int | None,
+        reading: Reading,
         batch_size: int,
-        long_texts: LongTexts = "truncate",
         pairs: bool | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
         self.labels_, self.postprocessing_ = labels, postprocessing
-        self.template, self.max_length = template, max_length
-        self.batch_size, self.long_texts, self.pairs = batch_size, long_texts, pairs
+        self.reading, self.batch_size, self.pairs = reading, batch_size, pairs
 
-    def _max_text_tokens(self) -> int | None:
-        return self.max_length
-
-    def _template(self) -> Template | None:
-        return self.template
-
-    def _long_texts(self) -> LongTexts:
-        return self.long_texts
+    def _reading(self) -> Reading:
+        return self.reading
 
     def _pairs(self) -> bool | None:
         return self.pairs
@@ -205,8 +195,8 @@ def load_exported(
     labels = Labels.from_json(info, EXPORT_INFO_NAME)
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
     template = None if info.get("template") is None else Template(info["template"])
-    longest, how = info["max_length"], info.get("long_texts", "truncate")
-    rest = (template, longest, batch_size, how, info.get("text_pairs"))
+    reading = Reading(info["max_length"], info.get("long_texts", "truncate"), template)
+    rest = (reading, batch_size, info.get("text_pairs"))
     classifier = ExportedClassifier(engine, tokenizer, labels, values, *rest)
     if columns := info.get("text_columns"):
         classifier.feature_names_in_ = np.array(columns, dtype=object)

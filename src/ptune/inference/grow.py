@@ -121,7 +121,7 @@ def add_labels(
     reasons = {
         "it predicts a number": before.is_regression,
         "its labels were merged or dropped": before.outputs is not None,
-        "it reads long texts in windows": classifier._long_texts() == "windows",
+        "it reads long texts in windows": classifier._reading().long_texts == "windows",
         "its head does not end in a linear layer of its own": names is None,
     }
     if names is None or any(reasons.values()):
@@ -194,8 +194,7 @@ def _features(classifier: PromptClassifier, examples: Examples, labels: Labels) 
 
 def _encoded(classifier: PromptClassifier, examples: Dataset) -> _Set:
     model, tokenizer = classifier.prompt_model_, classifier.tokenizer_
-    how = (classifier._max_text_tokens(), classifier._template(), classifier._long_texts())
-    rows, _ = tokenize(tokenizer, examples, *how)
+    rows, _ = tokenize(tokenizer, examples, classifier._reading())
     found = Features.of(model, rows, DataCollatorWithPadding(tokenizer), 0, len(rows))
     assert found is not None  # the head ends in a linear layer
     return _Set(found.values, np.asarray(rows[LABELS], dtype=float)[found.rows])

@@ -98,7 +98,7 @@ class Evidence:
         chosen_on = chosen_on and labels.outputs is None
         if chosen_on and values.tensors:
             calibrated, margins = _cross_fitted(labels, values, logits, targets)
-        template = classifier._template()
+        template = classifier._reading().template
         encoded, _ = texts.encode(classifier.tokenizer_, columns, None, template=template)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         return cls(

@@ -283,8 +283,8 @@ def logits_of(
     if not columns or not columns[0]:
         return None
     model: Any = trainer.model
-    how = (model.max_text_tokens(tokenizer), model.state.template, model.state.long_texts)
-    encoded, _ = tokenize(tokenizer, dataset_of(columns, [0] * len(columns[0])), *how)
+    texts = dataset_of(columns, [0] * len(columns[0]))
+    encoded, _ = tokenize(tokenizer, texts, model.reading(tokenizer))
     return answers_of(trainer.predict(encoded))[1]
 
 

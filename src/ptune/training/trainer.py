@@ -35,8 +35,7 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, WEIGHT, TaskData,
 from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.prompts.config import LongTexts
-from ptune.texts import Template, encode_rows, pooled
+from ptune.texts import Reading, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
 from ptune.training.features import LABELS, MOST_TEXTS, SOME_TEXTS, Features, fit_head
 from ptune.training.settings import TrainSettings
@@ -280,19 +279,15 @@ class SharingTrainer(Trainer):
 def tokenize(
     tokenizer: transformers.PreTrainedTokenizerBase,
     dataset: Dataset,
-    max_text_tokens: int | None,
-    template: Template | None = None,
-    long_texts: LongTexts = "truncate",
+    reading: Reading,
 ) -> tuple[Dataset, int]:
     """Tokenize a dataset with the columns of `ptune.data.dataset`.
 
     Args:
         tokenizer: The backbone's tokenizer.
         dataset: Texts and labels.
-        max_text_tokens: Longer texts are truncated to this length. `None`: no limit.
-        template: The words around each text.
-        long_texts: What is read of longer texts. If it is `windows`, the tokenizer's columns have
-            a list of windows for each text; see `WindowCollator`.
+        reading: How texts are read. If `long_texts` is `windows`, the tokenizer's columns have a
+            list of windows for each text; see `WindowCollator`.
 
     Returns:
         The dataset with the tokenizer's columns and `labels`, and the number of truncated texts.
@@ -303,9 +298,9 @@ def tokenize(
     def encode_batch(batch: dict[str, list[Any]]) -> dict[str, Any]:
         nonlocal truncated
         texts = [batch[c] for c in columns]
-        rows = encode_rows(tokenizer, texts, max_text_tokens, long_texts, template=template)
+        rows = reading.rows(tokenizer, texts)
         truncated += len(rows.cut)
-        if long_texts != "windows":
+        if reading.long_texts != "windows":
             return rows.encoded
         found: dict[str, Any] = {name: [[] for _ in texts[0]] for name in rows.encoded}
         for name, values in rows.encoded.items():
@@ -473,7 +468,8 @@ def tokenized(
     Raises:
         PtuneError: The prompt leaves no positions for a text.
     """
-    limit = model.max_text_tokens(tokenizer)
+    reading = model.reading(tokenizer)
+    limit = reading.max_text_tokens
     special = tokenizer.num_special_tokens_to_add(pair=dataset.pairs)
     if limit is not None and limit <= special:
         raise PtuneError(
@@ -483,12 +479,11 @@ def tokenized(
             "max_length."
         )
     assert dataset.train is not None
-    how = (limit, model.state.template, model.state.long_texts)
-    train, cut = tokenize(tokenizer, dataset.train, *how)
+    train, cut = tokenize(tokenizer, dataset.train, reading)
     truncated = {"train": cut}
     evaluation = {}
     for name, examples in dataset.evaluation.items():
-        evaluation[name], cut = tokenize(tokenizer, examples, *how)
+        evaluation[name], cut = tokenize(tokenizer, examples, reading)
         truncated[name or "eval"] = cut
     for name, cut in truncated.items():
         if cut:
