@@ -525,7 +525,7 @@ _CHAT = "chat:"
 class Template:
     """The words around a text, such as ``{soft:Review:} {text} Sentiment:``.
 
-    | place | what stands there |
+    | place | becomes |
     | --- | --- |
     | `{text}` | the text |
     | `{text_pair}` | the second text of a pair |
