@@ -5,24 +5,20 @@ The data is in this folder: `train.csv`, `test.csv` and a `README.md` on how it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer
 from transformers import TrainerCallback
 
 from ptune import labels as metrics
-from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.backbones.wheels import MINILM
 from ptune.data.dataset import LABEL, TEXT
 from ptune.inference.classifier import PromptClassifier
+from ptune.quality.features import features
 from ptune.training import pictures
 from ptune.training.folder import check_folder
 from ptune.training.run import Run, train_run
@@ -132,25 +128,7 @@ def logistic_regression(
         Accuracy and macro-F1, and the number of fitted parameters.
     """
     classifier = LogisticRegression(C=10.0, max_iter=1000)
-    # The model's authors normalise embeddings to length 1.
-    pipeline = make_pipeline(Normalizer(), classifier)
-    pipeline.fit(mean_embeddings(train[TEXT], model), train[LABEL])
-    predicted = pipeline.predict(mean_embeddings(test[TEXT], model))
+    classifier.fit(features([train[TEXT]], model)[0], train[LABEL])
+    predicted = classifier.predict(features([test[TEXT]], model)[0])
     scores = metrics.compute(["accuracy", "f1_macro"], np.asarray(test[LABEL]), predicted)
     return scores, classifier.coef_.size + classifier.intercept_.size
-
-
-@torch.inference_mode()
-def mean_embeddings(texts: Iterable[str], model: str = MINILM) -> np.ndarray:
-    """The backbone's last hidden states, averaged over each text: ``[n, hidden]``, float32."""
-    tokenizer, texts = load_tokenizer(model), list(texts)
-    encoder = load_backbone(model, dtype="float32").base_model.eval()
-    vectors = []
-    for start in range(0, len(texts), 64):
-        batch = tokenizer(
-            texts[start : start + 64], padding=True, truncation=True, return_tensors="pt"
-        )
-        states = encoder(**batch).last_hidden_state  # [batch, seq, hidden]
-        mask = batch["attention_mask"][..., None]
-        vectors.append((states * mask).sum(dim=1) / mask.sum(dim=1))
-    return torch.cat(vectors).numpy()
