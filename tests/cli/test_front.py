@@ -181,6 +181,16 @@ def test_runs_are_listed(printed, runs):
     assert "tiny-bert" in shown
 
 
+def test_the_score_in_a_list_is_not_a_loss(printed, runs, tmp_path):
+    """With several evaluation sets, the loss has the name of its set before it."""
+    shutil.copytree(runs / "one", tmp_path / "mnli")
+    file = tmp_path / "mnli" / "metrics.json"
+    scores = {"matched_loss": 0.5, "matched_accuracy": 0.75}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eval": scores}))
+    (row,) = json.loads(printed("list", tmp_path, "--json").out)["runs"]
+    assert row["score"] == "matched_accuracy 0.750"
+
+
 def test_two_classifiers_are_compared_on_one_file(printed, runs, mail):
     words = ["--file", mail, "--skip-empty"]
     same = json.loads(printed("compare", runs / "one", runs / "two", *words, "--json").out)

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from ptune.cli.options import console, errors, print_json, say
+from ptune.cli.options import console, errors, first_score, print_json, say
 from ptune.training.settings import TrainSettings
 
 
@@ -81,7 +81,7 @@ def train_tasks(
 
 def _score(metrics: dict[str, Any]) -> tuple[str, str, str]:
     """The first metric of a run but the loss, its value, and that of the majority class."""
-    scores = {k: v for k, v in metrics["eval"].items() if not k.endswith("loss")}
-    key = next(iter(scores), "")
+    scores = metrics["eval"]
+    key = first_score(scores) or ""
     own, base = (f"{v[key]:.4f}" if key in v else "" for v in (scores, metrics["majority"]))
     return key.replace("_", " "), own, base

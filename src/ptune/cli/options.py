@@ -46,6 +46,11 @@ def print_json(content: Any) -> None:
         print(json.dumps(content, ensure_ascii=False, default=str))
 
 
+def first_score(scores: dict[str, Any]) -> str | None:
+    """The name of the first score of a run that is not a loss."""
+    return next((name for name in scores if not name.endswith("loss")), None)
+
+
 def option(help: str, section: str, *names: str, default: str = "", **more: Any) -> Any:
     """An option of a command.
 

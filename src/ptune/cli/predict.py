@@ -341,7 +341,7 @@ def evaluate(
     ptune evaluate runs/news --dataset ag_news
     """
     from ptune.data.glue import evaluation_sets
-    from ptune.files import staged
+    from ptune.files import staged, write_json
     from ptune.inference.engines import open_classifier
     from ptune.texts import as_rows
 
@@ -366,7 +366,7 @@ def evaluate(
     print_json(scores) if as_json else console.print_json(json.dumps(scores))
     if output:
         with staged(output.absolute().parent) as stage:
-            (stage / output.name).write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
+            write_json(stage / output.name, scores)
 
 
 def info(adapter: Adapter, revision: Revision = None, as_json: AsJson = False) -> None:

@@ -18,6 +18,7 @@ from ptune.cli.options import (
     Model,
     OtherBackbone,
     console,
+    first_score,
     print_json,
     read_with,
     say,
@@ -74,11 +75,10 @@ def _row(run: Path) -> dict[str, Any]:
         metrics = read_json(run / METRICS_NAME) if (run / METRICS_NAME).is_file() else {}
     except PtuneError:
         return row | {"task": "(damaged)"}
-    scores = {k: v for k, v in metrics.get("eval", {}).items() if k != "loss"}
+    scores = metrics.get("eval", {})
     row |= {"task": metrics.get("task", ""), "labels": len(adapter.labels)}
-    if scores:
-        name, value = next(iter(scores.items()))
-        row["score"] = f"{name} {value:.3f}"
+    if name := first_score(scores):
+        row["score"] = f"{name} {scores[name]:.3f}"
     return row | {"backbone": Path(adapter.config.base_model_name_or_path or "").name}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from ptune.cli.options import (
 )
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, read_json, staged
+from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.training.declaration import settings_of
 from ptune.training.settings import DATA, MODEL, TRAINING, TrainSettings
 
@@ -220,10 +219,11 @@ class _Shown:
 def _save_config(content: dict[str, Any], file: Path) -> None:
     import yaml
 
-    is_yaml = file.suffix in (".yaml", ".yml")
-    text = yaml.safe_dump(content, sort_keys=False) if is_yaml else json.dumps(content, indent=2)
     with staged(file.absolute().parent) as stage:
-        (stage / file.name).write_text(text.rstrip() + "\n", "utf-8")
+        if file.suffix in (".yaml", ".yml"):
+            (stage / file.name).write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+        else:
+            write_json(stage / file.name, content)
 
 
 def _data_curve(run: Run, settings: TrainSettings, to: Console, progress: Any) -> dict[str, Any]:
