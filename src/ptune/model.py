@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +22,15 @@ from transformers.modeling_outputs import ModelOutput
 
 from ptune import compat
 from ptune.adapters.adapter import Adapter
+from ptune.adapters.fit import (
+    check_backbone,
+    check_encoder,
+    check_fits,
+    check_head,
+    check_trained_state,
+)
 from ptune.backbones.architectures import Architecture, generates
 from ptune.backbones.cpu import is_traced
-from ptune.backbones.fingerprint import compare
 from ptune.backbones.loading import load_tokenizer, loading, smallest
 from ptune.errors import PtuneError
 from ptune.labels import SINGLE, Labels
@@ -842,167 +848,3 @@ def _adapter(source: Any, **where: Any) -> Adapter:
     if isinstance(source, Adapter):
         return source
     return Adapter.read(source, own_backbone=True, **where)
-
-
-# Whether an adapter belongs to a backbone.
-
-
-def check_backbone(
-    adapter: Adapter,
-    own: Architecture,
-    backbone: PreTrainedModel,
-    *,
-    allow_other_backbone: bool = False,
-) -> None:
-    """Check that an adapter belongs to a backbone, by sizes and sampled weights.
-
-    A quantised backbone is compared by commit and name. If the adapter records neither weights nor
-    a commit, a warning says if the name differs.
-
-    Args:
-        adapter: The adapter.
-        own: The backbone's architecture.
-        backbone: The backbone.
-        allow_other_backbone: Accept other weights, but no other sizes.
-
-    Raises:
-        PtuneError: The sizes or the weights differ.
-    """
-    trained_on = adapter.config.base_model_name_or_path or "another model"
-    name = backbone.name_or_path or own.name
-    differing = [
-        f"{key} {value} instead of {adapter.backbone[key]}"
-        for key, value in own.sizes.items()
-        if key in adapter.backbone and adapter.backbone[key] != value
-    ]
-    width = adapter.config.token_dim
-    if adapter.config.depth == "input":
-        width = adapter.prompt_embeddings.shape[1]
-    if width not in (None, own.token_dim):
-        differing.append(f"token embeddings {own.token_dim} wide instead of {width}")
-    if differing:
-        raise PtuneError(
-            f"The adapter {adapter.source} was trained on {trained_on}; the backbone {name} has "
-            f"{', '.join(differing)}. Load {trained_on}."
-        )
-    if allow_other_backbone:
-        return
-    both_named = backbone.name_or_path and adapter.config.base_model_name_or_path
-    renamed = both_named and Path(name).name.lower() != Path(trained_on).name.lower()
-    weights, commit = adapter.backbone.get("weights"), adapter.backbone.get("commit")
-    difference = compare(weights or {}, backbone, own.head_names)
-    if difference is None and weights is not None:  # quantised, now or when it was trained
-        now = compat.commit_of(backbone)
-        if commit and now:
-            difference = f"it is at the commit {now} instead of {commit}" if commit != now else ""
-        elif renamed:
-            difference = "neither weights nor commits can be compared"
-    if difference:
-        at = f" at the commit {commit}" if commit else ""
-        raise PtuneError(
-            f"The adapter {adapter.source} was trained on {trained_on}{at}; the backbone {name} "
-            f"has the same sizes, but other weights ({difference}). Load {trained_on}{at}. To use "
-            "this backbone nevertheless, set allow_other_backbone=True (--allow-other-backbone)."
-        )
-    if difference is None and renamed:
-        warnings.warn(
-            f"The adapter {adapter.source} was trained on {trained_on}; the backbone is called "
-            f"{name}. Their sizes agree, but with other weights the predictions are meaningless.",
-            stacklevel=4,
-        )
-
-
-def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrainedModel) -> None:
-    """Check that an adapter's head fits a backbone.
-
-    Args:
-        adapter: The adapter.
-        shapes: Shapes of the head's parameters, by their names in the backbone.
-        backbone: For messages.
-
-    Raises:
-        PtuneError: A parameter is unknown, or has another shape.
-    """
-    if unknown := sorted(adapter.head.keys() - shapes.keys()):
-        raise PtuneError(
-            f"The adapter {adapter.source} has the head parameters {', '.join(unknown)}, which "
-            f"are not in the head of {type(backbone).__name__}: it belongs to another backbone."
-        )
-    for name, tensor in adapter.head.items():
-        expected = shapes[name]
-        if list(tensor.shape) != expected:
-            raise PtuneError(
-                f"{name} has the shape {list(tensor.shape)} in the adapter {adapter.source} and "
-                f"{expected} in the backbone. If only the number of labels differs, load the "
-                f"backbone with num_labels={tensor.shape[0]}; `ptune.load` does so."
-            )
-
-
-def check_encoder(
-    adapter: Adapter, state: Mapping[str, Tensor], config: PromptEncoderConfig, name: str
-) -> None:
-    """Refuse a prompt encoder that is not the configured one, before memory is taken for it.
-
-    Raises:
-        PtuneError: As for `check_trained_state`.
-    """
-    with torch.device("meta"):
-        encoder = build_prompt_encoder(config, adapter.prompt_embeddings.shape[1])
-    own = {n: p for n, p in encoder.named_parameters(f"prompt_encoders.{name}") if p.numel()}
-    saved = {n: tensor for n, tensor in state.items() if n.startswith("prompt_encoders.")}
-    check_trained_state(adapter, saved, own)
-
-
-def check_trained_state(
-    adapter: Adapter, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> None:
-    """Refuse tensors to resume from that are not those of the prompt encoder and the head.
-
-    Args:
-        adapter: For messages.
-        state: What its file holds.
-        own: The model's.
-
-    Raises:
-        PtuneError: A tensor is unknown or missing, or has another shape.
-    """
-    for name in sorted(state.keys() | own.keys()):
-        found, expected = (list(t[name].shape) if name in t else None for t in (state, own))
-        if found != expected:
-            has = "is missing" if found is None else f"has the shape {found}"
-            raise PtuneError(
-                f"{adapter.trained_state}: {name} {has}; expected "
-                f"{expected or 'no tensor of that name'}. The file is damaged or belongs to "
-                "another adapter."
-            )
-
-
-def check_fits(adapter: Adapter, host: Host, *, allow_other_backbone: bool = False) -> None:
-    """Check that another adapter can be added to a hosted backbone.
-
-    Raises:
-        PtuneError: It belongs to another backbone, or its head is incomplete.
-    """
-    own, allow = host.architecture, allow_other_backbone
-    check_backbone(adapter, own, host.backbone, allow_other_backbone=allow)
-    head, labels = host.heads.original.parameters, len(host.heads.original.labels["id2label"])
-    if missing := sorted(head.keys() - adapter.head.keys()):
-        raise PtuneError(
-            f"The adapter {adapter.source} does not contain {', '.join(missing)}, which "
-            f"{host.architecture.name} needs. Train and save the adapter with ptune."
-        )
-    for name, tensor in adapter.head.items():
-        if name not in head:
-            raise PtuneError(
-                f"{name} of the adapter {adapter.source} is not in the head of "
-                f"{host.architecture.name}: it belongs to another backbone."
-            )
-        expected = list(head[name].shape)
-        if expected[0] == labels:  # the layer with one row for each label
-            expected[0] = len(adapter.labels.output_names)
-        if list(tensor.shape) != expected:
-            raise PtuneError(
-                f"{name} of the adapter {adapter.source} has the shape {list(tensor.shape)}, but "
-                f"this backbone with {len(adapter.labels)} labels requires {expected}: the adapter "
-                "belongs to another backbone."
-            )

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.download import AdapterFiles
+from ptune.adapters.fit import check_fits
 from ptune.backbones.loading import (
     default_device,
     full_name,
@@ -38,10 +39,10 @@ from ptune.errors import PtuneError, first_line, positions
 from ptune.files import METRICS_NAME, read_json
 from ptune.inference.classifier import WINDOW, Found, TextClassifier
 from ptune.labels import Labels, Prediction
-from ptune.model import check_fits
 from ptune.postprocessing import Postprocessing
+from ptune.prompts.batch import takes_turns
 from ptune.prompts.heads import HeadPerText
-from ptune.prompts.host import Host, takes_turns
+from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.readers import TextStates
 from ptune.texts import (

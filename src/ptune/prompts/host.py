@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from ptune import compat
 from ptune.backbones.architectures import (
     Architecture,
     are_close,
-    flat,
     generates,
-    positions_read,
     special_ids,
     two_texts,
     use_valid_special_ids,
@@ -30,8 +28,8 @@ from ptune.backbones.architectures import (
 from ptune.backbones.cpu import CpuKernels, is_traced
 from ptune.backbones.fingerprint import exact_fingerprint, fingerprint
 from ptune.errors import PtuneError
-from ptune.prompts import layout
 from ptune.prompts.attention import Attentions
+from ptune.prompts.batch import Batch
 from ptune.prompts.config import PREFIX_TUNING, PromptEncoderConfig
 from ptune.prompts.heads import Head, Heads
 from ptune.prompts.hooks import FrozenCheckpoint, MeanPooling, OnlyPositionsRead, VirtualTokens
@@ -50,6 +48,16 @@ from ptune.prompts.readers import Readers, TextStates
 
 # The input prompt of a causal backbone, computed once for a whole batch.
 SHARED = "shared"
+
+
+class Given(NamedTuple):
+    """A batch of texts as the caller gives it; see `PromptModel.forward`."""
+
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -373,14 +381,14 @@ class Host:
                 f"This {self.architecture.name} was given back (unload) and has no prompts any "
                 "more. Build a PromptModel on it again."
             )
-        text = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         with self.passes.running(current), self.heads.using(head):
             if isinstance(readers := prompts[0].mechanism, Readers):
-                texts = texts or self.read_texts(*text)
-                batch = _Batch(self, prompts, which, current, texts.mask.device)
+                texts = texts or self.read_texts(*given)
+                batch = self._batch(prompts, which, current, texts.mask.device)
                 inputs |= batch.arrange_readers(readers, texts)
             else:
-                batch, arranged = self._arranged(prompts, which, current, *text)
+                batch, arranged = self._arranged(prompts, which, current, given)
                 inputs |= arranged
             if self.architecture.takes_use_cache:
                 inputs.setdefault("use_cache", False)  # nothing is generated
@@ -388,27 +396,28 @@ class Host:
                 batch.compute_only_what_is_read()
             return self.backbone(**inputs)
 
-    def _arranged(
+    def _batch(
         self,
         prompts: Sequence[Prompt],
         which: Sequence[int] | None,
         current: Pass,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-    ) -> tuple[_Batch, dict[str, Tensor]]:
+        device: torch.device,
+    ) -> Batch:
+        return Batch(self.architecture, self.backbone.config, prompts, which, current, device)
+
+    def _arranged(
+        self, prompts: Sequence[Prompt], which: Sequence[int] | None, current: Pass, given: Given
+    ) -> tuple[Batch, dict[str, Tensor]]:
         """A batch of texts with their prompts in a pass, and the backbone's inputs."""
-        input_ids = self._given_ids(input_ids, inputs_embeds)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if inputs_embeds is None:
-            self._check_ids(input_ids, attention_mask)
-        batch = _Batch(self, prompts, which, current, input_ids.device)
-        if inputs_embeds is not None:
-            input_ids = batch.add_embeddings(inputs_embeds)
-        return batch, batch.arrange(input_ids, attention_mask, token_type_ids, position_ids)
+        ids, mask, embeddings = self._given_ids(given), given.attention_mask, given.inputs_embeds
+        if mask is None:
+            mask = torch.ones_like(ids)
+        if embeddings is None:
+            self._check_ids(ids, mask)
+        batch = self._batch(prompts, which, current, ids.device)
+        if embeddings is not None:
+            ids = batch.add_embeddings(embeddings)
+        return batch, batch.arrange(ids, mask, given.token_type_ids, given.position_ids)
 
     @property
     def no_prompt(self) -> Prompt:
@@ -439,11 +448,10 @@ class Host:
         """
         kept = self.readers.kept
         drops_out = self.backbone.base_model.training
-        given = position_ids is not None or inputs_embeds is not None or is_traced()
-        if input_ids is None or not kept.is_on or drops_out or given:
-            return self._read(
-                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-            )
+        unusual = position_ids is not None or inputs_embeds is not None or is_traced()
+        if input_ids is None or not kept.is_on or drops_out or unusual:
+            given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            return self._read(given)
         kept.check(self._version(), self._fingerprint)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -457,21 +465,14 @@ class Host:
         if missing:
             index = torch.tensor(list(missing.values()), device=input_ids.device)
             types = None if token_type_ids is None else token_type_ids[index]
-            states = self._read(input_ids[index], attention_mask[index], types)
+            states = self._read(Given(input_ids[index], attention_mask[index], types))
             kept.shapes = states.shapes
             new = dict(zip(missing, states.rows(), strict=True))
             kept.add(new)
             found |= new
         return TextStates.of_rows([cast("Tensor", found[key]) for key in keys], kept.shapes)
 
-    def _read(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> TextStates:
+    def _read(self, given: Given) -> TextStates:
         """Run the backbone on texts without a prompt and keep all keys and values."""
         by_cache, captured = self.readers.by_cache, list[KeyValue]()
         if by_cache and self.checkpointed_layers():
@@ -480,10 +481,9 @@ class Host:
                 "the layers would drop the keys and values of the text. Switch it off: a reader "
                 "takes little memory without it."
             )
-        text = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         current = Pass(captured_key_values=None if by_cache else captured)
         with self.passes.running(current):
-            _, inputs = self._arranged([self.no_prompt], None, current, *text)
+            _, inputs = self._arranged([self.no_prompt], None, current, given)
             mask = inputs["attention_mask"] != 0
             if self.architecture.takes_use_cache:
                 inputs["use_cache"] = by_cache  # type: ignore[assignment]
@@ -517,7 +517,8 @@ class Host:
         how = (compat.attention_of(self.backbone), device, autocast)
         return exact_fingerprint(self.backbone, self.architecture.head_names, how)
 
-    def _given_ids(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def _given_ids(self, given: Given) -> Tensor:
+        input_ids, inputs_embeds = given.input_ids, given.inputs_embeds
         if input_ids is not None and inputs_embeds is not None:
             raise PtuneError("Give input_ids or inputs_embeds, not both.")
         if input_ids is not None:
@@ -562,191 +563,3 @@ class Host:
             or self.checkpointed_layers()
             or is_traced()
         )
-
-
-def takes_turns(which: Sequence[int], n: int) -> bool:
-    """True for 0, 1, … n - 1, 0, 1, … n - 1 and so on."""
-    return list(which) == list(range(n)) * (len(which) // n)
-
-
-class _Batch:
-    """Enters the prompts of a batch into a pass and arranges the batch's inputs with them."""
-
-    def __init__(
-        self,
-        host: Host,
-        prompts: Sequence[Prompt],
-        which: Sequence[int] | None,
-        current: Pass,
-        device: torch.device,
-    ) -> None:
-        self.own, self.config = host.architecture, host.backbone.config
-        self.prompts, self.which, self.current, self.device = prompts, which, current, device
-        embeddings: list[Tensor] = []
-        self.lengths, self.starts, total = [0] * len(prompts), [0] * len(prompts), 0
-        for mechanism in dict.fromkeys(p.mechanism for p in prompts):
-            none = prompts[0].embeddings.new_empty(0, mechanism.width)
-            own = [p.embeddings if p.mechanism is mechanism else none for p in prompts]
-            for i, entered in enumerate(mechanism.enter(current, own, which, total)):
-                if prompts[i].mechanism is mechanism:
-                    self.lengths[i], self.starts[i] = len(entered), total
-                    total += len(entered)
-                    embeddings.append(entered)
-        current.prompt_embeddings = torch.cat(embeddings)
-        self.mean = self._of_texts([p.pooling != "architecture" for p in prompts])
-
-    def _of_texts(self, values: Sequence[int]) -> int | Tensor:
-        """Turn one number per prompt into one per text: ``[batch, 1]``, or a single number."""
-        if self.which is None or len(set(values)) == 1:
-            return values[0]
-        return torch.tensor([[values[i]] for i in self.which], device=self.device)
-
-    def add_embeddings(self, inputs_embeds: Tensor) -> Tensor:
-        """Add vectors ``[batch, seq, token_dim]`` to the prompt embeddings; return their ids."""
-        batch, seq, dim = inputs_embeds.shape
-        prompt = self.current.prompt_embeddings
-        assert prompt is not None
-        ids = torch.arange(batch * seq, device=prompt.device).view(batch, seq)
-        self.current.prompt_embeddings = torch.cat(
-            [prompt.to(inputs_embeds.dtype), inputs_embeds.reshape(-1, dim)]
-        )
-        return ids + self.own.vocab_rows + len(prompt)
-
-    def arrange(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """The backbone's inputs with prompt and text in place, ``[batch, k + seq]`` each."""
-        k = self._of_texts(self.lengths)
-        before = self._of_texts([p.before for p in self.prompts])
-        virtual = torch.arange(max(self.lengths), device=input_ids.device)  # [longest k]
-        virtual_mask = virtual < k  # [longest k] or [batch, longest k]
-        side = self.own.padding_side
-        order = layout.prompt_order(attention_mask, virtual_mask, before, side)
-        order = layout.trim(order, self._width(attention_mask, order.shape[1], k), side)
-        text_ids, pad = self._disguised(input_ids, attention_mask)
-        start = self.own.vocab_rows + self._of_texts(self.starts)
-        inputs = {
-            "input_ids": layout.place(
-                text_ids, torch.where(virtual_mask, start + virtual, pad), order
-            ),
-            "attention_mask": layout.place(attention_mask, virtual_mask, order),
-        }
-        if token_type_ids is not None:
-            zeros = torch.zeros_like(virtual)
-            inputs["token_type_ids"] = layout.place(token_type_ids, zeros, order)
-        shift = self._of_texts(
-            [p.positions - n for p, n in zip(self.prompts, self.lengths, strict=True)]
-        )
-        if position_ids is not None:
-            if not self.own.takes_position_ids:
-                raise PtuneError(f"{self.own.name} takes no position_ids. Leave them out.")
-            position_ids = position_ids.expand_as(input_ids)
-            inputs["position_ids"] = layout.place_positions(
-                position_ids, attention_mask, virtual_mask, before, order
-            )
-        elif self.own.takes_position_ids and (isinstance(shift, Tensor) or shift > 0):
-            # The prompt takes positions, but is not among the tokens.
-            counted = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
-            inputs["position_ids"] = counted + self.own.first_position + shift
-        if isinstance(self.mean, Tensor) or self.mean:
-            self._pool(attention_mask, virtual_mask, order)
-        self.mask, self.ids = inputs["attention_mask"], inputs["input_ids"]
-        return inputs
-
-    def arrange_readers(self, readers: Readers, texts: TextStates) -> dict[str, Any]:
-        """The backbone's inputs for readers of `texts`: virtual tokens only, ``[rows, k]``."""
-        mask, which = texts.mask, self.which
-        rows = mask.shape[0] if which is None else len(which)
-        times = 1 if which is None else rows // max(1, len(mask))
-        low_rank = [p.embeddings[:0] if p.low_rank is None else p.low_rank for p in self.prompts]
-        if which is not None and takes_turns(which, len(self.prompts)):
-            which = None  # the same readers again and again
-        readers.enter_low_rank(self.current, low_rank, which)
-        self.current.prompts_per_text = times
-        lengths = texts.lengths
-        if times > 1:
-            lengths = lengths.repeat_interleave(times, dim=0)  # [rows, 1]
-        self._check_fits(lengths, self._of_texts([p.positions for p in self.prompts]))
-        empty = torch.zeros(rows, 0, dtype=torch.long, device=mask.device)
-        inputs: dict[str, Any] = self.arrange(empty, empty, None, None)
-        inputs.pop("position_ids", None)
-        if readers.continues:
-            counted = (self.mask.cumsum(dim=1) - 1).clamp_min(0)
-            self.current.reader_positions = counted + self.own.first_position + lengths
-        if readers.by_cache:
-            inputs["past_key_values"], seen = texts.as_cache(times)
-            inputs["attention_mask"] = torch.cat([seen, self.mask], dim=1)
-        else:
-            readers.enter_texts(self.current, texts, self.mask.shape[1], times)
-        return inputs
-
-    def _disguised(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, int]:
-        """Token ids in which only padding has the pad token's id, and that id.
-
-        Elsewhere, an alias replaces the pad token (see `Pass.aliases`).
-        """
-        assert self.current.prompt_embeddings is not None
-        # Read in every pass, because `Trainer` sets it to the tokenizer's.
-        pad = self.config.get_text_config().pad_token_id
-        alias = self.own.vocab_rows + len(self.current.prompt_embeddings)
-        aliases = [pad]
-        text_ids = torch.where(input_ids == pad, alias, input_ids)
-        if self.own.is_encoder_decoder:
-            # The head reads the last end token, and all texts must have the same number of them.
-            aliases.append(end := self.config.eos_token_id)
-            ends = (input_ids == end) & (attention_mask != 0)
-            inner = ends & (ends.flip(1).cumsum(1).flip(1) > 1)
-            text_ids = torch.where(inner, alias + 1, text_ids)
-        self.current.aliases = tuple(aliases)
-        return torch.where(attention_mask != 0, text_ids, pad), pad
-
-    def _pool(self, attention_mask: Tensor, virtual_mask: Tensor, order: Tensor) -> None:
-        of_text = torch.as_tensor(self._of_texts([p.pooling == "mean" for p in self.prompts]))
-        of_text = of_text.to(attention_mask.device)
-        is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
-        self.current.mean_mask = layout.place(is_text, is_prompt, order)
-        self.current.mean_texts = self.mean if isinstance(self.mean, Tensor) else None
-
-    def _width(self, attention_mask: Tensor, width: int, k: int | Tensor) -> int:
-        """How many of `width` columns to keep.
-
-        These are all of them, unless the prompts differ or the batch fits only without padding.
-        """
-        bound, seq = self.own.max_positions, attention_mask.shape[1]
-        positions = self._of_texts([p.positions for p in self.prompts])
-        if (
-            not isinstance(k, Tensor)
-            and not isinstance(positions, Tensor)
-            and (bound is None or seq + positions <= bound)
-        ):
-            return width
-        lengths = (attention_mask != 0).sum(dim=1, keepdim=True)  # [batch, 1]
-        self._check_fits(lengths, positions)
-        return max(1, int((lengths + k).max()))
-
-    def _check_fits(self, lengths: Tensor, positions: int | Tensor) -> None:
-        """Check that texts of these lengths, ``[batch, 1]``, fit with the prompts' positions."""
-        bound, taken = self.own.max_positions, lengths + positions
-        if bound is not None and not is_traced() and (worst := int(taken.max())) > bound:
-            longest = int(lengths[int(taken.argmax())])
-            fits = bound - worst + longest
-            raise PtuneError(
-                f"A text of {longest} tokens is too long: the backbone has {bound} positions and "
-                f"the prompt takes {worst - longest}, so at most {fits} tokens fit. Tokenise with "
-                f"truncation=True, max_length={fits}."
-            )
-
-    def compute_only_what_is_read(self) -> None:
-        """Skip the positions that the head does not read, at the end of the last layer."""
-        own = self.own
-        if own.last_layer_end is None:
-            return
-        read = positions_read(own.last_layer_end.reads, self.mask, self.ids, own.mask_token)
-        if self.current.mean_mask is not None:
-            mean = torch.as_tensor(self.mean, device=read.device)
-            read = torch.where(mean, self.current.mean_mask, read)
-        self.current.positions = flat(read)
