@@ -132,5 +132,7 @@ def read_json(file: Path, limit: int | None = None) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise PtuneError(f"{file} is damaged: {error}. Save or fetch it again.") from error
     if not isinstance(content, dict):
-        raise PtuneError(f"{file} is damaged: it holds no JSON object. Save or fetch it again.")
+        raise PtuneError(
+            f"{file} is damaged: it does not hold a JSON object. Save or fetch it again."
+        )
     return content

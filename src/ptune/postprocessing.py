@@ -211,7 +211,7 @@ class Postprocessing:
             truncated: Whether each text was longer than the classifier reads.
 
         Raises:
-            PtuneError: `min_confidence` is no probability, or texts have not exactly one label.
+            PtuneError: `min_confidence` is not a probability, or texts have not exactly one label.
         """
         found = labels.predictions(self.calibrated(logits), labels.decide(self.margins(logits)))
         if self.unfamiliar is not None:
@@ -258,7 +258,7 @@ def check_confidence(labels: Labels, min_confidence: float) -> None:
     """Refuse to abstain where that has no meaning.
 
     Raises:
-        PtuneError: `min_confidence` is no probability, or texts have not exactly one label.
+        PtuneError: `min_confidence` is not a probability, or texts have not exactly one label.
     """
     if not 0 <= min_confidence <= 1:
         raise PtuneError(f"min_confidence is {min_confidence}; expected a number from 0 to 1.")

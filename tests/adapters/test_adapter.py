@@ -289,7 +289,7 @@ def damage_by_a_huge_number(folder):
 def damage_by_a_tensor_of_the_backbone(folder):
     change(folder, "bert.embeddings.word_embeddings.weight", torch.zeros(400, 32))
     return (
-        "…: 'bert.embeddings.word_embeddings.weight' is no tensor of an adapter; expected "
+        "…: 'bert.embeddings.word_embeddings.weight' is not a tensor of an adapter; expected "
         "'prompt_embeddings' and names that begin with 'base_model.'."
     )
 
@@ -372,7 +372,7 @@ def damage_by_a_pickle_of_other_things(folder):
     as_pickle(folder, extra=bytearray(8))
     return (
         "…/adapter_model.bin is damaged or cut short (it holds '__builtin__ bytearray', which is "
-        "no tensor). Save or download it again."
+        "not a tensor). Save or download it again."
     )
 
 

@@ -15,7 +15,7 @@ class PublicBackbone:
     """The name of a backbone for others.
 
     Attributes:
-        name: Its id on the Hub. A folder of this machine becomes ``./name``, which is no id, so
+        name: Its id on the Hub. A folder of this machine becomes ``./name``, which is not an id, so
             that nobody loads another model that happens to be called like the folder.
         revision: Its revision on the Hub.
         is_local: True if it is a folder of this machine.

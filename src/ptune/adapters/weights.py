@@ -42,7 +42,7 @@ def max_labels() -> int:
     """How many labels an adapter may have.
 
     Raises:
-        PtuneError: The environment's PTUNE_MAX_LABELS is no number.
+        PtuneError: The environment's PTUNE_MAX_LABELS is not a number.
     """
     value = os.environ.get("PTUNE_MAX_LABELS", str(MAX_LABELS))
     if not value.isdecimal():
@@ -118,7 +118,7 @@ def _check_shapes(shapes: Shapes, file: Path, *, is_adapter: bool) -> None:
     for name, shape in shapes.items():
         if is_adapter and name != EMBEDDINGS_KEY and not name.startswith(HEAD_PREFIX):
             raise PtuneError(
-                f"{file}: {shown(name)} is no tensor of an adapter; expected {EMBEDDINGS_KEY!r} "
+                f"{file}: {shown(name)} is not a tensor of an adapter; expected {EMBEDDINGS_KEY!r} "
                 f"and names that begin with {HEAD_PREFIX!r}."
             )
         if not shape or 0 in shape:
@@ -162,7 +162,7 @@ def _check_pickle(file: Path) -> None:
     for operation, argument, _ in pickletools.genops(content):
         name = operation.name
         if name in ("STACK_GLOBAL", "INST") or (name == "GLOBAL" and argument not in _GLOBALS):
-            raise _damaged(file, f"it holds {shown(argument or name)}, which is no tensor")
+            raise _damaged(file, f"it holds {shown(argument or name)}, which is not a tensor")
 
 
 def _check_pickled(tensors: object, file: Path) -> None:
@@ -171,7 +171,7 @@ def _check_pickled(tensors: object, file: Path) -> None:
         raise _damaged(file, "it holds no named tensors")
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
-            raise _damaged(file, f"{shown(name)} is no tensor")
+            raise _damaged(file, f"{shown(name)} is not a tensor")
         _check_dtype(name, tensor.dtype, _DTYPES.values(), file)
     declared, size = sum(t.nbytes for t in tensors.values()), file.stat().st_size
     if declared > size:

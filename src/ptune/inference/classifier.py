@@ -432,7 +432,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             **settings: Other settings of the classifier, for `fit`.
 
         Raises:
-            PtuneError: There are fewer than two labels, or the model is no such language model.
+            PtuneError: There are fewer than two labels, or the model is not such a language model.
 
         Example:
             ``PromptClassifier.zero_shot(["positive", "negative"]).predict(["What a day!"])``

@@ -282,7 +282,7 @@ def _dense(y: Any) -> Any:
 
 
 def columns_of(table: Any) -> list[Any] | None:
-    """The names of the columns of a DataFrame, Arrow table or 🤗 data set; ``None``: it is none."""
+    """The names of the columns of a DataFrame, Arrow table or 🤗 data set; else ``None``."""
     names = getattr(table, "column_names", None)
     if names is None and hasattr(table, "__iter__"):
         names = getattr(table, "columns", None)

@@ -72,7 +72,7 @@ def _read(given: str) -> Mapping[str, str | Sequence[str]]:
         except (OSError, ValueError) as error:
             raise PtuneError(f"The label words {given} cannot be read: {error}.") from error
         if not isinstance(content, dict):
-            raise PtuneError(f"{given} holds no object; expected words by label.")
+            raise PtuneError(f"{given} does not hold an object; expected words by label.")
         return content
     pairs = [part.partition("=") for part in given.split(",")]
     if wrong := [label for label, equals, _ in pairs if not equals]:

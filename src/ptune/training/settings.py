@@ -171,7 +171,8 @@ class ClassifierSettings:
     )
     batch_size: int = setting(
         32,
-        "Examples per step, in each process. Prediction takes 128 times as many tokens at a time.",
+        "Examples per step, in each process. Batches for prediction have at most 128 tokens times "
+        "this.",
         TRAINING,
         at_least=1,
     )
