@@ -102,15 +102,15 @@ def compare(
     """
     from scipy import stats
 
-    from ptune.inference.engines import open_classifier
+    from ptune.inference.classifier import load
 
     if file is None:
         raise PtuneError("Name a labelled file to compare on: --file gold.csv.")
     right = []
+    how: dict[str, Any] = {"model": model, "dtype": dtype}
+    how["allow_other_backbone"] = allow_other_backbone
     for adapter in (first, second):
-        how: dict[str, Any] = {"model": model, "revision": None, "dtype": dtype}
-        how["allow_other_backbone"] = allow_other_backbone
-        right.append(_right(open_classifier(adapter, "torch", **how), file, dict(options)))
+        right.append(_right(load(adapter, **how), file, dict(options)))
     only = [int((a & ~b).sum()) for a, b in (right, right[::-1])]
     p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
     result: dict[str, Any] = {

@@ -126,7 +126,12 @@ def _imported(module: str, qualname: str) -> type[enum.Enum] | None:
 
 
 def in_words(name: str) -> str:
-    """A label's name as people would write it in a sentence."""
+    """A label's name as people would write it in a sentence.
+
+    Example:
+        >>> in_words("lost_or-stolen_card")
+        'lost or stolen card'
+    """
     return name.replace("_", " ").replace("-", " ").strip() or name
 
 

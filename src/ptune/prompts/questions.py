@@ -60,12 +60,12 @@ def default_question(
             return Question("{text} It was {mask}.", words)
         # SmolLM2 answers better if the positive label comes first.
         first = [label for mood in MOODS for label in labels if in_words(label).lower() == mood]
-        asked = f"Is the text {_listed(first)}?"
+        asked = f"Is the text {listed(first)}?"
         return Question(f"{{soft:{asked}\nText:}} {{text}} Sentiment:")
     if not pairs and (words := _all_in(RATINGS, labels)):
         if masked:
             return Question("{text} It was {mask}.", words)
-        asked = f"Is the review {_listed(list(words.values()))}?"
+        asked = f"Is the review {listed(list(words.values()))}?"
         return Question(f"{{soft:{asked}\nReview:}} {{text}}\nRating:", words)
     if masked:
         return Question("{text} ? {mask}, {text_pair}" if pairs else "{text} It is about {mask}.")
@@ -86,7 +86,7 @@ def _answered(answers: Sequence[str], asked: str | None, *, pairs: bool, masked:
         )
     if asked is None:
         asked = "Does the second text follow from the first?" if pairs else "Is this true?"
-    asked += f" Answer {_listed(answers)}."
+    asked += f" Answer {listed(answers)}."
     if pairs:
         return f"{{soft:{asked}\nFirst text:}} {{text}}\nSecond text: {{text_pair}}\nAnswer:"
     return f"{{soft:{asked}\nText:}} {{text}}\nAnswer:"
@@ -99,16 +99,17 @@ def _general(labels: Sequence[str], *, pairs: bool) -> str:
     """
     if pairs:
         task = (
-            f"Classify the two texts as {_listed(labels)}."
+            f"Classify the two texts as {listed(labels)}."
             if len(labels) <= FEW
             else "Compare two texts."
         )
         return f"{{soft:{task}\nFirst text:}} {{text}}\nSecond text: {{text_pair}}\nLabel:"
     if len(labels) <= FEW:
-        return f"{{soft:Classify the text as {_listed(labels)}.\nText:}} {{text}}\nLabel:"
+        return f"{{soft:Classify the text as {listed(labels)}.\nText:}} {{text}}\nLabel:"
     return "{soft:Read the text and say what it is about.\nText:} {text}\nThis text is about"
 
 
-def _listed(labels: Sequence[str]) -> str:
+def listed(labels: Sequence[str]) -> str:
+    """Labels in a sentence: `a, b or c`. Braces would be places of a template."""
     names = [in_words(label).replace("{", "(").replace("}", ")") for label in labels]
     return f"{', '.join(names[:-1])} or {names[-1]}"

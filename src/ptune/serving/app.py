@@ -47,6 +47,7 @@ from ptune.serving.schemas import (
     PredictRequest,
     Task,
     describe_invalid,
+    error_body,
     error_responses,
     refuse,
 )
@@ -122,7 +123,7 @@ async def _error_answer(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if not isinstance(body, dict):
         error_type = ERROR_TYPES.get(error.status_code, "bad_request")
-        body = {"error": f"{body}.", "error_type": error_type}
+        body = error_body(error.status_code, f"{body}.", error_type)
     if request.url.path.startswith("/v1/"):  # OpenAI's form
         message, kind = body["error"], body["error_type"]
         body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
@@ -141,7 +142,7 @@ async def _failure_answer(_: Request, __: Exception) -> Response:
 
 async def _name_answer(_: Request, __: Exception) -> Response:
     """The only part of a request that FastAPI itself checks is the task's name."""
-    return JSONResponse({"error": NAME_RULE, "error_type": "validation"}, 422)
+    return JSONResponse(error_body(422, NAME_RULE), 422)
 
 
 class Direct:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from ptune.serving.access import is_local_host
 from ptune.serving.metrics import Metrics
+from ptune.serving.schemas import error_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,23 +46,21 @@ class Guard:
             host = headers.get(b"host", b"localhost").decode("latin-1")
             if b"content-length" in headers and b"transfer-encoding" in headers:
                 # A proxy may read the body's length differently (request smuggling).
-                await _refuse(400, TWO_LENGTHS, "bad_request")(scope, receive, send)
+                await _refuse(400, TWO_LENGTHS)(scope, receive, send)
                 return
             if self.local_only and not is_local_host(host):
-                await _refuse(403, FOREIGN_HOST, "forbidden")(scope, receive, send)
+                await _refuse(403, FOREIGN_HOST)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
-def _refuse(status: int, error: str, error_type: str) -> JSONResponse:
-    body = {"error": error, "error_type": error_type}
-    return JSONResponse(body, status, {"Connection": "close"})
+def _refuse(status: int, error: str) -> JSONResponse:
+    return JSONResponse(error_body(status, error), status, {"Connection": "close"})
 
 
 def failure() -> JSONResponse:
     """The answer to a request that raised an exception."""
-    body = {"error": "The server failed. See its log.", "error_type": "internal"}
-    return JSONResponse(body, 500)
+    return JSONResponse(error_body(500, "The server failed. See its log."), 500)
 
 
 class RequestLog:

@@ -223,12 +223,16 @@ ERROR_TYPES = {
 RETRY_AFTER = {"Retry-After": "1"}
 
 
+def error_body(status: int, error: str, error_type: str | None = None) -> dict[str, str]:
+    """An error as clients get it; see `ErrorBody`."""
+    return {"error": error, "error_type": error_type or ERROR_TYPES[status]}
+
+
 def refuse(
     status: int, error: str, *, error_type: str | None = None, headers: dict[str, str] | None = None
 ) -> NoReturn:
     """End the request with an error."""
-    body = ErrorBody(error=error, error_type=error_type or ERROR_TYPES[status])
-    raise HTTPException(status, body.model_dump(), headers)
+    raise HTTPException(status, error_body(status, error, error_type), headers)
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ptune.backbones.loading import is_decoder
 from ptune.data.dataset import TaskData
-from ptune.labels import in_words
 from ptune.prompts.config import Depth, PromptEncoderConfig
+from ptune.prompts.questions import FEW, listed
 from ptune.training.settings import HeadStart, Preset, TrainSettings
 
 # The length of a run: passes over the data, and the fewest steps.
@@ -168,13 +168,7 @@ def question(dataset: TaskData) -> str:
     what = "texts" if dataset.pairs else "text"
     if dataset.labels.is_regression:
         return f"Rate the {what} with a number. Answer:"
-    names = [*map(in_words, dataset.labels.names)]
+    names = dataset.labels.names
     if not any(c.isalpha() for name in names for c in name):
         return f"Classify the {what}. Answer:"
-    some = names[:_MOST_NAMES]
-    listed = " or ".join([*([", ".join(some[:-1])] if some[:-1] else []), some[-1]])
-    return f"Classify the {what}. Is it {listed}? Answer:"
-
-
-# A prompt has no room for more label names.
-_MOST_NAMES = 6
+    return f"Classify the {what}. Is it {listed(names[:FEW])}? Answer:"

@@ -19,7 +19,6 @@ from ptune import compat
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import (
     fast_dtype,
-    is_decoder,
     is_masked,
     load_backbone,
     load_language_model,
@@ -260,11 +259,12 @@ def fitted_prompt(
     settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PromptEncoderConfig, Template | None]:
     """The prompt as it fits the tokenizer, and the words that stay around each text."""
-    config = own_prompt(settings, dataset, Situation.of(settings, dataset))
+    situation = Situation.of(settings, dataset)
+    config = own_prompt(settings, dataset, situation)
     around = None if settings.template is None else Template(settings.template)
     if around and around.soft_words == settings.prompt_init_text:
-        replaces_special = bool(_replaced_special(settings, tokenizer))
-        around = around.without_soft_words(replaces_special=replaces_special)
+        replaced = _replaced_special(settings, situation, tokenizer)
+        around = around.without_soft_words(replaces_special=bool(replaced))
     return fit_to_tokenizer(config, tokenizer, around), around
 
 
@@ -310,8 +310,9 @@ def ask_with_words(
     Raises:
         PtuneError: The template is malformed, or the labels are numbers to predict.
     """
+    situation = Situation.of(settings, dataset)
     if settings.head is None:
-        settings = replace(settings, head=head_of(settings, Situation.of(settings, dataset)))
+        settings = replace(settings, head=head_of(settings, situation))
     if settings.asks_words and dataset.labels.is_regression:
         raise PtuneError("A regression has no label words. Use head='linear'.")
     masked = is_masked(settings.model, revision=settings.revision)
@@ -322,7 +323,7 @@ def ask_with_words(
         words = json.dumps(asked.words) if asked.words else None
         words = settings.label_words or words
         settings = replace(settings, template=asked.template, label_words=words)
-    check_model(settings, masked=masked)
+    check_model(settings, situation, masked=masked)
     if settings.at_mask and settings.pooling == "auto":
         settings = replace(settings, pooling="architecture")
     if settings.head == "words-frozen" and settings.prompt == "none":
@@ -335,7 +336,7 @@ def ask_with_words(
     if not (words := Template(settings.template).soft_words):
         return settings
     length = len(tokenizer(words, add_special_tokens=False)["input_ids"])
-    length += len(_replaced_special(settings, tokenizer))
+    length += len(_replaced_special(settings, situation, tokenizer))
     return replace(
         settings,
         prompt_init="text",
@@ -346,18 +347,17 @@ def ask_with_words(
     )
 
 
-def check_model(settings: TrainSettings, *, masked: bool) -> None:
+def check_model(settings: TrainSettings, situation: Situation, *, masked: bool) -> None:
     """Check that a language model can answer as the template asks.
 
     Args:
-        settings: The settings.
-        masked: Whether it fills gaps.
+        settings, situation: Those of the run.
+        masked: Whether the model fills gaps.
 
     Raises:
         PtuneError: It cannot.
     """
-    decoder = is_decoder(settings.model, revision=settings.revision)
-    if settings.asks_words and not (decoder or masked):
+    if settings.asks_words and not (situation.backbone == "decoder" or masked):
         raise PtuneError(
             f"{settings.model} was trained neither to continue texts nor to fill gaps in them, so "
             "it cannot be asked for a label. Use a causal or masked language model, such as "
@@ -375,13 +375,15 @@ def check_model(settings: TrainSettings, *, masked: bool) -> None:
         )
 
 
-def _replaced_special(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _replaced_special(
+    settings: TrainSettings, situation: Situation, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """The special tokens before a text that a prompt of soft words replaces, such as BOS.
 
     Their keys and values belong before those of the words, so a deep prompt starts with them.
     """
-    decoder = is_decoder(settings.model, revision=settings.revision)
-    return special_before(tokenizer) if decoder and settings.prompt == "deep" else []
+    is_deep = situation.backbone == "decoder" and settings.prompt == "deep"
+    return special_before(tokenizer) if is_deep else []
 
 
 def start_with_words(
