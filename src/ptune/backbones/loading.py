@@ -192,12 +192,11 @@ def load_language_model(
     masked: bool = False,
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
-    token: str | bool | None = None,
 ) -> PreTrainedModel:
     """Load a language model, with the head that predicts tokens.
 
     Args:
-        name, revision, token: As for `load_backbone`.
+        name, revision: As for `load_backbone`.
         masked: Whether it fills gaps, instead of continuing texts.
         dtype: Number format.
 
@@ -211,7 +210,6 @@ def load_language_model(
             location(name),
             dtype=dtype,
             revision=_revision_of(name, revision),
-            token=token,
             **_NO_CODE,
         )
 
@@ -253,30 +251,30 @@ def smallest(*bounds: int | None) -> int | None:
     return min(known) if known else None
 
 
-def is_mean_pooled(name: str, *, revision: str | None = None, token: Any = None) -> bool:
+def is_mean_pooled(name: str, *, revision: str | None = None) -> bool:
     """True if a backbone is a sentence encoder trained with mean pooling.
 
     Checkpoints of sentence-transformers record this in `1_Pooling/config.json`.
     """
-    pooling = _json_of(name, "1_Pooling/config.json", revision, token)
+    pooling = _json_of(name, "1_Pooling/config.json", revision)
     return bool(pooling.get("pooling_mode_mean_tokens"))
 
 
-def is_decoder(name: str, *, revision: str | None = None, token: Any = None) -> bool:
+def is_decoder(name: str, *, revision: str | None = None) -> bool:
     """True if a backbone was trained to continue texts; see `architectures.generates`."""
-    return generates(_json_of(name, "config.json", revision, token).get("model_type"))
+    return generates(_json_of(name, "config.json", revision).get("model_type"))
 
 
-def _json_of(name: str, file: str, revision: str | None, token: Any) -> dict[str, Any]:
-    """A JSON file of a backbone; empty if it has no such file."""
-    where = {"revision": _revision_of(full_name(name), revision), "token": token}
-    found = compat.optional_file(location(name), file, **where)
-    return {} if found is None else json.loads(found.read_text("utf-8"))
-
-
-def is_masked(name: str, *, revision: str | None = None, token: Any = None) -> bool:
+def is_masked(name: str, *, revision: str | None = None) -> bool:
     """True if a backbone was trained to fill gaps in texts; see `architectures.fills_gaps`."""
-    return fills_gaps(_json_of(name, "config.json", revision, token).get("model_type"))
+    return fills_gaps(_json_of(name, "config.json", revision).get("model_type"))
+
+
+def _json_of(name: str, file: str, revision: str | None) -> dict[str, Any]:
+    """A JSON file of a backbone; empty if it has no such file."""
+    own = _revision_of(full_name(name), revision)
+    found = compat.optional_file(location(name), file, revision=own)
+    return {} if found is None else json.loads(found.read_text("utf-8"))
 
 
 # What a backbone is to be, and examples, for messages.
