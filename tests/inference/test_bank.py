@@ -458,10 +458,10 @@ def test_adapters_beyond_the_memory_budget_are_read_from_disk_with_the_same_logi
 def test_the_least_recently_used_adapters_are_dropped_first(folder):
     bank = PromptBank.from_folder(folder, dtype="float32")
     bank.logits([("prefix", "the")])
-    bank._budget = bank.memory_used - 1
+    bank._tasks.budget = bank.memory_used - 1
     bank.add("new", folder / "prefix")
-    assert list(bank._recent)[-2:] == ["prefix", "new"]
-    assert min(TASKS) not in bank._recent  # the first that was added
+    assert list(bank._tasks.recent)[-2:] == ["prefix", "new"]
+    assert min(TASKS) not in bank._tasks.recent  # the first that was added
 
 
 def test_a_negative_memory_budget_is_refused(folder):

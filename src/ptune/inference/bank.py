@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptune.adapters import adapter
@@ -34,12 +31,12 @@ from ptune.backbones.loading import (
     share_weights,
     smallest,
 )
-from ptune.compat import ForkLock, commit_of
-from ptune.errors import PtuneError, first_line, positions
+from ptune.compat import commit_of
+from ptune.errors import PtuneError, positions
 from ptune.files import METRICS_NAME, read_json
 from ptune.inference.classifier import WINDOW, Found, TextClassifier
-from ptune.labels import Labels, Prediction
-from ptune.postprocessing import Postprocessing
+from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
+from ptune.labels import Prediction
 from ptune.prompts.batch import takes_turns
 from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Host
@@ -63,37 +60,6 @@ if TYPE_CHECKING:
     import transformers
 
 
-@dataclass(frozen=True, slots=True)
-class TaskInfo:
-    """A task of a bank.
-
-    Attributes:
-        name: Its name in the bank.
-        labels_: Its labels, in the order of the logits.
-        postprocessing: Its calibration and thresholds.
-        pairs: Whether it was trained on pairs of texts; ``None``: unknown.
-        num_virtual_tokens: Length of its prompt.
-        depth: `input`, `deep` or `reader`.
-    """
-
-    name: str
-    labels_: Labels
-    postprocessing: Postprocessing
-    pairs: bool | None
-    num_virtual_tokens: int
-    depth: str
-
-    @property
-    def labels(self) -> list[str]:
-        """Label names, in the order of the logits."""
-        return list(self.labels_.names)
-
-    @property
-    def problem_type(self) -> str:
-        """As in Transformers' configurations."""
-        return self.labels_.kind
-
-
 class Answer(NamedTuple):
     """A task's answer to a text.
 
@@ -106,43 +72,6 @@ class Answer(NamedTuple):
     task: TaskInfo
     logits: np.ndarray
     prediction: Prediction
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """The tensors of a task, which take memory."""
-
-    prompt: Prompt
-    head: dict[str, Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return self.prompt.nbytes + sum(t.nbytes for t in self.head.values())
-
-
-@dataclass(eq=False, slots=True)
-class _Task:
-    """A task with its files. Added again from the same files, it is another task.
-
-    Attributes:
-        info: Public information.
-        folder: The folder of its files.
-        stamp: State of these files when they were read.
-        reading: How its texts are read.
-        weights: `None` while they are only on disk.
-    """
-
-    info: TaskInfo
-    folder: str
-    stamp: tuple[Any, ...]
-    reading: Reading
-    weights: _Weights | None
-
-    @property
-    def at_mask(self) -> bool:
-        """Whether its head reads at the mask token."""
-        template = self.reading.template
-        return template is not None and template.has_mask
 
 
 class PromptBank:
@@ -199,12 +128,8 @@ class PromptBank:
         self.backbone = model.eval().to(device or model.device)
         self.tokenizer = tokenizer
         self.refused: dict[str, str] = {}
-        self._tasks: dict[str, _Task] = {}
-        # Tasks in memory, the most recently used last.
-        self._recent: OrderedDict[str, _Task] = OrderedDict()
-        self._budget, self._allow_other = memory_budget, allow_other_backbone
-        self._used = 0
-        self._tables = ForkLock(level=1)  # guards the three above
+        self._tasks = TaskTable(memory_budget, self._weights)
+        self._allow_other = allow_other_backbone
         # What the last adapter recorded about its backbone. Most others record the same.
         self._recognised: tuple[Any, ...] = ()
 
@@ -247,7 +172,7 @@ class PromptBank:
             named: dict[str, tuple[str, str | None]] = {}
             for task, place in places.items():
                 try:
-                    with _by_name(task):
+                    with named_in_errors(task):
                         config = adapter.read_config(place)
                         if name := config.base_model_name_or_path:
                             named[task] = full_name(name), config.revision
@@ -300,14 +225,10 @@ class PromptBank:
         """
         if not isinstance(task, str) or not task:
             raise PtuneError(f"A task cannot be called {task!r}; expected a non-empty string.")
-        self._check_free(task, replace)
-        with _by_name(task):
+        self._tasks.check_free(task, replace=replace)
+        with named_in_errors(task):
             added = self._read(task, source)
-        with self._tables:
-            self._check_free(task, replace)
-            self._forget(task)
-            self._tasks[task] = added
-            self._remember(added)
+        self._tasks.add(added, replace=replace)
 
     def remove(self, task: str) -> None:
         """Remove a task.
@@ -315,10 +236,7 @@ class PromptBank:
         Raises:
             PtuneError: There is no task with this name.
         """
-        with self._tables:
-            self._known(task)
-            self._forget(task)
-            del self._tasks[task]
+        self._tasks.remove(task)
 
     def unload(self) -> PreTrainedModel:
         """Restore the backbone bit for bit and return it. The bank cannot be used afterwards."""
@@ -332,8 +250,8 @@ class PromptBank:
         Raises:
             PtuneError: There is no task with this name.
         """
-        with self._tables:
-            return self._known(name).info
+        (found,) = self._tasks.of([name])
+        return found.info
 
     def __contains__(self, task: object) -> bool:
         return task in self._tasks
@@ -342,38 +260,25 @@ class PromptBank:
         return len(self._tasks)
 
     def __iter__(self) -> Iterator[str]:
-        with self._tables:
-            return iter(list(self._tasks))
+        return iter(self._tasks)
 
     @property
     def memory_used(self) -> int:
         """Bytes of the adapters in memory."""
-        return self._used
-
-    def _check_free(self, task: str, replace: bool) -> None:
-        if task in self._tasks and not replace:
-            raise PtuneError(
-                f"There is a task {task!r} already. Give this one another name, or replace the "
-                "other one (replace=True)."
-            )
-
-    def _known(self, task: str) -> _Task:
-        if task not in self._tasks:
-            raise PtuneError(f"There is no task {task!r}; there are {len(self._tasks)} others.")
-        return self._tasks[task]
+        return self._tasks.used
 
     # Adapters in memory and on disk.
 
-    def _read(self, name: str, source: str | os.PathLike[str]) -> _Task:
+    def _read(self, name: str, source: str | os.PathLike[str]) -> Task:
         """Read a task from its files."""
         folder = Path(source)
         if not folder.is_dir():
             files = AdapterFiles(source)
             Adapter.read(files, own_backbone=True)
             folder = files.folder
-        stamp = _stamp(folder)
+        stamp = stamp_of(folder)
         found = Adapter.read(folder, own_backbone=True)
-        if _stamp(folder) != stamp:
+        if stamp_of(folder) != stamp:
             raise PtuneError(f"{folder} changed while it was read. Add it again.")
         pairs, scores = found.pairs, folder / METRICS_NAME
         if pairs is None and scores.is_file():  # adapters of the first version
@@ -398,7 +303,7 @@ class PromptBank:
             found.config.depth,
         )
         reading = Reading(longest, found.long_texts, found.template)
-        return _Task(info, str(folder.absolute()), stamp, reading, weights)
+        return Task(info, str(folder.absolute()), stamp, reading, weights)
 
     def _host_for(self, *, at_mask: bool) -> Host:
         """The backbone of tasks that read at the mask token, or of all others.
@@ -423,7 +328,7 @@ class PromptBank:
                 self._mask_host = _host_of(model)
         return self._mask_host
 
-    def _weights(self, found: Adapter) -> _Weights:
+    def _weights(self, found: Adapter) -> Weights:
         """Move an adapter's tensors to the backbone's device, after checking that they fit."""
         host = self._host_for(at_mask=found.reads_mask)
         recorded = (host, found.config.base_model_name_or_path, found.backbone)
@@ -446,46 +351,7 @@ class PromptBank:
                     f"{found.source} is damaged: {name} holds numbers that are not finite in "
                     f"{str(tensor.dtype).removeprefix('torch.')}. Train it again."
                 )
-        return _Weights(Prompt.of(config, mechanism, embeddings), head)
-
-    def _take(self, tasks: Iterable[_Task]) -> dict[_Task, _Weights]:
-        """The weights of tasks, read from disk if they are not in memory."""
-        taken = {}
-        with self._tables:
-            for task in tasks:
-                if task.weights is None:
-                    with _by_name(task.info.name):
-                        if _stamp(Path(task.folder)) != task.stamp:
-                            raise PtuneError(
-                                f"It is not in memory, and its files in {task.folder} have "
-                                "changed or gone since it was added. Add it again (replace=True) "
-                                "or remove it."
-                            )
-                        task.weights = self._weights(Adapter.read(task.folder, own_backbone=True))
-                taken[task] = task.weights
-                # The weights of a task removed meanwhile go when this call ends.
-                if self._tasks.get(task.info.name) is task:
-                    self._remember(task)
-        return taken
-
-    def _remember(self, task: _Task) -> None:
-        """Make a task the most recently used, and drop weights beyond the budget."""
-        assert task.weights is not None
-        if task.info.name not in self._recent:
-            self._used += task.weights.nbytes
-        self._recent[task.info.name] = task
-        self._recent.move_to_end(task.info.name)
-        while self._budget is not None and self._used > self._budget:
-            _, oldest = self._recent.popitem(last=False)
-            assert oldest.weights is not None
-            self._used -= oldest.weights.nbytes
-            oldest.weights = None
-
-    def _forget(self, task: str) -> None:
-        """Stop counting a task's weights. A call that has started may still use them."""
-        old = self._recent.pop(task, None)
-        if old is not None and old.weights is not None:
-            self._used -= old.weights.nbytes
+        return Weights(Prompt.of(config, mechanism, embeddings), head)
 
     # Answers.
 
@@ -531,8 +397,8 @@ class PromptBank:
         Raises:
             PtuneError: There is no task with this name.
         """
-        with self._tables:
-            return _TaskClassifier(self, self._known(task))
+        (found,) = self._tasks.of([task])
+        return _TaskClassifier(self, found)
 
     def answers(
         self,
@@ -543,7 +409,7 @@ class PromptBank:
     ) -> Iterator[Answer]:
         """As `logits`, each with its task and the prediction."""
         for tasks, found, cut in self._windows(requests, batch_size, truncation_side):
-            rows_of: dict[_Task, list[int]] = defaultdict(list)
+            rows_of: dict[Task, list[int]] = defaultdict(list)
             for i, task in enumerate(tasks):
                 rows_of[task].append(i)
             predictions: dict[int, Prediction] = {}
@@ -590,22 +456,22 @@ class PromptBank:
 
     def _tasks_and_texts(
         self, requests: Iterable[tuple[str, Text]]
-    ) -> list[tuple[_Task, tuple[str, ...]]]:
+    ) -> list[tuple[Task, tuple[str, ...]]]:
         rows_of = [requests] if isinstance(requests, tuple) and _is_request(requests) else requests
         checked = [_checked(row, i) for i, row in enumerate(rows(rows_of))]
-        with self._tables:
-            return [(self._known(name), texts) for name, texts in checked]
+        tasks = self._tasks.of(name for name, _ in checked)
+        return list(zip(tasks, (texts for _, texts in checked), strict=True))
 
     def _windows(
         self, requests: Iterable[tuple[str, Text]], batch_size: int, side: str | None
-    ) -> Iterator[tuple[list[_Task], list[np.ndarray], list[bool]]]:
+    ) -> Iterator[tuple[list[Task], list[np.ndarray], list[bool]]]:
         """Tasks, logits, and whether each text was cut, for some requests at a time."""
         pairs = iter(self._tasks_and_texts(requests))
         while window := list(itertools.islice(pairs, WINDOW)):
             yield [task for task, _ in window], *self._window(window, batch_size, side)
 
     def _window(
-        self, window: list[tuple[_Task, tuple[str, ...]]], batch_size: int, side: str | None
+        self, window: list[tuple[Task, tuple[str, ...]]], batch_size: int, side: str | None
     ) -> tuple[list[np.ndarray], list[bool]]:
         """The logits of each request, and whether its text was cut."""
         encoded, request_of, cut = self._encode(window, side=side)
@@ -666,7 +532,7 @@ class PromptBank:
 
     def _encode(
         self,
-        window: list[tuple[_Task, tuple[str, ...]]],
+        window: list[tuple[Task, tuple[str, ...]]],
         *,
         cut: bool = True,
         side: str | None = None,
@@ -718,12 +584,12 @@ class PromptBank:
     @torch.inference_mode()
     def _forward(
         self,
-        tasks: list[_Task],
+        tasks: list[Task],
         texts: list[dict[str, list[int]]] | None = None,
         states: TextStates | None = None,
     ) -> np.ndarray:
         """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
-        weights = self._take(dict.fromkeys(tasks))
+        weights = self._tasks.take(dict.fromkeys(tasks))
         number = {task: i for i, task in enumerate(weights)}
         which = [number[task] for task in tasks]
         one = len(weights) == 1 and (states is None or len(states.mask) == len(tasks))
@@ -759,7 +625,7 @@ class _TaskClassifier(TextClassifier):
 
     batch_size = 32
 
-    def __init__(self, bank: PromptBank, task: _Task) -> None:
+    def __init__(self, bank: PromptBank, task: Task) -> None:
         self._bank, self._task = bank, task
         self.labels_, self.postprocessing_ = task.info.labels_, task.info.postprocessing
         self.tokenizer_ = bank.tokenizer
@@ -794,33 +660,6 @@ def _checked(request: Any, position: int) -> tuple[str, tuple[str, ...]]:
         return str(task), tuple(column for (column,) in as_columns([text], position))
     except PtuneError as error:
         raise PtuneError(f"A text for the task {task!r} is refused. {error}") from error
-
-
-def _stamp(folder: Path) -> tuple[Any, ...]:
-    """File metadata of an adapter, which changes when its content does."""
-    found: list[tuple[int, ...] | None] = []
-    for name in adapter.PREDICTING:
-        try:
-            status = (folder / name).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
-
-
-@contextmanager
-def _by_name(task: str) -> Iterator[None]:
-    """Add the task's name to errors about its adapter."""
-    try:
-        yield
-    except Exception as error:  # damaged files raise all kinds of errors
-        reason = (
-            str(error)
-            if isinstance(error, PtuneError)
-            else f"its files are damaged ({first_line(error)}). Save or fetch it again."
-        )
-        raise PtuneError(f"The adapter of the task {task!r} is refused: {reason}") from error
 
 
 def _shown(name: str, revision: str | None) -> str:

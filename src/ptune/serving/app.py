@@ -30,7 +30,8 @@ from starlette.routing import Route
 
 from ptune import __version__
 from ptune.errors import PtuneError
-from ptune.inference.bank import Answer, PromptBank, TaskInfo
+from ptune.inference.bank import Answer, PromptBank
+from ptune.inference.tasks import TaskInfo
 from ptune.serving.access import NAME_RULE, TASK_NAME, same_token, task_folder
 from ptune.serving.batching import Batcher, Deliveries, Job, TooLong
 from ptune.serving.metrics import Metrics
