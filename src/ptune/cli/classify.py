@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ptune.cli.options import (
     OUTPUT,
     DtypeOption,
     LabelWords,
     Template,
     TextColumn,
+    Texts,
     console,
     option,
     say,
@@ -23,10 +22,7 @@ from ptune.training.settings import DATA, MODEL
 
 
 def classify(
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(help="Texts. Without any, or for -, the lines of standard input."),
-    ] = None,
+    texts: Texts = None,
     *,
     labels: Annotated[
         str,

@@ -145,6 +145,10 @@ LabelWords = Annotated[str | None, option_of(_SETTINGS["label_words"])]
 DtypeOption = Annotated[Dtype, option_of(_SETTINGS["dtype"])]
 Epochs = Annotated[float | None, option_of(_SETTINGS["epochs"])]
 Seed = Annotated[int, option_of(_SETTINGS["seed"])]
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(help="Texts. Without any, or for -, the lines of standard input."),
+]
 Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
 Model = Annotated[
     str | None,

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.table import Table
 
 from ptune.cli.options import (
@@ -24,6 +23,7 @@ from ptune.cli.options import (
     OtherBackbone,
     Revision,
     Runtime,
+    Texts,
     console,
     errors,
     option,
@@ -93,10 +93,7 @@ Workers = Annotated[
 @with_settings(TrainSettings, *READING)
 def predict(
     adapter: Adapter,
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(help="Texts. Without any, or for -, the lines of standard input."),
-    ] = None,
+    texts: Texts = None,
     pair: Pair = None,
     file: FileOrFolder = None,
     format: Format = None,

@@ -115,10 +115,8 @@ def words_from_examples(
         names: The labels.
         longest: The longest text in tokens; longer texts are cut.
     """
-    encoded, _ = encode(tokenizer, columns, longest, template=template)
     head: Any = model.get_output_embeddings()
-    mask = tokenizer.mask_token_id if template.has_mask else None
-    states = torch.stack([_state(model, ids, mask) for ids in encoded["input_ids"]])
+    states = _states(model, tokenizer, template, columns, longest)
     bias = None if head.bias is None else head.bias.float()
     scores = F.linear(states, head.weight.float(), bias).log_softmax(dim=1)  # [texts, vocabulary]
     which = torch.tensor(labels, device=scores.device)
@@ -242,9 +240,7 @@ def start_of_head(
     if not calibrate:
         return Start(rows, bias)
     columns = [list(WITHOUT_CONTENT)] * (1 + template.takes_pairs)
-    encoded, _ = encode(tokenizer, columns, None, template=template)
-    mask = tokenizer.mask_token_id if template.has_mask else None
-    states = torch.stack([_state(model, ids, mask) for ids in encoded["input_ids"]])
+    states = _states(model, tokenizer, template, columns)
     scores = F.linear(states, rows, bias).log_softmax(dim=1).mean(0)  # [labels]
     excess, mean = scores - scores.mean(), states.mean(0)
     if bias is not None:
@@ -253,10 +249,24 @@ def start_of_head(
 
 
 @torch.no_grad()
-def _state(model: PreTrainedModel, ids: Sequence[int], mask: int | None) -> Tensor:
-    """What the head reads at the mask token, or after the last token; ``[hidden]``, float32."""
-    states, _ = _states_and_scores(model, torch.tensor([ids], device=model.device))
-    return states[0, -1 if mask is None else list(ids).index(mask)].float()
+def _states(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    template: Template,
+    columns: Sequence[Sequence[str]],
+    longest: int | None = None,
+) -> Tensor:
+    """What the head reads of each text, ``[texts, hidden]``, float32.
+
+    It is at the mask token of the template, or after the last token.
+    """
+    encoded, _ = encode(tokenizer, columns, longest, template=template)
+    found = []
+    for ids in encoded["input_ids"]:
+        states, _ = _states_and_scores(model, torch.tensor([ids], device=model.device))
+        place = ids.index(tokenizer.mask_token_id) if template.has_mask else -1
+        found.append(states[0, place].float())
+    return torch.stack(found)
 
 
 def _states_and_scores(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
