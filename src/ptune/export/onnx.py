@@ -120,15 +120,15 @@ def write_onnx(
     prompt_model = classifier.prompt_model_
     tokenizer = _tokenizer(classifier)
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
-    values = classifier.postprocessing_
+    values, reading = classifier.postprocessing_, prompt_model.reading(tokenizer)
     info: dict[str, Any] = {
         "to": "onnx",
         **classifier.labels_.to_json(),
-        "max_length": prompt_model.max_text_tokens(tokenizer),
-        "long_texts": prompt_model.state.long_texts,
+        "max_length": reading.max_text_tokens,
+        "long_texts": reading.long_texts,
         "text_pairs": prompt_model.state.pairs,
         "text_columns": [*map(str, getattr(classifier, "feature_names_in_", ()))] or None,
-        "template": (template := prompt_model.state.template) and template.pattern,
+        "template": reading.template and reading.template.pattern,
     }
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)
     with replaced(folder) as stage:
