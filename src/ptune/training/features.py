@@ -2,13 +2,14 @@
 
 One pass over the training texts, with the prompt as it starts, gives the features. Their standard
 deviation sets the size of the head's steps. Ridge regression on them gives the head's start, so
-that training begins at the baseline instead of at chance.
+that training begins at the baseline instead of at chance. If texts are read in windows, the start
+may be a discriminant of the telling windows instead.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,16 @@ from ptune.files import FEATURES_NAME
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.prompts.heads import Head
+from ptune.training.telling import fit_telling
 
 # The column of the targets in a tokenised dataset.
 LABELS = "labels"
 # The most texts whose features are computed: to fit a head, or for their scale.
 MOST_TEXTS, SOME_TEXTS = 4096, 512
+# The most windows whose features are kept, to find the telling ones.
+MOST_WINDOWS = 65_536
+# Every so many texts one is left out, to choose between two starts.
+LEFT_OUT = 5
 # Strengths of the ridge regression, for the mean over the texts.
 _RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)
 
@@ -50,6 +56,8 @@ class Features:
         same: The first of them that is the same text, ``[n]``.
         mean: The mean of the features, ``[width]``.
         std: Their standard deviation, ``[width]``; never 0.
+        windows: If texts are read in windows: the features of each window, ``[windows, width]``, of
+            the first texts. `mean` and `std` are those of windows, and `values` are their means.
     """
 
     name: str
@@ -60,6 +68,7 @@ class Features:
     same: Tensor
     mean: Tensor
     std: Tensor
+    windows: Sequence[Tensor] = ()
 
     @classmethod
     def of(
@@ -89,14 +98,17 @@ class Features:
         rows = rows[(_weights(train, rows) > 0).numpy()][:most]
         given = [c for c in (LABELS, WEIGHT) if c in train.column_names]
         table = train.remove_columns(given).select(rows.tolist())
-        ids = table["input_ids"]
+        ids, kept = table["input_ids"], 0
         if ids and isinstance(ids[0][0], list):  # windows
+            sizes = itertools.accumulate(map(len, ids))
+            kept = max(1, sum(size <= MOST_WINDOWS for size in sizes))
             ids = [list(itertools.chain(*windows)) for windows in ids]
         first: dict[tuple[int, ...], int] = {}
         same = torch.tensor([first.setdefault(tuple(row), i) for i, row in enumerate(ids)])
         different = same.unique().tolist()
         reader = _Reader(model, *names)
         values = torch.empty(len(rows), reader.width)
+        windows: dict[int, Tensor] = {}
         was_training = model.training
         model.eval()
         try:
@@ -106,17 +118,27 @@ class Features:
                 found = reader.features(collate([table[i] for i in chosen]).to(model.device))
                 if found is None:
                     return None
-                values[chosen] = found
+                for i, own in zip(chosen, found, strict=True):
+                    values[i] = own.mean(dim=0)
+                    if i < kept:
+                        windows[i] = own
         finally:
             model.train(was_training)
         values = values[same]
-        weights = _weights(train, rows)
-        mean = (weights @ values.double()).float()
-        std = never_zero((weights @ (values - mean).double().square()).sqrt().float())
+        weights, read = _weights(train, rows), values
+        of_texts = [windows[i] for i in same[:kept].tolist()]
+        if of_texts:
+            read = torch.cat(of_texts)
+            counts = torch.tensor(list(map(len, of_texts)))
+            weights = (weights[:kept] / counts).repeat_interleave(counts)
+            weights = weights / weights.sum()
+        mean = (weights @ read.double()).float()
+        std = never_zero((weights @ (read - mean).double().square()).sqrt().float())
         parameters = dict(model.head_parameters())
         weight, device = parameters[names[0]], model.device
         bias = parameters[names[1]] if names[1] else None
-        return cls(names[0], weight, bias, values, rows, same, mean.to(device), std.to(device))
+        scale = mean.to(device), std.to(device)
+        return cls(names[0], weight, bias, values, rows, same, *scale, of_texts)
 
     # The layer reads z = (x - mean) / std if it has a bias, so V = W std is what a step should
     # change. Without a bias, x / std has a large constant part, the mean. It is shrunk to length 1,
@@ -208,10 +230,10 @@ class _Reader:
         self.checked = False
 
     @torch.no_grad()
-    def features(self, batch: Any) -> Tensor | None:
-        """Features of a batch ``[texts, width]``; ``None``: the logits do not depend on them so.
+    def features(self, batch: Any) -> Sequence[Tensor] | None:
+        """Features of each text of a batch, ``[windows, width]``, with one window for most texts.
 
-        Those of a text with windows are their mean.
+        ``None``: the logits do not depend on them so.
         """
         state, text_of = self.model.state, batch.pop(TEXT_NUMBER, None)
         state.head = self.identity
@@ -227,7 +249,8 @@ class _Reader:
             ):
                 return None
             self.checked = True
-        return (found if text_of is None else texts.pooled(found, text_of.tolist(), True)).cpu()
+        sizes = [1] * len(found) if text_of is None else torch.bincount(text_of).tolist()
+        return found.cpu().split(sizes)
 
 
 # A head fitted to the features.
@@ -240,6 +263,9 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
     texts that were left out (one at a time, in closed form), so the start is not overconfident. A
     weight acts as that many copies of the text, which are left out together.
 
+    If texts have windows, a discriminant of the telling ones takes its place where it predicts
+    texts that were left out better.
+
     Args:
         features: The features. The parameters of their layer change in place.
         labels: The labels.
@@ -249,17 +275,73 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
     targets = targets.long() if labels.is_single else targets
     weights = _weights(train, features.rows)
     mean, std = features.mean.cpu().double(), features.std.cpu().double()
-    inputs = features.values.double()
-    inputs = (inputs if features.bias is None else inputs - mean) / std
-    different, of_text = features.same.unique(return_inverse=True)
     shifts = features.bias is not None
-    ridge = _Ridge(inputs[different], of_text, targets, weights, labels, shifts=shifts)
-    coefficients, intercept = ridge.best()
+
+    def standardised(values: Tensor) -> Tensor:
+        return (values.double() - mean if shifts else values.double()) / std
+
+    inputs = standardised(features.values)
+
+    def of_means(some: Tensor) -> tuple[Tensor, Tensor]:
+        different, of_text = features.same[some].unique(return_inverse=True)
+        own = weights[some] / weights[some].sum()
+        ridge = _Ridge(inputs[different], of_text, targets[some], own, labels, shifts=shifts)
+        return ridge.best()
+
+    start = None
+    if shifts and labels.is_single and any(len(own) > 1 for own in features.windows):
+        n = len(features.windows)
+        windows = [standardised(own) for own in features.windows]
+        given = windows, features.same[:n], targets[:n], weights[:n]
+        start = _telling_start(*given, labels, of_means)
+    coefficients, intercept = start or of_means(torch.arange(len(inputs)))
     coefficients = coefficients / std
     with torch.no_grad():
         features.weight.copy_(coefficients)
         if features.bias is not None:
             features.bias.copy_(intercept - coefficients @ mean)
+
+
+def _telling_start(
+    windows: Sequence[Tensor],
+    same: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    labels: Labels,
+    of_means: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor] | None:
+    """A layer fitted to telling windows; ``None``: one for the means of windows is better.
+
+    Args:
+        windows: The features of the windows of each text.
+        same: The first of the texts that is the same one, ``[n]``.
+        targets, weights: The texts' labels and weights, ``[n]``.
+        labels: The labels.
+        of_means: Fits the other layer to some of the texts.
+    """
+    left_out = same % LEFT_OUT == 0
+    some, rest = (~left_out).nonzero()[:, 0], left_out.nonzero()[:, 0]
+    if not len(some) or not len(rest):
+        return None
+    counts = torch.tensor([len(windows[i]) for i in rest.tolist()])
+    text_of = torch.arange(len(rest)).repeat_interleave(counts).tolist()
+    read = torch.cat([windows[i] for i in rest.tolist()])
+
+    def loss(layer: tuple[Tensor, Tensor], factor: float) -> float:
+        logits = texts.pooled(F.linear(read, layer[0] * factor, layer[1] * factor), text_of)
+        losses = labels.losses(logits, targets[rest])
+        return float(losses @ weights[rest] / weights[rest].sum())
+
+    def telling(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        own = [windows[i] for i in chosen.tolist()]
+        return fit_telling(own, targets[chosen], weights[chosen], len(labels))
+
+    found = telling(some)
+    least, factor = min((loss(found, f), f) for f in torch.logspace(-2, 0.5, 26).tolist())
+    if not least < loss(of_means(some), 1.0):
+        return None
+    coefficients, intercept = telling(torch.arange(len(windows)))
+    return factor * coefficients, factor * intercept
 
 
 class _Ridge:
