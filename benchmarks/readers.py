@@ -3,8 +3,8 @@
     python benchmarks/readers.py --output runs/readers.json
 
 The numbers are processor time in one thread, so that other programs on the machine hardly matter.
-Everything uses MiniLM in ptune's number format and the demo's mail. Adapters are new ones, because
-their values do not change the time.
+Everything uses the demo's mail and MiniLM in ptune's number format, or the backbone of --model for
+training. Adapters are new ones, because their values do not change the time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import argparse
 import csv
 import itertools
 import json
+import multiprocessing
 import random
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,10 @@ import torch
 
 import ptune
 from ptune import PromptBank, PromptEncoderConfig, PromptModel, TrainSettings
-from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
+from ptune.backbones.loading import fast_dtype, is_decoder, load_backbone, load_tokenizer
 from ptune.data.dataset import TEXT
 from ptune.data.tables import read_table
+from ptune.training.defaults import READER_RANK
 
 DEMO = Path(ptune.__file__).parent / "demo"
 LABELS = [str(i) for i in range(12)]
@@ -50,10 +54,10 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def new_model(options: dict[str, Any]) -> PromptModel:
-    """A new prompt on MiniLM."""
+def new_model(options: dict[str, Any], name: str = "minilm") -> PromptModel:
+    """A new prompt on a backbone."""
     dtype: Any = str(fast_dtype()).removeprefix("torch.")
-    backbone = load_backbone("minilm", labels=LABELS, dtype=dtype)
+    backbone = load_backbone(name, labels=LABELS, dtype=dtype)
     return PromptModel(backbone, PromptEncoderConfig(**options))
 
 
@@ -81,19 +85,22 @@ def many_tasks(texts: list[str], counts: list[int]) -> dict[str, dict[str, str]]
     return rows
 
 
-def training(texts: list[str]) -> dict[str, dict[str, str]]:
-    """Processor time of the first and the second epoch."""
-    tokenizer = load_tokenizer("minilm")
+def training(texts: list[str], name: str) -> dict[str, dict[str, str]]:
+    """Processor time of the first and the second epoch, and how many times as fast readers are."""
+    tokenizer = load_tokenizer(name)
+    rank = READER_RANK["decoder" if is_decoder(name) else "encoder"]
     order = sorted(texts, key=len)
     batches = [
         tokenizer(order[i : i + 32], padding=True, return_tensors="pt")
         for i in range(0, len(order), 32)
     ]
-    rows = {}
+    rows: dict[str, dict[str, str]] = {}
+    deep: tuple[float, float] | None = None
     for title, options in {"deep prompt, 20 tokens": DEEP, **READERS}.items():
-        model = new_model(options).train()
-        if options["depth"] == "reader":
-            model.kept_texts.limit = 10**9
+        reads = options["depth"] == "reader"
+        model = new_model(options | ({"reader_rank": rank} if reads else {}), name).train()
+        if reads:
+            model.kept_texts.limit = 4 * 10**9
         optimizer = torch.optim.AdamW(model.parameter_groups(1e-3))
 
         def epoch(model: Any = model, optimizer: Any = optimizer) -> None:
@@ -103,8 +110,12 @@ def training(texts: list[str]) -> dict[str, dict[str, str]]:
                 optimizer.step()
                 optimizer.zero_grad()
 
-        first, second = seconds(epoch), seconds(epoch)
-        rows[title] = {"first epoch": f"{first:.1f} s", "second epoch": f"{second:.1f} s"}
+        taken = seconds(epoch), seconds(epoch)
+        rows[title] = {}
+        for number, own, base in zip(("first", "second"), taken, deep or taken, strict=True):
+            faster = f", {base / own:.1f} times as fast" if deep else ""
+            rows[title][f"{number} epoch"] = f"{own:.1f} s{faster}"
+        deep = deep or taken
         print(title, rows[title], flush=True)
     return rows
 
@@ -160,6 +171,31 @@ def fleet(count: int, alone: int, tokens: int) -> dict[str, dict[str, str]]:
         return rows
 
 
+def memory(limits: list[float]) -> dict[str, dict[str, str]]:
+    """The most memory of a training process that keeps texts, by the limit that is set."""
+    own = TrainSettings(train_file=str(DEMO / "train.csv"), prompt="reader", epochs=2)
+    rows, without = {}, 0.0
+    for limit in (0.0, *limits):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            most, kept = pool.apply(peak, (replace(own, keep_texts=limit),))
+        without = without or most
+        rows[f"--keep-texts {limit:g}"] = {
+            "texts kept": f"{kept['texts']}",
+            "kept": f"{kept['bytes'] / 1e6:.0f} MB",
+            "peak memory": f"{most / 1e6:.0f} MB",
+            "more than without": f"{(most - without) / 1e6:.0f} MB",
+        }
+    return rows
+
+
+def peak(settings: TrainSettings) -> tuple[float, dict[str, int]]:
+    """The most bytes that this process has had at once while it trained, and what it kept."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = ptune.train_run(settings, Path(folder) / "run").metrics["kept_texts"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, kept
+
+
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -167,6 +203,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=64, help="Texts for many tasks.")
     parser.add_argument("--train-texts", type=int, default=320, help="Texts for training.")
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50])
+    parser.add_argument("--model", help="Only measure training, on this backbone.")
+    parser.add_argument("--memory", type=float, nargs="+", help="Only measure memory, in GB.")
     parser.add_argument("--fleet", type=int, help="Only compare N small tasks, together and alone.")
     parser.add_argument("--alone", type=int, default=5, help="How many of them are trained alone.")
     parser.add_argument("--tokens", type=int, default=8, help="Virtual tokens of each of them.")
@@ -176,6 +214,10 @@ def main() -> None:
         results: dict[str, Any] = {
             "fleet": fleet(arguments.fleet, arguments.alone, arguments.tokens)
         }
+    elif arguments.memory:
+        results = {"memory": memory(arguments.memory)}
+    elif arguments.model:
+        results = {"training": training(train_texts(arguments), arguments.model)}
     else:
         results = both(arguments)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -183,10 +225,15 @@ def main() -> None:
     print(json.dumps(results, indent=2))
 
 
+def train_texts(arguments: argparse.Namespace) -> list[str]:
+    """Texts to train on."""
+    return read_table(DEMO / "train.csv")[TEXT][: arguments.train_texts]
+
+
 def both(arguments: argparse.Namespace) -> dict[str, Any]:
     """Many tasks for each text, and training."""
     return {
-        "training": training(read_table(DEMO / "train.csv")[TEXT][: arguments.train_texts]),
+        "training": training(train_texts(arguments), "minilm"),
         "tasks": many_tasks(
             read_table(DEMO / "test.csv")[TEXT][: arguments.texts], arguments.tasks
         ),

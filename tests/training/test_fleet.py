@@ -91,6 +91,19 @@ def test_every_task_has_an_ordinary_run_folder(trained, table, capsys, texts):
             assert same or one[name].label == pytest.approx(own.label, abs=0.03)
 
 
+def test_tasks_of_a_fleet_tell_unfamiliar_texts(common, tmp_path, texts):
+    file = tmp_path / "many.csv"
+    rows = [f'"{texts[i % 8]} {i}",{("money", "parcel", "other")[i % 3]}' for i in range(90)]
+    file.write_text("text,topic\n" + "\n".join(rows))
+    own = replace(common, train_file=str(file), eval_file=str(file), label_column="topic")
+    own = replace(own, other_label="other", epochs=1)
+    tasks = {f"seed-{seed}": replace(own, seed=seed) for seed in range(2)}
+    fleet = ptune.train_fleet(tasks, tmp_path / "fleet")
+    for name, metrics in fleet.metrics.items():
+        assert metrics["quality"]["out_of_scope"]["rows"] == 60
+        assert ptune.load(tmp_path / "fleet" / name)(texts[:1])[0].unfamiliar is not None
+
+
 def test_a_task_learns_in_a_fleet_what_it_learns_alone(common, tmp_path):
     """Same start, and the same gradients as in a batch of its own."""
     settings = [replace(common, label_column=name) for name in ("topic", "tone")]

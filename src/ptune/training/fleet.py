@@ -269,7 +269,13 @@ def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
     results = runs.results_of(settings, dataset, answers, member.log, member.args, member.sizes)
     results |= {"truncated_texts": member.truncated, "seconds": round(member.seconds, 1)}
     results["kept_texts"] = stack.model.kept_texts.summary
-    values, results["quality"] = runs.calibrated(settings, dataset.labels, answers)
+    held_out = sum(map(len, member.evaluation.values()))
+    known = runs.known_texts(settings, dataset.labels, member.train.targets.tolist(), held_out)
+    further = [
+        stack.predict({member: rows})[member].numpy() if rows else None
+        for rows in ([member.train.rows[i] for i in known], member.out_of_scope)
+    ]
+    values, results["quality"] = runs.calibrated(settings, dataset.labels, answers, *further)
     runs.write_adapter(task.folder, stack.model.to_adapter(member.adapter), dataset, values)
     with staged(task.folder) as stage:
         write_json(stage / METRICS_NAME, results)

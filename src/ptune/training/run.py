@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from ptune import __version__, compat
@@ -136,15 +137,14 @@ def train_run(
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
         answers = all_answers(trainer)
-        known = known_texts(trainer, settings, dataset.labels)
-        out_of_scope = logits_of(trainer, tokenizer, dataset.out_of_scope)
+        further = list(_further_logits(trainer, tokenizer, settings, dataset))
     sizes = model.get_nb_trainable_parameters()
     results = results_of(settings, dataset, answers, trainer.state.log_history, trainer.args, sizes)
     results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
     if settings.prompt == "reader":
         results["kept_texts"] = model.kept_texts.summary
         forget_texts(model)
-    values, results["quality"] = calibrated(settings, dataset.labels, answers, known, out_of_scope)
+    values, results["quality"] = calibrated(settings, dataset.labels, answers, *further)
     run = Run(folder, model, results, values, answers)
     if is_first():
         write_adapter(folder, model.to_adapter(), dataset, values)
@@ -261,31 +261,43 @@ def joined(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def known_texts(
-    trainer: SharingTrainer, settings: TrainSettings, labels: Labels
-) -> np.ndarray | None:
-    """Logits of a few training texts of each label, if they serve to tell unfamiliar texts."""
-    train: Any = trainer.train_dataset
-    held_out = sum(map(len, trainer.evaluation_sets.values()))
+    settings: TrainSettings, labels: Labels, targets: Sequence[int], held_out: int
+) -> list[int]:
+    """A few training texts of each label, if their logits serve to tell unfamiliar texts.
+
+    Args:
+        settings, labels: Those of a run.
+        targets: The labels of the training texts.
+        held_out: Number of texts to evaluate on.
+    """
     if (
         not (labels.is_single and settings.calibrate)
         or held_out < calibration.MIN_FAMILIAR
         or len(labels) > calibration.MAX_FAMILIAR
     ):
-        return None
-    rows = calibration.some_of_each(np.asarray(train["labels"]), len(labels))
-    return answers_of(trainer.predict(train.select(rows.tolist())))[1]
+        return []
+    return calibration.some_of_each(np.asarray(targets), len(labels)).tolist()
 
 
-def logits_of(
-    trainer: SharingTrainer, tokenizer: Any, columns: list[list[str]]
-) -> np.ndarray | None:
-    """Logits of texts without labels, in any order; ``None``: there are none."""
+def tokenized_texts(model: PromptModel, tokenizer: Any, columns: list[list[str]]) -> Dataset | None:
+    """Texts without labels as a model reads them; ``None``: there are none."""
     if not columns or not columns[0]:
         return None
-    model: Any = trainer.model
     texts = dataset_of(columns, [0] * len(columns[0]))
-    encoded, _ = tokenize(tokenizer, texts, model.reading(tokenizer))
-    return answers_of(trainer.predict(encoded))[1]
+    return tokenize(tokenizer, texts, model.reading(tokenizer))[0]
+
+
+def _further_logits(
+    trainer: SharingTrainer, tokenizer: Any, settings: TrainSettings, dataset: TaskData
+) -> Iterator[np.ndarray | None]:
+    """Logits of known texts, and of texts that belong to no label."""
+    train: Any = trainer.train_dataset
+    model: Any = trainer.model
+    held_out = sum(map(len, trainer.evaluation_sets.values()))
+    rows = known_texts(settings, dataset.labels, train["labels"], held_out)
+    known = train.select(rows) if rows else None
+    for texts in (known, tokenized_texts(model, tokenizer, dataset.out_of_scope)):
+        yield None if texts is None else answers_of(trainer.predict(texts))[1]
 
 
 def calibrated(

@@ -37,7 +37,7 @@ from ptune.files import staged
 from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.mechanisms import Prompt
 from ptune.training.folder import CHECKPOINTS
-from ptune.training.run import Answers
+from ptune.training.run import Answers, tokenized_texts
 from ptune.training.settings import TrainSettings
 from ptune.training.start import fitted_prompt, learned, new_model, own_backbone
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
@@ -103,6 +103,7 @@ class Member:
         answers: True labels and logits of each evaluation set.
         args: Its `TrainingArguments`.
         log: As `Trainer`'s.
+        out_of_scope: Texts that belong to no label.
         refused: Why its training failed; empty: it did not.
         sizes: Its trained parameters, and these with the backbone's.
         truncated: Truncated texts in each set.
@@ -118,6 +119,8 @@ class Member:
         train, evaluation, self.truncated = tokenized(stack.model, stack.tokenizer, data)
         self.train = Examples.of(train)
         self.evaluation = {name: Examples.of(own) for name, own in evaluation.items()}
+        others = tokenized_texts(stack.model, stack.tokenizer, dataset.out_of_scope)
+        self.out_of_scope: Rows = () if others is None else Examples.of(others).rows
         self.truth = {name: own.targets.numpy() for name, own in self.evaluation.items()}
         self.args = training_arguments(settings, CHECKPOINTS, len(train))
         groups = stack.model.parameter_groups(
