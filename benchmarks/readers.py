@@ -163,6 +163,7 @@ def fleet(count: int, alone: int, tokens: int) -> dict[str, dict[str, str]]:
                 sum(map(str.__eq__, bank[file.stem].predict(texts).tolist(), labels)) / len(labels)
                 for file, texts, labels in tasks[:number]
             ]
+            print(how, hits, flush=True)
             rows[f"{number} tasks {how}"] = {
                 "processor time per task": f"{taken[how]:.1f} s",
                 f"accuracy of the first {alone}": f"{sum(hits[:alone]) / alone:.3f}",

@@ -206,6 +206,22 @@ def test_a_task_that_has_learned_its_examples_ends_early(common, tmp_path, monke
     assert fleet.metrics["easy"]["eval"]["loss"] > 0
 
 
+def test_a_task_that_ends_early_keeps_the_mean_of_its_last_states(common, monkeypatch):
+    monkeypatch.setattr("ptune.training.together.LEARNED", 1.0)
+    often = {"eval_strategy": "steps", "eval_steps": 1}
+    own = replace(common, label_column="tone", learning_rate=0.05, epochs=12)
+    own, dataset, tokenizer = start.prepare(replace(own, training_arguments=often))
+    stack, states = Stack(own, dataset, tokenizer), []
+    (member,) = stack.train(
+        [Member(own, dataset, stack)],
+        lambda member: states.append(torch.cat([p.detach().flatten() for p in member.parameters])),
+    )
+    assert 10 <= member.step < member.steps
+    found = torch.cat([p.detach().flatten() for p in member.parameters])
+    mean = torch.stack(states[-10:]).mean(dim=0)
+    assert (found - mean).norm() < 0.5 * (states[-1] - mean).norm()
+
+
 def test_the_best_state_of_each_task_is_kept_on_request(common, tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
     own = replace(common, epochs=6, learning_rate=0.5, training_arguments=best)

@@ -45,7 +45,8 @@ from ptune.training.trainer import metric_function, not_finite, tokenized, train
 logger = logging.getLogger(__name__)
 
 # A task ends early once its mean training loss is below this, over this number of steps and at
-# least an epoch.
+# least an epoch. Its learning rate is high then, so it keeps the mean of about its last STEADY
+# states, which is as good as the end of the schedule.
 LEARNED, STEADY = 0.01, 10
 # The examples of a task in a forward pass at most.
 PART = 8
@@ -129,6 +130,7 @@ class Member:
             weight_decay=self.args.weight_decay,
         )
         self.parameters = [p for group in groups for p in group["params"]]
+        self.mean = [p.detach().clone() for p in self.parameters]
         own, frozen = (
             sum(p.numel() for p in some)
             for some in (self.parameters, stack.model.backbone.base_model.parameters())
@@ -204,6 +206,10 @@ class Member:
         self.optimizer.zero_grad()
         self.losses.append(loss)
         self.latest.append(loss)
+        for mean, parameter in zip(self.mean, self.parameters, strict=True):
+            mean.lerp_(parameter.detach(), 1 / min(self.step, STEADY))
+        if self.has_learned and self.step < self.steps:
+            self._set(self.mean)
 
     def evaluated(self, logits: dict[str, np.ndarray]) -> None:
         """Take the logits of the evaluation sets after a step."""
@@ -243,6 +249,7 @@ class Member:
         state |= {
             "examples": len(self.train),
             "values": [p.detach() for p in self.parameters],
+            "mean": self.mean,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": self.random.bit_generator.state,
@@ -269,6 +276,7 @@ class Member:
         for name in _PLAIN:
             setattr(self, name, state[name])
         self._set(state["values"])
+        self.mean = [v.to(self.parameters[0].device) for v in state["mean"]]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.random.bit_generator.state = state["random"]
