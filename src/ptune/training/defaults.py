@@ -19,6 +19,8 @@ from ptune.training.settings import HeadStart, Preset, TrainSettings
 # The length of a run: passes over the data, and the fewest steps.
 EPOCHS: dict[Preset, int] = {"fast": 4, "default": 8, "best": 20}
 MIN_STEPS: dict[Preset, int] = {"fast": 100, "default": 200, "best": 500}
+# Pairs of texts need fewer steps. More of them, or larger ones, make a prompt worse.
+MIN_PAIR_STEPS: dict[Preset, int] = {"fast": 25, "default": 50, "best": 100}
 # However long a run is, it is evaluated so often if the settings leave it open.
 EVALUATIONS = 8
 # What `Trainer` does after each epoch, or after each N steps.
@@ -31,6 +33,8 @@ PROMPT_RATES = {
     ("decoder", "deep"): 0.02,
     ("decoder", "input"): 0.04,
 }
+# That of a prompt that learns from pairs of texts.
+PAIR_RATE = 0.03
 # Learning rate of the head, relative to the scale of what it reads.
 HEAD_RATE = 1e-3
 # A reader starts at words that know nothing of the task, and its low-rank layers start at zero. So
@@ -40,8 +44,8 @@ READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
 READER_RANK = {"encoder": 32, "decoder": 0}
 # With low-rank layers, 2 tokens learn as much of a single text as 8. Pairs were not compared.
 READER_TOKENS, FEW_READER_TOKENS = 8, 2
-# The names of labels are learned too with at most this many examples per label, if every name has
-# at least this many characters. Shorter ones are usually codes.
+# With at most this many examples per label, a prompt learns from pairs of texts. Names of labels
+# are learned too, if each has at least this many characters. Shorter ones are usually codes.
 FEW_EXAMPLES, SHORTEST_NAME = 32, 3
 
 
@@ -55,7 +59,8 @@ class Situation:
         examples: Number of training examples.
         words: Whether every label is a word, and a text has exactly one.
         pairs: Whether texts come in pairs.
-        few: Whether there are few examples per label, and every label has a telling name.
+        few: Whether there are few examples per label, and a text has exactly one label.
+        names: Whether every label has a telling name.
         labels: Number of labels.
     """
 
@@ -65,6 +70,7 @@ class Situation:
     words: bool = False
     pairs: bool = False
     few: bool = False
+    names: bool = False
     labels: int = 0
 
     @classmethod
@@ -80,9 +86,8 @@ class Situation:
             examples,
             words,
             dataset.pairs,
-            words
-            and examples <= FEW_EXAMPLES * len(names)
-            and all(len(name) >= SHORTEST_NAME for name in names),
+            dataset.labels.is_single and examples <= FEW_EXAMPLES * len(names),
+            words and all(len(name) >= SHORTEST_NAME for name in names),
             len(names),
         )
 
@@ -122,7 +127,13 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "reader_rank": 0,
     }
     starts_fitted = (settings.head or chosen["head"]) == "features" and kind[0] == "encoder"
-    chosen["label_names"] = situation.few and starts_fitted and not situation.pairs
+    few = situation.few and starts_fitted
+    chosen["label_names"] = few and situation.names and not situation.pairs
+    can_pair = settings.processes == 1 and settings.long_texts != "windows"
+    in_pairs = few and can_pair and situation.prompt in ("deep", "input")
+    chosen["loss"] = "pairs" if in_pairs else "labels"
+    if (settings.loss or chosen["loss"]) == "pairs":
+        chosen["prompt_learning_rate"] = PAIR_RATE
     if situation.prompt == "reader":
         rank, usual = settings.reader_rank, READER_RANK[situation.backbone]
         chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]
@@ -149,7 +160,8 @@ def with_schedule(settings: TrainSettings, examples: int) -> TrainSettings:
     if settings.epochs is not None:
         return settings
     per_epoch = steps_per_epoch(settings, examples)
-    epochs, fewest = EPOCHS[settings.preset], MIN_STEPS[settings.preset]
+    least = MIN_PAIR_STEPS if settings.loss == "pairs" else MIN_STEPS
+    epochs, fewest = EPOCHS[settings.preset], least[settings.preset]
     if epochs * per_epoch >= fewest:
         return replace(settings, epochs=epochs)
     schedule: dict[str, Any] = {f"{what}_strategy": "steps" for what in SCHEDULED}

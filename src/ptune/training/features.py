@@ -106,7 +106,7 @@ class Features:
         first: dict[tuple[int, ...], int] = {}
         same = torch.tensor([first.setdefault(tuple(row), i) for i, row in enumerate(ids)])
         different = same.unique().tolist()
-        reader = _Reader(model, *names)
+        reader = HeadInput(model, *names)
         values = torch.empty(len(rows), reader.width)
         windows: dict[int, Tensor] = {}
         was_training = model.training
@@ -213,8 +213,14 @@ def last_layer(model: PromptModel) -> tuple[str, str | None] | None:
     return found
 
 
-class _Reader:
-    """Reads what the last layer of a head reads. With the identity as its weight, it returns it."""
+class HeadInput:
+    """Reads what the last layer of a head reads. With the identity as its weight, it returns it.
+
+    Args:
+        model: The model.
+        weight: The name of the layer's weight; see `last_layer`.
+        bias: That of its bias, if it has one.
+    """
 
     def __init__(self, model: PromptModel, weight: str, bias: str | None) -> None:
         self.model, self.own = model, model.state.head
@@ -229,18 +235,23 @@ class _Reader:
         self.identity = Head(parameters, labels)
         self.checked = False
 
+    def __call__(self, batch: Any) -> Tensor:
+        """Features of the rows of a batch, ``[rows, width]``. Gradients pass to the prompt."""
+        state = self.model.state
+        state.head = self.identity
+        try:
+            return self.model(**batch).logits.float()
+        finally:
+            state.head = self.own
+
     @torch.no_grad()
     def features(self, batch: Any) -> Sequence[Tensor] | None:
         """Features of each text of a batch, ``[windows, width]``, with one window for most texts.
 
         ``None``: the logits do not depend on them so.
         """
-        state, text_of = self.model.state, batch.pop(TEXT_NUMBER, None)
-        state.head = self.identity
-        try:
-            found = self.model(**batch).logits.float()
-        finally:
-            state.head = self.own
+        text_of = batch.pop(TEXT_NUMBER, None)
+        found = self(batch)
         if not self.checked:
             logits = self.model(**batch).logits.float()
             expected = F.linear(found, self.weight, self.bias)

@@ -26,6 +26,7 @@ from ptune.training.declaration import check_settings, documented, setting, sett
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["fast", "default", "best"]
 ClassWeight = Literal["balanced"]
+Loss = Literal["labels", "pairs"]
 HeadStart = Literal["words", "words-frozen", "linear", "features"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -146,6 +147,13 @@ class ClassifierSettings:
         "Learn the names of the labels too, as a text of each label.",
         TRAINING,
         unset="with few examples on an encoder, if the names are words",
+    )
+    loss: Loss | None = setting(
+        None,
+        "What training compares: a text with its label (labels), or texts with each other, so that "
+        "those of one label become similar, and the head is then fitted to them (pairs).",
+        TRAINING,
+        unset="pairs with few examples on an encoder, else labels",
     )
     label_words: str | None = setting(
         None,

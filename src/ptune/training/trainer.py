@@ -37,7 +37,16 @@ from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import Reading, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
-from ptune.training.features import LABELS, MOST_TEXTS, SOME_TEXTS, Features, fit_head
+from ptune.training.features import (
+    LABELS,
+    MOST_TEXTS,
+    SOME_TEXTS,
+    Features,
+    HeadInput,
+    fit_head,
+    last_layer,
+)
+from ptune.training.pairs import TrainingInPairs
 from ptune.training.settings import TrainSettings
 from ptune.training.steps import ScaledSteps, prompt_scales
 
@@ -220,9 +229,11 @@ class SharingTrainer(Trainer):
     Attributes:
         labels: Given if examples have weights, unknown labels or windows, which no Transformers
             loss knows.
+        pairs: Given if the prompt learns from pairs of texts.
     """
 
     labels: Labels | None = None
+    pairs: TrainingInPairs | None = None
 
     def compute_loss(
         self,
@@ -232,6 +243,8 @@ class SharingTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of a batch; with weights, unknown labels and windows, if there are any."""
+        if self.pairs is not None and model.training:
+            return self.pairs.loss(inputs)
         if self.labels is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights, targets = inputs.pop(WEIGHT, None), inputs.pop("labels")
@@ -454,10 +467,35 @@ def scale_steps_and_fit_head(
     own = model.host.heads.original.parameters
     if features is not None and fits and not compat.was_loaded(own[features.name]):
         fit_head(features, labels, train)
+    if settings.loss == "pairs":
+        learn_in_pairs(trainer, labels, settings)
     if settings.prompt == "reader":
         return
     assert trainer.optimizer is not None
     ScaledSteps(trainer.optimizer, prompt_scales(model), features)
+
+
+def learn_in_pairs(trainer: SharingTrainer, labels: Labels, settings: TrainSettings) -> None:
+    """Have the prompt learn from pairs of texts.
+
+    Raises:
+        PtuneError: The head does not end in a linear layer, so it cannot be fitted.
+    """
+    model: Any = trainer.model
+    layer = last_layer(model)
+    if layer is None:
+        raise PtuneError(
+            f"The head of {model.config.model_type} does not end in a linear layer, so it cannot "
+            "be fitted after training in pairs. Use --loss labels."
+        )
+
+    def fit() -> None:
+        train, collate = trainer.train_dataset, trainer.data_collator
+        if found := Features.of(model, train, collate, settings.seed):
+            fit_head(found, labels, train)
+
+    trainer.pairs = TrainingInPairs(HeadInput(model, *layer), fit)
+    trainer.add_callback(trainer.pairs)
 
 
 def tokenized(
