@@ -111,15 +111,16 @@ def test_settings_json_has_the_values_of_the_run_and_no_others(bert_folder, tabl
     written = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert written["dtype"] in ("float32", "bfloat16")
     resolved = {
-        "prompt_learning_rate": 0.12,
+        "prompt_learning_rate": 0.03,
         "learning_rate": 1e-3,
+        "loss": "pairs",
         "head": "features",
         "prompt_init": "random",
         "prompt_init_scale": 0.5,
         "pooling": "architecture",
         "problem_type": "single_label_classification",
         "label_names": True,
-        "epochs": 100.0,  # 8 texts and 2 names of labels are two batches, and 200 steps are taken
+        "epochs": 24.0,  # 8 texts and 2 names of labels are two batches, and 48 steps are taken
     }
     assert {k: written[k] for k in resolved} == resolved
     assert not written.keys() & {"encoder_hidden_size", "task", "prompt_init_text", "revision"}
@@ -129,7 +130,7 @@ def test_a_run_is_not_resumed_with_the_default_of_a_setting_that_it_changed(
     bert_folder, table, tmp_path
 ):
     ptune.train_run(settings(bert_folder, table, prompt_learning_rate=0.5), tmp_path / "run")
-    with pytest.raises(PtuneError, match=r"prompt_learning_rate was 0.5 and is 0.12"):
+    with pytest.raises(PtuneError, match=r"prompt_learning_rate was 0.5 and is 0.03"):
         ptune.train_run(settings(bert_folder, table), tmp_path / "run", resume=True)
 
 
@@ -165,13 +166,13 @@ def test_the_seed_determines_the_adapter(bert_folder, table, tmp_path):
     assert a != c
 
 
-def test_a_small_dataset_is_trained_for_200_steps(bert_folder, table, tmp_path):
-    run = ptune.train_run(
-        settings(bert_folder, table, epochs=None, examples_per_label=4, batch_size=8),
-        tmp_path / "run",
-    )
-    steps = [e["step"] for e in run.metrics["epochs"]]
-    assert steps == [25, 50, 75, 100, 125, 150, 175, 200]
+@pytest.mark.parametrize(("loss", "every"), [("labels", 25), ("pairs", 6)])
+def test_a_small_dataset_is_trained_for_200_steps_or_48_in_pairs(
+    loss, every, bert_folder, table, tmp_path
+):
+    small = {"epochs": None, "examples_per_label": 4, "batch_size": 8, "loss": loss}
+    run = ptune.train_run(settings(bert_folder, table, **small), tmp_path / "run")
+    assert [e["step"] for e in run.metrics["epochs"]] == [every * n for n in range(1, 9)]
 
 
 def test_a_large_dataset_is_trained_for_8_epochs():

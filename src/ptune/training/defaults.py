@@ -12,6 +12,7 @@ from typing import Any
 
 from ptune.backbones.loading import is_decoder
 from ptune.data.dataset import TaskData
+from ptune.errors import PtuneError
 from ptune.prompts.config import Depth, PromptEncoderConfig
 from ptune.prompts.questions import FEW, listed
 from ptune.training.settings import HeadStart, Preset, TrainSettings
@@ -20,7 +21,7 @@ from ptune.training.settings import HeadStart, Preset, TrainSettings
 EPOCHS: dict[Preset, int] = {"fast": 4, "default": 8, "best": 20}
 MIN_STEPS: dict[Preset, int] = {"fast": 100, "default": 200, "best": 500}
 # Pairs of texts need fewer steps. More of them, or larger ones, make a prompt worse.
-MIN_PAIR_STEPS: dict[Preset, int] = {"fast": 25, "default": 50, "best": 100}
+MIN_PAIR_STEPS: dict[Preset, int] = {"fast": 24, "default": 48, "best": 96}
 # However long a run is, it is evaluated so often if the settings leave it open.
 EVALUATIONS = 8
 # What `Trainer` does after each epoch, or after each N steps.
@@ -59,7 +60,8 @@ class Situation:
         examples: Number of training examples.
         words: Whether every label is a word, and a text has exactly one.
         pairs: Whether texts come in pairs.
-        few: Whether there are few examples per label, and a text has exactly one label.
+        single: Whether a text has exactly one label.
+        few: Whether there are few examples per label.
         names: Whether every label has a telling name.
         labels: Number of labels.
     """
@@ -69,6 +71,7 @@ class Situation:
     examples: int
     words: bool = False
     pairs: bool = False
+    single: bool = False
     few: bool = False
     names: bool = False
     labels: int = 0
@@ -86,7 +89,8 @@ class Situation:
             examples,
             words,
             dataset.pairs,
-            dataset.labels.is_single and examples <= FEW_EXAMPLES * len(names),
+            dataset.labels.is_single,
+            examples <= FEW_EXAMPLES * len(names),
             words and all(len(name) >= SHORTEST_NAME for name in names),
             len(names),
         )
@@ -116,6 +120,9 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
     """Fill in the settings that are left open, apart from the prompt's start and its pooling.
 
     `PromptEncoderConfig.resolved` decides those two, also outside of training.
+
+    Raises:
+        PtuneError: The prompt cannot learn from pairs of texts, as the settings ask.
     """
     kind = situation.backbone, situation.prompt
     chosen: dict[str, Any] = {
@@ -126,13 +133,19 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "shift_positions": kind == ("decoder", "deep"),
         "reader_rank": 0,
     }
-    starts_fitted = (settings.head or chosen["head"]) == "features" and kind[0] == "encoder"
-    few = situation.few and starts_fitted
+    is_fitted = (settings.head or chosen["head"]) == "features"
+    few = situation.few and is_fitted and kind[0] == "encoder"
     chosen["label_names"] = few and situation.names and not situation.pairs
-    can_pair = settings.processes == 1 and settings.long_texts != "windows"
-    in_pairs = few and can_pair and situation.prompt in ("deep", "input")
-    chosen["loss"] = "pairs" if in_pairs else "labels"
+    can_pair = is_fitted and situation.single and situation.prompt in ("deep", "input")
+    can_pair = can_pair and settings.processes == 1 and settings.long_texts != "windows"
+    chosen["loss"] = "pairs" if few and can_pair else "labels"
     if (settings.loss or chosen["loss"]) == "pairs":
+        if not can_pair:
+            raise PtuneError(
+                "loss pairs requires one label per text, a deep or input prompt, a head that "
+                "starts from features, one process, and texts that are not read in windows. "
+                "Change that, or leave loss out."
+            )
         chosen["prompt_learning_rate"] = PAIR_RATE
     if situation.prompt == "reader":
         rank, usual = settings.reader_rank, READER_RANK[situation.backbone]

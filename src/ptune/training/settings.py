@@ -175,7 +175,11 @@ class ClassifierSettings:
         TRAINING,
     )
     epochs: float | None = setting(
-        None, "Passes over the data.", TRAINING, above=0, unset="8, and at least 200 steps"
+        None,
+        "Passes over the data.",
+        TRAINING,
+        above=0,
+        unset="8, and at least 200 steps, or 48 in pairs",
     )
     batch_size: int = setting(
         32,

@@ -467,8 +467,8 @@ def scale_steps_and_fit_head(
     own = model.host.heads.original.parameters
     if features is not None and fits and not compat.was_loaded(own[features.name]):
         fit_head(features, labels, train)
-    if settings.loss == "pairs":
-        learn_in_pairs(trainer, labels, settings)
+        if settings.loss == "pairs":
+            learn_in_pairs(trainer, labels, settings)
     if settings.prompt == "reader":
         return
     assert trainer.optimizer is not None
@@ -476,21 +476,13 @@ def scale_steps_and_fit_head(
 
 
 def learn_in_pairs(trainer: SharingTrainer, labels: Labels, settings: TrainSettings) -> None:
-    """Have the prompt learn from pairs of texts.
-
-    Raises:
-        PtuneError: The head does not end in a linear layer, so it cannot be fitted.
-    """
+    """Have the prompt learn from pairs of texts, and the head be fitted to what it gives."""
     model: Any = trainer.model
+    train, collate = trainer.train_dataset, trainer.data_collator
     layer = last_layer(model)
-    if layer is None:
-        raise PtuneError(
-            f"The head of {model.config.model_type} does not end in a linear layer, so it cannot "
-            "be fitted after training in pairs. Use --loss labels."
-        )
+    assert layer is not None, "its features were read"
 
     def fit() -> None:
-        train, collate = trainer.train_dataset, trainer.data_collator
         if found := Features.of(model, train, collate, settings.seed):
             fit_head(found, labels, train)
 
