@@ -619,8 +619,8 @@ def test_an_output_path_that_is_a_file_is_refused(refused, flags, mail):
 
 
 def test_a_loss_of_nan_stops_with_the_likely_cause(run_ptune, flags, tmp_path):
-    words = ["--learning-rate", 1e38, "--batch-size", 2, "--output-dir", tmp_path / "run"]
-    done = run_ptune(*flags, *words)
+    words = ["--learning-rate", 1e38, "--batch-size", 2, "--loss", "labels"]
+    done = run_ptune(*flags, *words, "--output-dir", tmp_path / "run")
     assert done.code == 2
     assert "NaN or infinite in step" in done.err
     assert "--learning-rate" in done.err

@@ -142,7 +142,7 @@ def test_a_pipeline_may_pass_frames(estimator, labelled, container):
 def test_a_grid_search_finds_the_better_setting(estimator, labelled):
     rows, y = labelled
     # A name tells nothing to a backbone that knows no words.
-    estimator.set_params(learning_rate=0.05, batch_size=4, label_names=False)
+    estimator.set_params(learning_rate=0.05, batch_size=4, label_names=False, loss="labels")
     search = GridSearchCV(estimator, {"epochs": [0.1, 12]}, cv=2).fit(rows, y)
     assert search.best_params_ == {"epochs": 12}
     assert set(search.predict(rows)) <= {"money", "other"}

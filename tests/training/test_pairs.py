@@ -111,8 +111,7 @@ def test_what_cannot_learn_from_pairs_is_refused(options, labels, bert_folder):
     own = _settings(bert_folder, loss="pairs", **options)
     message = (
         "loss pairs requires one label per text, a deep or input prompt, a head that starts from "
-        "features, one process, and texts that are not read in windows. Change that, or leave "
-        "loss out."
+        "features, and texts that are not read in windows. Change that, or leave loss out."
     )
     with refused(message), trained_in_memory(own, TaskData.from_lists([TEXTS], labels)):
         pass
