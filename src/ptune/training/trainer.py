@@ -483,8 +483,8 @@ def learn_in_pairs(trainer: SharingTrainer, labels: Labels, settings: TrainSetti
     """
     if settings.processes > 1:
         raise PtuneError(
-            "loss pairs trains in one process, because a batch has to be in one place. Train in one "
-            "process, or use loss labels."
+            "loss pairs trains in one process, because a batch has to be in one place. Train in "
+            "one process, or use loss labels."
         )
     model: Any = trainer.model
     train, collate = trainer.train_dataset, trainer.data_collator
