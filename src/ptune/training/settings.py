@@ -199,7 +199,7 @@ class ClassifierSettings:
         "truncate",
         "What is read of a text that is longer than max_length or the backbone's limit: its start "
         "(truncate), its start and its end (head_tail), or all of it in windows that overlap, "
-        "whose logits are averaged (windows).",
+        "of which those with large logits count more (windows).",
         TRAINING,
     )
     dtype: Dtype = setting(
