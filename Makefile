@@ -32,7 +32,7 @@ test: $(VENV)/installed-dev ## Run the tests, without the slow ones
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' --cov --cov-report=term
 
 test-all: $(VENV)/installed-dev lint ## Run every test and check
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL)
 
 attack: $(VENV)/installed-dev ## Attack a server on this machine (about 6 minutes)
 	$(BIN)/python -m pytest -m attack tests/attack
