@@ -84,15 +84,15 @@ class Situation:
         names, examples = dataset.labels.names, len(dataset.train)
         words = dataset.labels.is_single and all(map(_is_word, names))
         return cls(
-            "decoder" if decoder else "encoder",
-            settings.prompt,
-            examples,
-            words,
-            dataset.pairs,
-            dataset.labels.is_single,
-            examples <= FEW_EXAMPLES * len(names),
-            words and all(len(name) >= SHORTEST_NAME for name in names),
-            len(names),
+            backbone="decoder" if decoder else "encoder",
+            prompt=settings.prompt,
+            examples=examples,
+            words=words,
+            pairs=dataset.pairs,
+            single=dataset.labels.is_single,
+            few=examples <= FEW_EXAMPLES * len(names),
+            names=words and all(len(name) >= SHORTEST_NAME for name in names),
+            labels=len(names),
         )
 
 

@@ -37,7 +37,7 @@ LABELS = "labels"
 MOST_TEXTS, SOME_TEXTS = 4096, 512
 # The most windows whose features are kept, to find the telling ones.
 MOST_WINDOWS = 65_536
-# Every so many texts one is left out, to choose between two starts.
+# One text in this many is left out, to choose between two starts.
 LEFT_OUT = 5
 # Strengths of the ridge regression, for the mean over the texts.
 _RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)

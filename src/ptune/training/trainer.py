@@ -242,7 +242,7 @@ class SharingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of a batch; with weights, unknown labels and windows, if there are any."""
+        """The loss of a batch: of its pairs, or with weights, unknown labels and windows."""
         if self.pairs is not None and model.training:
             return self.pairs.loss(inputs)
         if self.labels is None:
