@@ -32,7 +32,11 @@ def counts(strata: Array, samples: int = SAMPLES, seed: int = 0) -> Array:
 
 
 def interval(values: Array) -> tuple[float, float]:
-    """The central interval of a score over resamples."""
+    """The central interval of a score over resamples.
+
+    It is for texts with the strata's shares in the sample. If these shares vary from sample to
+    sample, it is slightly too narrow.
+    """
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -50,7 +54,7 @@ def resampled(
     """
     single, (t, p) = targets.ndim == 1, _indicators(targets, predicted, labels)
     fast = {
-        "accuracy": lambda: weights @ (t == p).all(axis=1).astype(np.float32) / weights.sum(axis=1),
+        "accuracy": lambda: _sums(weights, (t == p).all(axis=1)) / weights.sum(axis=1, dtype=float),
         "f1": lambda: _f1(t, p, weights)[:, 1],
         "f1_macro": lambda: _macro(t, p, weights, only_present=single),
         "f1_micro": lambda: _f1(t, p, weights, together=True)[:, 0],
@@ -71,9 +75,18 @@ def _indicators(targets: Array, predicted: Array, labels: int) -> tuple[Array, A
     return np.eye(size, dtype=np.float32)[targets], np.eye(size, dtype=np.float32)[predicted]
 
 
+def _sums(weights: Array, values: Array) -> Array:
+    """Sums of zeros, ones and twos over each resample, in float64.
+
+    They are exact in float32, but quotients are not: an end of an interval that equals the true
+    score would fall beside it.
+    """
+    return (weights @ values.astype(np.float32)).astype(np.float64)
+
+
 def _f1(t: Array, p: Array, weights: Array, *, together: bool = False) -> Array:
     """F1 of each label, or of all together, in each resample: ``[samples, num_labels or 1]``."""
-    hits, size = weights @ (t * p), weights @ (t + p)
+    hits, size = _sums(weights, t * p), _sums(weights, t + p)
     if together:
         hits, size = hits.sum(axis=1, keepdims=True), size.sum(axis=1, keepdims=True)
     return 2 * hits / np.maximum(size, 1e-9)
@@ -82,7 +95,7 @@ def _f1(t: Array, p: Array, weights: Array, *, together: bool = False) -> Array:
 def _macro(t: Array, p: Array, weights: Array, *, only_present: bool) -> Array:
     """Macro F1. As in scikit-learn, labels that do not occur count only if texts have several."""
     f1 = _f1(t, p, weights)
-    present = weights @ (t + p) > 0 if only_present else np.ones_like(f1)
+    present = _sums(weights, t + p) > 0 if only_present else np.ones_like(f1)
     return (f1 * present).sum(axis=1) / present.sum(axis=1)
 
 
