@@ -789,7 +789,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
 
     def _fill_head(self, adapter: Adapter) -> None:
         own = dict(self.head_parameters())
-        check_head(adapter, {n: list(p.shape) for n, p in own.items()}, self.backbone)
+        check_head(adapter, {n: p.shape for n, p in own.items()}, self.architecture.name)
         if missing := sorted(own.keys() - adapter.head.keys()):
             warnings.warn(
                 f"The adapter {adapter.source} does not contain {', '.join(missing)}. They keep "

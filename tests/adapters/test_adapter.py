@@ -726,13 +726,13 @@ def test_a_head_that_does_not_fit_a_model_is_refused(saved, kind):
         ),
         (
             {"base_model.other": torch.zeros(2)},
-            f"other of the adapter {folder} is not in the head of BertForSequenceClassification: "
-            "it belongs to another backbone.",
+            f"The adapter {folder} has the head parameters other, which are not in the head of "
+            "BertForSequenceClassification: it belongs to another backbone.",
         ),
         (
             {f"base_model.{name}": torch.zeros(2, 31)},
-            f"{name} of the adapter {folder} has the shape [2, 31], but this backbone with 2 "
-            "labels requires [2, 32]: the adapter belongs to another backbone.",
+            f"{name} has the shape [2, 31] in the adapter {folder} and [2, 32] in the backbone. It "
+            "belongs to another backbone.",
         ),
     ]:
         save_file({n: t for n, t in {**tensors, **changed}.items() if t is not None}, file)

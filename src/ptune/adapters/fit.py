@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -85,13 +85,13 @@ def check_backbone(
         )
 
 
-def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrainedModel) -> None:
+def check_head(adapter: Adapter, shapes: Mapping[str, Sequence[int]], architecture: str) -> None:
     """Check that an adapter's head fits a backbone.
 
     Args:
         adapter: The adapter.
         shapes: Shapes of the head's parameters, by their names in the backbone.
-        backbone: For messages.
+        architecture: The name of the backbone's architecture, for messages.
 
     Raises:
         PtuneError: A parameter is unknown, or has another shape.
@@ -99,16 +99,22 @@ def check_head(adapter: Adapter, shapes: dict[str, list[int]], backbone: PreTrai
     if unknown := sorted(adapter.head.keys() - shapes.keys()):
         raise PtuneError(
             f"The adapter {adapter.source} has the head parameters {', '.join(unknown)}, which "
-            f"are not in the head of {type(backbone).__name__}: it belongs to another backbone."
+            f"are not in the head of {architecture}: it belongs to another backbone."
         )
     for name, tensor in adapter.head.items():
-        expected = shapes[name]
-        if list(tensor.shape) != expected:
-            raise PtuneError(
-                f"{name} has the shape {list(tensor.shape)} in the adapter {adapter.source} and "
-                f"{expected} in the backbone. If only the number of labels differs, load the "
-                f"backbone with num_labels={tensor.shape[0]}; `ptune.load` does so."
+        found, expected = list(tensor.shape), list(shapes[name])
+        if found == expected:
+            continue
+        advice = "It belongs to another backbone."
+        if found[1:] == expected[1:]:
+            advice = (
+                "If only the number of labels differs, load the backbone with "
+                f"num_labels={found[0]}; `ptune.load` does so."
             )
+        raise PtuneError(
+            f"{name} has the shape {found} in the adapter {adapter.source} and {expected} in the "
+            f"backbone. {advice}"
+        )
 
 
 def check_encoder(
@@ -162,20 +168,10 @@ def check_fits(adapter: Adapter, host: Host, *, allow_other_backbone: bool = Fal
     if missing := sorted(head.keys() - adapter.head.keys()):
         raise PtuneError(
             f"The adapter {adapter.source} does not contain {', '.join(missing)}, which "
-            f"{host.architecture.name} needs. Train and save the adapter with ptune."
+            f"{own.name} needs. Train and save the adapter with ptune."
         )
-    for name, tensor in adapter.head.items():
-        if name not in head:
-            raise PtuneError(
-                f"{name} of the adapter {adapter.source} is not in the head of "
-                f"{host.architecture.name}: it belongs to another backbone."
-            )
-        expected = list(head[name].shape)
-        if expected[0] == labels:  # the layer with one row for each label
-            expected[0] = len(adapter.labels.output_names)
-        if list(tensor.shape) != expected:
-            raise PtuneError(
-                f"{name} of the adapter {adapter.source} has the shape {list(tensor.shape)}, but "
-                f"this backbone with {len(adapter.labels)} labels requires {expected}: the adapter "
-                "belongs to another backbone."
-            )
+    shapes = {name: list(parameter.shape) for name, parameter in head.items()}
+    for shape in shapes.values():
+        if shape[0] == labels:  # the layer with one row for each label
+            shape[0] = len(adapter.labels.output_names)
+    check_head(adapter, shapes, own.name)

@@ -613,7 +613,7 @@ def _host_of(model: PreTrainedModel) -> Host:
         host = Host(model)
         host.heads.install(host.heads.new())  # in float32, as the heads of the tasks
         try:
-            host._attach(HeadPerText(model, host.architecture.head_names, host.passes))
+            host.attach(HeadPerText(model, host.architecture.head_names, host.passes))
         except PtuneError:
             host.release()
             raise

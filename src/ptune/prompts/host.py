@@ -124,19 +124,20 @@ class Host:
             backbone.ptune_hosted = True
             use_valid_special_ids(backbone.config, self.architecture.vocab_rows)
             backbone.requires_grad_(False)
-            self.heads = self._attach(Heads(backbone, self.architecture.head_names))
+            self.heads = self.attach(Heads(backbone, self.architecture.head_names))
             if CpuKernels.are_faster(backbone):
-                self._attach(CpuKernels(backbone))
-            self.tokens = self._attach(VirtualTokens(backbone, self.passes))
-            self._attach(MeanPooling(backbone, self.passes))
+                self.attach(CpuKernels(backbone))
+            self.tokens = self.attach(VirtualTokens(backbone, self.passes))
+            self.attach(MeanPooling(backbone, self.passes))
             if end := self.architecture.last_layer_end:
-                self._attach(OnlyPositionsRead(backbone, end, self.passes))
+                self.attach(OnlyPositionsRead(backbone, end, self.passes))
         except BaseException:
             self.release()
             raise
         self._checkpointable = compat.checkpointing_layers(backbone)
 
-    def _attach(self, attached: Any) -> Any:
+    def attach(self, attached: Any) -> Any:
+        """Keep what was attached to the backbone, so that `release` removes it; returned."""
         self._attached.append(attached)
         return attached
 
@@ -250,7 +251,7 @@ class Host:
         if name not in self._mechanisms:
             with self.passes.lock:
                 if name not in self._mechanisms:
-                    self._mechanisms[name] = self._attach(self._new_mechanism(name))
+                    self._mechanisms[name] = self.attach(self._new_mechanism(name))
         return self._mechanisms[name]
 
     def _new_mechanism(self, name: str) -> Mechanism:
@@ -262,7 +263,7 @@ class Host:
         )
         by_name = name in (SHARED, "prefix") or (name == "reader" and own.attentions)
         if by_name and self._attentions is None:
-            self._attentions = self._attach(Attentions(backbone, own, passes))
+            self._attentions = self.attach(Attentions(backbone, own, passes))
         if name == SHARED:
             return SharedInputEmbeddings(backbone, tokens, passes)
         if name == "prefix":

@@ -52,6 +52,7 @@ class TrainingInPairs(TrainerCallback):
 
     def __init__(self, read: HeadInput, fit: Callable[[], None]) -> None:
         self.read, self.fit = read, fit
+        self._fitted_at: int | None = None  # the step
 
     def loss(self, inputs: dict[str, Any]) -> Tensor:
         """The loss of a batch of training texts."""
@@ -62,10 +63,15 @@ class TrainingInPairs(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Fit the head if the model is used or saved now."""
         if control.should_evaluate or control.should_save:
-            self.fit()
+            self._fit_at(state.global_step)
 
     on_epoch_end = on_step_end
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Fit the head for the last, or the best, prompt."""
-        self.fit()
+        """Fit the head for the last prompt. The best one was saved with its head."""
+        self._fit_at(state.global_step)
+
+    def _fit_at(self, step: int) -> None:
+        if step != self._fitted_at:
+            self.fit()
+            self._fitted_at = step

@@ -307,7 +307,7 @@ class Stack:
         self.tokenizer, self.settings = tokenizer, settings
         self.model = new_model(settings, dataset, tokenizer).to(default_device())
         host = self.model.host
-        host._attach(HeadPerText(host.backbone, host.architecture.head_names, host.passes))
+        host.attach(HeadPerText(host.backbone, host.architecture.head_names, host.passes))
         # By number of labels and seed.
         self._starts: dict[tuple[int, int], tuple[dict[str, Tensor], Tensor]] = {}
         self._numbers = itertools.count()
