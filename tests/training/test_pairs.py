@@ -104,14 +104,16 @@ def test_few_examples_are_learned_in_pairs(options, texts, labels, loss, bert_fo
         ({"prompt": "reader"}, LABELS),
         ({"head": "linear"}, LABELS),
         ({"long_texts": "windows"}, LABELS),
+        ({"processes": 2}, LABELS),
     ],
-    ids=["regression", "reader", "head", "windows"],
+    ids=["regression", "reader", "head", "windows", "processes"],
 )
 def test_what_cannot_learn_from_pairs_is_refused(options, labels, bert_folder):
     own = _settings(bert_folder, loss="pairs", **options)
     message = (
         "loss pairs requires one label per text, a deep or input prompt, a head that starts from "
-        "features, and texts that are not read in windows. Change that, or leave loss out."
+        "features, texts that are not read in windows, and one process, which sees all pairs of a "
+        "batch. Change that, or leave loss out."
     )
     with refused(message), trained_in_memory(own, TaskData.from_lists([TEXTS], labels)):
         pass

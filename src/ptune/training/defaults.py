@@ -137,14 +137,14 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
     few = situation.few and is_fitted and kind[0] == "encoder"
     chosen["label_names"] = few and situation.names and not situation.pairs
     can_pair = is_fitted and situation.single and situation.prompt in ("deep", "input")
-    can_pair = can_pair and settings.long_texts != "windows"
-    chosen["loss"] = "pairs" if few and can_pair and settings.processes == 1 else "labels"
+    can_pair = can_pair and settings.long_texts != "windows" and settings.processes == 1
+    chosen["loss"] = "pairs" if few and can_pair else "labels"
     if (settings.loss or chosen["loss"]) == "pairs":
         if not can_pair:
             raise PtuneError(
                 "loss pairs requires one label per text, a deep or input prompt, a head that "
-                "starts from features, and texts that are not read in windows. Change that, or "
-                "leave loss out."
+                "starts from features, texts that are not read in windows, and one process, which "
+                "sees all pairs of a batch. Change that, or leave loss out."
             )
         chosen["prompt_learning_rate"] = PAIR_RATE
     if situation.prompt == "reader":

@@ -476,16 +476,7 @@ def scale_steps_and_fit_head(
 
 
 def learn_in_pairs(trainer: SharingTrainer, labels: Labels, settings: TrainSettings) -> None:
-    """Have the prompt learn from pairs of texts, and the head be fitted to what it gives.
-
-    Raises:
-        PtuneError: Several processes train, each of which would see pairs of its own.
-    """
-    if settings.processes > 1:
-        raise PtuneError(
-            "loss pairs trains in one process, because a batch has to be in one place. Train in "
-            "one process, or use loss labels."
-        )
+    """Have the prompt learn from pairs of texts, and the head be fitted to what it gives."""
     model: Any = trainer.model
     train, collate = trainer.train_dataset, trainer.data_collator
     layer = last_layer(model)
