@@ -1,6 +1,7 @@
 """What is chosen if the settings leave it open."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def test_a_preset_is_the_length_of_a_run(preset):
     assert few.epochs == {"fast": 100, "default": 200, "best": 500}[preset]
     own = choose(TrainSettings(preset=preset, epochs=3), Situation("encoder", "deep", 32))
     assert own.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps", "share"), [(32, 48, 1 / 6), (8, 48, 1 / 24), (800, 200, 1)]
+)
+def test_few_examples_move_a_head_of_label_words_little(examples, steps, share):
+    situation = Situation("decoder", "deep", examples, words=True)
+    chosen = choose(TrainSettings(), situation)
+    assert chosen.head == "words"
+    assert chosen.epochs == steps / math.ceil(examples / 32)
+    rates = chosen.prompt_learning_rate, chosen.learning_rate
+    assert rates == pytest.approx((0.02 * share, 1e-3 * share))
+    given = choose(TrainSettings(learning_rate=0.5), situation)
+    assert given.learning_rate == 0.5
+    assert choose(TrainSettings(epochs=2), situation).prompt_learning_rate == 0.02
 
 
 @pytest.mark.parametrize(

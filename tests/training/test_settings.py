@@ -88,7 +88,7 @@ def test_prompts_have_the_same_defaults_everywhere():
 def test_the_default_is_shown():
     assert SETTINGS["seed"].shown_default == "0"
     assert SETTINGS["epochs"].full_help.endswith(
-        "[default: 8, and at least 200 steps, or 48 in pairs]"
+        "[default: 8, and at least 200 steps (48 in pairs or with label words)]"
     )
     assert SETTINGS["prompt_init"].shown_default.startswith(
         "random for a deep prompt of an encoder"

@@ -20,8 +20,8 @@ from ptune.training.settings import HeadStart, Preset, TrainSettings
 # The length of a run: passes over the data, and the fewest steps.
 EPOCHS: dict[Preset, int] = {"fast": 4, "default": 8, "best": 20}
 MIN_STEPS: dict[Preset, int] = {"fast": 100, "default": 200, "best": 500}
-# Pairs of texts need fewer steps. More of them, or larger ones, make a prompt worse.
-MIN_PAIR_STEPS: dict[Preset, int] = {"fast": 24, "default": 48, "best": 96}
+# Fewer where further steps make a prompt worse: with pairs of texts, or a head of label words.
+MIN_SHORT_STEPS: dict[Preset, int] = {"fast": 24, "default": 48, "best": 96}
 # However long a run is, it is evaluated so often if the settings leave it open.
 EVALUATIONS = 8
 # What `Trainer` does after each epoch, or after each N steps.
@@ -155,14 +155,30 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
             chosen["num_virtual_tokens"] = FEW_READER_TOKENS
     left_open = {k: v for k, v in chosen.items() if getattr(settings, k) is None}
     settings = replace(settings, **left_open)
-    names = situation.labels if settings.label_names else 0
-    return with_schedule(settings, situation.examples + names)
+    examples = situation.examples + (situation.labels if settings.label_names else 0)
+    if settings.asks_words and settings.epochs is None:
+        # It answers before training, so its steps add up to no more than those of the epochs.
+        steps = EPOCHS[settings.preset] * examples / _step_examples(settings)
+        share = min(1.0, steps / _fewest_steps(settings))
+        rates = {"learning_rate", "prompt_learning_rate"} & left_open.keys()
+        settings = replace(settings, **{rate: share * left_open[rate] for rate in rates})
+    return with_schedule(settings, examples)
 
 
 def steps_per_epoch(settings: TrainSettings, examples: int) -> int:
     """Optimizer steps in a pass over the training examples."""
+    return math.ceil(examples / _step_examples(settings))
+
+
+def _step_examples(settings: TrainSettings) -> int:
+    """Examples of an optimizer step."""
     accumulated = settings.training_arguments.get("gradient_accumulation_steps", 1)
-    return math.ceil(examples / (settings.batch_size * accumulated * settings.processes))
+    return settings.batch_size * accumulated * settings.processes
+
+
+def _fewest_steps(settings: TrainSettings) -> int:
+    is_short = settings.loss == "pairs" or settings.asks_words
+    return (MIN_SHORT_STEPS if is_short else MIN_STEPS)[settings.preset]
 
 
 def with_schedule(settings: TrainSettings, examples: int) -> TrainSettings:
@@ -173,8 +189,7 @@ def with_schedule(settings: TrainSettings, examples: int) -> TrainSettings:
     if settings.epochs is not None:
         return settings
     per_epoch = steps_per_epoch(settings, examples)
-    least = MIN_PAIR_STEPS if settings.loss == "pairs" else MIN_STEPS
-    epochs, fewest = EPOCHS[settings.preset], least[settings.preset]
+    epochs, fewest = EPOCHS[settings.preset], _fewest_steps(settings)
     if epochs * per_epoch >= fewest:
         return replace(settings, epochs=epochs)
     schedule: dict[str, Any] = {f"{what}_strategy": "steps" for what in SCHEDULED}

@@ -179,7 +179,7 @@ class ClassifierSettings:
         "Passes over the data.",
         TRAINING,
         above=0,
-        unset="8, and at least 200 steps, or 48 in pairs",
+        unset="8, and at least 200 steps (48 in pairs or with label words)",
     )
     batch_size: int = setting(
         32,
