@@ -303,7 +303,7 @@ def test_a_file_of_texts_stays_below_its_limit_and_a_wrong_folder_is_refused(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["BERT", "Gemma 3", "ALBERT", "BLOOM", "Qwen 3"])
+@pytest.mark.parametrize("name", ["BERT", "Gemma 2", "Gemma 3", "ALBERT", "BLOOM", "Qwen 3"])
 def test_many_readers_share_what_was_read_of_a_text(name):
     """They do not see each other, whatever their lengths and ranks."""
     backbone, tokenizer = made(name)

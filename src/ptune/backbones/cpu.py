@@ -201,16 +201,19 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> tuple[Tensor, Tensor]:
-        heads = query.shape[:2]  # [batch, heads]; one dimension from here on
-        query, key, value = (t.reshape(-1, *t.shape[2:]) for t in (query, key, value))
-        scores = _scaled(query, key.mT, scaling).float()
+        shape = query.shape[:3]  # [batch, heads, queries]
+        groups = shape[1] // key.shape[1]
+        # Adjacent query heads that share a key-value head are further queries of it.
+        query = query.reshape(-1, groups * shape[2], query.shape[3])
+        key, value = (t.flatten(0, 1) for t in (key, value))
+        scores = scaled_product(query, key.mT, scaling).float()
         if mask is not None:
-            scores.unflatten(0, heads).add_(mask)
+            scores.view(*shape, key.shape[1]).add_(mask)
         weights = scores.softmax(dim=-1).to(query.dtype)
         ctx.save_for_backward(query, key, value, weights)
-        ctx.heads, ctx.scaling = heads, scaling
+        ctx.shape, ctx.scaling = shape, scaling
         ctx.set_materialize_grads(False)
-        return (weights @ value).unflatten(0, heads), weights.unflatten(0, heads)
+        return (weights @ value).view(*shape, value.shape[2]), weights.view(*shape, key.shape[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
@@ -218,26 +221,36 @@ class _Attention(torch.autograd.Function):
         for_query, for_key, for_value, *_ = ctx.needs_input_grad
         if grad is None:  # only the weights are used
             grad = query.new_zeros(*query.shape[:2], value.shape[2])
-        grad = grad.reshape(-1, *grad.shape[-2:])
+        grad = grad.reshape(-1, query.shape[1], value.shape[2])
         grads = grad @ value.mT
         if grad_weights is not None:
-            grads += grad_weights.flatten(0, 1)
+            grads += grad_weights.reshape(grads.shape)
         grads = compat.softmax_backward(grads, weights)
         found = (
-            _scaled(grads, key, ctx.scaling) if for_query else None,
-            _scaled(grads.mT, query, ctx.scaling) if for_key else None,
+            scaled_product(grads, key, ctx.scaling) if for_query else None,
+            scaled_product(grads.mT, query, ctx.scaling) if for_key else None,
             weights.mT @ grad if for_value else None,
         )
-        return *(None if t is None else t.unflatten(0, ctx.heads) for t in found), None, None
+        batch, heads, _ = ctx.shape
+        key_heads = query.shape[0] // batch
+        return (
+            *(
+                None if t is None else t.view(batch, n, -1, t.shape[2])
+                for t, n in zip(found, (heads, key_heads, key_heads), strict=True)
+            ),
+            None,
+            None,
+        )
 
 
-def _scaled(one: Tensor, other: Tensor, scaling: float) -> Tensor:
-    # The product is scaled before it is rounded; with `beta=0` nothing is added.
+def scaled_product(one: Tensor, other: Tensor, scaling: float) -> Tensor:
+    """``scaling * one @ other`` of batches of matrices, which is scaled before it is rounded."""
+    # With `beta=0` nothing is added.
     return torch.baddbmm(one.new_empty(()), one, other, beta=0, alpha=scaling)
 
 
 # Arguments by which some architectures change the scores beyond scale and mask.
-_UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
+UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 def few_passes(
@@ -261,15 +274,12 @@ def few_passes(
     Returns:
         ``[batch, queries, heads, dim]`` and the weights ``[batch, heads, queries, seq]``.
     """
-    unusual = any(kwargs.get(name) is not None for name in _UNUSUAL)
+    unusual = any(kwargs.get(name) is not None for name in UNUSUAL)
     learned = attention_mask is not None and attention_mask.requires_grad
     if query.dtype != torch.bfloat16 or unusual or learned or (dropout and module.training):
         return compat.eager_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # several query heads share a key-value head
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     result, weights = _Attention.apply(query, key, value, attention_mask, scaling)
     return result.transpose(1, 2).contiguous(), weights

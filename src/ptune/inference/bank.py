@@ -524,9 +524,7 @@ class PromptBank:
             for chosen in batches(lengths, batch_size, most_padding(self.backbone.device)):
                 texts = [encoded[groups[i][0]] for i in chosen]
                 states = self._host.read_texts(**self._padded(texts))
-                # Readers of a text take part in one attention, so there must not be too many.
-                most = min(TOKENS_PER_TEXT * batch_size // len(chosen), max(64, max(lengths)))
-                step = max(1, most // k)
+                step = max(1, TOKENS_PER_TEXT * batch_size // len(chosen) // k)
                 for start in range(0, count, step):
                     yield states, [i for j in chosen for i in groups[j][start : start + step]]
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ptune import compat
 from ptune.backbones.architectures import Architecture
-from ptune.backbones.cpu import FEW_PASSES
+from ptune.backbones.cpu import FEW_PASSES, UNUSUAL, scaled_product
 from ptune.prompts.passes import KeyValue, Pass, Passes
 
 _PREFIX = "ptune_"
@@ -85,37 +85,64 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        times = 1
         site: _Site | None = getattr(module, "ptune_site", None)
         current = None if site is None else site.passes.current
         if site is not None and current is not None:
             if current.captured_key_values is not None:
                 current.captured_key_values.append((key, value))
             if (pair := site.key_values(current, module)) is not None:
-                times = current.prompts_per_text
+                times, k = current.prompts_per_text, pair[0].shape[2]
+                shares = times > 1 and all(kwargs.get(name) is None for name in UNUSUAL)
+                window = kwargs.get("sliding_window")
+                attention_mask = _mask(current, attention_mask, window, key, k, shares=shares)
+                if shares:
+                    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+                    return _of_many(query, key, value, pair, attention_mask, scaling), None
                 if times > 1:
-                    query, key, value, attention_mask = _together(
-                        times, query, key, value, attention_mask
-                    )
-                batch, k = key.shape[0], pair[0].shape[2]
-                key_mask = _visible(current, kwargs.get("sliding_window"))
-                keys, values = (t.to(key).expand(batch, -1, -1, -1) for t in pair)
-                if key_mask is not None and attention_mask is None:
-                    attention_mask = key.new_zeros(batch, 1, 1, key.shape[2])
+                    pair = pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0)
+                keys, values = (t.to(key).expand(key.shape[0], -1, -1, -1) for t in pair)
                 key = torch.cat([keys, key], dim=2)  # [batch, heads, k + seq, head_dim]
                 value = torch.cat([values, value], dim=2)
-                if attention_mask is not None:
-                    attention_mask = _with_keys(attention_mask, k, key_mask)
                 if kwargs.get("position_bias") is not None:
                     kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
         function = compat.attention_function(kernel, module)
-        output, weights = function(module, query, key, value, attention_mask, **kwargs)
-        if times > 1:
-            # [texts, times * k, heads, head_dim] to [texts * times, k, heads, head_dim]
-            return output.unflatten(1, (times, -1)).flatten(0, 1), None
-        return output, weights
+        return function(module, query, key, value, attention_mask, **kwargs)
 
     return attend
+
+
+def _mask(
+    current: Pass, given: Tensor | None, window: int | None, key: Tensor, k: int, *, shares: bool
+) -> Tensor | None:
+    """The mask of an attention with k more keys. Layers with the same one share it.
+
+    Args:
+        current: The pass.
+        given: The backbone's mask, ``[1 or batch, 1, queries, seq]``; ``None``: all see all.
+        window: Limit on the distance of keys; ``None``: no limit.
+        key: Keys of the backbone itself, ``[batch, heads, seq, head_dim]``.
+        k: Number of keys before them.
+        shares: Whether it is for `_of_many`.
+    """
+    rows, seq, times = key.shape[0], key.shape[2], current.prompts_per_text
+    known = current.mask
+    if known is not None and known[0] is given and known[1:3] == (window, seq):
+        return known[3]
+    mask, visible = given, _visible(current, window)
+    if mask is None and visible is not None:
+        mask = key.new_zeros(rows, 1, seq if shares else 1, seq)
+    if mask is not None and shares:
+        mask = _joined(mask.expand(rows, -1, -1, -1), rows // times)
+    elif times > 1 and visible is not None:  # each reader has a row of its own
+        if visible.dim() == 2:
+            visible = visible[:, None].expand(-1, times * seq, -1)
+        visible = visible.unflatten(1, (times, -1)).flatten(0, 1)
+    if mask is not None:
+        mask = _with_keys(mask, k, visible)
+        if shares and mask.dtype == torch.bool:
+            mask = torch.where(mask, key.new_zeros(()), torch.finfo(key.dtype).min)
+    current.mask = given, window, seq, mask
+    return mask
 
 
 def _with_keys(mask: Tensor, k: int, key_mask: Tensor | None) -> Tensor:
@@ -140,32 +167,47 @@ def _visible(current: Pass, window: int | None) -> Tensor | None:
     return current.key_mask[:, None] & (current.key_distances < window)  # [batch, queries, k]
 
 
-def _together(
-    times: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Put the readers of a text into one row, so that they share its keys and values.
+def _joined(t: Tensor, texts: int) -> Tensor:
+    """``[texts * readers, heads, k, …]`` to ``[texts, heads, readers * k, …]``."""
+    return t.unflatten(0, (texts, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _of_many(
+    query: Tensor, key: Tensor, value: Tensor, pair: KeyValue, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Attention of several readers to a text that they share, and of each to itself.
+
+    Scores between two readers are not computed.
 
     Args:
-        times: Readers per text.
-        query, key, value: ``[texts * times, heads, k, head_dim]``.
-        mask: ``[1 or texts * times, 1, k, k]``; ``None``: each reader attends to all of itself.
+        query: ``[texts * readers, heads, k, dim]``.
+        key, value: ``[texts * readers, heads or fewer, k, dim]``.
+        pair: Keys and values of the texts, ``[texts, heads or fewer, seq, dim]``.
+        mask: ``[texts, 1, readers * k, seq + k]``, added to the scores; ``None``: no mask.
+        scaling: Factor of the scores.
 
     Returns:
-        ``[texts, heads, times * k, head_dim]`` each, and a mask ``[texts, 1, times * k,
-        times * k]`` by which no reader attends to another one.
+        ``[texts * readers, k, heads, dim]``.
     """
-    rows, k = query.shape[0], query.shape[2]
-    if mask is None:
-        mask = query.new_zeros(1, 1, k, k)
-    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    own = mask.expand(rows, 1, k, k).unflatten(0, (-1, times)).transpose(1, 2)
-    same = torch.eye(times, dtype=torch.bool, device=mask.device)[:, None, :, None]
-    # [texts, 1, times, k, times, k]
-    blocks = torch.where(same, own[:, :, :, :, None], torch.full_like(mask[:1, :1, :1, :1], hidden))
-    query, key, value = (
-        t.unflatten(0, (-1, times)).transpose(1, 2).flatten(2, 3) for t in (query, key, value)
-    )
-    return query, key, value, blocks.flatten(4, 5).flatten(2, 3)
+    (rows, heads, k, dim), (texts, _, seq, _) = query.shape, pair[0].shape
+    key, value, text_key, text_value = (t.to(key).flatten(0, 1) for t in (key, value, *pair))
+    # Adjacent query heads that share a key-value head are further queries of it.
+    to_own = scaled_product(query.reshape(len(key), -1, dim), key.mT, scaling)
+    joined = _joined(query, texts).reshape(len(text_key), -1, dim)
+    to_text = scaled_product(joined, text_key.mT, scaling).view(texts, heads, -1, seq)
+    to_own = _joined(to_own.view(rows, heads, k, k), texts)
+    scores = torch.cat([to_text, to_own], dim=3).float()
+    if mask is not None:
+        scores += mask
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    of_text = weights[..., :seq].reshape(len(text_key), -1, seq) @ text_value
+
+    def apart(t: Tensor) -> Tensor:  # [texts * readers, heads, k, …]
+        return t.unflatten(2, (-1, k)).transpose(1, 2).flatten(0, 1)
+
+    of_own = apart(weights[..., seq:]).reshape(len(key), -1, k) @ value
+    result = apart(of_text.view(texts, heads, -1, dim)) + of_own.view(rows, heads, k, dim)
+    return result.transpose(1, 2).contiguous()
 
 
 for _kernel, _masks in _KERNELS.items():

@@ -36,6 +36,8 @@ class Pass:
         key_mask: ``[batch, k]``, true where a text attends to a key; ``None``: everywhere.
         key_distances: ``[batch, queries, k]``: how many positions each key is before each query,
             for attention that is limited to a window; ``None``: not limited.
+        mask: What the last attention had: the backbone's mask, the limit on distances, the number
+            of keys without `key_values`, and the mask with them.
         prompts_per_text: How many readers share the keys and values of a text. The batch has a row
             for each reader, those of a text one after the other.
         calls: How often each attention module was called, where one serves several layers.
@@ -64,6 +66,7 @@ class Pass:
     key_values: Sequence[KeyValue] = ()
     key_mask: Tensor | None = None
     key_distances: Tensor | None = None
+    mask: tuple[Tensor | None, int | None, int, Tensor | None] | None = None
     prompts_per_text: int = 1
     calls: dict[nn.Module, int] = field(default_factory=dict)
     layer_embeddings: Sequence[Tensor] = ()
