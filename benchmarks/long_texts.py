@@ -30,7 +30,9 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
-def long_texts(mails: list[str], comments: list[str], tokens: int, seed: int) -> list[str]:
+def long_texts(
+    mails: list[str], comments: list[str], tokens: int, seed: int, between: str = "\n\n"
+) -> list[str]:
     """Each mail among comments, starting in the last fifth of the text."""
     tokenizer, rng = load_tokenizer("minilm"), random.Random(seed)
     sizes = [len(tokenizer(comment, add_special_tokens=False)["input_ids"]) for comment in comments]
@@ -46,7 +48,7 @@ def long_texts(mails: list[str], comments: list[str], tokens: int, seed: int) ->
             i = rng.randrange(len(comments))
             parts.append(comments[i])
             used += sizes[i]
-        found.append(" ".join(parts if placed else [*parts, mail]))
+        found.append(between.join(parts if placed else [*parts, mail]))
     return found
 
 

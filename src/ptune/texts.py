@@ -46,6 +46,11 @@ PADDING = 128
 SHOWN = 5
 # The share of a window that the next one reads again.
 OVERLAP = 0.25
+# Values of `long_texts` with which a long text has several rows.
+IN_WINDOWS = ("windows", "passages")
+# Where a paragraph ends; and where a line or sentence does, also a Chinese or Japanese one.
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_SENTENCE = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]|\n""")
 # Tokens of a window that stay free: words that were cut apart may become more tokens.
 SPARE = 2
 
@@ -368,7 +373,8 @@ def encode_rows(
     Args:
         tokenizer, columns, max_text_tokens, truncation_side, template: As for `encode`.
         long_texts: What is read of a text that is longer than `max_text_tokens`: its start
-            (`truncate`), its start and end (`head_tail`), or everything (`windows`).
+            (`truncate`), its start and end (`head_tail`), or everything: in windows that overlap
+            (`windows`), or in paragraphs and, of a longer one, sentences (`passages`).
 
     Raises:
         PtuneError: A text has to be divided, and the tokenizer is a slow one.
@@ -420,6 +426,11 @@ class Reading:
     max_text_tokens: int | None = None
     long_texts: str = "truncate"
     template: Template | None = None
+
+    @property
+    def in_windows(self) -> bool:
+        """Whether a longer text has several rows, with all of it."""
+        return self.long_texts in IN_WINDOWS
 
     def rows(self, tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]]) -> Rows:
         """Token ids of texts or pairs, as `encode_rows` returns them."""
@@ -504,13 +515,40 @@ def _divided(
     is_cut = any(n < len(spans[c]) for c, n in others.items())
     if long_texts == "head_tail":
         return [tuple(shown)], True
-    steps = max(0, -(-(length - size) // max(1, size - int(OVERLAP * size))))
-    starts = [round(k * (length - size) / steps) for k in range(steps + 1)] if steps else [0]
-    windows = [part(longer, start, min(start + size, length)) for start in starts]
+    ranges = _passages(texts[longer], spans[longer], size)
+    if long_texts == "windows":
+        steps = max(0, -(-(length - size) // max(1, size - int(OVERLAP * size))))
+        starts = [round(k * (length - size) / steps) for k in range(steps + 1)] if steps else [0]
+        ranges = [(start, min(start + size, length)) for start in starts]
+    windows = [part(longer, start, end) for start, end in ranges]
     windows = [window for window in windows if window.strip()]
     return [
         tuple(w if c == longer else shown[c] for c in range(len(texts))) for w in windows
     ], is_cut
+
+
+def _passages(text: str, spans: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Where the paragraphs of a text start and end, in tokens.
+
+    A paragraph of more than `size` tokens is divided after sentences or lines, and a sentence of
+    more than that anywhere.
+    """
+    stops = [stop for _, stop in spans]  # a token may start with the space before it
+
+    def ends(pattern: re.Pattern[str]) -> list[int]:
+        places = {bisect.bisect_right(stops, found.end()) for found in pattern.finditer(text)}
+        return sorted(places | {0, len(spans)})
+
+    paragraphs, sentences, found = ends(_PARAGRAPH), ends(_SENTENCE), []
+    for start, last in itertools.pairwise(paragraphs):
+        while start < last:
+            end = last
+            if last - start > size:
+                end = sentences[bisect.bisect_right(sentences, start + size) - 1]
+                end = end if end > start else start + size
+            found.append((start, end))
+            start = end
+    return found
 
 
 # Templates.

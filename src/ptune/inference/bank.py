@@ -446,7 +446,7 @@ class PromptBank:
         whole, _, _ = self._encode(found, cut=False)
 
         def left_out(reading: Reading, tokens: int) -> int:
-            limit = None if reading.long_texts == "windows" else reading.max_text_tokens
+            limit = None if reading.in_windows else reading.max_text_tokens
             return 0 if limit is None else max(0, tokens - limit)
 
         return [

@@ -121,7 +121,7 @@ def add_labels(
     reasons = {
         "it predicts a number": before.is_regression,
         "its labels were merged or dropped": before.outputs is not None,
-        "it reads long texts in windows": classifier._reading().long_texts == "windows",
+        "it reads long texts in windows": classifier._reading().in_windows,
         "its head does not end in a linear layer of its own": names is None,
     }
     if names is None or any(reasons.values()):

@@ -25,8 +25,8 @@ Pooling = Literal["auto", "architecture", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
 # What is read of a text that is longer than the limit: its start, its start and its end, or all of
-# it in windows that overlap.
-LongTexts = Literal["truncate", "head_tail", "windows"]
+# it in windows that overlap, or in paragraphs and sentences.
+LongTexts = Literal["truncate", "head_tail", "windows", "passages"]
 
 # The largest values of these fields, so that a file cannot ask for more memory than there is.
 LIMITS = {

@@ -15,6 +15,7 @@ from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
 from ptune.prompts.config import Depth, PromptEncoderConfig
 from ptune.prompts.questions import FEW, listed
+from ptune.texts import IN_WINDOWS
 from ptune.training.settings import HeadStart, Preset, TrainSettings
 
 # The length of a run: passes over the data, and the fewest steps.
@@ -137,7 +138,7 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
     few = situation.few and is_fitted and kind[0] == "encoder"
     chosen["label_names"] = few and situation.names and not situation.pairs
     can_pair = is_fitted and situation.single and situation.prompt in ("deep", "input")
-    can_pair = can_pair and settings.long_texts != "windows" and settings.processes == 1
+    can_pair = can_pair and settings.long_texts not in IN_WINDOWS and settings.processes == 1
     chosen["loss"] = "pairs" if few and can_pair else "labels"
     if (settings.loss or chosen["loss"]) == "pairs":
         if not can_pair:

@@ -37,6 +37,8 @@ LABELS = "labels"
 MOST_TEXTS, SOME_TEXTS = 4096, 512
 # The most windows whose features are kept, to find the telling ones.
 MOST_WINDOWS = 65_536
+# How sure the guesses at telling windows may be; the best one is chosen.
+SHARPNESS = (1.0, 1 / 3)
 # One text in this many is left out, to choose between two starts.
 LEFT_OUT = 5
 # Strengths of the ridge regression, for the mean over the texts.
@@ -343,15 +345,16 @@ def _telling_start(
         losses = labels.losses(logits, targets[rest])
         return float(losses @ weights[rest] / weights[rest].sum())
 
-    def telling(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def telling(chosen: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
         own = [windows[i] for i in chosen.tolist()]
-        return fit_telling(own, targets[chosen], weights[chosen], len(labels))
+        return fit_telling(own, targets[chosen], weights[chosen], len(labels), sharpness)
 
-    found = telling(some)
-    least, factor = min((loss(found, f), f) for f in torch.logspace(-2, 0.5, 26).tolist())
+    found = {sharpness: telling(some, sharpness) for sharpness in SHARPNESS}
+    factors = torch.logspace(-2, 0.5, 26).tolist()
+    least, sharpness, factor = min((loss(found[s], f), s, f) for s in found for f in factors)
     if not least < loss(of_means(some), 1.0):
         return None
-    coefficients, intercept = telling(torch.arange(len(windows)))
+    coefficients, intercept = telling(torch.arange(len(windows)), sharpness)
     return factor * coefficients, factor * intercept
 
 

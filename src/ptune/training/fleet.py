@@ -23,6 +23,7 @@ from ptune.data.opening import format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
 from ptune.files import METRICS_NAME, read_json, staged, write_json
+from ptune.texts import IN_WINDOWS
 from ptune.training import folder as run_folder
 from ptune.training import run as runs
 from ptune.training.defaults import virtual_tokens
@@ -84,7 +85,7 @@ class _Task:
             or own.head != "linear"
             or own.processes > 1
             or own.backbone_dropout
-            or own.long_texts == "windows"  # several rows are one example
+            or own.long_texts in IN_WINDOWS  # several rows are one example
             or own.keep_features
             or not own.training_arguments.keys() <= FOLLOWED
         )

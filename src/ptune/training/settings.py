@@ -198,8 +198,9 @@ class ClassifierSettings:
     long_texts: LongTexts = setting(
         "truncate",
         "What is read of a text that is longer than max_length or the backbone's limit: its start "
-        "(truncate), its start and its end (head_tail), or all of it in windows that overlap, "
-        "of which those with large logits count more (windows).",
+        "(truncate), its start and its end (head_tail), or all of it in windows that overlap "
+        "(windows) or in paragraphs and sentences (passages), of which those with large logits "
+        "count more.",
         TRAINING,
     )
     dtype: Dtype = setting(

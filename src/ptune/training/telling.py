@@ -14,20 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptune.texts import pooled
-
 # Rounds of guessing and fitting. The accuracy on texts that were left out rises no further.
 ROUNDS = 10
 # How sure the first guess is: the factor of standardised scores.
 SURE = 3.0
 # Texts that the mean of all telling windows counts for in the mean of those of one label.
 SHARED_TEXTS = 30
-# Added to each variance of the windows, as a share of their mean variance.
-FLOOR = 0.1
+# How far the variances of the windows are drawn to their mean.
+SHRINKAGE = 0.6
 
 
 def fit_telling(
-    windows: Sequence[Tensor], targets: Tensor, weights: Tensor, labels: int
+    windows: Sequence[Tensor], targets: Tensor, weights: Tensor, labels: int, sharpness: float
 ) -> tuple[Tensor, Tensor]:
     """A linear layer whose logits are log-likelihood ratios of a telling window to any other.
 
@@ -38,26 +36,30 @@ def fit_telling(
         targets: The label of each text, ``[n]``.
         weights: The texts' weights, ``[n]``.
         labels: How many labels there are.
+        sharpness: The factor of logits before a guess. Windows are less independent of each other
+            than the discriminant believes, and a guess that is too sure finds no better one.
 
     Returns:
         Coefficients ``[labels, width]`` and intercepts ``[labels]``.
     """
-    counts = torch.tensor([len(own) for own in windows])
+    sizes = [len(own) for own in windows]
+    counts = torch.tensor(sizes)
     text_of = torch.arange(len(windows)).repeat_interleave(counts)
     weights = weights.double() / weights.double().mean()
     x = torch.cat(list(windows)).double()
     center = x.mean(dim=0)
     variances, axes = torch.linalg.eigh((x - center).T @ (x - center) / len(x))
-    white = axes / (variances.clamp_min(0) + FLOOR * variances.mean() + 1e-12).sqrt()
+    shrunk = (1 - SHRINKAGE) * variances.clamp_min(0) + SHRINKAGE * variances.mean() + 1e-12
+    white = axes / shrunk.sqrt()
     x = (x - center) @ white  # [all windows, width]
     goal = F.one_hot(targets, labels).double()
     own = targets[text_of, None]
     scores = x @ _between_means(x, text_of, counts, goal)
     first = (scores.gather(1, own) - scores.mean(dim=1, keepdim=True))[:, 0]
-    telling = _shares(SURE * first / first.std().clamp_min(1e-12), text_of)
+    telling = _shares(SURE * first / first.std().clamp_min(1e-12), sizes)
     for _ in range(ROUNDS):
         layer, intercepts = _discriminant(x, goal[text_of], telling, weights[text_of])
-        telling = _shares((x @ layer + intercepts).gather(1, own)[:, 0], text_of)
+        telling = _shares(sharpness * (x @ layer + intercepts).gather(1, own)[:, 0], sizes)
     layer, intercepts = _discriminant(x, goal[text_of], telling, weights[text_of])
     often = (weights @ goal).clamp_min(1e-4) / weights.sum()
     coefficients = (white @ layer).T
@@ -73,11 +75,9 @@ def _between_means(x: Tensor, text_of: Tensor, counts: Tensor, goal: Tensor) -> 
     return torch.linalg.solve(gram, means.T @ (goal - goal.mean(dim=0)))
 
 
-def _shares(scores: Tensor, text_of: Tensor) -> Tensor:
-    """The softmax of scores ``[all windows]`` within each text."""
-    sums = pooled(scores[:, None], text_of.tolist())[:, 0]
-    shares = (scores - sums[text_of]).exp()  # times the number of windows
-    return shares / torch.bincount(text_of)[text_of]
+def _shares(scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The softmax of scores ``[all windows]`` within each text, of so many windows."""
+    return torch.cat([own.softmax(dim=0) for own in scores.split(sizes)])
 
 
 def _discriminant(

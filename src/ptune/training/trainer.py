@@ -35,7 +35,7 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, WEIGHT, TaskData,
 from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.texts import Reading, pooled
+from ptune.texts import IN_WINDOWS, Reading, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
 from ptune.training.features import (
     LABELS,
@@ -299,8 +299,8 @@ def tokenize(
     Args:
         tokenizer: The backbone's tokenizer.
         dataset: Texts and labels.
-        reading: How texts are read. If `long_texts` is `windows`, the tokenizer's columns have a
-            list of windows for each text; see `WindowCollator`.
+        reading: How texts are read. If in windows, the tokenizer's columns have a list
+            of windows for each text; see `WindowCollator`.
 
     Returns:
         The dataset with the tokenizer's columns and `labels`, and the number of truncated texts.
@@ -313,7 +313,7 @@ def tokenize(
         texts = [batch[c] for c in columns]
         rows = reading.rows(tokenizer, texts)
         truncated += len(rows.cut)
-        if reading.long_texts != "windows":
+        if not reading.in_windows:
             return rows.encoded
         found: dict[str, Any] = {name: [[] for _ in texts[0]] for name in rows.encoded}
         for name, values in rows.encoded.items():
@@ -422,7 +422,7 @@ def build_trainer(
         prompt_learning_rate=settings.prompt_learning_rate,
         weight_decay=args.weight_decay,
     )
-    windows = model.state.long_texts == "windows"
+    windows = model.state.long_texts in IN_WINDOWS
     if windows:
         limit_tokens(args, train)
     needs_own_loss = windows or WEIGHT in train.column_names or dataset.has_unknown
