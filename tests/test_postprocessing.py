@@ -175,7 +175,13 @@ def test_unfamiliar_texts_are_marked_everywhere(folder_of, tmp_path, capsys):
         rows = map(json.loads, lines) if format == "jsonl" else csv.DictReader(lines)
         assert [float(r["unfamiliar"]) for r in rows] == pytest.approx(found, abs=0.1)
     file = tmp_path / "adapter" / QUALITY_NAME
-    save_file({k: v for k, v in load_file(file).items() if k != "unfamiliar.means"}, file)
+    # Earlier files have four weights, without that of the energy.
+    earlier, weights = load_file(file), np.array([1.0, 2.0, 3.0, 4.0])
+    save_file({**earlier, "unfamiliar.weights": torch.from_numpy(weights)}, file)
+    found = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu").postprocessing_
+    expected = unfamiliar.parts(logits)[:, :4] @ weights
+    assert found.unfamiliar.score(logits) == pytest.approx(expected)
+    save_file({k: v for k, v in earlier.items() if k != "unfamiliar.means"}, file)
     with refused("…has unfamiliar.known, unfamiliar.overall, unfamiliar.scores, …; expected …"):
         ptune.load(tmp_path / "adapter")
 

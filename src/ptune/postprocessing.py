@@ -20,7 +20,7 @@ from ptune.labels import Labels, Prediction
 
 Array = NDArray[np.float64]
 
-# A text is called unfamiliar if more than this share of the held-out texts are more familiar.
+# A text is called unfamiliar above this. At least this share of the held-out texts are below.
 UNFAMILIAR = 0.95
 
 
@@ -62,21 +62,21 @@ class Goal:
 class Unfamiliar:
     """How unlike the held-out texts a text is, judged by its logits.
 
-    The score is a weighted sum of four measures: the relative Mahalanobis distance
+    The score is a weighted sum of five measures: the relative Mahalanobis distance
     (https://arxiv.org/abs/2106.09022), which is the squared distance to the nearest label's mean
-    minus that to the mean of all texts; the distance to the nearest training text whose logits are
-    known (https://arxiv.org/abs/2204.06507); the same after logits are centred and have length one;
-    and the entropy of the probabilities. Logits exist wherever a classifier runs, so the score
-    costs next to nothing and is the same everywhere.
+    minus that to the mean of all texts; the distance to the nearest text whose logits are known
+    (https://arxiv.org/abs/2204.06507); the same after logits are centred and have length one; the
+    entropy of the probabilities; and the energy (https://arxiv.org/abs/2010.03759). Logits exist
+    wherever a classifier runs, so the score costs next to nothing and is the same everywhere.
 
     Attributes:
         within: Makes the logits of one label spherical, ``[num_labels, num_labels]``.
         means: Mean of each label, made spherical, ``[num_labels, num_labels]``.
         overall: The same for all texts together, and in the last row their mean,
             ``[num_labels + 1, num_labels]``.
-        scores: Scores of held-out texts, ascending.
-        known: Logits of training texts, ``[known, num_labels]``.
-        weights: Of the four measures, ``[4]``.
+        scores: Scores of held-out texts, ascending; see `calibration.fit_unfamiliar`.
+        known: Logits of training and held-out texts, ``[known, num_labels]``.
+        weights: Of the measures, ``[5]``; earlier ``[4]``, without the energy.
     """
 
     within: Array
@@ -86,25 +86,37 @@ class Unfamiliar:
     known: Array | None = None
     weights: Array = field(default_factory=lambda: np.array([1.0, 0.0, 0.0, 0.0]))
 
-    def parts(self, logits: Any) -> Array:
-        """The four measures, ``[n, 4]``. Distances to known texts are 0 if there are none."""
+    def parts(self, logits: Any, used: Array | None = None) -> Array:
+        """The measures, ``[n, 5]``. Distances to known texts are 0 if there are none.
+
+        Args:
+            logits: Logits ``[n, num_labels]``.
+            used: Weights of the measures: those with the weight 0 may stay 0.
+        """
+        used = np.ones(5) if used is None else used
         values = np.asarray(logits, dtype=np.float64)
         apart = (values @ self.within)[:, None] - self.means  # [n, num_labels, num_labels]
         relative = values @ self.overall[:-1] - self.overall[-1]
         distance = (apart**2).sum(axis=2).min(axis=1) - (relative**2).sum(axis=1)
         near = angle = np.zeros(len(values))
         if self.known is not None:
-            known = self.known.astype(np.float64)
-            near, angle = nearest(values, known), nearest(_direction(values), _direction(known))
+            known = np.asarray(self.known, dtype=np.float64)
+            near = nearest(values, known)
+            if used[2]:
+                angle = nearest(_direction(values), _direction(known))
         entropy = special.entr(special.softmax(values, axis=1)).sum(axis=1)
-        return np.stack([distance, near, angle, entropy], axis=1)
+        energy = -special.logsumexp(values, axis=1)
+        return np.stack([distance, near, angle, entropy, energy], axis=1)
 
     def score(self, logits: Any) -> Array:
         """Scores ``[n]`` of logits ``[n, num_labels]``; higher is less familiar."""
-        return self.parts(logits) @ self.weights
+        return self.parts(logits, self.weights)[:, : len(self.weights)] @ self.weights
 
     def share(self, logits: Any) -> Array:
-        """The share of held-out texts that are more familiar than each text, ``[n]``."""
+        """The share of held-out texts that are more familiar than each text, ``[n]``.
+
+        It is stretched so that the threshold is at `UNFAMILIAR`.
+        """
         values = np.asarray(logits)
         parts = [self.score(values[i : i + 256]) for i in range(0, len(values), 256)]
         place = np.searchsorted(self.scores, np.concatenate([np.empty(0), *parts]))

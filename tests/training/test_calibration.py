@@ -145,32 +145,58 @@ def test_unfamiliar_texts_are_told_from_those_of_known_labels(known):
 
 def test_texts_that_are_far_from_every_training_text_are_unfamiliar():
     """Labels whose texts form a ring have a mean that is no text's place."""
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), 24
+
+    def of(y, x):
+        return np.concatenate([x, 30 * np.eye(size)[y][:, 2:] + rng.normal(size=(len(y), 22))], 1)
 
     def ring(n):
-        angle = rng.uniform(0, 2 * np.pi, n)
-        y = rng.integers(0, 2, n)
-        around = 10 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        return around + 30 * y[:, None] + rng.normal(size=(n, 2)), y
+        angle, y = rng.uniform(0, 2 * np.pi, n), rng.integers(2, size, n)
+        around = 20 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return of(y, around + rng.normal(size=(n, 2))), y
 
-    (logits, y), (known, _) = ring(400), ring(400)
-    middle = rng.normal(size=(100, 2)) * 2 + 30 * rng.integers(0, 2, 100)[:, None]
-    alone, together = fit_unfamiliar(logits, y), fit_unfamiliar(logits, y, known)
-    assert np.mean(alone.share(middle) > 0.95) < 0.1
-    assert np.mean(together.share(middle) > 0.95) > 0.5
-    assert np.mean(together.share(ring(400)[0]) > 0.95) == pytest.approx(0.05, abs=0.04)
+    (logits, y), (known, _) = ring(800), ring(1000)
+    middle = of(rng.integers(2, size, 100), rng.normal(size=(100, 2)) * 2)
+    found = fit_unfamiliar(logits, y, known)
+    assert np.mean(found.share(middle) > 0.95) > 0.5
+    assert np.mean(found.share(ring(400)[0]) > 0.95) == pytest.approx(0.04, abs=0.04)
     # Other texts of no label choose what counts.
     chosen = fit_unfamiliar(logits, y, known, middle[:50])
     new = np.concatenate([ring(400)[0], middle[50:]])
     truth = np.arange(450) >= 400
-    assert roc_auc_score(truth, chosen.score(new)) > roc_auc_score(truth, together.score(new))
-    assert np.mean(chosen.share(ring(400)[0]) > 0.95) == pytest.approx(0.05, abs=0.04)
+    assert roc_auc_score(truth, chosen.score(new)) >= roc_auc_score(truth, found.score(new))
+    assert np.mean(chosen.share(ring(400)[0]) > 0.95) == pytest.approx(0.04, abs=0.04)
+
+
+def test_with_few_labels_unfamiliar_texts_are_told_as_well_as_by_the_energy():
+    rng = np.random.default_rng(0)
+
+    def texts(n, size):
+        y = rng.integers(0, 2, n)
+        sure = rng.gamma(9, size / 9, n)[:, None]
+        return np.eye(2)[y] * sure + rng.normal(size=(n, 2)) * 0.7, y
+
+    found = fit_unfamiliar(*texts(300, 8.0), texts(300, 12.0)[0])  # sure of its training texts
+    new = np.concatenate([texts(400, 8.0)[0], texts(400, 3.0)[0]])
+    truth = np.arange(800) >= 400
+    energy = roc_auc_score(truth, -special.logsumexp(new, axis=1))
+    assert energy > 0.9
+    assert roc_auc_score(truth, found.score(new)) > energy - 0.01
+
+
+@pytest.mark.parametrize(("right", "marked"), [(True, 0.015), (False, 0.05)])
+def test_the_threshold_marks_few_texts_whose_label_is_right(right, marked):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 8, 6000)
+    logits = 6 * np.eye(8)[y] + rng.normal(size=(6000, 8))
+    found = fit_unfamiliar(logits[:3000], y[:3000] if right else (y[:3000] + 1) % 8)
+    assert np.mean(found.share(logits[3000:]) > 0.95) == pytest.approx(marked, abs=0.015)
 
 
 def test_training_texts_of_every_label_are_kept_within_a_limit():
     targets = np.array([0] * 500 + [1] * 5 + [2] * 40)
     chosen = some_of_each(targets, 3)
-    assert np.bincount(targets[chosen]).tolist() == [32, 5, 32]
+    assert np.bincount(targets[chosen]).tolist() == [64, 5, 40]
     assert np.bincount(some_of_each(np.arange(10_000) % 200, 200) % 200).tolist() == [25] * 200
 
 
@@ -197,7 +223,8 @@ def test_a_run_keeps_the_logits_of_training_texts_and_learns_nothing_from_others
     assert 0 <= run.metrics["quality"]["out_of_scope"]["marked"] <= 1
     fitted, loaded = run.postprocessing, ptune.load(tmp_path / "run", dtype="float32", device="cpu")
     assert loaded.labels == ["money", "other"]
-    most = sum(min(32, n) for n in np.bincount(["money" in t for t in texts]) * 34)
+    most = sum(min(64, n) for n in np.bincount(["money" in t for t in texts]) * 34)
+    most += run.metrics["quality"]["rows"]
     assert 0.7 * most < len(fitted.unfamiliar.known) <= most
     logits = np.stack(list(loaded.logits(texts)))
     found = [p.unfamiliar for p in loaded(texts)]

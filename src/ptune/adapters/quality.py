@@ -104,7 +104,7 @@ def _check(name: str, values: np.ndarray, labels: int, file: Path) -> None:
         "unfamiliar.means": (labels, labels),
         "unfamiliar.overall": (labels + 1, labels),
         "unfamiliar.weight": (1,),
-        "unfamiliar.weights": (4,),
+        "unfamiliar.weights": (4,) if values.shape == (4,) else (5,),  # earlier: no energy
     }
     if name in ("set_scores", "unfamiliar.scores"):
         fits, expected = values.ndim == 1 and len(values) <= MAX_SCORES, f"at most {MAX_SCORES:,}"

@@ -37,8 +37,14 @@ MAX_SCORES = 2000
 MIN_FAMILIAR, MAX_FAMILIAR, SHRINKAGE = 50, 256, 0.1
 # Texts that belong to no label: those that are needed, and the factors they choose from.
 MIN_OUT_OF_SCOPE, TIMES = 10, (1.0, 0.0, 0.5, 2.0, 4.0)
-# Training texts of each label whose logits are kept, and numbers that are kept at most.
-PER_LABEL, MAX_NUMBERS = 32, 1_000_000
+# Texts of each label whose logits are kept, of training and of held-out texts each, and numbers
+# that are kept at most.
+PER_LABEL, MAX_NUMBERS = 64, 1_000_000
+# With this many labels, distances between logits count as much as the energy. With few labels,
+# logits have too few dimensions for distances; with many, the energy tells less.
+EVEN_LABELS = 12
+# Held-out texts that may be called unfamiliar although their label is right, as a share of all.
+MOST_LOST = 0.015
 
 
 def fit(
@@ -206,9 +212,9 @@ def fit_unfamiliar(
 ) -> Unfamiliar | None:
     """What tells texts that are unlike others; ``None``: there are too few, or too many labels.
 
-    The scores that are kept are cross-fitted, because texts are close to their own means. Texts
-    that belong to no label choose the weights; without them, all measures vary as much over the
-    held-out texts.
+    The scores that are kept are cross-fitted, because texts are close to themselves. The weights
+    follow from the number of labels and from how much each measure varies over the held-out texts,
+    or are chosen by texts that belong to no label.
 
     Args:
         logits: Logits of held-out texts, ``[n, num_labels]``.
@@ -216,28 +222,44 @@ def fit_unfamiliar(
         known: Logits of training texts, ``[known, num_labels]``.
         out_of_scope: Logits of texts that belong to no label, ``[m, num_labels]``.
     """
-    if len(logits) < MIN_FAMILIAR or logits.shape[1] > MAX_FAMILIAR:
+    size = logits.shape[1]
+    if len(logits) < MIN_FAMILIAR or size > MAX_FAMILIAR:
         return None
-    kept: Array | None = known.astype(np.float16) if known is not None and len(known) else None
-    parts, fold = np.empty((len(logits), 4)), np.random.default_rng(0).permutation(len(logits))
+    known = np.empty((0, size)) if known is None else known
+    parts, fold = np.empty((len(logits), 5)), np.random.default_rng(0).permutation(len(logits))
     fold %= FOLDS
     for i in range(FOLDS):
-        rest = replace(_familiar(logits[fold != i], targets[fold != i]), known=kept)
+        rest = _familiar(logits[fold != i], targets[fold != i], known)
         parts[fold == i] = rest.parts(logits[fold == i])
-    found = replace(_familiar(logits, targets), known=kept)
-    spread = parts.std(axis=0)
-    # A measure that is always the same, such as the distance to no text, tells nothing.
-    weights = np.where(spread > 1e-9, spread[0] / np.maximum(spread, 1e-9), 0.0)
+    found, spread = _familiar(logits, targets, known), parts.std(axis=0)
+    # A measure that is always the same tells nothing.
+    even = np.where(spread > 1e-9, spread[0] / np.maximum(spread, 1e-9), 0.0)
+    distances = (size / EVEN_LABELS) ** 1.5 / 3
+    weights = even * [distances, 2 * distances, 0.0, 0.0, 1.0]
     if out_of_scope is not None and len(out_of_scope) >= MIN_OUT_OF_SCOPE:
         both = np.concatenate([parts, found.parts(out_of_scope)])
         outside = np.arange(len(both)) >= len(parts)
-        choices = [weights * [1.0, *times] for times in itertools.product(TIMES, repeat=3)]
-        weights = max(choices, key=lambda own: roc_auc_score(outside, both @ own))
-    scores = _thinned(np.sort(parts @ weights), MAX_SCORES)
+        choices = [even * [1.0, *times] for times in itertools.product(TIMES, repeat=4)]
+        weights = max([weights, *choices], key=lambda own: roc_auc_score(outside, both @ own))
+    scores = _stretched(parts @ weights, logits.argmax(axis=1) == targets)
     return replace(found, scores=scores, weights=weights)
 
 
-def _familiar(logits: Array, targets: Array) -> Unfamiliar:
+def _stretched(scores: Array, right: Array) -> Array:
+    """Scores of held-out texts, ascending, of which a share of `UNFAMILIAR` is below the threshold.
+
+    It is at least as high as the scores of that share of the texts, and higher if more than
+    `MOST_LOST` of them would be marked although their label is right.
+    """
+    n, order = len(scores), np.argsort(-scores)
+    allowed = right[order].cumsum() <= MOST_LOST * n
+    marked = min(int(allowed.sum()), int((1 - UNFAMILIAR) * n + 1e-9))
+    ranks = np.arange(1, min(n, MAX_SCORES) + 1) / min(n, MAX_SCORES)
+    levels = np.interp(ranks, [0, UNFAMILIAR, 1], [0, 1 - marked / n, 1])
+    return np.quantile(scores, levels)
+
+
+def _familiar(logits: Array, targets: Array, known: Array) -> Unfamiliar:
     size, mean = logits.shape[1], logits.mean(axis=0)
     sums = np.zeros((size, size))
     np.add.at(sums, targets, logits)
@@ -245,7 +267,8 @@ def _familiar(logits: Array, targets: Array) -> Unfamiliar:
     means = (sums + mean) / (np.bincount(targets, minlength=size) + 1)[:, None]
     within, all_together = _spherical(logits - means[targets]), _spherical(logits - mean)
     overall = np.vstack([all_together, mean @ all_together])
-    return Unfamiliar(within, means @ within, overall, np.zeros(1))
+    known = np.concatenate([known, logits[some_of_each(targets, size)]]).astype(np.float16)
+    return Unfamiliar(within, means @ within, overall, np.zeros(1), known)
 
 
 def _spherical(rest: Array) -> Array:
