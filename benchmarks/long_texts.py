@@ -2,7 +2,8 @@
 
 A long text has `--tokens` tokens of comments from GoEmotions, which are about no order, and one
 mail of ptune's demo in its last fifth. The mail decides the label. Training and test are built
-alike. It compares truncation, head and tail, and windows with the mails alone.
+alike, with blank lines between comments. It compares truncation, head and tail, windows and
+passages with the mails alone.
 
     python benchmarks/long_texts.py --train 480 --test 180 --output results.json
 """
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=128, help="max_length")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--prompt", default="none")
-    parser.add_argument("--settings", default="short,truncate,head_tail,windows")
+    parser.add_argument("--settings", default="short,truncate,head_tail,windows,passages")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     data = Path(os.environ.get("PTUNE_DATA", ROOT.parent / "shared" / "data"))
