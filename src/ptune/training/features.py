@@ -332,7 +332,9 @@ def _telling_start(
         labels: The labels.
         of_means: Fits the other layer to some of the texts.
     """
-    left_out = same % LEFT_OUT == 0
+    # The order of the texts may follow their labels.
+    shuffled = torch.randperm(len(same), generator=torch.Generator().manual_seed(0))
+    left_out = shuffled[same] % LEFT_OUT == 0
     some, rest = (~left_out).nonzero()[:, 0], left_out.nonzero()[:, 0]
     if not len(some) or not len(rest):
         return None
