@@ -571,14 +571,16 @@ class Template:
     | `{soft:words}` | these words; a trained prompt starts as them and replaces them |
     | `{prompt}` | the prompt, in place of the special tokens before a text |
 
+    Soft words are at the start; or at the end, where a reader starts as them.
+
     After ``chat:``, the rest is what a user says, in the format that the model was tuned on.
 
     Args:
         pattern: Words and places.
 
     Raises:
-        PtuneError: `{text}` is missing, a place is unknown or occurs twice, or `{soft:…}` or
-            `{prompt}` is not at the start.
+        PtuneError: `{text}` is missing, a place is unknown or occurs twice, `{soft:…}` is neither
+            at the start nor at the end, or `{prompt}` is not at the start.
 
     Example:
         >>> Template("Review: {text} Sentiment:").fill([["fine"]])
@@ -608,8 +610,8 @@ class Template:
         soft = [place for place in places if place.startswith("soft:")]
         if soft != ([f"soft:{self.soft_words}"] if self.soft_words else []):
             raise PtuneError(
-                f"The template {self.pattern!r} has {{soft:…}} after its start; a prompt replaces "
-                "only the words at the start."
+                f"The template {self.pattern!r} has {{soft:…}} where no prompt is; a prompt "
+                "replaces only the words at the start, and a reader those at the end."
             )
         if places.count("prompt") != self.replaces_special:
             raise PtuneError(
@@ -637,13 +639,26 @@ class Template:
         """Whether a space comes before the word that it asks for."""
         if self.has_mask:
             return self.pattern.partition("{mask}")[0].endswith(" ")
-        return not (self.chats or self.pattern.endswith((" ", "\n")))
+        end = self.soft_words if self.soft_at_end else self.pattern
+        return not (self.chats or end.endswith((" ", "\n")))
 
     @property
     def soft_words(self) -> str:
         """The words that a trained prompt replaces; empty: there are none."""
-        found = re.match(r"\{soft:([^{}]*)\}", self.pattern)
-        return found[1] if found else ""
+        return self._soft[1]
+
+    @property
+    def soft_at_end(self) -> bool:
+        """Whether these words come after the text, where a reader is."""
+        return self._soft[0]
+
+    @property
+    def _soft(self) -> tuple[bool, str]:
+        at_start = re.match(r"\{soft:([^{}]*)\}", self.pattern)
+        at_end = re.search(r"\{soft:([^{}]*)\}$", self.pattern)
+        if found := at_start or (None if self.chats else at_end):
+            return not at_start, found[1]
+        return False, ""
 
     @property
     def replaces_special(self) -> bool:
@@ -658,7 +673,8 @@ class Template:
         """
         if not (words := self.soft_words):
             return self
-        rest = self.pattern.removeprefix(f"{{soft:{words}}}")
+        place = f"{{soft:{words}}}"
+        rest = self.pattern.removesuffix(place) if self.soft_at_end else self.pattern[len(place) :]
         return Template(_PROMPT + rest if replaces_special else rest)
 
     def fill(self, columns: Sequence[Sequence[str]], mask: str = "[MASK]") -> list[str]:

@@ -42,6 +42,7 @@ def default_question(
     pairs: bool = False,
     masked: bool = False,
     question: str | None = None,
+    after: bool = False,
 ) -> Question:
     """A question about a text whose answer is one of the labels.
 
@@ -50,14 +51,19 @@ def default_question(
         pairs: Whether it is about pairs of texts.
         masked: Whether a masked language model is asked, which fills a gap.
         question: What is asked about a text, if that is known.
+        after: Whether all words come after the text, for a reader to start as.
     """
     asked = f"{question[0].upper()}{question[1:]}" if question else None
     if words := _all_in(ANSWERS, labels):
+        if after:
+            return Question(_after(f"{asked or _asked(pairs=pairs)} Answer:", pairs=pairs), words)
         template = _answered(list(words.values()), asked, pairs=pairs, masked=masked)
         return Question(template, words)
     if not pairs and (words := _all_in(MOODS, labels)):
         if masked:
             return Question("{text} It was {mask}.", words)
+        if after:
+            return Question("{text}{soft: Sentiment:}")
         # SmolLM2 answers better if the positive label comes first.
         first = [label for mood in MOODS for label in labels if in_words(label).lower() == mood]
         asked = f"Is the text {listed(first)}?"
@@ -65,11 +71,21 @@ def default_question(
     if not pairs and (words := _all_in(RATINGS, labels)):
         if masked:
             return Question("{text} It was {mask}.", words)
+        if after:
+            return Question(_after("Rating:"), words)
         asked = f"Is the review {listed(list(words.values()))}?"
         return Question(f"{{soft:{asked}\nReview:}} {{text}}\nRating:", words)
     if masked:
         return Question("{text} ? {mask}, {text_pair}" if pairs else "{text} It is about {mask}.")
+    if after:
+        return Question(_after("Label:" if pairs else "This text is about", pairs=pairs))
     return Question(_general(labels, pairs=pairs))
+
+
+def _after(asked: str, *, pairs: bool = False) -> str:
+    """A template that says something after the text, or after both."""
+    texts = "First text: {text}\nSecond text: {text_pair}" if pairs else "{text}"
+    return f"{texts}{{soft:\n{asked}}}"
 
 
 def _all_in(table: dict[str, str], labels: Sequence[str]) -> dict[str, str] | None:
@@ -84,12 +100,15 @@ def _answered(answers: Sequence[str], asked: str | None, *, pairs: bool, masked:
         return (
             "{text} ? {mask}, {text_pair}" if pairs else f"{{text}} {asked or 'Is it?'} {{mask}}."
         )
-    if asked is None:
-        asked = "Does the second text follow from the first?" if pairs else "Is this true?"
-    asked += f" Answer {listed(answers)}."
+    asked = f"{asked or _asked(pairs=pairs)} Answer {listed(answers)}."
     if pairs:
         return f"{{soft:{asked}\nFirst text:}} {{text}}\nSecond text: {{text_pair}}\nAnswer:"
     return f"{{soft:{asked}\nText:}} {{text}}\nAnswer:"
+
+
+def _asked(*, pairs: bool) -> str:
+    """A question that yes and no answer."""
+    return "Does the second text follow from the first?" if pairs else "Is this true?"
 
 
 def _general(labels: Sequence[str], *, pairs: bool) -> str:

@@ -109,9 +109,9 @@ def virtual_tokens(settings: TrainSettings) -> int:
 
 def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
     """What the head starts as."""
-    if situation.prompt == "reader":
-        return "linear"
     if situation.backbone == "encoder":
+        if situation.prompt == "reader":
+            return "linear"
         return "words" if settings.at_mask and situation.words else "features"
     reads_end = settings.pooling in ("auto", "architecture")
     return "words" if situation.words and reads_end else "linear"

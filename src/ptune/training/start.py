@@ -265,6 +265,8 @@ def fitted_prompt(
     if around and around.soft_words == settings.prompt_init_text:
         replaced = _replaced_special(settings, situation, tokenizer)
         around = around.without_soft_words(replaces_special=bool(replaced))
+        if around.pattern == "{text}":  # the texts themselves, as other tasks read them
+            around = None
     return fit_to_tokenizer(config, tokenizer, around), around
 
 
@@ -318,7 +320,11 @@ def ask_with_words(
     masked = is_masked(settings.model, revision=settings.revision)
     if settings.asks_words and settings.template is None:
         asked = default_question(
-            dataset.labels.names, pairs=dataset.pairs, masked=masked, question=dataset.question
+            dataset.labels.names,
+            pairs=dataset.pairs,
+            masked=masked,
+            question=dataset.question,
+            after=settings.prompt == "reader",
         )
         words = json.dumps(asked.words) if asked.words else None
         words = settings.label_words or words
@@ -331,9 +337,16 @@ def ask_with_words(
             "head is 'words-frozen' and prompt is 'none', so nothing would train. Use "
             "head='words', or another prompt."
         )
-    if settings.template is None or settings.prompt == "none" or settings.prompt_init is not None:
+    if settings.template is None or settings.prompt == "none":
         return settings
-    if not (words := Template(settings.template).soft_words):
+    template, after = Template(settings.template), settings.prompt == "reader"
+    if template.soft_at_end and not after:
+        raise PtuneError(
+            f"The template {settings.template!r} has {{soft:…}} after the text, and a "
+            f"{settings.prompt} prompt comes before it. Use prompt='reader', or plain words."
+        )
+    words = template.soft_words
+    if not words or template.soft_at_end != after or settings.prompt_init is not None:
         return settings
     length = len(tokenizer(words, add_special_tokens=False)["input_ids"])
     length += len(_replaced_special(settings, situation, tokenizer))
