@@ -94,11 +94,11 @@ def zero_shot(asked):
     )
 
 
-def own_scores(folder, texts):
+def own_scores(folder, texts, template=ASKED):
     """The language model's scores of the label words after each text, one text at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(str(folder))
-    words, filled = tokens_of_labels(tokenizer), Template(ASKED).fill([texts])
+    words, filled = tokens_of_labels(tokenizer), Template(template).fill([texts])
     with torch.no_grad():
         ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in filled]
         return torch.stack([model(input_ids=i).logits[0, -1, words] for i in ids]).numpy()
@@ -311,6 +311,35 @@ def test_a_prompt_starts_as_the_soft_words(tmp_path, name, prompt):
         assert np.stack(list(found)) == near
 
 
+@pytest.mark.parametrize(
+    ("name", "before"), [("Qwen 2", ""), ("Falcon", ""), ("Llama", "I ask: ")]
+)
+def test_a_reader_starts_as_the_soft_words_after_the_text(tmp_path, name, before):
+    """With nothing before the text, it is read as for tasks without a template."""
+    language_model(name, tmp_path)
+    template = before + "{text}{soft: the label is}"
+    settings = TrainSettings(
+        model=str(tmp_path), template=template, head="words", prompt="reader", dtype="float32"
+    )
+    model, *_ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
+    assert model.state.template == (Template(before + "{text}") if before else None)
+    model.to_adapter().save(tmp_path / "adapter")
+    started = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu")
+    expected = own_scores(tmp_path, TEXTS, template)
+    near = pytest.approx(expected, abs=1e-4 * max(1.0, float(np.abs(expected).max())))
+    assert np.stack(list(started.logits(TEXTS))) == near
+
+
+def test_soft_words_after_the_text_need_a_reader(tmp_path):
+    language_model("Qwen 2", tmp_path)
+    settings = TrainSettings(model=str(tmp_path), template="{text}{soft: so}", head="words")
+    with refused(
+        "The template '{text}{soft: so}' has {soft:…} after the text, and a deep prompt comes "
+        "before it. Use prompt='reader', or plain words."
+    ):
+        zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False)
+
+
 def test_calibration_gives_texts_without_content_equal_scores(asked, zero_shot):
     folder, template = asked
     classifier = PromptClassifier.zero_shot(
@@ -399,8 +428,10 @@ def test_a_template_cuts_the_text_and_never_itself(decoder):
             "The template has '{prompt:5}'. Set the number of virtual tokens with "
             "num_virtual_tokens (--num-virtual-tokens).",
         ),
-        ("{text} {soft:a}", "The template … has {soft:…} after its start; …"),
-        ("{soft:a}{soft:b} {text}", "The template … has {soft:…} after its start; …"),
+        ("{text} {soft:a} b", "The template … has {soft:…} where no prompt is; …"),
+        ("{soft:a}{soft:b} {text}", "The template … has {soft:…} where no prompt is; …"),
+        ("{soft:a} {text} {soft:b}", "The template … has {soft:…} where no prompt is; …"),
+        ("chat:{text}{soft:b}", "The template … has {soft:…} where no prompt is; …"),
         (
             "{text} {prompt}",
             "The template … has {prompt} after its start; a prompt comes before the text.",
@@ -467,6 +498,27 @@ def test_common_labels_bring_a_template_and_words(labels, pairs, masked, templat
     asked = default_question(labels, pairs=pairs, masked=masked)
     assert (asked.template, asked.words) == (template, words)
     assert Template(asked.template).takes_pairs is pairs
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs", "template"),
+    [
+        (["negative", "positive"], False, "{text}{soft: Sentiment:}"),
+        (["yes", "no"], False, "{text}{soft:\nIs this true? Answer:}"),
+        (["1", "2", "3", "4", "5"], False, "{text}{soft:\nRating:}"),
+        (["refund", "delivery"], False, "{text}{soft:\nThis text is about}"),
+        (
+            ["refund", "delivery"],
+            True,
+            "First text: {text}\nSecond text: {text_pair}{soft:\nLabel:}",
+        ),
+    ],
+)
+def test_a_reader_is_asked_after_the_text(labels, pairs, template):
+    asked = default_question(labels, pairs=pairs, after=True)
+    assert asked.template == template
+    assert Template(template).soft_at_end
+    assert asked.words == default_question(labels, pairs=pairs).words
 
 
 @pytest.mark.parametrize("task", [name for name, spec in GLUE.items() if spec.labels])
