@@ -311,9 +311,7 @@ def test_a_prompt_starts_as_the_soft_words(tmp_path, name, prompt):
         assert np.stack(list(found)) == near
 
 
-@pytest.mark.parametrize(
-    ("name", "before"), [("Qwen 2", ""), ("Falcon", ""), ("Llama", "I ask: ")]
-)
+@pytest.mark.parametrize(("name", "before"), [("Qwen 2", ""), ("Falcon", ""), ("Llama", "I ask: ")])
 def test_a_reader_starts_as_the_soft_words_after_the_text(tmp_path, name, before):
     """With nothing before the text, it is read as for tasks without a template."""
     language_model(name, tmp_path)
