@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import call, refused
+import transformers
+from conftest import call, refused, train_tokenizer
 
 import ptune
 from ptune import TrainSettings
@@ -154,6 +155,40 @@ def test_a_task_starts_in_a_fleet_as_it_starts_alone(common, tmp_path):
     settings = replace(common, label_column="topic", **still)
     alone = ptune.train_run(settings, tmp_path / "alone").model.to_adapter()
     ptune.train_fleet({"a": replace(settings, label_column="tone"), "b": settings}, tmp_path)
+    found = Adapter.read(tmp_path / "b")
+    assert torch.equal(found.prompt_embeddings, alone.prompt_embeddings)
+    assert all(torch.equal(found.head[name], t) for name, t in alone.head.items())
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    """Small language models: one whose head can start as label words, and one that caps scores."""
+    folder, tokenizer = tmp_path_factory.mktemp("decoders"), train_tokenizer(eos="[SEP]")
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    kinds = {"plain": transformers.LlamaConfig, "capped": transformers.Gemma2Config}
+    for name, kind in kinds.items():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(kind(**size))
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "head"), [("plain", "words"), ("capped", "linear")])
+def test_readers_of_a_decoder_start_in_a_fleet_as_alone(decoders, common, tmp_path, name, head):
+    """As words after the text, with label words as head where the language model allows it."""
+    still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1, "reader_rank": 0}
+    settings = replace(common, model=str(decoders / name), label_column="topic", **still)
+    settings = replace(settings, num_virtual_tokens=None)
+    alone = ptune.train_run(settings, tmp_path / "alone").model.to_adapter()
+    wrong = replace(settings, label_words="moon=cheese")
+    tasks = {"a": replace(settings, label_column="tone"), "b": settings, "c": wrong}
+    fleet = ptune.train_fleet(tasks, tmp_path)
+    assert list(fleet.refused) == ["c"]
+    written = json.loads((tmp_path / "b" / "settings.json").read_text())
+    asked = "{text}{soft:\nThis text is about}" if head == "words" else None
+    assert (written["head"], written.get("template")) == (head, asked)
     found = Adapter.read(tmp_path / "b")
     assert torch.equal(found.prompt_embeddings, alone.prompt_embeddings)
     assert all(torch.equal(found.head[name], t) for name, t in alone.head.items())

@@ -23,6 +23,7 @@ from ptune.data.opening import format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
 from ptune.files import METRICS_NAME, read_json, staged, write_json
+from ptune.prompts.words import NoWords
 from ptune.texts import IN_WINDOWS
 from ptune.training import folder as run_folder
 from ptune.training import run as runs
@@ -82,7 +83,7 @@ class _Task:
         own = self.settings
         alone = (
             own.prompt != "reader"
-            or own.head != "linear"
+            or own.head not in ("linear", "words")
             or own.processes > 1
             or own.backbone_dropout
             or own.long_texts in IN_WINDOWS  # several rows are one example
@@ -132,8 +133,7 @@ def train_fleet(
             kinds[task.kind].append(task)
     for kind, some in kinds.items():
         if len(kind) and (len(some) > 1 or some[0].was_together):
-            _train_together(some, fleet, show)
-            continue
+            some = _train_together(some, fleet, show)
         for task in some:
             how: dict[str, Any] = {"overwrite": overwrite, "resume": task.begun}
             try:
@@ -229,13 +229,18 @@ def _prepared(
     return prepared
 
 
-def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
-    """Train tasks with prompts of one size, as many at a time as `MOST_TOKENS` allows."""
+def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> list[_Task]:
+    """Train tasks with prompts of one size, as many at a time as `MOST_TOKENS` allows.
+
+    Returns:
+        Tasks that have to train alone, because their head cannot start as label words.
+    """
     # Tasks of the same size have batches of the same size.
     tasks = sorted(tasks, key=lambda task: len(task.dataset.train or ()))
     first = tasks[0]
     of_pass = min(PART, first.settings.batch_size) * virtual_tokens(first.settings)
     at_once = max(1, MOST_TOKENS // of_pass)
+    alone = []
     with compat.own_accelerate_state():
         stack = Stack(first.settings, first.dataset, first.tokenizer)
         for start in range(0, len(tasks), at_once):
@@ -243,6 +248,9 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
             for task in tasks[start : start + at_once]:
                 try:
                     member = Member(task.settings, task.dataset, stack)
+                except NoWords:
+                    alone.append(task)
+                    continue
                 except PtuneError as error:
                     fleet.refused[task.name] = str(error)
                     continue
@@ -260,8 +268,9 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> None:
                 else:
                     fleet.metrics[task.name] = _written(task, member, stack)
                     show(task.name, fleet.metrics[task.name])
-                stack.remove(member)
+                stack.remove(member.adapter)
     stack.model.kept_texts.close()
+    return alone
 
 
 def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:

@@ -207,8 +207,8 @@ def new_model(
     if settings.prompt == "reader":
         _keep_texts(model, settings)
     if settings.template and settings.asks_words:
-        template = Template(settings.template)
-        start_with_words(model, settings, dataset, tokenizer, template, calibrate=calibrate)
+        own = own_language_model(settings, backbone.dtype)
+        start_with_words(model, settings, dataset, tokenizer, own, calibrate=calibrate)
         if settings.head == "words-frozen":
             model.state.head_trains = False
             model.set_adapter(model.active_adapter)
@@ -399,27 +399,29 @@ def _replaced_special(
     return special_before(tokenizer) if is_deep else []
 
 
+def own_language_model(settings: TrainSettings, dtype: torch.dtype) -> PreTrainedModel:
+    """The language model of the backbone that the settings describe."""
+    return load_language_model(
+        settings.model, masked=settings.at_mask, dtype=dtype, revision=settings.revision
+    )
+
+
 def start_with_words(
     model: PromptModel,
     settings: TrainSettings,
     dataset: TaskData,
     tokenizer: PreTrainedTokenizerBase,
-    template: Template,
+    language_model: PreTrainedModel,
     *,
-    calibrate: bool,
+    calibrate: bool = True,
 ) -> None:
     """Start the head as the rows of its label words in the language model.
 
     Raises:
         PtuneError: As for `start_of_head`; or words are to be found without examples.
     """
-    backbone = model.get_base_model()
-    language_model = load_language_model(
-        settings.model,
-        masked=settings.at_mask,
-        dtype=backbone.dtype,
-        revision=settings.revision,
-    )
+    assert settings.template is not None, "`ask_with_words` chooses one"
+    template = Template(settings.template)
     names = dataset.labels.names
     if settings.label_words == FROM_EXAMPLES:
         if not dataset.train:

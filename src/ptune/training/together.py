@@ -18,7 +18,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,26 @@ import transformers
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import default_device
 from ptune.data.dataset import WEIGHT, TaskData
+from ptune.errors import PtuneError
 from ptune.files import staged
 from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.mechanisms import Prompt
 from ptune.training.folder import CHECKPOINTS
 from ptune.training.run import Answers, tokenized_texts
 from ptune.training.settings import TrainSettings
-from ptune.training.start import fitted_prompt, learned, new_model, own_backbone
+from ptune.training.start import (
+    fitted_prompt,
+    learned,
+    new_model,
+    own_backbone,
+    own_language_model,
+    start_with_words,
+)
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -305,7 +313,10 @@ class Stack:
         self, settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
     ) -> None:
         self.tokenizer, self.settings = tokenizer, settings
-        self.model = new_model(settings, dataset, tokenizer).to(default_device())
+        # Members bring heads of their own.
+        self.model = new_model(replace(settings, head="linear"), dataset, tokenizer)
+        self.model.to(default_device())
+        self._language_model: PreTrainedModel | None = None
         host = self.model.host
         host.attach(HeadPerText(host.backbone, host.architecture.head_names, host.passes))
         # By number of labels and seed.
@@ -317,6 +328,10 @@ class Stack:
 
         Returns:
             The name of the adapter.
+
+        Raises:
+            NoWords: The head cannot start as label words.
+            PtuneError: The label words are wrong.
         """
         labels, key = dataset.labels, (len(dataset.labels), settings.seed)
         if key not in self._starts:
@@ -334,24 +349,34 @@ class Stack:
         state = self.model.state
         state.max_length, state.pairs = settings.max_length, dataset.pairs
         state.template, state.long_texts = around, settings.long_texts
+        if settings.asks_words:
+            try:
+                dtype = self.model.get_base_model().dtype
+                own = self._language_model or own_language_model(settings, dtype)
+                self._language_model = own
+                start_with_words(self.model, settings, dataset, self.tokenizer, own)
+            except PtuneError:
+                self.remove(name)
+                raise
         return name
 
-    def remove(self, member: Member) -> None:
+    def remove(self, adapter: str) -> None:
         """Remove a task's prompt and head."""
         self.model.set_adapter("default")
-        self.model.delete_adapter(member.adapter)
+        self.model.delete_adapter(adapter)
 
     def logits(self, batches: Mapping[Member, Rows]) -> list[Tensor]:
         """The logits ``[examples, num_labels]`` of some examples of each task."""
         n, longest = len(batches), max(map(len, batches.values()))
         # Tasks with fewer examples repeat them.
         rows = [some[i % len(some)] for i in range(longest) for some in batches.values()]
-        prompts, heads = [], []
+        prompts: list[Prompt] = []
+        heads: list[dict[str, Tensor]] = []
         for member in batches:
             own = self.model.adapters[member.adapter]
             embeddings = self.model.prompt_encoders[member.adapter]()
             prompts.append(Prompt.of(own.config, own.mechanism, embeddings))
-            heads.append(own.head.parameters)
+            heads.append(dict(own.head.parameters))
         host = self.model.host
         batch = {
             column: pad_sequence([row[column] for row in rows], batch_first=True)
