@@ -45,7 +45,7 @@ def test_a_preset_is_the_length_of_a_run(preset):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps", "share"), [(32, 48, 1 / 6), (8, 48, 1 / 24), (800, 200, 1)]
+    ("examples", "steps", "share"), [(32, 48, 1 / 36), (96, 48, 1 / 4), (800, 200, 1)]
 )
 def test_few_examples_move_a_head_of_label_words_little(examples, steps, share):
     situation = Situation("decoder", "deep", examples, words=True)
@@ -74,6 +74,12 @@ def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate, tokens):
     assert choose(no_rank, single).num_virtual_tokens == 8
     deep = choose(TrainSettings(), Situation(backbone, "deep", 3200))
     assert (deep.reader_rank, deep.num_virtual_tokens) == (0, 20)
+
+
+def test_a_reader_that_starts_as_words_takes_larger_steps():
+    situation = Situation("decoder", "reader", 3200, words=True)
+    chosen = choose(TrainSettings(prompt="reader"), situation)
+    assert (chosen.head, chosen.prompt_learning_rate, chosen.learning_rate) == ("words", 1e-2, 1e-3)
 
 
 def test_the_page_has_the_learning_rates():
@@ -145,7 +151,7 @@ def test_a_decoder_reads_the_question_before_a_text(decoder_folder, mail, tmp_pa
         ("decoder", True, {}, "words"),
         ("decoder", True, {"prompt": "input"}, "words"),
         ("decoder", True, {"prompt": "none"}, "words"),
-        ("decoder", True, {"prompt": "reader"}, "linear"),
+        ("decoder", True, {"prompt": "reader"}, "words"),
         ("decoder", True, {"pooling": "mean"}, "linear"),
         ("decoder", False, {}, "linear"),
         ("encoder", True, {}, "features"),

@@ -43,6 +43,8 @@ HEAD_RATE = 1e-3
 # neither its start nor what the head reads then is a measure for steps, or a start for the head.
 READER_RATE = 1e-3
 READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
+# From words that ask for the label, with a head of label words, larger steps learn more.
+READER_RATE_FROM_WORDS = 1e-2
 READER_RANK = {"encoder": 32, "decoder": 0}
 # With low-rank layers, 2 tokens learn as much of a single text as 8. Pairs were not compared.
 READER_TOKENS, FEW_READER_TOKENS = 8, 2
@@ -150,7 +152,10 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         chosen["prompt_learning_rate"] = PAIR_RATE
     if situation.prompt == "reader":
         rank, usual = settings.reader_rank, READER_RANK[situation.backbone]
-        chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]
+        if (settings.head or chosen["head"]).startswith("words"):
+            chosen["prompt_learning_rate"] = READER_RATE_FROM_WORDS
+        else:
+            chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]
         chosen["reader_rank"] = usual if rank is None else rank
         if chosen["reader_rank"] and not situation.pairs:
             chosen["num_virtual_tokens"] = FEW_READER_TOKENS
@@ -158,9 +163,9 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
     settings = replace(settings, **left_open)
     examples = situation.examples + (situation.labels if settings.label_names else 0)
     if settings.asks_words and settings.epochs is None:
-        # It answers before training, so its steps add up to no more than those of the epochs.
+        # It answers before training, and few examples soon make it worse: they take small steps.
         steps = EPOCHS[settings.preset] * examples / _step_examples(settings)
-        share = min(1.0, steps / _fewest_steps(settings))
+        share = min(1.0, steps / _fewest_steps(settings)) ** 2
         rates = {"learning_rate", "prompt_learning_rate"} & left_open.keys()
         settings = replace(settings, **{rate: share * left_open[rate] for rate in rates})
     return with_schedule(settings, examples)
