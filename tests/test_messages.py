@@ -184,8 +184,10 @@ MESSAGES = {
     "There are no texts.": lambda: as_columns([]),
     "Expected a table with one column of texts, or two for pairs; found the columns (none). Select "
     'them, for example X[["text"]].': lambda: rows(pd.DataFrame(index=range(2))),
-    "The template '{text} {soft:so}' has {soft:…} after its start; a prompt replaces only the "
-    "words at the start.": lambda: Template("{text} {soft:so}"),
+    "The template '{soft:so} {text} {soft:so}' has {soft:…} where no prompt is; a prompt replaces "
+    "only the words at the start, and a reader those at the end.": lambda: Template(
+        "{soft:so} {text} {soft:so}"
+    ),
     "The template 'chat:{text}' needs a chat format, and this tokenizer has none. Leave out "
     "'chat:'.": lambda: encode(
         train_tokenizer(), [SENTENCES], None, template=Template("chat:{text}")

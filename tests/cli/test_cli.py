@@ -164,7 +164,7 @@ def test_a_config_that_is_not_there_is_refused(refused, tmp_path):
 
 def test_a_config_for_several_processes_is_refused_in_one(refused, trained, tmp_path):
     settings = json.loads((trained / "settings.json").read_text())
-    (tmp_path / "two.json").write_text(json.dumps({**settings, "processes": 2}))
+    (tmp_path / "two.json").write_text(json.dumps({**settings, "processes": 2, "loss": "labels"}))
     words = ["train", "--config", tmp_path / "two.json", "--output-dir", tmp_path / "run"]
     refused(words, "2 processes", "1", "torchrun")
 
