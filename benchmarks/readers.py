@@ -36,16 +36,7 @@ from ptune.training.defaults import READER_RANK
 DEMO = Path(ptune.__file__).parent / "demo"
 LABELS = [str(i) for i in range(12)]
 DEEP = {"depth": "deep", "num_virtual_tokens": 20}
-TWO = {"depth": "reader", "num_virtual_tokens": 2, "reader_rank": 32}
-ONE = {"depth": "reader", "num_virtual_tokens": 1, "reader_rank": 32}
-FOUR = {"depth": "reader", "num_virtual_tokens": 4, "reader_rank": 32}
-EIGHT = {"depth": "reader", "num_virtual_tokens": 8, "reader_rank": 32}
-READERS = {
-    "reader, 1 token": ONE,
-    "reader, 2 tokens": TWO,
-    "reader, 4 tokens": FOUR,
-    "reader, 8 tokens": EIGHT,
-}
+LENGTHS = [1, 2, 4, 8]
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -62,7 +53,9 @@ def new_model(options: dict[str, Any], name: str = "minilm") -> PromptModel:
     return PromptModel(backbone, PromptEncoderConfig(**options))
 
 
-def many_tasks(texts: list[str], counts: list[int]) -> dict[str, dict[str, str]]:
+def many_tasks(
+    texts: list[str], counts: list[int], lengths: list[int]
+) -> dict[str, dict[str, str]]:
     """How many times as fast some tasks for each text are as deep prompts: median of 3 rounds."""
     rows: dict[str, dict[str, str]] = {}
     bank = PromptBank("minilm")
@@ -78,7 +71,7 @@ def many_tasks(texts: list[str], counts: list[int]) -> dict[str, dict[str, str]]
             bank.predict_all(texts[:2], names)
             return seconds(lambda: bank.predict_all(texts, names))
 
-        for title, options in READERS.items():
+        for title, options in readers(lengths).items():
             rounds = [
                 # Passes of one deep prompt take as long as those of others.
                 (
@@ -96,7 +89,19 @@ def many_tasks(texts: list[str], counts: list[int]) -> dict[str, dict[str, str]]
     return rows
 
 
-def training(texts: list[str], name: str) -> dict[str, dict[str, str]]:
+def readers(lengths: list[int]) -> dict[str, dict[str, Any]]:
+    """Readers with so many virtual tokens, by title."""
+    return {
+        f"reader, {n} token{'s' * (n > 1)}": {
+            "depth": "reader",
+            "num_virtual_tokens": n,
+            "reader_rank": READER_RANK["encoder"],
+        }
+        for n in lengths
+    }
+
+
+def training(texts: list[str], name: str, lengths: list[int]) -> dict[str, dict[str, str]]:
     """Processor time of the first and the second epoch, and how many times as fast readers are."""
     tokenizer = load_tokenizer(name)
     rank = READER_RANK["decoder" if is_decoder(name) else "encoder"]
@@ -107,7 +112,7 @@ def training(texts: list[str], name: str) -> dict[str, dict[str, str]]:
     ]
     rows: dict[str, dict[str, str]] = {}
     deep: tuple[float, float] | None = None
-    for title, options in {"deep prompt, 20 tokens": DEEP, **READERS}.items():
+    for title, options in {"deep prompt, 20 tokens": DEEP, **readers(lengths)}.items():
         reads = options["depth"] == "reader"
         model = new_model(options | ({"reader_rank": rank} if reads else {}), name).train()
         if reads:
@@ -215,6 +220,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=64, help="Texts for many tasks.")
     parser.add_argument("--train-texts", type=int, default=320, help="Texts for training.")
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50])
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=LENGTHS, help="Virtual tokens of a reader."
+    )
     parser.add_argument("--model", help="Only measure training, on this backbone.")
     parser.add_argument("--memory", type=float, nargs="+", help="Only measure memory, in GB.")
     parser.add_argument("--fleet", type=int, help="Only compare N small tasks, together and alone.")
@@ -229,7 +237,7 @@ def main() -> None:
     elif arguments.memory:
         results = {"memory": memory(arguments.memory)}
     elif arguments.model:
-        results = {"training": training(train_texts(arguments), arguments.model)}
+        results = {"training": training(train_texts(arguments), arguments.model, arguments.lengths)}
     else:
         results = both(arguments)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -245,9 +253,11 @@ def train_texts(arguments: argparse.Namespace) -> list[str]:
 def both(arguments: argparse.Namespace) -> dict[str, Any]:
     """Many tasks for each text, and training."""
     return {
-        "training": training(train_texts(arguments), "minilm"),
+        "training": training(train_texts(arguments), "minilm", arguments.lengths),
         "tasks": many_tasks(
-            read_table(DEMO / "test.csv")[TEXT][: arguments.texts], arguments.tasks
+            read_table(DEMO / "test.csv")[TEXT][: arguments.texts],
+            arguments.tasks,
+            arguments.lengths,
         ),
     }
 
