@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, build, refused, train_tokenizer
+from conftest import SENTENCES, build, call, refused, train_tokenizer
 from transformers import AutoModelForCausalLM
 
 import ptune
@@ -74,6 +74,16 @@ def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate, tokens):
     assert choose(no_rank, single).num_virtual_tokens == 8
     deep = choose(TrainSettings(), Situation(backbone, "deep", 3200))
     assert (deep.reader_rank, deep.num_virtual_tokens) == (0, 20)
+
+
+def test_a_reader_of_a_decoder_shows_the_words_that_it_starts_as(
+    decoder_folder, mail, tmp_path, capsys
+):
+    words = ["--train-file", mail, "--model", decoder_folder, "--prompt", "reader"]
+    assert call("train", *words, "--epochs", "1", "--output-dir", tmp_path / "run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (found,) = [line for line in lines if line.startswith("Reader prompt from")]
+    assert found.startswith('Reader prompt from "\\nThis text is about"; pooling: architecture')
 
 
 def test_a_reader_that_starts_as_words_takes_larger_steps():

@@ -135,7 +135,7 @@ def _start(config: PromptEncoderConfig) -> str:
     words = {
         "random": f"random numbers x {config.prompt_init_scale:g}",
         "vocab": "random words",
-        "text": f'"{config.prompt_init_text}"',
+        "text": f'"{config.prompt_init_text}"'.replace("\n", "\\n"),
     }
     what = words[config.prompt_init or "random"]
     return f"{config.depth.capitalize()} prompt from {what}; pooling: {config.pooling}"
