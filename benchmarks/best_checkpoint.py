@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import machine, silence
-from tasks import load_task
+from tasks import FOLDERS, load_task
 from transformers import TrainerCallback
 
 from ptune import TrainSettings
@@ -63,8 +62,7 @@ def difference(right: np.ndarray, size: int, rng: np.random.Generator) -> tuple[
 def main() -> None:
     """Train on each task, and compare both ways to choose."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    folders = [f for f in os.environ.get("PTUNE_DATA", "").split(os.pathsep) if f]
-    parser.add_argument("--data-dir", nargs="+", default=folders)
+    parser.add_argument("--data-dir", nargs="+", default=FOLDERS)
     parser.add_argument("--tasks", nargs="+", default=["mail", "tweet", "mrpc"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[25, 50, 100, 200])

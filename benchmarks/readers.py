@@ -71,7 +71,7 @@ def many_tasks(
             bank.predict_all(texts[:2], names)
             return seconds(lambda: bank.predict_all(texts, names))
 
-        for title, options in readers(lengths).items():
+        for title, options in readers(lengths, READER_RANK["encoder"]).items():
             rounds = [
                 # Passes of one deep prompt take as long as those of others.
                 (
@@ -89,13 +89,13 @@ def many_tasks(
     return rows
 
 
-def readers(lengths: list[int]) -> dict[str, dict[str, Any]]:
-    """Readers with so many virtual tokens, by title."""
+def readers(lengths: list[int], rank: int) -> dict[str, dict[str, Any]]:
+    """The options of readers by title, one for each number of virtual tokens."""
     return {
         f"reader, {n} token{'s' * (n > 1)}": {
             "depth": "reader",
             "num_virtual_tokens": n,
-            "reader_rank": READER_RANK["encoder"],
+            "reader_rank": rank,
         }
         for n in lengths
     }
@@ -112,10 +112,9 @@ def training(texts: list[str], name: str, lengths: list[int]) -> dict[str, dict[
     ]
     rows: dict[str, dict[str, str]] = {}
     deep: tuple[float, float] | None = None
-    for title, options in {"deep prompt, 20 tokens": DEEP, **readers(lengths)}.items():
-        reads = options["depth"] == "reader"
-        model = new_model(options | ({"reader_rank": rank} if reads else {}), name).train()
-        if reads:
+    for title, options in {"deep prompt, 20 tokens": DEEP, **readers(lengths, rank)}.items():
+        model = new_model(options, name).train()
+        if options["depth"] == "reader":
             model.kept_texts.limit = 4 * 10**9
         optimizer = torch.optim.AdamW(model.parameter_groups(1e-3))
 

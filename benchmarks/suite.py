@@ -55,7 +55,7 @@ from common import (
     silence,
     versions,
 )
-from tasks import GROUPS, TASKS, hold_out_fifth, load_task
+from tasks import FOLDERS, GROUPS, TASKS, hold_out_fifth, load_task
 
 silence()
 COMMITTED = Path(__file__).parent / "results" / "suite.jsonl"
@@ -895,8 +895,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = made.add_argument
-    folders = [f for f in os.environ.get("PTUNE_DATA", "").split(os.pathsep) if f]
-    add("--data-dir", nargs="+", default=folders, help="folders that hold the tasks' folders")
+    add("--data-dir", nargs="+", default=FOLDERS, help="folders that hold the tasks' folders")
     add("--backbones", nargs="+", default=["minilm"], help="names or folders")
     groups = [*GROUPS, *TASKS]
     add("--tasks", nargs="+", default=list(TASKS), choices=groups, metavar="TASK")

@@ -27,6 +27,7 @@ import csv
 import html
 import importlib.util
 import io
+import os
 import random
 import sys
 import tarfile
@@ -57,6 +58,9 @@ class Task:
     label_column: str | None = None
     few: int | None = None
 
+
+# Folders that hold the tasks' folders.
+FOLDERS = [f for f in os.environ.get("PTUNE_DATA", "").split(os.pathsep) if f]
 
 TASKS = {
     "mrpc": Task(True),

@@ -26,11 +26,15 @@ from typing import Any
 
 import numpy as np
 from common import machine, silence, versions
+from datasets import Dataset
 from scipy import special
 from sklearn.metrics import f1_score, roc_auc_score
 
 import ptune
+from ptune.data.dataset import LABEL, PAIR, TEXT
+from ptune.data.glue import load_glue
 from ptune.demo import __file__ as demo
+from ptune.labels import Labels
 from ptune.postprocessing import RAW, UNFAMILIAR
 from ptune.quality import bootstrap
 from ptune.training import calibration
@@ -48,11 +52,10 @@ def examples(file: Path, label: str = "label") -> tuple[list[str], list[str]]:
     return [row["text"] for row in rows], [row[label] for row in rows]
 
 
-def pairs(file: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Pairs of texts and labels of a file of MRPC."""
-    with file.open(newline="", encoding="utf-8-sig") as f:
-        rows = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [(row["#1 String"], row["#2 String"]) for row in rows], [row["Quality"] for row in rows]
+def pairs(rows: Dataset, labels: Labels) -> tuple[list[tuple[str, str]], list[str]]:
+    """Pairs of texts, and their labels."""
+    found = list(zip(rows[TEXT], rows[PAIR], strict=True))
+    return found, [labels.names[i] for i in rows[LABEL]]
 
 
 def intervals(simulations: int = 1000) -> dict[str, Any]:
@@ -153,13 +156,13 @@ def thresholds(most: int = 6000) -> dict[str, Any]:
 
 def ece() -> dict[str, Any]:
     """The calibration error before and after, and what labels drawn from the probabilities have."""
-    folder = Path(demo).parent
+    folder, mrpc = Path(demo).parent, load_glue("mrpc", DATA / "glue")
     parts = {
         "demo": [examples(folder / f"{part}.csv") for part in ("train", "test")],
         "tweet_irony": [
             examples(DATA / "tweet_irony" / f"{part}.csv") for part in ("train", "val", "test")
         ],
-        "mrpc": [pairs(DATA / "glue" / "MRPC" / f"{part}.tsv") for part in ("train", "dev")],
+        "mrpc": [pairs(rows, mrpc.labels) for rows in (mrpc.train, mrpc.evaluation[""])],
     }
     found = {}
     for name, (train, *held_out_part, test) in parts.items():

@@ -150,7 +150,7 @@ def test_a_resample_with_every_text_once_gives_the_score_itself(kind):
     found = bootstrap.resampled(names, targets, predicted, 4, np.ones((1, 60), dtype=np.float32))
     wanted = compute(names, targets, predicted)
     assert {name: float(values[0]) for name, values in found.items()} == pytest.approx(wanted)
-    # An end of an interval that equals the score itself must not fall beside it.
+    # Rounding must not put a score that equals an end of its interval outside.
     assert float(found["accuracy"][0]) == wanted["accuracy"]
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -250,7 +251,12 @@ def scaled_product(one: Tensor, other: Tensor, scaling: float) -> Tensor:
 
 
 # Arguments by which some architectures change the scores beyond scale and mask.
-UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
+_UNUSUAL = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def is_unusual(arguments: Mapping[str, Any]) -> bool:
+    """Whether the arguments of an attention change its scores beyond scale and mask."""
+    return any(arguments.get(name) is not None for name in _UNUSUAL)
 
 
 def few_passes(
@@ -274,9 +280,13 @@ def few_passes(
     Returns:
         ``[batch, queries, heads, dim]`` and the weights ``[batch, heads, queries, seq]``.
     """
-    unusual = any(kwargs.get(name) is not None for name in UNUSUAL)
     learned = attention_mask is not None and attention_mask.requires_grad
-    if query.dtype != torch.bfloat16 or unusual or learned or (dropout and module.training):
+    if (
+        query.dtype != torch.bfloat16
+        or is_unusual(kwargs)
+        or learned
+        or (dropout and module.training)
+    ):
         return compat.eager_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )

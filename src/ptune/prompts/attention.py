@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ptune import compat
 from ptune.backbones.architectures import Architecture
-from ptune.backbones.cpu import FEW_PASSES, UNUSUAL, scaled_product
+from ptune.backbones.cpu import FEW_PASSES, is_unusual, scaled_product
 from ptune.prompts.passes import KeyValue, Pass, Passes
 
 _PREFIX = "ptune_"
@@ -92,7 +92,7 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                 current.captured_key_values.append((key, value))
             if (pair := site.key_values(current, module)) is not None:
                 times, k = current.prompts_per_text, pair[0].shape[2]
-                shares = times > 1 and all(kwargs.get(name) is None for name in UNUSUAL)
+                shares = times > 1 and not is_unusual(kwargs)
                 window = kwargs.get("sliding_window")
                 attention_mask = _mask(current, attention_mask, window, key, k, shares=shares)
                 if shares:

@@ -7,7 +7,7 @@ handles its own positions, padding and pooling, so this module does not need to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -347,7 +347,7 @@ class Host:
         which: Sequence[int] | None = None,
         *,
         head: Head | None = None,
-        heads: Sequence[dict[str, Tensor]] = (),
+        heads: Sequence[Mapping[str, Tensor]] = (),
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,

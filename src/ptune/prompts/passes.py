@@ -6,7 +6,7 @@ that call the same backbone take turns, one forward pass at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +78,7 @@ class Pass:
     mean_texts: Tensor | None = None
     positions: Tensor | None = None
     kept_shape: torch.Size | None = None
-    heads: Sequence[dict[str, Tensor]] = ()
+    heads: Sequence[Mapping[str, Tensor]] = ()
     captured_key_values: list[KeyValue] | None = None
     captured_states: list[Tensor] | None = None
 

@@ -78,8 +78,8 @@ def _indicators(targets: Array, predicted: Array, labels: int) -> tuple[Array, A
 def _sums(weights: Array, values: Array) -> Array:
     """Sums of zeros, ones and twos over each resample, in float64.
 
-    They are exact in float32, but quotients are not: an end of an interval that equals the true
-    score would fall beside it.
+    They are exact in float32, but quotients are not: rounding would put a true score that equals
+    an end of its interval outside.
     """
     return (weights @ values.astype(np.float32)).astype(np.float64)
 

@@ -128,15 +128,16 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         PtuneError: The prompt cannot learn from pairs of texts, as the settings ask.
     """
     kind = situation.backbone, situation.prompt
+    head = settings.head or head_of(settings, situation)
     chosen: dict[str, Any] = {
-        "head": head_of(settings, situation),
+        "head": head,
         "num_virtual_tokens": virtual_tokens(settings),
         "prompt_learning_rate": PROMPT_RATES.get(kind, READER_RATE),
         "learning_rate": HEAD_RATE,
         "shift_positions": kind == ("decoder", "deep"),
         "reader_rank": 0,
     }
-    is_fitted = (settings.head or chosen["head"]) == "features"
+    is_fitted = head == "features"
     few = situation.few and is_fitted and kind[0] == "encoder"
     chosen["label_names"] = few and situation.names and not situation.pairs
     can_pair = is_fitted and situation.single and situation.prompt in ("deep", "input")
@@ -152,7 +153,7 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         chosen["prompt_learning_rate"] = PAIR_RATE
     if situation.prompt == "reader":
         rank, usual = settings.reader_rank, READER_RANK[situation.backbone]
-        if (settings.head or chosen["head"]).startswith("words"):
+        if head.startswith("words"):
             chosen["prompt_learning_rate"] = READER_RATE_FROM_WORDS
         else:
             chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]

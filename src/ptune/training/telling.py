@@ -76,7 +76,7 @@ def _between_means(x: Tensor, text_of: Tensor, counts: Tensor, goal: Tensor) -> 
 
 
 def _shares(scores: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The softmax of scores ``[all windows]`` within each text, of so many windows."""
+    """The softmax of scores ``[all windows]`` within each text; `sizes` counts its windows."""
     return torch.cat([own.softmax(dim=0) for own in scores.split(sizes)])
 
 

@@ -371,12 +371,12 @@ class Stack:
         # Tasks with fewer examples repeat them.
         rows = [some[i % len(some)] for i in range(longest) for some in batches.values()]
         prompts: list[Prompt] = []
-        heads: list[dict[str, Tensor]] = []
+        heads: list[Mapping[str, Tensor]] = []
         for member in batches:
             own = self.model.adapters[member.adapter]
             embeddings = self.model.prompt_encoders[member.adapter]()
             prompts.append(Prompt.of(own.config, own.mechanism, embeddings))
-            heads.append(dict(own.head.parameters))
+            heads.append(own.head.parameters)
         host = self.model.host
         batch = {
             column: pad_sequence([row[column] for row in rows], batch_first=True)
