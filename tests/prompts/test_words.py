@@ -493,7 +493,7 @@ def test_a_malformed_template_is_refused(pattern, message):
     ],
 )
 def test_common_labels_bring_a_template_and_words(labels, pairs, masked, template, words):
-    asked = default_question(labels, pairs=pairs, masked=masked)
+    asked = default_question(labels, pairs=pairs, place="gap" if masked else "before")
     assert (asked.template, asked.words) == (template, words)
     assert Template(asked.template).takes_pairs is pairs
 
@@ -513,7 +513,7 @@ def test_common_labels_bring_a_template_and_words(labels, pairs, masked, templat
     ],
 )
 def test_a_reader_is_asked_after_the_text(labels, pairs, template):
-    asked = default_question(labels, pairs=pairs, after=True)
+    asked = default_question(labels, pairs=pairs, place="after")
     assert asked.template == template
     assert Template(template).soft_at_end
     assert asked.words == default_question(labels, pairs=pairs).words
@@ -523,8 +523,9 @@ def test_a_reader_is_asked_after_the_text(labels, pairs, template):
 def test_every_glue_task_has_a_question(task):
     spec = GLUE[task]
     for masked in (False, True):
+        place = "gap" if masked else "before"
         asked = default_question(
-            spec.labels, pairs=len(spec.columns) == 2, masked=masked, question=spec.question
+            spec.labels, pairs=len(spec.columns) == 2, place=place, question=spec.question
         )
         assert Template(asked.template).has_mask is masked
         assert asked.words or task == "sst2"

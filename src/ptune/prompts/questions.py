@@ -6,7 +6,7 @@ Common labels have questions and label words of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ptune.labels import in_words
 
@@ -29,6 +29,10 @@ RATINGS = {
 }
 
 
+# Where a model is asked: before the text, after it (where readers are), or at a gap to fill.
+Place = Literal["before", "after", "gap"]
+
+
 class Question(NamedTuple):
     """A template, and the words of the labels; ``None``: the labels themselves."""
 
@@ -36,56 +40,71 @@ class Question(NamedTuple):
     words: dict[str, str] | None = None
 
 
+class _Wording(NamedTuple):
+    """How to ask for a label.
+
+    Attributes:
+        task: The question, for before the text.
+        start: What the answer continues, after the text.
+        gap: What the gap continues, after the text.
+        alone: What the answer continues if there is no question before the text; ``None``: `start`.
+        text: What the text is called.
+    """
+
+    task: str
+    start: str
+    gap: str
+    alone: str | None = None
+    text: str = "Text"
+
+    def template(self, place: Place, *, pairs: bool) -> str:
+        """The template that asks at a place."""
+        if place == "gap":
+            return "{text} ? {mask}, {text_pair}" if pairs else f"{{text}} {self.gap} {{mask}}."
+        if place == "after":
+            texts = "First text: {text}\nSecond text: {text_pair}" if pairs else "{text}"
+            return f"{texts}{{soft:{self.alone or self.start}}}"
+        text = "First text" if pairs else self.text
+        second = "\nSecond text: {text_pair}" if pairs else ""
+        return f"{{soft:{self.task}\n{text}:}} {{text}}{second}{self.start}"
+
+
 def default_question(
     labels: Sequence[str],
     *,
     pairs: bool = False,
-    masked: bool = False,
+    place: Place = "before",
     question: str | None = None,
-    after: bool = False,
 ) -> Question:
     """A question about a text whose answer is one of the labels.
 
     Args:
         labels: The labels.
         pairs: Whether it is about pairs of texts.
-        masked: Whether a masked language model is asked, which fills a gap.
+        place: Where the model is asked.
         question: What is asked about a text, if that is known.
-        after: Whether all words come after the text, for a reader to start as.
     """
     asked = f"{question[0].upper()}{question[1:]}" if question else None
     if words := _all_in(ANSWERS, labels):
-        if after:
-            return Question(_after(f"{asked or _asked(pairs=pairs)} Answer:", pairs=pairs), words)
-        template = _answered(list(words.values()), asked, pairs=pairs, masked=masked)
-        return Question(template, words)
-    if not pairs and (words := _all_in(MOODS, labels)):
-        if masked:
-            return Question("{text} It was {mask}.", words)
-        if after:
-            return Question("{text}{soft: Sentiment:}")
+        usual = "Does the second text follow from the first?" if pairs else "Is this true?"
+        said, answers = asked or usual, list(words.values())
+        wording = _Wording(
+            task=f"{said} Answer {listed(answers)}.",
+            start="\nAnswer:",
+            gap=asked or "Is it?",
+            alone=f"\n{said} Answer:",
+        )
+    elif not pairs and (words := _all_in(MOODS, labels)):
         # SmolLM2 answers better if the positive label comes first.
         first = [label for mood in MOODS for label in labels if in_words(label).lower() == mood]
-        asked = f"Is the text {listed(first)}?"
-        return Question(f"{{soft:{asked}\nText:}} {{text}} Sentiment:")
-    if not pairs and (words := _all_in(RATINGS, labels)):
-        if masked:
-            return Question("{text} It was {mask}.", words)
-        if after:
-            return Question(_after("Rating:"), words)
-        asked = f"Is the review {listed(list(words.values()))}?"
-        return Question(f"{{soft:{asked}\nReview:}} {{text}}\nRating:", words)
-    if masked:
-        return Question("{text} ? {mask}, {text_pair}" if pairs else "{text} It is about {mask}.")
-    if after:
-        return Question(_after("Label:" if pairs else "This text is about", pairs=pairs))
-    return Question(_general(labels, pairs=pairs))
-
-
-def _after(asked: str, *, pairs: bool = False) -> str:
-    """A template that says something after the text, or after both."""
-    texts = "First text: {text}\nSecond text: {text_pair}" if pairs else "{text}"
-    return f"{texts}{{soft:\n{asked}}}"
+        wording = _Wording(f"Is the text {listed(first)}?", " Sentiment:", "It was")
+        words = words if place == "gap" else None
+    elif not pairs and (words := _all_in(RATINGS, labels)):
+        task = f"Is the review {listed(list(words.values()))}?"
+        wording = _Wording(task, "\nRating:", "It was", text="Review")
+    else:
+        words, wording = None, _general(labels, pairs=pairs)
+    return Question(wording.template(place, pairs=pairs), words)
 
 
 def _all_in(table: dict[str, str], labels: Sequence[str]) -> dict[str, str] | None:
@@ -94,38 +113,18 @@ def _all_in(table: dict[str, str], labels: Sequence[str]) -> dict[str, str] | No
     return words if all(words.values()) and len(set(words.values())) == len(words) else None
 
 
-def _answered(answers: Sequence[str], asked: str | None, *, pairs: bool, masked: bool) -> str:
-    """A template that asks for one of a few answers, such as Yes and No."""
-    if masked:
-        return (
-            "{text} ? {mask}, {text_pair}" if pairs else f"{{text}} {asked or 'Is it?'} {{mask}}."
-        )
-    asked = f"{asked or _asked(pairs=pairs)} Answer {listed(answers)}."
-    if pairs:
-        return f"{{soft:{asked}\nFirst text:}} {{text}}\nSecond text: {{text_pair}}\nAnswer:"
-    return f"{{soft:{asked}\nText:}} {{text}}\nAnswer:"
-
-
-def _asked(*, pairs: bool) -> str:
-    """A question that yes and no answer."""
-    return "Does the second text follow from the first?" if pairs else "Is this true?"
-
-
-def _general(labels: Sequence[str], *, pairs: bool) -> str:
-    """A template that asks which of the labels fits.
+def _general(labels: Sequence[str], *, pairs: bool) -> _Wording:
+    """Asks which of the labels fits.
 
     A few labels are listed. Many are not: a model then prefers those that it read last.
     """
+    label, about = "\nLabel:", "\nThis text is about"
+    few, what = len(labels) <= FEW, "two texts" if pairs else "text"
+    listing = f"Classify the {what} as {listed(labels)}." if few else None
     if pairs:
-        task = (
-            f"Classify the two texts as {listed(labels)}."
-            if len(labels) <= FEW
-            else "Compare two texts."
-        )
-        return f"{{soft:{task}\nFirst text:}} {{text}}\nSecond text: {{text_pair}}\nLabel:"
-    if len(labels) <= FEW:
-        return f"{{soft:Classify the text as {listed(labels)}.\nText:}} {{text}}\nLabel:"
-    return "{soft:Read the text and say what it is about.\nText:} {text}\nThis text is about"
+        return _Wording(listing or "Compare two texts.", label, "")
+    task = listing or "Read the text and say what it is about."
+    return _Wording(task, label if few else about, "It is about", alone=about)
 
 
 def listed(labels: Sequence[str]) -> str:

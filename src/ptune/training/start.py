@@ -322,9 +322,8 @@ def ask_with_words(
         asked = default_question(
             dataset.labels.names,
             pairs=dataset.pairs,
-            masked=masked,
+            place="gap" if masked else "after" if settings.prompt == "reader" else "before",
             question=dataset.question,
-            after=settings.prompt == "reader",
         )
         words = json.dumps(asked.words) if asked.words else None
         words = settings.label_words or words
