@@ -12,7 +12,8 @@ from transformers import DataCollatorWithPadding
 
 from ptune import PromptEncoderConfig, PromptModel
 from ptune.labels import Labels
-from ptune.training.features import Features, fit_head
+from ptune.training.features import Features
+from ptune.training.fitting import fit_head
 from ptune.training.steps import ScaledSteps, prompt_scales
 
 WORDS = [word for sentence in SENTENCES for word in sentence.split()]

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from ptune.labels import Labels
 from ptune.texts import pooled
-from ptune.training.features import Features, fit_head
+from ptune.training.features import Features
+from ptune.training.fitting import fit_head
 
 LABELS, WIDTH = Labels(("a", "b", "c")), 16
 

@@ -29,11 +29,11 @@ from ptune.training import calibration
 from ptune.training.features import (
     LABELS,
     Features,
-    fit_head,
     last_layer,
     never_zero,
     read_features,
 )
+from ptune.training.fitting import fit_head
 from ptune.training.settings import TrainSettings
 from ptune.training.start import load_dataset
 from ptune.training.trainer import tokenize

@@ -43,9 +43,9 @@ from ptune.training.features import (
     SOME_TEXTS,
     Features,
     HeadInput,
-    fit_head,
     last_layer,
 )
+from ptune.training.fitting import fit_head
 from ptune.training.pairs import TrainingInPairs
 from ptune.training.settings import TrainSettings
 from ptune.training.steps import ScaledSteps, prompt_scales

@@ -1,0 +1,212 @@
+"""A head that is fitted to its features before training.
+
+Ridge regression gives the head's start, so that training begins at the baseline instead of at
+chance. If texts are read in windows, the start may be a discriminant of the telling windows
+instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptune import texts
+from ptune.labels import Labels
+from ptune.training.features import LABELS, Features, weights_of
+from ptune.training.telling import fit_telling
+
+# How sure the guesses at telling windows may be; the best one is chosen.
+SHARPNESS = (1.0, 1 / 3)
+# One text in this many is left out, to choose between two starts.
+LEFT_OUT = 5
+# Strengths of the ridge regression, for the mean over the texts.
+_RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)
+
+
+def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
+    """Start the last layer of a head with ridge regression on its features.
+
+    The strength of the regression and the scale of the logits are those with the smallest loss on
+    texts that were left out (one at a time, in closed form), so the start is not overconfident. A
+    weight acts as that many copies of the text, which are left out together.
+
+    If texts have windows, a discriminant of the telling ones takes its place where it predicts
+    texts that were left out better.
+
+    Args:
+        features: The features. The parameters of their layer change in place.
+        labels: The labels.
+        train: The tokenised training set.
+    """
+    targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[features.rows])
+    targets = targets.long() if labels.is_single else targets
+    weights = weights_of(train, features.rows)
+    mean, std = features.mean.cpu().double(), features.std.cpu().double()
+    shifts = features.bias is not None
+
+    def standardised(values: Tensor) -> Tensor:
+        return (values.double() - mean if shifts else values.double()) / std
+
+    inputs = standardised(features.values)
+
+    def of_means(some: Tensor) -> tuple[Tensor, Tensor]:
+        different, of_text = features.same[some].unique(return_inverse=True)
+        own = weights[some] / weights[some].sum()
+        ridge = _Ridge(inputs[different], of_text, targets[some], own, labels, shifts=shifts)
+        return ridge.best()
+
+    start = None
+    if shifts and labels.is_single and any(len(own) > 1 for own in features.windows):
+        n = len(features.windows)
+        windows = [standardised(own) for own in features.windows]
+        given = windows, features.same[:n], targets[:n], weights[:n]
+        start = _telling_start(*given, labels, of_means)
+    coefficients, intercept = start or of_means(torch.arange(len(inputs)))
+    coefficients = coefficients / std
+    with torch.no_grad():
+        features.weight.copy_(coefficients)
+        if features.bias is not None:
+            features.bias.copy_(intercept - coefficients @ mean)
+
+
+def _telling_start(
+    windows: Sequence[Tensor],
+    same: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    labels: Labels,
+    of_means: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor] | None:
+    """A layer fitted to telling windows; ``None``: one for the means of windows is better.
+
+    Args:
+        windows: The features of the windows of each text.
+        same: The first of the texts that is the same one, ``[n]``.
+        targets, weights: The texts' labels and weights, ``[n]``.
+        labels: The labels.
+        of_means: Fits the other layer to some of the texts.
+    """
+    # The order of the texts may follow their labels.
+    shuffled = torch.randperm(len(same), generator=torch.Generator().manual_seed(0))
+    left_out = shuffled[same] % LEFT_OUT == 0
+    some, rest = (~left_out).nonzero()[:, 0], left_out.nonzero()[:, 0]
+    if not len(some) or not len(rest):
+        return None
+    counts = torch.tensor([len(windows[i]) for i in rest.tolist()])
+    text_of = torch.arange(len(rest)).repeat_interleave(counts).tolist()
+    read = torch.cat([windows[i] for i in rest.tolist()])
+
+    def loss(layer: tuple[Tensor, Tensor], factor: float) -> float:
+        logits = texts.pooled(F.linear(read, layer[0] * factor, layer[1] * factor), text_of)
+        losses = labels.losses(logits, targets[rest])
+        return float(losses @ weights[rest] / weights[rest].sum())
+
+    def telling(chosen: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+        own = [windows[i] for i in chosen.tolist()]
+        return fit_telling(own, targets[chosen], weights[chosen], len(labels), sharpness)
+
+    found = {sharpness: telling(some, sharpness) for sharpness in SHARPNESS}
+    factors = torch.logspace(-2, 0.5, 26).tolist()
+    least, sharpness, factor = min((loss(found[s], f), s, f) for s in found for f in factors)
+    if not least < loss(of_means(some), 1.0):
+        return None
+    coefficients, intercept = telling(torch.arange(len(windows)), sharpness)
+    return factor * coefficients, factor * intercept
+
+
+class _Ridge:
+    """Ridge regression whose scores become logits.
+
+    Args:
+        inputs: The features of different texts, ``[n, width]``.
+        of_text: Which of them each example has, ``[m]``.
+        targets: The examples' targets, ``[m, …]``.
+        weights: Their weights, ``[m]``; together 1.
+        labels: The labels.
+        shifts: Whether the logits have an intercept.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        of_text: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        labels: Labels,
+        *,
+        shifts: bool,
+    ) -> None:
+        self.inputs, self.of_text, self.targets = inputs, of_text, targets
+        self.labels, self.shifts = labels, shifts
+        self.example_weights = weights[:, None]  # [m, 1]
+        goal = _one_column_each(targets, labels, self.example_weights)  # [m, num_labels]
+        if shifts:
+            center = (self.example_weights * goal).sum(dim=0)
+            few = center.clamp(1e-4, 1 - 1e-4)
+            self.shift = few.log() if labels.is_single else few.logit()
+        else:
+            center = goal.new_full(goal.shape[1:], 0.5 if labels.is_multi else 1 / len(labels))
+            self.shift = torch.zeros_like(center)
+        if labels.is_regression:
+            self.shift = center = center if shifts else torch.zeros_like(center)
+        # A text's weight and mean goal.
+        self.weights = self._per_text(torch.ones_like(self.example_weights))  # [n, 1]
+        self.goal = self._per_text(goal) / self.weights - center  # [n, num_labels]
+
+    def _per_text(self, values: Tensor) -> Tensor:
+        """The sum of the examples' values, times their weights, for each text."""
+        sums = values.new_zeros(len(self.inputs), values.shape[1])
+        return sums.index_add(0, self.of_text, self.example_weights * values)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[num_labels, width]`` and intercepts ``[num_labels]``."""
+        rows = self.weights.sqrt() * self.inputs
+        values, vectors = torch.linalg.eigh(rows.T @ rows)  # [width], [width, width]
+        turned = self.inputs @ vectors
+        projected = turned.T @ (self.weights * self.goal)
+        found = (torch.inf, projected.T, self.shift)
+        for strength in _RIDGES:
+            inverse = 1 / (values.clamp_min(0) + strength)
+            # How much a text decides its own score; the mean that was taken out counts, too.
+            leverage = self.weights * (self.shifts + (turned.pow(2) * inverse).sum(1, keepdim=True))
+            scores = turned @ (inverse[:, None] * projected)
+            left_out = self.goal - (self.goal - scores) / (1 - leverage).clamp_min(1e-9)
+            loss, scale = self._calibrated(left_out)
+            if loss < found[0]:
+                coefficients = vectors @ (inverse[:, None] * projected)
+                found = (loss, scale * coefficients.T, self.shift)
+        return found[1:]
+
+    def _calibrated(self, scores: Tensor) -> tuple[float, float]:
+        """The smallest loss, and the factor that makes scores logits with it."""
+        factors = [1.0] if self.labels.is_regression else torch.logspace(-1, 2, 25).tolist()
+        # As in Platt's calibration: a few right answers are no reason for certainty.
+        doubt = 2 / (2 + len(scores) / len(self.labels))
+
+        def loss(factor: float) -> float:
+            logits = (factor * scores + self.shift)[self.of_text]
+            losses = self.labels.losses(logits, self.targets).reshape(len(logits), -1)
+            if self.labels.is_single:
+                losses = losses - doubt * (losses + logits.log_softmax(dim=1).mean(1, keepdim=True))
+            elif self.labels.is_multi:
+                undecided = (F.softplus(logits) + F.softplus(-logits)) / 2
+                losses = losses + doubt * (undecided - losses)
+            return float((self.example_weights * losses).sum())
+
+        return min((loss(factor), factor) for factor in factors)
+
+
+def _one_column_each(targets: Tensor, labels: Labels, weights: Tensor) -> Tensor:
+    """What each output should be: 0 or 1 for a label, or the number of a regression."""
+    if labels.is_single:
+        return F.one_hot(targets, len(labels)).double()
+    columns = targets.reshape(len(targets), -1)
+    known = weights * ~columns.isnan()
+    return torch.where(
+        columns.isnan(), (known * columns.nan_to_num()).sum(0) / known.sum(0), columns
+    )
