@@ -1,9 +1,11 @@
 """Texts that are longer than a classifier reads."""
 
+import asyncio
 import json
 import shutil
 from dataclasses import replace
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,8 @@ from ptune.adapters.adapter import Adapter
 from ptune.export.loading import graph_of
 from ptune.inference import files
 from ptune.labels import Labels
+from ptune.serving.app import build_app
+from ptune.serving.settings import ServeSettings
 from ptune.training import trainer
 from ptune.training.features import Features
 from ptune.training.settings import TrainSettings
@@ -27,6 +31,7 @@ from ptune.training.trainer import SharingTrainer, WindowCollator, tokenize
 LONG = " ".join(SENTENCES * 3)
 # The last word of a long text is changed, and another one.
 ENDS_OTHERWISE = LONG + " invoice invoice invoice"
+PARAGRAPHS = "\n\n".join(SENTENCES)
 LIMIT = 20
 
 
@@ -107,12 +112,13 @@ def test_one_window_of_many_is_enough_and_a_regression_takes_the_mean():
 
 
 @pytest.mark.parametrize("long_texts", ["head_tail", "windows", "passages"])
-def test_a_bank_answers_long_texts_as_the_classifier_does(adapter_of, long_texts):
-    classifier, folder = load(adapter_of(long_texts)), adapter_of(long_texts)
+def test_a_bank_and_a_server_answer_long_texts_as_the_classifier_does(adapter_of, long_texts):
+    folder = adapter_of(long_texts)
+    classifier = load(folder)
     bank = PromptBank(classifier.model, dtype="float32", device="cpu")
     bank.add("long", folder)
     bank.add("cut", adapter_of("truncate"))
-    some = [LONG, SENTENCES[0], ENDS_OTHERWISE, LONG]
+    some = [LONG, SENTENCES[0], ENDS_OTHERWISE, PARAGRAPHS]
     found = bank([(task, text) for text in some for task in ("long", "cut")])
     for mine, its in zip(classifier(some), found[::2], strict=True):
         assert mine.label == its.label
@@ -124,6 +130,28 @@ def test_a_bank_answers_long_texts_as_the_classifier_does(adapter_of, long_texts
     )
     windows = long_texts != "head_tail"
     assert [n > 0 for n in bank.excess([("long", LONG), ("cut", LONG)])] == [not windows, True]
+    for text, expected in zip(some, classifier(some), strict=True):
+        rows = served(bank, {"inputs": text, "truncate": False if windows else None})
+        assert {row["label"]: row["score"] for row in rows} == pytest.approx(
+            expected.probabilities, abs=1e-5
+        )
+
+
+def served(bank, asked):
+    """What a server with the bank answers for its task `long`."""
+    app = build_app(bank, ServeSettings("."))
+
+    async def ask():
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            return await client.post("/tasks/long/predict", json=asked)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 200, answer.text
+    return answer.json()
 
 
 def test_of_a_pair_the_longer_text_is_divided(adapter_of):
@@ -180,27 +208,28 @@ def test_an_older_version_refuses_windows(adapter_of, monkeypatch):
     Adapter.read(adapter_of("truncate"))
 
 
-def test_an_export_to_onnx_reads_windows_and_a_checkpoint_refuses_them(folder_of, tmp_path):
+def test_an_export_reads_long_texts_as_the_classifier_does(folder_of, tmp_path):
     pytest.importorskip("onnxruntime")
-    folder = folder_of(Subject("input"))
-    adapter = Adapter.read(folder / "adapter")
-    replace(adapter, long_texts="windows", max_length=LIMIT).save(tmp_path / "a")
-    shutil.copytree(graph_of(folder / "adapter", cache_dir=folder / "cache"), tmp_path / "onnx")
-    # As if it had been exported now, which takes long.
-    info = json.loads((tmp_path / "onnx" / "ptune_export.json").read_text())
-    assert info["long_texts"] == "truncate"
-    info |= {"long_texts": "windows", "max_length": LIMIT}
-    (tmp_path / "onnx" / "ptune_export.json").write_text(json.dumps(info))
-    exported, classifier = ptune.load_exported(tmp_path / "onnx"), load(tmp_path / "a")
-    some = [LONG, ENDS_OTHERWISE, SENTENCES[0]]
-    np.testing.assert_allclose(
-        exported.predict_proba(some), classifier.predict_proba(some), atol=1e-5
-    )
-    with refused(
-        f"The classifier {tmp_path / 'a'} reads long texts in its own way (long_texts='windows'), "
-        "which no ordinary checkpoint does. Export it with `--to onnx`.",
-    ):
-        ptune.export_transformers(tmp_path / "a", tmp_path / "checkpoint")
+    adapter = Adapter.read(folder_of(Subject("input")) / "adapter")
+    some = [LONG, ENDS_OTHERWISE, SENTENCES[0], PARAGRAPHS]
+    for long_texts in ("passages", "windows", "head_tail"):
+        source = tmp_path / long_texts
+        replace(adapter, long_texts=long_texts, max_length=LIMIT).save(source)
+        if long_texts == "passages":
+            graph = graph_of(source, cache_dir=tmp_path)
+        # The others: as if they had been exported now, which takes long.
+        info = json.loads((graph / "ptune_export.json").read_text()) | {"long_texts": long_texts}
+        (graph / "ptune_export.json").write_text(json.dumps(info))
+        expected = load(source).predict_proba(some)
+        for engine in ("onnx", "openvino"):
+            found = ptune.load_exported(graph, engine, dtype="float32").predict_proba(some)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        with refused(
+            f"The classifier {source} reads long texts in its own way "
+            f"(long_texts={long_texts!r}), which no ordinary checkpoint does. Export it with "
+            "`--to onnx`.",
+        ):
+            ptune.export_transformers(source, tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("labels", [["a", "b"], ["a|b", "a"]], ids=["one label", "several"])
