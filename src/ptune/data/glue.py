@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 GLUE_ON_THE_HUB = "nyu-mll/glue"
 
 
+_FOLLOWS = "does the second sentence follow from the first?"
+_MNLI_LABELS = ("entailment", "neutral", "contradiction")
+_PAIR = ("sentence1", "sentence2")
+
+
 @dataclass(frozen=True)
 class GlueTask:
     """A GLUE task: its names on the Hub and in the original TSV folders, and its metrics.
@@ -29,10 +34,10 @@ class GlueTask:
     Attributes:
         folder: Its folder in GLUE's zip files.
         question: What is asked about a text, in words.
-        columns: Column of the text, or of the two texts, on the Hub.
         labels: Label names in the Hub's order; none for a regression.
+        columns: Column of the text, or of the two texts, on the Hub.
         metrics: Names from `ptune.labels`.
-        tsv_columns: Like `columns`, but in the TSV files.
+        tsv_columns: Like `columns`, but in the TSV files; ``None``: the same.
         tsv_label: The label's column in the TSV files.
         tsv_spelling: The labels in the TSV files; ``None``: their names.
         tsv_header: Column names of TSV files that have no header line.
@@ -42,77 +47,61 @@ class GlueTask:
 
     folder: str
     question: str
-    columns: tuple[str, ...]
     labels: tuple[str, ...]
-    metrics: tuple[str, ...]
-    tsv_columns: tuple[str, ...]
-    tsv_label: str
+    columns: tuple[str, ...] = _PAIR
+    metrics: tuple[str, ...] = ("accuracy",)
+    _: KW_ONLY
+    tsv_columns: tuple[str, ...] | None = None
+    tsv_label: str = "label"
     tsv_spelling: tuple[str, ...] | None = ("0", "1")
     tsv_header: tuple[str, ...] | None = None
     evaluation: dict[str, str] = field(default_factory=lambda: {"validation": "dev"})
     test: dict[str, str] = field(default_factory=lambda: {"test": "test"})
 
 
-_FOLLOWS = "does the second sentence follow from the first?"
-_MNLI_LABELS = ("entailment", "neutral", "contradiction")
-_PAIR = ("sentence1", "sentence2")
 GLUE: dict[str, GlueTask] = {
     "cola": GlueTask(
         "CoLA",
         "is the sentence acceptable grammar?",
-        ("sentence",),
         ("unacceptable", "acceptable"),
-        ("matthews_correlation",),
         ("sentence",),
-        "label",
+        ("matthews_correlation",),
         tsv_header=("source", "label", "mark", "sentence"),
     ),
     "sst2": GlueTask(
-        "SST-2",
-        "is the review positive or negative?",
-        ("sentence",),
-        ("negative", "positive"),
-        ("accuracy",),
-        ("sentence",),
-        "label",
+        "SST-2", "is the review positive or negative?", ("negative", "positive"), ("sentence",)
     ),
     "mrpc": GlueTask(
         "MRPC",
         "does the second sentence say the same as the first?",
-        _PAIR,
         ("not_equivalent", "equivalent"),
-        ("accuracy", "f1"),
-        ("#1 String", "#2 String"),
-        "Quality",
+        metrics=("accuracy", "f1"),
+        tsv_columns=("#1 String", "#2 String"),
+        tsv_label="Quality",
     ),
     "stsb": GlueTask(
         "STS-B",
         "how similar are the two sentences?",
-        _PAIR,
         (),
-        ("pearson", "spearman"),
-        _PAIR,
-        "score",
-        None,
+        metrics=("pearson", "spearman"),
+        tsv_label="score",
     ),
     "qqp": GlueTask(
         "QQP",
         "do the two questions ask the same?",
-        ("question1", "question2"),
         ("not_duplicate", "duplicate"),
-        ("accuracy", "f1"),
         ("question1", "question2"),
-        "is_duplicate",
+        ("accuracy", "f1"),
+        tsv_label="is_duplicate",
     ),
     "mnli": GlueTask(
         "MNLI",
         _FOLLOWS,
-        ("premise", "hypothesis"),
         _MNLI_LABELS,
-        ("accuracy",),
-        _PAIR,
-        "gold_label",
-        None,
+        ("premise", "hypothesis"),
+        tsv_columns=_PAIR,
+        tsv_label="gold_label",
+        tsv_spelling=None,
         evaluation={
             "validation_matched": "dev_matched",
             "validation_mismatched": "dev_mismatched",
@@ -122,36 +111,21 @@ GLUE: dict[str, GlueTask] = {
     "qnli": GlueTask(
         "QNLI",
         "does the second sentence answer the question?",
-        ("question", "sentence"),
         ("entailment", "not_entailment"),
-        ("accuracy",),
         ("question", "sentence"),
-        "label",
-        None,
+        tsv_spelling=None,
     ),
-    "rte": GlueTask(
-        "RTE",
-        _FOLLOWS,
-        _PAIR,
-        ("entailment", "not_entailment"),
-        ("accuracy",),
-        _PAIR,
-        "label",
-        None,
-    ),
-    "wnli": GlueTask(
-        "WNLI", _FOLLOWS, _PAIR, ("not_entailment", "entailment"), ("accuracy",), _PAIR, "label"
-    ),
+    "rte": GlueTask("RTE", _FOLLOWS, ("entailment", "not_entailment"), tsv_spelling=None),
+    "wnli": GlueTask("WNLI", _FOLLOWS, ("not_entailment", "entailment")),
     # The diagnostic set has nothing to train on. It is for classifiers trained on MNLI.
     "ax": GlueTask(
         "AX",
         _FOLLOWS,
-        ("premise", "hypothesis"),
         _MNLI_LABELS,
+        ("premise", "hypothesis"),
         ("matthews_correlation",),
-        _PAIR,
-        "label",
-        None,
+        tsv_columns=_PAIR,
+        tsv_spelling=None,
         evaluation={},
         test={"test": "diagnostic"},
     ),
@@ -174,7 +148,7 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> TaskData:
     spec = GLUE[task]
     raw = _from_hub(task, spec) if data_dir is None else _from_folder(task, spec, Path(data_dir))
     on_hub = data_dir is None
-    columns, label = (spec.columns, "label") if on_hub else (spec.tsv_columns, spec.tsv_label)
+    columns, label = (spec.columns, "label") if on_hub else _in_files(spec)
 
     def examples(split: str) -> Dataset:
         return _examples(raw[split], f"{task} {split}", spec, columns, label)
@@ -193,6 +167,11 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> TaskData:
 
 def _short(split: str, kind: str) -> str:
     return split.removeprefix(kind).strip("_")
+
+
+def _in_files(spec: GlueTask) -> tuple[tuple[str, ...], str]:
+    """The columns of the texts and of the label in the TSV files."""
+    return spec.tsv_columns or spec.columns, spec.tsv_label
 
 
 def _splits(task: str, spec: GlueTask) -> dict[str, str]:
@@ -231,12 +210,12 @@ def _read_file(file: Path, spec: GlueTask, *, labelled: bool) -> Dataset:
     """A TSV file without quoting, with or without a header. Truncated lines are left out."""
     rows = [line.split("\t") for line in read_text(file).rstrip("\n").split("\n")]
     first = [cell.strip() for cell in rows[0]]
-    texts = spec.tsv_columns
+    texts, label = _in_files(spec)
     if spec.tsv_header and not set(texts) <= set(first):
         header = list(spec.tsv_header)
     else:
         header, rows = first, rows[1:]
-    needed = [*texts, spec.tsv_label] if labelled else texts
+    needed = [*texts, label] if labelled else texts
     if missing := [c for c in needed if c not in header]:
         raise PtuneError(
             f"{file} has the columns {', '.join(header)}, but not {missing[0]!r}. Is it the "
@@ -247,7 +226,7 @@ def _read_file(file: Path, spec: GlueTask, *, labelled: bool) -> Dataset:
         logger.warning("%s: left out %d of %d lines, which are truncated.", file, cut, len(rows))
     if not kept:
         raise PtuneError(f"{file} holds no examples, only a header. Download it again.")
-    columns = [c for c in (*texts, spec.tsv_label) if c in header]
+    columns = [c for c in (*texts, label) if c in header]
     return Dataset.from_dict(
         {c: [row[header.index(c)].rstrip("\r") for row in kept] for c in columns}
     )
