@@ -372,17 +372,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         config = replace(adapter.config, inference_mode=not is_trainable)
         if is_trainable:
             config = replace(config, encoder_reparameterization_type="NONE")
-        parameters = {
-            name: nn.Parameter(t.to(torch.float32, copy=True)) for name, t in adapter.head.items()
-        }
-        labels = adapter.labels
-        head = Head(
-            parameters,
-            {
-                "id2label": dict(enumerate(labels.output_names)),
-                "problem_type": labels.problem_type,
-            },
-        )
+        head = Head.of(adapter.head, adapter.labels)
         with loading():
             self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
         state = self.adapters[adapter_name]

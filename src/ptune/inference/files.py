@@ -192,6 +192,12 @@ def _rows(batch: Batch) -> list[dict[str, Any]]:
 class Rows(Writer):
     """Writes rows as text."""
 
+    def write(self, batch: Batch, predicted: list[Prediction]) -> None:
+        """Append rows and their predictions."""
+        p = self.prefix(_names(batch), self.new)
+        for row, prediction in zip(_rows(batch), predicted, strict=True):
+            self.put({**row, **{p + name: v for name, v in self.fields(prediction).items()}})
+
     def put(self, row: dict[str, Any]) -> None:
         """Append a row."""
         raise NotImplementedError
@@ -237,14 +243,6 @@ class JsonLines(Rows):
 
     def __init__(self, out: IO[str]) -> None:
         self.out = out
-
-    def write(self, batch: Batch, predicted: list[Prediction]) -> None:
-        """Append rows and their predictions."""
-        p = self.prefix(_names(batch), self.new)
-        for row, prediction in zip(_rows(batch), predicted, strict=True):
-            self.put(
-                {**row, **{p + name: value for name, value in self.fields(prediction).items()}}
-            )
 
     def put(self, row: dict[str, Any]) -> None:
         """Append a row."""

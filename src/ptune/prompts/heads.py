@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ptune.errors import PtuneError
+from ptune.labels import Labels
 from ptune.prompts.hooks import Hooks, in_own_dtype
 from ptune.prompts.passes import Passes
 
@@ -28,6 +29,14 @@ class Head:
 
     parameters: dict[str, nn.Parameter]
     labels: dict[str, Any]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], labels: Labels, device: Any = None) -> Head:
+        """A float32 copy of a head's tensors, for labels."""
+        how: dict[str, Any] = {"device": device, "dtype": torch.float32, "copy": True}
+        named = {"id2label": dict(enumerate(labels.output_names))}
+        parameters = {name: nn.Parameter(t.to(**how)) for name, t in tensors.items()}
+        return cls(parameters, {**named, "problem_type": labels.problem_type})
 
 
 class Heads:

@@ -82,18 +82,29 @@ def build(evidence: Evidence, model: str | None = None, show: Show | None = None
 
 def _scores(evidence: Evidence) -> list[dict[str, Any]]:
     """Each metric with its interval."""
-    targets, predicted = evidence.comparable
-    single = evidence.labels.is_single
-    strata = targets if single else np.zeros(len(targets), dtype=int)
-    found = bootstrap.resampled(
-        evidence.metrics, targets, predicted, len(evidence.labels), bootstrap.counts(strata)
-    )
-    values = compute(evidence.metrics, targets, predicted)
-    rows = []
-    for name in evidence.metrics:
-        low, high = bootstrap.interval(found[name])
-        rows.append({"metric": name, "value": values[name], "low": low, "high": high})
-    return rows
+    found = _measured(evidence, evidence.metrics, by_label=evidence.labels.is_single)
+    return [{"metric": name, **own} for name, own in found.items()]
+
+
+def _measured(
+    evidence: Evidence, names: Sequence[str], *, by_label: bool = False, chosen: Any = slice(None)
+) -> dict[str, dict[str, float]]:
+    """The value of each metric on some of the texts, and its interval.
+
+    Args:
+        evidence: The texts and the answers.
+        names: Names of metrics.
+        by_label: Whether every label keeps its share in a resample.
+        chosen: Which texts.
+    """
+    targets, predicted = (part[chosen] for part in evidence.comparable)
+    weights = bootstrap.counts(targets if by_label else np.zeros(len(targets), dtype=int))
+    found = bootstrap.resampled(names, targets, predicted, len(evidence.labels), weights)
+    ends = {name: bootstrap.interval(found[name]) for name in names}
+    return {
+        name: {"value": value, "low": ends[name][0], "high": ends[name][1]}
+        for name, value in compute(names, targets, predicted).items()
+    }
 
 
 def _baselines(evidence: Evidence) -> dict[str, dict[str, float]]:
@@ -125,17 +136,10 @@ def _with_features(
 
 
 def _calibration(evidence: Evidence) -> dict[str, Any]:
-    labels, targets = evidence.labels, evidence.targets
-    before, after = labels.probabilities(evidence.logits), labels.probabilities(evidence.calibrated)
+    labels, targets, logits = evidence.labels, evidence.targets, evidence.calibrated
+    after = labels.probabilities(logits)
     return {
-        "ece": {
-            "before": calibration.ece(labels, before, targets),
-            "after": calibration.ece(labels, after, targets),
-        },
-        "brier": {
-            "before": calibration.brier(labels, before, targets),
-            "after": calibration.brier(labels, after, targets),
-        },
+        **calibration.before_and_after(labels, evidence.logits, logits, targets),
         "reliability": [
             {"texts": n, "claimed": claimed, "right": right}
             for n, claimed, right in calibration.reliability(
@@ -180,13 +184,8 @@ def _confusion(evidence: Evidence) -> dict[str, Any]:
 
 def _quality(evidence: Evidence, chosen: Array) -> dict[str, Any]:
     """The first metric on a part of the texts, with an interval."""
-    name = evidence.metrics[0]
-    targets, predicted = (part[chosen] for part in evidence.comparable)
-    weights = bootstrap.counts(np.zeros(len(targets), dtype=int))
-    sampled = bootstrap.resampled([name], targets, predicted, len(evidence.labels), weights)
-    low, high = bootstrap.interval(sampled[name])
-    value = compute([name], targets, predicted)[name]
-    return {"texts": int(chosen.sum()), "value": value, "low": low, "high": high}
+    (found,) = _measured(evidence, evidence.metrics[:1], chosen=chosen).values()
+    return {"texts": int(chosen.sum()), **found}
 
 
 def _by_length(evidence: Evidence) -> list[dict[str, Any]]:

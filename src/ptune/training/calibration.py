@@ -79,12 +79,10 @@ def fit(
         unfamiliar = fit_unfamiliar(logits, targets.astype(int), known, out_of_scope)
         fitted = replace(fitted, unfamiliar=unfamiliar)
     crossed = cross_fitted(lambda x, y: fit_values(labels, x, y, goal), logits, targets)
-    before, after = labels.probabilities(logits), labels.probabilities(crossed[0])
     measured: dict[str, Any] = {
         "measured_on": "evaluation, cross-fitted",
         "rows": len(logits),
-        "ece": {"before": ece(labels, before, targets), "after": ece(labels, after, targets)},
-        "brier": {"before": brier(labels, before, targets), "after": brier(labels, after, targets)},
+        **before_and_after(labels, logits, crossed[0], targets),
     }
     if fitted.unfamiliar is not None and out_of_scope is not None:
         # Each half is judged by weights that the other one chose.
@@ -336,6 +334,19 @@ def reliability(claimed: Array, right: Array) -> list[tuple[int, float, float]]:
     bins = np.minimum((claimed * BINS).astype(int), BINS - 1)
     inside = [here for i in range(BINS) if (here := bins == i).any()]
     return [(int(b.sum()), float(claimed[b].mean()), float(right[b].mean())) for b in inside]
+
+
+def before_and_after(
+    labels: Labels, logits: Array, calibrated: Array, targets: Array
+) -> dict[str, dict[str, float]]:
+    """The calibration error and the Brier score of logits, and of calibrated ones."""
+    each = {
+        name: labels.probabilities(z) for name, z in (("before", logits), ("after", calibrated))
+    }
+    return {
+        measure.__name__: {name: measure(labels, p, targets) for name, p in each.items()}
+        for measure in (ece, brier)
+    }
 
 
 def ece(labels: Labels, probabilities: Array, targets: Array) -> float:

@@ -333,14 +333,11 @@ class Stack:
             NoWords: The head cannot start as label words.
             PtuneError: The label words are wrong.
         """
-        labels, key = dataset.labels, (len(dataset.labels), settings.seed)
+        key = len(dataset.labels), settings.seed
         if key not in self._starts:
             self._starts[key] = _start(settings, dataset)
         start, random = self._starts[key]
-        head = Head(
-            {n: nn.Parameter(t.to(self.model.device, copy=True)) for n, t in start.items()},
-            {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem_type},
-        )
+        head = Head.of(start, dataset.labels, self.model.device)
         config, around = fitted_prompt(settings, dataset, self.tokenizer)
         name = f"task-{next(self._numbers)}"
         torch.set_rng_state(random)
@@ -468,4 +465,4 @@ def _start(settings: TrainSettings, dataset: TaskData) -> tuple[dict[str, Tensor
     backbone = own_backbone(settings, dataset.labels)
     state = torch.get_rng_state()
     named = {name: backbone.get_parameter(name) for name in names_of_head(backbone)}
-    return {name: p.detach().float() for name, p in named.items()}, state
+    return {name: p.detach() for name, p in named.items()}, state
