@@ -45,10 +45,11 @@ def test_a_preset_is_the_length_of_a_run(preset):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps", "share"), [(32, 48, 1 / 36), (96, 48, 1 / 4), (800, 200, 1)]
+    ("labels", "examples", "steps", "share"),
+    [(2, 32, 48, 1 / 36), (2, 96, 48, 1 / 4), (4, 48, 48, 1 / 4), (8, 64, 48, 1), (2, 800, 200, 1)],
 )
-def test_few_examples_move_a_head_of_label_words_little(examples, steps, share):
-    situation = Situation("decoder", "deep", examples, words=True)
+def test_few_examples_move_a_head_of_label_words_little(labels, examples, steps, share):
+    situation = Situation("decoder", "deep", examples, words=True, labels=labels)
     chosen = choose(TrainSettings(), situation)
     assert chosen.head == "words"
     assert chosen.epochs == steps / math.ceil(examples / 32)

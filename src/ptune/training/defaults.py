@@ -77,7 +77,7 @@ class Situation:
     single: bool = False
     few: bool = False
     names: bool = False
-    labels: int = 0
+    labels: int = 2
 
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
@@ -165,7 +165,9 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
     examples = situation.examples + (situation.labels if settings.label_names else 0)
     if settings.asks_words and settings.epochs is None:
         # It answers before training, and few examples soon make it worse: they take small steps.
-        steps = EPOCHS[settings.preset] * examples / _step_examples(settings)
+        # One of many labels says more than one of two, by its logarithm.
+        bits = examples * math.log2(situation.labels)
+        steps = EPOCHS[settings.preset] * bits / _step_examples(settings)
         share = min(1.0, steps / _fewest_steps(settings)) ** 2
         rates = {"learning_rate", "prompt_learning_rate"} & left_open.keys()
         settings = replace(settings, **{rate: share * left_open[rate] for rate in rates})
