@@ -12,11 +12,10 @@ from ptune.cli.options import (
     Template,
     TextColumn,
     Texts,
-    console,
     option,
     say,
 )
-from ptune.cli.predict import Format, answer, texts_of
+from ptune.cli.predict import Format, answer, shown_format, texts_of
 from ptune.errors import PtuneError
 from ptune.training.settings import DATA, MODEL
 
@@ -76,10 +75,8 @@ def classify(
         calibrate=calibrate,
         dtype=dtype,
     )
-    typed = bool(texts) and texts != ["-"]
-    as_table = format == "table" or (format is None and typed and console.is_terminal)
-    source = texts_of(texts if typed else None, None, file, Recipe("", Columns(text_column)))
-    answer(classifier, source, output, "table" if as_table and not output else format)
+    source = texts_of(texts, None, file, Recipe("", Columns(text_column)))
+    answer(classifier, source, output, shown_format(texts, format))
     if save:
         classifier.save(save)
         say(f"The classifier is in {save}.")

@@ -14,6 +14,7 @@ from ptune.cli.options import (
     READING,
     Adapter,
     console,
+    file_option,
     option,
     read_with,
     say,
@@ -89,20 +90,17 @@ def drop_label(
 def add_labels(
     adapter: Adapter,
     train_file: Annotated[
-        Path,
-        option("Labelled texts, with the new labels.", DATA, metavar="FILE"),
+        Path, option("Labelled texts, with the new labels.", DATA, metavar="FILE")
     ],
     output: Annotated[
-        Path,
-        option("Write the new classifier to this folder.", OUTPUT, metavar="DIR"),
+        Path, option("Write the new classifier to this folder.", OUTPUT, metavar="DIR")
     ],
     replay: Annotated[
         Path | None,
-        option(
+        file_option(
             "Labelled texts with the old labels.",
             DATA,
-            default="the features that the run kept (--keep-features), or its training file",
-            metavar="FILE",
+            "the features that the run kept (--keep-features), or its training file",
         ),
     ] = None,
     **options: Any,

@@ -67,6 +67,11 @@ def option(help: str, section: str, *names: str, default: str = "", **more: Any)
     return typer.Option(*names, help=text, rich_help_panel=section, **how)
 
 
+def file_option(help: str, section: str = OUTPUT, default: str = "none") -> Any:
+    """An option that names a file; see `option`."""
+    return option(help, section, default=default, metavar="FILE")
+
+
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -187,7 +192,5 @@ AsJson = Annotated[
 Overwrite = Annotated[bool, option("Replace the run in the output folder.", OUTPUT, "--overwrite")]
 LabelledFile = Annotated[
     Path | None,
-    option(
-        "A labelled file, of any kind that ptune train reads.", DATA, default="none", metavar="FILE"
-    ),
+    file_option("A labelled file, of any kind that ptune train reads.", DATA),
 ]

@@ -26,6 +26,7 @@ from ptune.cli.options import (
     Texts,
     console,
     errors,
+    file_option,
     option,
     print_json,
     read_with,
@@ -148,7 +149,7 @@ def predict(
     if all_tasks:
         without = (ray, revision, abstain is not None, mark_truncated, format == "table")
         bank = _bank(recipe, has_none_of=without)
-        source = texts_of(texts if texts and texts != ["-"] else None, pair, file, recipe)
+        source = texts_of(texts, pair, file, recipe)
         _predict_all(bank, source, output, format)
         return
     if file and output:
@@ -156,11 +157,8 @@ def predict(
         return
     if ray or (file and file.is_dir()):
         raise PtuneError("A folder, and --ray, require --file and --output. Give both.")
-    typed = bool(texts) and texts != ["-"]
-    as_table = format == "table" or (format is None and typed and console.is_terminal)
-    classifier = recipe.load()
-    source = texts_of(texts if typed else None, pair, file, recipe)
-    shown = "table" if as_table and not output else format
+    classifier, shown = recipe.load(), shown_format(texts, format)
+    source = texts_of(texts, pair, file, recipe)
     answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
 
 
@@ -182,6 +180,12 @@ def on_runtime(
     return str(folder), None, None, False
 
 
+def shown_format(texts: list[str] | None, format: str | None) -> str | None:
+    """The format on standard output: by default a table for typed texts on a terminal."""
+    is_typed = texts and texts != ["-"]
+    return "table" if format is None and is_typed and console.is_terminal else format
+
+
 def texts_of(
     texts: list[str] | None, pair: str | None, file: Path | None, recipe: Recipe
 ) -> Source:
@@ -190,9 +194,9 @@ def texts_of(
 
     if file:
         return Source.of_file(file, recipe.columns, recipe.dialect)
-    if texts and pair is not None:
-        return Source.of_texts([(texts[0], pair)])
-    return Source.of_texts(texts or _lines(sys.stdin))
+    if not texts or texts == ["-"]:
+        return Source.of_texts(_lines(sys.stdin))
+    return Source.of_texts(texts if pair is None else [(texts[0], pair)])
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
@@ -322,10 +326,7 @@ def evaluate(
     revision: Revision = None,
     dtype: DtypeOption = "auto",
     runtime: Runtime = "torch",
-    output: Annotated[
-        Path | None,
-        option("Also write the scores to this JSON file.", OUTPUT, default="none", metavar="FILE"),
-    ] = None,
+    output: Annotated[Path | None, file_option("Also write the scores to this JSON file.")] = None,
     as_json: AsJson = False,
     **options: Any,
 ) -> None:

@@ -22,7 +22,9 @@ from ptune.cli.options import (
     Model,
     console,
     errors,
+    file_option,
     option,
+    print_json,
     read_with,
     say,
     with_settings,
@@ -36,12 +38,9 @@ COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 Fix = Annotated[
     Path | None,
-    option(
+    file_option(
         "Write the data without incomplete and repeated rows, with repaired characters and one "
-        "spelling of each label.",
-        OUTPUT,
-        default="none",
-        metavar="FILE",
+        "spelling of each label."
     ),
 ]
 
@@ -50,10 +49,7 @@ Fix = Annotated[
 def check(
     data: Annotated[Path, typer.Argument(help="A labelled CSV, TSV, JSON lines or Parquet file.")],
     eval_file: Annotated[
-        Path | None,
-        option(
-            "Also look for its texts in the training file.", DATA, default="none", metavar="FILE"
-        ),
+        Path | None, file_option("Also look for its texts in the training file.", DATA)
     ] = None,
     model: Annotated[
         str,
@@ -71,13 +67,7 @@ def check(
     ] = False,
     fix: Fix = None,
     output: Annotated[
-        Path | None,
-        option(
-            "Write a CSV file with every row that was found.",
-            OUTPUT,
-            default="none",
-            metavar="FILE",
-        ),
+        Path | None, file_option("Write a CSV file with every row that was found.")
     ] = None,
     as_json: AsJson = False,
     **options: Any,
@@ -99,7 +89,7 @@ def check(
     if output:
         checks.write_findings(found, train, evaluation, output)
     if as_json:
-        console.print_json(data=[asdict(finding) for finding in found])
+        print_json([asdict(finding) for finding in found])
     else:
         _show(found, train.rows.texts, train.rows.is_single, fast)
     if fix:
@@ -124,8 +114,7 @@ def report(
         ),
     ] = None,
     train_file: Annotated[
-        Path | None,
-        option("The training file.", DATA, default="the one of the run", metavar="FILE"),
+        Path | None, file_option("The training file.", DATA, "the one of the run")
     ] = None,
     fast: Annotated[
         bool,
@@ -134,8 +123,7 @@ def report(
     model: Model = None,
     dtype: DtypeOption = "auto",
     output: Annotated[
-        Path | None,
-        option("The page.", OUTPUT, default="reports/FILE.html in the run folder", metavar="FILE"),
+        Path | None, file_option("The page.", default="reports/FILE.html in the run folder")
     ] = None,
     as_json: AsJson = False,
     **options: Any,
@@ -171,7 +159,7 @@ def report(
     results = report.results_of(Path(adapter))
     report.write(content, page, report.pictures(found, content, results))
     if as_json:
-        console.print_json(data={k: v for k, v in content.items() if k != "mistakes"})
+        print_json({k: v for k, v in content.items() if k != "mistakes"})
     else:
         _show_scores(content)
         say(f"Wrote {page}, and next to it {page.stem}.json and {report.mistakes_name(page)}.")
@@ -183,11 +171,8 @@ def drift(
     file: Annotated[Path, option("New texts, in any kind of file that ptune predict reads.", DATA)],
     reference: Annotated[
         Path | None,
-        option(
-            "Texts to compare with.",
-            DATA,
-            default="the evaluation set of the run, or its training set",
-            metavar="FILE",
+        file_option(
+            "Texts to compare with.", DATA, "the evaluation set of the run, or its training set"
         ),
     ] = None,
     fast: Annotated[bool, option("Leave out the backbone's features.", MODEL, "--fast")] = False,
@@ -219,7 +204,7 @@ def drift(
     backbone = None if fast else report.backbone_of(classifier)
     found = shifts.drift(classifier, known, new, model=backbone, show=_progress)
     if as_json:
-        console.print_json(data=[{**asdict(s), "is_shift": s.is_shift} for s in found])
+        print_json([{**asdict(s), "is_shift": s.is_shift} for s in found])
     else:
         table = Table("", "reference", "new", "size", "p-value", "")
         for s in found:
@@ -242,10 +227,7 @@ def explain(
         str | None,
         option("The label to explain.", OUTPUT, default="the most probable one", metavar="NAME"),
     ] = None,
-    output: Annotated[
-        Path | None,
-        option("Also write the text as a page.", OUTPUT, default="none", metavar="FILE"),
-    ] = None,
+    output: Annotated[Path | None, file_option("Also write the text as a page.")] = None,
     model: Model = None,
     dtype: DtypeOption = "auto",
     as_json: AsJson = False,
@@ -268,7 +250,7 @@ def explain(
         with staged(output.absolute().parent) as stage:
             (stage / output.name).write_text(found.to_html(), encoding="utf-8")
     if as_json:
-        console.print_json(data=found.to_json())
+        print_json(found.to_json())
         return
     say(f"{found.label} {found.score:.3f}")
     console.print(found.to_rich(), soft_wrap=True)

@@ -16,6 +16,7 @@ from ptune.cli.options import (
     PairColumn,
     Revision,
     TextColumn,
+    file_option,
     option,
     say,
     with_settings,
@@ -25,10 +26,7 @@ from ptune.serving.settings import ServeSettings
 from ptune.training.settings import DATA
 
 CheckFile = Annotated[
-    Path | None,
-    option(
-        "Also check the result on the texts of this file.", DATA, default="none", metavar="FILE"
-    ),
+    Path | None, file_option("Also check the result on the texts of this file.", DATA)
 ]
 
 

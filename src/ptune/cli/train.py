@@ -24,6 +24,7 @@ from ptune.cli.options import (
     Seed,
     console,
     errors,
+    file_option,
     option,
     option_of,
     print_json,
@@ -47,22 +48,14 @@ OutputDir = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    option(
+    file_option(
         "Take settings from a YAML or JSON file, such as the settings.json of another run. "
-        "Options override them.",
-        OUTPUT,
-        default="none",
-        metavar="FILE",
+        "Options override them."
     ),
 ]
 SaveConfig = Annotated[
     Path | None,
-    option(
-        "Write the settings of this call to a YAML or JSON file, for --config.",
-        OUTPUT,
-        default="none",
-        metavar="FILE",
-    ),
+    file_option("Write the settings of this call to a YAML or JSON file, for --config."),
 ]
 DryRun = Annotated[bool, option("Print what the data look like, and stop.", OUTPUT, "--dry-run")]
 Seeds = Annotated[
