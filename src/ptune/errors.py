@@ -25,8 +25,19 @@ def near(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     guess = next((k for k in known if close and k.lower() == close[0]), None)
-    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-    return f"did you mean {guess!r}? There are: {listed}" if guess else f"there are: {listed}"
+    there = f"here are: {listed(known)}"
+    return f"did you mean {guess!r}? T{there}" if guess else f"t{there}"
+
+
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """Names with commas between them, for a message.
+
+    Example:
+        >>> listed(["", "text", "label"], limit=2)
+        '(no name), text, …'
+    """
+    shown = [name if name.strip() else "(no name)" for name in names[:limit]]
+    return ", ".join(shown) + (", …" if len(names) > limit else "")
 
 
 def positions(found: Sequence[int], first: int, limit: int = 5) -> str:

@@ -166,7 +166,13 @@ def _is_pair(row: Any) -> bool:
     return not unordered and is_container(row) and len(row) == 2
 
 
-def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) -> list[str]:
+def check(
+    values: Iterable[Any],
+    where: str,
+    before: int = 0,
+    first: int = 0,
+    fix: str = "Correct them or leave them out.",
+) -> list[str]:
     """Return the values as a list of texts, none of which is missing, empty or a number.
 
     Args:
@@ -174,6 +180,7 @@ def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) ->
         where: What they are, for messages.
         before: Number of texts that came before these, for messages.
         first: The number of the very first one, for messages: 0 in Python, 1 in files.
+        fix: What to do about values that are not texts, for messages.
 
     Raises:
         PtuneError: One of them is not a text; the message gives its position.
@@ -190,7 +197,7 @@ def check(values: Iterable[Any], where: str, before: int = 0, first: int = 0) ->
             f"expected texts. Is it the right column? {another}"
         )
     if wrong := [i for i, value in enumerate(values) if not _is_text(value)]:
-        _refuse(values, wrong, where, before, first)
+        _refuse(values, wrong, where, before, first, fix)
     # The string of an enum member is its value, and str() would give its name.
     return [value if type(value) is str else str.__str__(value) for value in values]
 
@@ -202,13 +209,21 @@ def _is_text(value: Any) -> bool:
 
 
 def _refuse(
-    values: Sequence[Any], wrong: list[int], where: str, before: int, first: int
+    values: Sequence[Any],
+    wrong: list[int],
+    where: str,
+    before: int,
+    first: int,
+    fix: str = "Correct them or leave them out.",
 ) -> NoReturn:
     places = positions([before + i for i in wrong], first, SHOWN)
     more = f" {len(wrong)} of {before + len(values)} are wrong." if len(wrong) > 1 else ""
+    expected = "strings or pairs of strings, not a mixture"
+    if first and is_missing(values[wrong[0]]):
+        expected = "a text in every row"
     raise PtuneError(
-        f"Found {_described(values[wrong[0]])} in {where}, at {places}. Expected strings or pairs "
-        f"of strings, not a mixture.{more} Correct them or leave them out."
+        f"Found {_described(values[wrong[0]])} in {where}, at {places}. Expected {expected}.{more} "
+        f"{fix}"
     )
 
 

@@ -755,6 +755,15 @@ def test_a_refused_download_is_reported(server, run_folder, patience, status, me
         ptune.load("alice/mail")
 
 
+def test_a_name_that_is_neither_here_nor_can_be_asked_for_is_called_so(server, patience):
+    server.go_wrong("HEAD", "adapter_config.json", cut=0)
+    with refused(
+        "There is no folder 'runs/mial', and the Hub could not be asked for a repository with that "
+        "name (…). Check the path or the network."
+    ):
+        ptune.load("runs/mial")
+
+
 def test_an_interrupted_download_continues(server, run_folder, bert_folder, patience):
     push(run_folder)
     server.go_wrong("GET", "/storage/", cut=1000, times=1)

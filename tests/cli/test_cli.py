@@ -412,6 +412,7 @@ def test_a_folder_requires_an_output_folder(refused, trained, tmp_path):
 def test_empty_standard_input_gives_no_prediction(run_ptune, trained):
     done = run_ptune("predict", trained, stdin="")
     assert (done.code, done.out) == (0, "")
+    assert "There are no texts to classify." in done.err
 
 
 # Evaluating, describing, helping.

@@ -3,10 +3,12 @@
 # ruff: noqa: RUF001 (texts in several languages)
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
 
+import numpy as np
 import pyarrow
 import pytest
 from conftest import refused
@@ -15,7 +17,7 @@ from pyarrow import feather, parquet
 from ptune import PtuneError
 from ptune.data.dataset import load_files
 from ptune.data.opening import Dialect, delimiter_of
-from ptune.data.tables import read_batches, read_table
+from ptune.data.tables import Columns, find_columns, read_batches, read_table
 
 ROWS = [(f"The ball, number {i}; is | red", "red") for i in range(6)]
 ROWS += [(f"The sky number {i}", "blue") for i in range(6)]
@@ -90,6 +92,39 @@ def test_the_most_likely_encoding_is_named_and_can_be_given(tmp_path, encoding):
     ):
         read_table(file)
     assert read_table(file, Dialect(encoding=encoding))["text"] == ["hello", text]
+
+
+def test_a_given_encoding_counts_if_a_byte_order_mark_is_wrong(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(codecs.BOM_UTF8 + "text,label\nGröße,b\nweiß,a\n".encode("cp1252"))
+    with refused(
+        f"{file} is not UTF-8, although it starts with its byte-order mark: byte 0xf6 in line 2. "
+        "It is probably cp1252: use --encoding cp1252, or convert the file (`iconv …`)."
+    ):
+        read_table(file)
+    table = read_table(file, Dialect(encoding="cp1252"))
+    assert table == {"text": ["Größe", "weiß"], "label": ["b", "a"]}
+
+
+def test_a_file_that_is_no_text_is_not_taken_for_an_encoding(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(np.random.default_rng(0).bytes(3000))
+    with refused(
+        f"{file} is not text: … of its first 3,000 bytes are control characters. Name another "
+        "file, or save this one as CSV in UTF-8."
+    ):
+        read_table(file)
+
+
+def test_a_column_without_a_name_is_listed_as_such(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text(";Nachricht;Art\n1;wo ist es;a\n")
+    with refused(
+        f"No column of {file} is called like a label (…); it has (no name), Nachricht, Art. Name "
+        "it with --label-column, or each column of 0 and 1 with --indicator-column, or use "
+        "--no-header if the first line is an example."
+    ):
+        find_columns(read_table(file), Columns(), file)
 
 
 @pytest.mark.parametrize("language", ["cp1252", "cp1251", "shift_jis"])
@@ -248,13 +283,13 @@ def test_odd_cells_keep_their_text(tmp_path, content, table):
         (
             "text,label\n,x\n,y\n",
             "Found an empty text in column 'text' of {}, at row 1, 2 (counting from 1). Expected "
-            "strings or pairs of strings, not a mixture. 2 of 2 are wrong. Correct them or leave "
-            "them out.",
+            "a text in every row. 2 of 2 are wrong. Correct them, or leave out rows without a text "
+            "(--skip-empty).",
         ),
         (
             "text,label\na,\nb,\n",
             "2 of 2 labels are missing (column 'label' of {}), at row 1, 2 (counting from 1). Fill "
-            "them in or leave those examples out.",
+            "them in or leave those examples out (--skip-unlabelled).",
         ),
     ],
     ids=["two of a name", "short row", "long row", "title", "quotes", "no text", "no label"],

@@ -96,7 +96,7 @@ def test_examples_whose_label_is_not_public_are_counted(saved):
     name = saved(train=news(0, 20), test=news(100, 4, label=-1))
     with refused(
         f"4 of 4 labels are missing (column 'label' of {name} (test)), at row 1, 2, 3, 4 (counting "
-        "from 1). Fill them in or leave those examples out."
+        "from 1). Fill them in or leave those examples out (--skip-unlabelled)."
     ):
         evaluation_split(name, split="test").__getitem__(1).check()
 

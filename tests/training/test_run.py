@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build, write_mail
+from conftest import build, refused, write_mail
 from transformers import TrainerCallback
 
 import ptune
@@ -33,6 +33,18 @@ def table(tmp_path_factory, texts):
 def settings(bert_folder, table, **options):
     chosen = {"epochs": 3, "batch_size": 8, "num_virtual_tokens": 4, "dtype": "float32", **options}
     return ptune.TrainSettings(model=str(bert_folder), train_file=str(table), **chosen)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "notes").touch()
+    with refused(
+        f"Cannot write to {tmp_path}/notes/run: Not a directory. Name a folder that you may write "
+        "to."
+    ):
+        training.train_run(ptune.TrainSettings(train_file="none.csv"), tmp_path / "notes" / "run")
+    with refused("There is no file none.csv. …"):
+        training.train_run(ptune.TrainSettings(train_file="none.csv"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "ptune.json")

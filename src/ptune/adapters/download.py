@@ -130,6 +130,11 @@ class AdapterFiles:
             )
         if status is not None:
             return f"The Hub did not provide {name} of {source} ({reason}). Try again later."
+        if isinstance(cause, HubHTTPError) and name == CONFIG_NAME:
+            return (
+                f"There is no folder {source}, and the Hub could not be asked for a repository "
+                f"with that name ({reason}). Check the path or the network."
+            )
         if isinstance(cause, HubHTTPError):
             return (
                 f"The connection to the Hub failed during the download of {name} of {source} "

@@ -240,6 +240,8 @@ def answer(
         out = files.text_writer(sys.stdout, format or "jsonl")
         out.mark_truncated = mark_truncated
         count, truncated = files.write(classifier, source, out, abstain)
+        if not count:
+            say("There are no texts to classify.", errors)
     if truncated:
         say(f"A part of {truncated:,} texts was not read: they are too long.", errors)
 

@@ -27,7 +27,7 @@ from ptune.data.tables import (
     read_table,
     rows_where,
 )
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, listed
 from ptune.labels import SINGLE, LabelColumn, Labels, annotated, in_words, read
 from ptune.texts import check
 
@@ -404,7 +404,7 @@ def examples_of(
     texts = [table[name] for name in names]
     read = [*map(repr, names), *map(repr, found.indicators or [found.label])]
     unused = [name for name in table if repr(name) not in read]
-    said = [f"columns {', '.join(read)}" + (f" (not {', '.join(unused[:5])})" if unused else "")]
+    said = [f"columns {', '.join(read)}" + (f" (not {listed(unused, 5)})" if unused else "")]
     missing = column.missing() if skip_unlabelled else []
     empty = [i for i, row in enumerate(zip(*texts, strict=True)) if not all(map(_written, row))]
     for gone, what in ((missing, "a label"), (empty if skip_empty else [], "a text")):
@@ -448,7 +448,8 @@ def _checked(cells: list[Any], where: str, *, typed: bool) -> list[str]:
     Raises:
         PtuneError: They are numbers, or one of them is not a text.
     """
-    checked = check(cells, where, first=1)
+    leave_out = "Correct them, or leave out rows without a text (--skip-empty)."
+    checked = check(cells, where, first=1, fix=leave_out)
     if not typed and are_numbers(checked):
         check(list(map(float, checked)), where, first=1)
     return checked

@@ -29,6 +29,8 @@ DELIMITERS = (",", ";", "\t", "|")
 SAMPLE = 100
 # This many zero bytes at its start, at only even or only odd places, are a sign of UTF-16.
 FEW = 4
+# Fewer than one byte in this many is a control character, in text.
+MOST_CONTROL = 50
 # Byte-order marks. UTF-32's begins with UTF-16's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -130,16 +132,10 @@ def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator
                 "CSV in UTF-8."
             )
     mark = next((name for bom, name in _MARKS.items() if start.startswith(bom)), None)
+    if mark == "utf-8-sig" and dialect.encoding and not _is_utf8(file):
+        mark = None  # another program has put it before a text that it did not convert
     encoding = mark or dialect.encoding or "utf-8"
-    odd = start[1::2].count(0)
-    if (
-        mark is None
-        and dialect.encoding is None
-        and (
-            start.count(0) * 4 > len(start)
-            or (start.count(0) >= FEW and odd in (0, start.count(0)))
-        )
-    ):
+    if mark is None and dialect.encoding is None and _is_wide(start):
         likely = _likely_encoding(start, [])
         raise PtuneError(
             f"{file} is not UTF-8: {start.count(0)} of its first {len(start)} bytes are zero. "
@@ -156,9 +152,26 @@ def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator
             opened(file) as stream,
             io.TextIOWrapper(stream, encoding=encoding, newline=newline) as text,
         ):
+            if mark is None and start.startswith(codecs.BOM_UTF8):
+                stream.read(len(codecs.BOM_UTF8))
             yield from text
     except UnicodeError as error:
         raise PtuneError(_wrong_encoding(file, encoding)) from error
+
+
+def _is_utf8(file: Path) -> bool:
+    try:
+        with opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8") as text:
+            return all(True for _ in text)
+    except UnicodeError:
+        return False
+
+
+def _is_wide(start: bytes) -> bool:
+    """Whether a file without a byte-order mark is UTF-16 or UTF-32, by its first bytes."""
+    zeros = start.count(0)
+    at_one_side = start[1::2].count(0) in (0, zeros)
+    return zeros * 4 > len(start) or (zeros >= FEW and at_one_side)
 
 
 def _wrong_encoding(file: Path, encoding: str) -> str:
@@ -181,8 +194,16 @@ def _wrong_encoding(file: Path, encoding: str) -> str:
         start = stream.read(2**16)
     if not found:
         return f"{file} does not have the encoding {encoding}. Name another with --encoding."
-    name = "UTF-8" if encoding == "utf-8" else encoding
-    return f"{file} is not {name}: {found}. " + _use(_likely_encoding(start, sample), file)
+    control = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in start)
+    if control * MOST_CONTROL > len(start) and not _is_wide(start):
+        return (
+            f"{file} is not text: {control:,} of its first {len(start):,} bytes are control "
+            "characters. Name another file, or save this one as CSV in UTF-8."
+        )
+    name, likely = encoding, _likely_encoding(start, sample)
+    if encoding in ("utf-8", "utf-8-sig"):
+        name = "UTF-8" + (", although it starts with its byte-order mark" if encoding[5:] else "")
+    return f"{file} is not {name}: {found}. " + _use(likely, file)
 
 
 def _use(encoding: str, file: Path) -> str:
@@ -216,7 +237,7 @@ def _likely_encoding(start: bytes, sample: list[bytes]) -> str:
         start: Its first bytes.
         sample: Lines with bytes that are not ASCII.
     """
-    if zeros := start.count(0):
+    if (zeros := start.count(0)) and _is_wide(start):
         if not any(start[0::4] + start[1::4]) or not any(start[2::4] + start[3::4]):
             return f"utf-32-{'be' if start[0] == 0 else 'le'}"
         return f"utf-16-{'le' if start[1::2].count(0) * 2 > zeros else 'be'}"

@@ -19,7 +19,7 @@ from pyarrow import feather, parquet
 
 from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
 from ptune.data.sheets import SHEETS, sheet_rows
-from ptune.errors import PtuneError, first_line, near
+from ptune.errors import PtuneError, first_line, listed, near
 from ptune.labels import LABEL_NAMES
 
 # Names of columns that hold texts, in order of preference.
@@ -398,7 +398,7 @@ def find_columns(
         if label is None:
             raise PtuneError(
                 f"No column of {file} is called like a label ({', '.join(LABEL_NAMES)}); it has "
-                f"{', '.join(names)}. Name it with --label-column, or each column of 0 and 1 with "
+                f"{listed(names)}. Name it with --label-column, or each column of 0 and 1 with "
                 "--indicator-column, or use --no-header if the first line is an example."
             )
     if text is None:
@@ -414,7 +414,7 @@ def find_columns(
     if text is None:
         raise PtuneError(
             f"No column of {file} is called like a text ({', '.join(TEXT_NAMES)}); it has "
-            f"{', '.join(names)}. Name it with --text-column, or use --no-header if the first line "
+            f"{listed(names)}. Name it with --text-column, or use --no-header if the first line "
             "is an example."
         )
     return Columns(text, pair, label if labelled else None, asked.indicators)

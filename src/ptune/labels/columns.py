@@ -139,9 +139,11 @@ class LabelColumn:
             PtuneError: A label is missing or of a type that cannot be a label.
         """
         if missing := self.missing():
+            option = " (--skip-unlabelled)" if self.first else ""
             raise PtuneError(
                 f"{len(missing)} of {len(self)} labels are missing ({self.where}), at "
-                f"{positions(missing, self.first)}. Fill them in or leave those examples out."
+                f"{positions(missing, self.first)}. Fill them in or leave those examples out"
+                f"{option}."
             )
         for name in self.names or ():
             if not _is_label(name):

@@ -211,6 +211,6 @@ def check_names(names: Sequence[str], column: LabelColumn) -> None:
         warnings.warn(
             f"Some labels differ only in case, white space or Unicode form ({where}): "
             f"{'; '.join(groups[:3])}. They are different labels. If that is a mistake, correct "
-            "them and train again.",
+            "them (`ptune check --fix` does) and train again.",
             stacklevel=2,
         )

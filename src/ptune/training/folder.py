@@ -35,8 +35,8 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     Only the first process checks: others may arrive after it has begun to write.
 
     Raises:
-        PtuneError: The folder is not empty and neither flag was given, or there is no run to
-            resume.
+        PtuneError: The folder is not empty and neither flag was given, there is no run to resume,
+            or the folder cannot be written.
     """
     if not is_first():
         return
@@ -56,6 +56,11 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
                 f"The folder {folder} holds files that are not from a ptune run, so --overwrite "
                 "leaves it alone. Choose another one."
             )
+    is_new = not folder.is_dir()
+    with staged(folder):
+        pass  # it can be written
+    if is_new:
+        folder.rmdir()
 
 
 def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) -> None:
