@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from conftest import refused
 from sklearn.base import clone
 
 import ptune
@@ -154,7 +155,8 @@ def test_settings_of_the_first_version_are_read(tmp_path):
     ("content", "message"),
     [
         ({"first_layer": 2}, "first_layer.*removed"),
-        ({"rotary": 1}, "unknown setting 'rotary': upgrade ptune"),
+        ({"rotary": 1}, "unknown setting 'rotary'; there are: .*newer version .*upgrade ptune"),
+        ({"epoks": 1}, "unknown setting 'epoks'; did you mean 'epochs'"),
         ({"seed": "a"}, "seed is 'a'; expected a whole number"),
     ],
 )
@@ -162,6 +164,13 @@ def test_settings_that_ptune_cannot_follow_are_refused(tmp_path, content, messag
     (tmp_path / "settings.json").write_text(json.dumps(content))
     with pytest.raises(PtuneError, match=message):
         TrainSettings.read(tmp_path)
+
+
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("epochs: [")
+    with refused(f"{file} is not YAML (… line 1, column …). Expected lines such as `epochs: 8`."):
+        TrainSettings.read(file)
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, near
 from ptune.files import SETTINGS_NAME, read_json
 from ptune.prompts.config import (
     Depth,
@@ -454,8 +454,12 @@ class TrainSettings(ClassifierSettings):
         content.pop("keep_layers", None)
         if content.get("pooling") == "family":
             content["pooling"] = "architecture"
-        if unknown := sorted(content.keys() - {f.name for f in fields(cls)}):
-            raise PtuneError(f"{file} has the unknown setting {unknown[0]!r}: upgrade ptune.")
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(content.keys() - set(known)):
+            raise PtuneError(
+                f"{file} has the unknown setting {unknown[0]!r}; {near(unknown[0], known)}. If a "
+                "newer version wrote it, upgrade ptune."
+            )
         return cls(**content)
 
 
@@ -468,7 +472,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PtuneError(f"{file} is not YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise PtuneError(
+            f"{file} is not YAML ({reason}). Expected lines such as `epochs: 8`."
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise PtuneError(f"{file} holds no settings; expected lines such as `epochs: 8`.")
     content = {name.replace("-", "_"): value for name, value in content.items()}

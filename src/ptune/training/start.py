@@ -296,7 +296,9 @@ def zero_shot_model(
         PtuneError: As for `new_model`; or there are fewer than two labels.
     """
     if len(labels) < 2:
-        raise PtuneError(f"There are {len(labels)} labels; expected at least two.")
+        raise PtuneError(
+            f"Found {len(labels)} label(s); expected at least two, such as --labels yes,no."
+        )
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     columns: dict[str, list[str]] = {TEXT: [], **({PAIR: []} if pairs else {})}
     dataset = TaskData("zero-shot", labels, (), train=Dataset.from_dict(columns))
