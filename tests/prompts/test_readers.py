@@ -9,6 +9,7 @@ from conftest import SENTENCES, build, refused, use_prompt
 
 from ptune import PromptEncoderConfig, PromptModel
 from ptune.peft import PromptEncoderConfig as InPeft
+from ptune.prompts.host import Given
 from ptune.prompts.mechanisms import Prompt
 
 K = 5
@@ -114,7 +115,7 @@ def test_everything_of_a_reader_gets_a_gradient_and_the_text_none(kind, tokenize
     # One more layer in width: both matrices of low rank.
     assert (gradient[K:, width:].abs().amax(dim=1) > 0).all()
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
-    assert model.host.read_texts(**inputs).key_values[0][0].grad_fn is None
+    assert model.host.read_texts(Given(**inputs)).key_values[0][0].grad_fn is None
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
@@ -318,7 +319,7 @@ def test_many_readers_share_what_was_read_of_a_text(name):
         prompts.append(Prompt.of(config.resolved(), mechanism, embeddings))
         expected.append(host.run([prompts[-1]], head=model.state.head, **inputs).logits)
     which = [*range(3)] * len(TEXTS)
-    texts = host.read_texts(**inputs)
+    texts = host.read_texts(Given(**inputs))
     found = host.run(prompts, which, head=model.state.head, texts=texts).logits
     expected = torch.stack(expected, dim=1).flatten(0, 1)  # [texts * 3, labels]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -256,7 +256,7 @@ def write_report(run: Run) -> None:
         data = dataset_of_run(run.folder)
         if data is not None:
             dtype = TrainSettings.read(run.folder).dtype
-            report_run(run.folder, load(run.folder, dtype=dtype), data, fast=True)
+            report_run(run.folder, load(run.folder, dtype=dtype), data)
     except Exception as error:  # Whatever the data holds, the classifier is there.
         say(f"There is no report ({error}). Try `ptune report {run.folder}`.", errors)
 

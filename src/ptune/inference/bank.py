@@ -39,7 +39,7 @@ from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_e
 from ptune.labels import Prediction
 from ptune.prompts.batch import takes_turns
 from ptune.prompts.heads import HeadPerText
-from ptune.prompts.host import Host
+from ptune.prompts.host import Given, Host
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.readers import TextStates
 from ptune.texts import (
@@ -523,7 +523,7 @@ class PromptBank:
             lengths = [len(encoded[some[0]]["input_ids"]) for some in groups]
             for chosen in batches(lengths, batch_size, most_padding(self.backbone.device)):
                 texts = [encoded[groups[i][0]] for i in chosen]
-                states = self._host.read_texts(**self._padded(texts))
+                states = self._host.read_texts(Given(**self._padded(texts)))
                 step = max(1, TOKENS_PER_TEXT * batch_size // len(chosen) // k)
                 for start in range(0, count, step):
                     yield states, [i for j in chosen for i in groups[j][start : start + step]]

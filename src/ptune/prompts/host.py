@@ -255,12 +255,7 @@ class Host:
         return self._mechanisms[name]
 
     def _new_mechanism(self, name: str) -> Mechanism:
-        backbone, own, tokens, passes = (
-            self.backbone,
-            self.architecture,
-            self.tokens,
-            self.passes,
-        )
+        backbone, own, tokens, passes = self.backbone, self.architecture, self.tokens, self.passes
         by_name = name in (SHARED, "prefix") or (name == "reader" and own.attentions)
         if by_name and self._attentions is None:
             self._attentions = self.attach(Attentions(backbone, own, passes))
@@ -385,7 +380,7 @@ class Host:
         given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         with self.passes.running(current), self.heads.using(head):
             if isinstance(readers := prompts[0].mechanism, Readers):
-                texts = texts or self.read_texts(*given)
+                texts = texts or self.read_texts(given)
                 batch = self._batch(prompts, which, current, texts.mask.device)
                 inputs |= batch.arrange_readers(readers, texts)
             else:
@@ -434,14 +429,7 @@ class Host:
         return readers
 
     @torch.no_grad()
-    def read_texts(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> TextStates:
+    def read_texts(self, given: Given) -> TextStates:
         """What readers see of a batch of texts, from `Readers.kept` if they were read before.
 
         Raises:
@@ -449,9 +437,9 @@ class Host:
         """
         kept = self.readers.kept
         drops_out = self.backbone.base_model.training
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = given
         unusual = position_ids is not None or inputs_embeds is not None or is_traced()
         if input_ids is None or not kept.is_on or drops_out or unusual:
-            given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             return self._read(given)
         kept.check(self._version(), self._fingerprint)
         if attention_mask is None:

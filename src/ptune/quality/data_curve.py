@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -87,8 +87,6 @@ def data_curve(
     run: Run,
     settings: TrainSettings,
     *,
-    dataset: TaskData | None = None,
-    shares: Sequence[float] = SHARES,
     progress: TrainerCallback | None = None,
     show_part: Callable[[int], None] = lambda examples: None,
 ) -> DataCurve:
@@ -100,20 +98,18 @@ def data_curve(
     Args:
         run: The run on all the data.
         settings: The settings that `train_run` got.
-        dataset: The dataset, if the settings name none.
-        shares: The parts, between 0 and 1.
         progress: Callback that shows the progress.
         show_part: Gets the number of examples before each training.
 
     Raises:
         PtuneError: There is no evaluation set; or the settings are wrong.
     """
-    dataset = dataset or load_dataset(settings)
+    dataset = load_dataset(settings)
     if dataset.train is None or not run.answers:
         raise PtuneError("A data curve requires an evaluation set. Name one with --eval-file.")
     order, total = nested(dataset), len(dataset.train)
     least = len(dataset.labels) if dataset.labels.is_single else 2
-    sizes = sorted({max(least, round(share * total)) for share in shares} - {total})
+    sizes = sorted({max(least, round(share * total)) for share in SHARES} - {total})
     answers: dict[int, Answers] = {}
     shown = [progress] if progress else []
     with sharing_texts():

@@ -275,22 +275,15 @@ def pictures(
     return found
 
 
-def report_run(
-    folder: Path,
-    classifier: TextClassifier,
-    data: TaskData,
-    *,
-    fast: bool,
-    show: Show | None = None,
-) -> Path:
+def report_run(folder: Path, classifier: TextClassifier, data: TaskData) -> Path:
     """Write the report of a run on its own evaluation sets, into its folder.
+
+    It is without logistic regression and the nearest training texts, which take longer.
 
     Args:
         folder: The run folder.
         classifier: The run's classifier.
         data: The run's data.
-        fast: Leave out logistic regression and the nearest training texts.
-        show: Shows the progress of the features.
 
     Raises:
         PtuneError: It cannot be written, or there is no evaluation set.
@@ -301,7 +294,7 @@ def report_run(
     page = folder / REPORT_NAME
     for i, one in enumerate(found):
         own = page if i == 0 else page.with_name(f"report_{i + 1}.html")
-        content = build(one, None if fast else backbone_of(classifier), show)
+        content = build(one)
         write(content, own, pictures(one, content, results_of(folder)))
     return page
 

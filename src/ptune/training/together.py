@@ -36,6 +36,7 @@ from ptune.data.dataset import WEIGHT, TaskData
 from ptune.errors import PtuneError
 from ptune.files import staged
 from ptune.prompts.heads import Head, HeadPerText
+from ptune.prompts.host import Given
 from ptune.prompts.mechanisms import Prompt
 from ptune.training.folder import CHECKPOINTS
 from ptune.training.run import Answers, tokenized_texts
@@ -379,7 +380,8 @@ class Stack:
             column: pad_sequence([row[column] for row in rows], batch_first=True)
             for column in rows[0]
         }
-        texts = host.read_texts(**{column: t.to(self.model.device) for column, t in batch.items()})
+        given = Given(**{column: t.to(self.model.device) for column, t in batch.items()})
+        texts = host.read_texts(given)
         output = host.run(prompts, list(range(n)) * longest, heads=heads, texts=texts)
         found = output.logits.float().unflatten(0, (longest, n))  # [longest, n, most labels]
         return [
