@@ -39,9 +39,9 @@ Encoded = dict[str, list[list[int]]]
 
 # Tokens per text of `batch_size` in a batch for prediction, padding included.
 TOKENS_PER_TEXT = 128
-# Tokens of padding that a CPU computes in the time that another batch would take. A GPU computes
-# thousands.
-PADDING = 128
+# Tokens of padding that a CPU computes in the time that another batch would take; and those that
+# only its attentions compute. A GPU computes thousands.
+PADDING, PADDING_OF_ATTENTION = 128, 1024
 # Positions that a message lists before it stops.
 SHOWN = 5
 # The share of a window that the next one reads again.
@@ -344,9 +344,16 @@ def batches(
         order = order[size:]
 
 
-def most_padding(device: str | torch.device) -> int | None:
-    """The `most_padding` of `batches` that a device is fastest with."""
-    return PADDING if torch.device(device).type == "cpu" else None
+def most_padding(device: str | torch.device, *, one_row: bool = False) -> int | None:
+    """The `most_padding` of `batches` that a device is fastest with.
+
+    Args:
+        device: The backbone's.
+        one_row: Whether the backbone reads a batch as one row, so that only attention has padding.
+    """
+    if torch.device(device).type != "cpu":
+        return None
+    return PADDING_OF_ATTENTION if one_row else PADDING
 
 
 def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:

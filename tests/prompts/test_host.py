@@ -6,6 +6,8 @@ from conftest import SENTENCES, build
 
 from ptune import PromptBank, PromptModel, PtuneError
 from ptune.backbones.architectures import Architecture
+from ptune.peft import PromptEncoderConfig
+from ptune.prompts import layout
 from ptune.prompts.host import Host
 
 IDS = torch.arange(10, 24).view(2, 7)
@@ -64,3 +66,35 @@ def test_unload_of_a_bank_restores_the_backbone(kind, tokenizer):
     assert bank.unload() is backbone
     assert torch.equal(backbone(**inputs).logits, before)
     assert all(p.requires_grad for p in backbone.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", ["input", "deep"])
+@pytest.mark.parametrize("pooling", ["architecture", "mean"])
+def test_an_encoder_computes_no_padding(tokenizer, depth, pooling):
+    backbone = build("roberta")
+    model = PromptModel(backbone, PromptEncoderConfig(depth=depth, pooling=pooling)).eval()
+    texts = [SENTENCES[0], "rain", " ".join(SENTENCES[:3])]
+    model(**tokenizer(texts, padding=True, return_tensors="pt"))  # tries both ways
+    rows = []
+    layer = backbone.roberta.encoder.layer[0].intermediate.dense
+    layer.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:-1].numel()))
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    together = model(**batch).logits
+    k = model.prompt_config.num_virtual_tokens if depth == "input" else 0
+    assert rows == [int(batch["attention_mask"].sum()) + 3 * k]
+    alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    whole = model(**batch, output_hidden_states=True)  # as Transformers returns them
+    assert whole.hidden_states[-1].shape[:2] == (3, batch["input_ids"].shape[1] + k)
+    torch.testing.assert_close(whole.logits, together, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_an_attention_that_depends_on_the_padding_keeps_it(monkeypatch):
+    """Whether a backbone can do without is tried out."""
+    host = Host(build("bert"))
+    usual = layout.OneRow.part
+    monkeypatch.setattr(layout.OneRow, "part", lambda self, t: usual(self, t).flip(0))
+    assert host.architecture.takes_one_row
+    assert not host.takes_one_row

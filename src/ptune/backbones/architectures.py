@@ -82,6 +82,7 @@ class Architecture:
             Transformers' `AttentionInterface`.
         is_causal: Whether every attention is causal and unlimited, so that what comes before a
             text cannot depend on the text.
+        sees_all: Whether every attention is unlimited in both directions.
         last_layer_end: ``None`` if every position must be computed.
         mask_token: The token at which the head reads a text; ``None``: it reads elsewhere. See
             `ptune.backbones.masked`.
@@ -105,6 +106,7 @@ class Architecture:
     layers: tuple[str, ...]
     attentions: tuple[Attention, ...]
     is_causal: bool
+    sees_all: bool
     last_layer_end: LastLayerEnd | None
     mask_token: int | None = None
 
@@ -142,7 +144,8 @@ class Architecture:
             head_names=tuple(names_of_head(backbone)),
             layers=tuple(layers),
             attentions=attentions,
-            is_causal=_is_causal(backbone) and bool(attentions),
+            is_causal=_directions(backbone) == {True} and bool(attentions),
+            sees_all=_directions(backbone) == {False} and bool(attentions),
             last_layer_end=end,
             mask_token=mask_token_of(backbone),
         )
@@ -167,6 +170,13 @@ class Architecture:
     def input_widths(self) -> list[int]:
         """The width of the embeddings that each layer reads: the first one reads tokens'."""
         return [self.token_dim] + [self.hidden_size] * (len(self.layers) - 1)
+
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether it may read a batch as one row without padding; `Host` tries it out."""
+        end = self.last_layer_end
+        whole = end is not None and end.end == self.layers[-1] and end.reads == "first"
+        return whole and self.sees_all and self.takes_position_ids
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -273,14 +283,15 @@ def _layers(backbone: PreTrainedModel) -> list[str]:
     return []
 
 
-def _is_causal(backbone: PreTrainedModel) -> bool:
+def _directions(backbone: PreTrainedModel) -> set[bool]:
+    """Whether attentions are causal; empty if unknown, or if one of them has a window."""
     config = backbone.config.get_text_config()
-    if config.is_encoder_decoder:
-        return False
-    causal = {m.is_causal for m in backbone.modules() if hasattr(m, "is_causal")}
     layers = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
-    return causal == {True} and (set(layers) == {"full_attention"} if layers else window is None)
+    limited = set(layers) != {"full_attention"} if layers else window is not None
+    if config.is_encoder_decoder or limited:
+        return set()
+    return {m.is_causal for m in backbone.modules() if hasattr(m, "is_causal")}
 
 
 def generates(model_type: str | None) -> bool:

@@ -488,7 +488,9 @@ class PromptBank:
         for at_mask in (False, True):
             own = [i for i in with_text if tasks[i].at_mask is at_mask]
             lengths = [len(encoded[i]["input_ids"]) for i in own]
-            for some in batches(lengths, batch_size, most_padding(self.backbone.device)):
+            one_row = bool(own) and self._host_for(at_mask=at_mask).takes_one_row
+            padding = most_padding(self.backbone.device, one_row=one_row)
+            for some in batches(lengths, batch_size, padding):
                 chosen = [own[j] for j in some]
                 answer(chosen, texts=[encoded[i] for i in chosen])
         after_text = [i for i, task in enumerate(tasks) if task.info.depth == "reader"]

@@ -394,7 +394,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         return self.prompt_model_.state.pairs
 
     def _most_padding(self) -> int | None:
-        return texts.most_padding(self.prompt_model_.device)
+        model = self.prompt_model_
+        return texts.most_padding(model.device, one_row=model.host.takes_one_row)
 
     def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
         for chosen, rows in batches:

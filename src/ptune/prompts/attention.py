@@ -87,6 +87,9 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
     ) -> Any:
         site: _Site | None = getattr(module, "ptune_site", None)
         current = None if site is None else site.passes.current
+        row = None if current is None else current.row
+        if row is not None:
+            query, key, value, attention_mask = *map(row.part, (query, key, value)), row.mask
         if site is not None and current is not None:
             if current.captured_key_values is not None:
                 current.captured_key_values.append((key, value))
@@ -106,7 +109,8 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                 if kwargs.get("position_bias") is not None:
                     kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
         function = compat.attention_function(kernel, module)
-        return function(module, query, key, value, attention_mask, **kwargs)
+        result, weights = function(module, query, key, value, attention_mask, **kwargs)
+        return result if row is None else row.join(result), weights
 
     return attend
 

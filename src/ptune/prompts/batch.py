@@ -113,8 +113,7 @@ class Batch:
             )
         elif self.own.takes_position_ids and (isinstance(shift, Tensor) or shift > 0):
             # The prompt takes positions, but is not among the tokens.
-            counted = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
-            inputs["position_ids"] = counted + self.own.first_position + shift
+            inputs["position_ids"] = self._counted(inputs["attention_mask"]) + shift
         if isinstance(self.mean, Tensor) or self.mean:
             self._pool(attention_mask, virtual_mask, order)
         self.mask, self.ids = inputs["attention_mask"], inputs["input_ids"]
@@ -138,14 +137,26 @@ class Batch:
         inputs: dict[str, Any] = self.arrange(empty, empty, None, None)
         inputs.pop("position_ids", None)
         if readers.continues:
-            counted = (self.mask.cumsum(dim=1) - 1).clamp_min(0)
-            self.current.reader_positions = counted + self.own.first_position + lengths
+            self.current.reader_positions = self._counted(self.mask) + lengths
         if readers.by_cache:
             inputs["past_key_values"], seen = texts.as_cache(times)
             inputs["attention_mask"] = torch.cat([seen, self.mask], dim=1)
         else:
             readers.enter_texts(self.current, texts, self.mask.shape[1], times)
         return inputs
+
+    def _counted(self, mask: Tensor) -> Tensor:
+        """The positions of the tokens in a mask ``[batch, seq]``, as the backbone counts them."""
+        return (mask.cumsum(dim=1) - 1).clamp_min(0) + self.own.first_position
+
+    def as_one_row(self, inputs: dict[str, Any], dtype: torch.dtype) -> None:
+        """Leave padding out of what `arrange` returned, if there is any."""
+        if not self.mask.all():
+            self.current.row = row = layout.OneRow.of(self.mask, dtype)
+            inputs.setdefault("position_ids", self._counted(self.mask))
+            for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
+                if name in inputs:
+                    inputs[name] = row.join(inputs[name])
 
     def _disguised(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, int]:
         """Token ids in which only padding has the pad token's id, and that id.

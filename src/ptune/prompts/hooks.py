@@ -132,7 +132,11 @@ class OnlyPositionsRead(Hooks):
         current = self.passes.current
         if current is None or current.positions is None:
             return None
-        args, current.kept_shape = keep_positions(args, current.positions)
+        if (row := current.row) is None:
+            args, current.kept_shape = keep_positions(args, current.positions)
+        else:
+            args, _ = keep_positions(args, row.nearest[current.positions])
+            current.kept_shape = row.shape
         return args
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -119,6 +119,7 @@ class Host:
         self._attached: list[Any] = []  # each has `remove`
         self._mechanisms: dict[str, Mechanism] = {}
         self._attentions: Attentions | None = None
+        self._takes_one_row: bool | None = None
         self._before = _Before.of(backbone)
         try:
             backbone.ptune_hosted = True
@@ -254,11 +255,16 @@ class Host:
                     self._mechanisms[name] = self.attach(self._new_mechanism(name))
         return self._mechanisms[name]
 
+    def _use_attentions(self) -> None:
+        """Route the backbone's attentions through those of `ptune.prompts.attention`."""
+        if self._attentions is None:
+            attentions = Attentions(self.backbone, self.architecture, self.passes)
+            self._attentions = self.attach(attentions)
+
     def _new_mechanism(self, name: str) -> Mechanism:
         backbone, own, tokens, passes = self.backbone, self.architecture, self.tokens, self.passes
-        by_name = name in (SHARED, "prefix") or (name == "reader" and own.attentions)
-        if by_name and self._attentions is None:
-            self._attentions = self.attach(Attentions(backbone, own, passes))
+        if name in (SHARED, "prefix") or (name == "reader" and own.attentions):
+            self._use_attentions()
         if name == SHARED:
             return SharedInputEmbeddings(backbone, tokens, passes)
         if name == "prefix":
@@ -349,6 +355,7 @@ class Host:
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         texts: TextStates | None = None,
+        one_row: bool | None = None,
         **inputs: Any,
     ) -> Any:
         """Run the backbone on a batch in one forward pass, each text with its own prompt.
@@ -366,6 +373,8 @@ class Host:
                 `PromptModel.forward`.
             texts: For readers: texts that were read before. With N prompts for each of them,
                 `which` has the N prompts of the first text, then those of the second, and so on.
+            one_row: Leave padding out (`takes_one_row`); ``None``: if it can, and there is no
+                gradient.
             **inputs: Passed to the backbone.
 
         Raises:
@@ -390,7 +399,39 @@ class Host:
                 inputs.setdefault("use_cache", False)  # nothing is generated
             if not self._needs_everything(inputs):
                 batch.compute_only_what_is_read()
+                if one_row is None:
+                    one_row = not torch.is_grad_enabled() and self.takes_one_row
+                if one_row and texts is None:
+                    batch.as_one_row(inputs, self.tokens.weight.dtype)
             return self.backbone(**inputs)
+
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether it can read a batch as one row of tokens, without padding; found out once."""
+        if self._takes_one_row is None:
+            with self.passes.lock:
+                on_cpu = self.backbone.device.type == "cpu"
+                self._takes_one_row = (
+                    on_cpu and self.architecture.takes_one_row and self._reads_one_row()
+                )
+        return self._takes_one_row
+
+    @torch.no_grad()
+    def _reads_one_row(self) -> bool:
+        """Whether two texts get the same logits without their padding."""
+        ids, mask = two_texts(self.backbone)
+        self._use_attentions()
+        try:
+            with without_dropout(self.backbone):
+                padded, joined = (
+                    self.run(
+                        [self.no_prompt], input_ids=ids, attention_mask=mask, one_row=one_row
+                    ).logits
+                    for one_row in (False, True)
+                )
+        except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
+            return False
+        return bool(are_close(joined, padded))
 
     def _batch(
         self,

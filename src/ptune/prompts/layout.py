@@ -10,6 +10,8 @@ These are pure tensor functions that can be traced for any batch. They know noth
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -121,3 +123,38 @@ def place_positions(
     is_after = is_token & (is_token.cumsum(dim=1) > before)  # [batch, seq], after the prompt
     k = is_virtual.sum(dim=1, keepdim=True)  # [batch, 1]
     return place(position_ids + k * is_after, prompt, order)
+
+
+@dataclass(frozen=True)
+class OneRow:
+    """A batch of texts as one row of tokens without padding, of which only attention knows.
+
+    Attributes:
+        shape: ``[batch, seq]``, of the batch with padding.
+        tokens: ``[tokens]``, indices of batch * seq.
+        nearest: ``[batch * seq]``: each position's token, or for padding a token of the text.
+        mask: ``[batch, 1, 1, seq]``, added to the scores of an attention.
+    """
+
+    shape: torch.Size
+    tokens: Tensor
+    nearest: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, attention_mask: Tensor, dtype: torch.dtype) -> OneRow:
+        """Join the texts of a mask ``[batch, seq]``, each with a token in its first column."""
+        mask = attention_mask != 0
+        flat = mask.flatten()
+        added = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
+        nearest = (flat.cumsum(0) - 1).clamp_min(0)
+        return cls(mask.shape, flat.nonzero()[:, 0], nearest, added[:, None, None])
+
+    def join(self, values: Tensor) -> Tensor:
+        """``[batch, seq, …]`` to ``[1, tokens, …]``."""
+        return values.flatten(0, 1).index_select(0, self.tokens)[None]
+
+    def part(self, values: Tensor) -> Tensor:
+        """``[1, heads, tokens, dim]`` to ``[batch, heads, seq, dim]``."""
+        some = values[0].transpose(0, 1).index_select(0, self.nearest)
+        return some.unflatten(0, self.shape).transpose(1, 2)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ptune import compat
 from ptune.backbones.cpu import is_traced
+from ptune.prompts.layout import OneRow
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -51,6 +52,7 @@ class Pass:
         reader_positions: ``[batch, seq]``: the positions of readers, if they follow a text.
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
         mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
+        row: The batch as one row of tokens; ``None``: a row for each text.
         positions: ``[kept]``, indices of batch * seq that the end of the last layer computes.
         kept_shape: The shape from which `positions` were selected.
         heads: Head parameters by name. With n sets, text i of the batch has set i modulo n. Empty:
@@ -76,6 +78,7 @@ class Pass:
     reader_positions: Tensor | None = None
     mean_mask: Tensor | None = None
     mean_texts: Tensor | None = None
+    row: OneRow | None = None
     positions: Tensor | None = None
     kept_shape: torch.Size | None = None
     heads: Sequence[Mapping[str, Tensor]] = ()
