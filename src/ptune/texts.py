@@ -39,9 +39,9 @@ Encoded = dict[str, list[list[int]]]
 
 # Tokens per text of `batch_size` in a batch for prediction, padding included.
 TOKENS_PER_TEXT = 128
-# Tokens of padding that a CPU computes in the time that another batch would take; and those that
-# only its attentions compute. A GPU computes thousands.
-PADDING, PADDING_OF_ATTENTION = 128, 1024
+# Tokens of padding that a CPU computes in the time that another batch would take. A GPU computes
+# thousands.
+PADDING = 128
 # Positions that a message lists before it stops.
 SHOWN = 5
 # The share of a window that the next one reads again.
@@ -349,11 +349,9 @@ def most_padding(device: str | torch.device, *, one_row: bool = False) -> int | 
 
     Args:
         device: The backbone's.
-        one_row: Whether the backbone reads a batch as one row, so that only attention has padding.
+        one_row: Whether the backbone reads a batch without padding.
     """
-    if torch.device(device).type != "cpu":
-        return None
-    return PADDING_OF_ATTENTION if one_row else PADDING
+    return None if one_row or torch.device(device).type != "cpu" else PADDING
 
 
 def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:

@@ -94,7 +94,7 @@ def test_an_encoder_computes_no_padding(tokenizer, depth, pooling):
 def test_an_attention_that_depends_on_the_padding_keeps_it(monkeypatch):
     """Whether a backbone can do without is tried out."""
     host = Host(build("bert"))
-    usual = layout.OneRow.part
-    monkeypatch.setattr(layout.OneRow, "part", lambda self, t: usual(self, t).flip(0))
+    usual = layout.Alike.of
+    monkeypatch.setattr(layout.Alike, "of", lambda self, t: usual(self, t).flip(0))
     assert host.architecture.takes_one_row
     assert not host.takes_one_row

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from ptune import compat
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import FEW_PASSES, is_unusual, scaled_product
+from ptune.prompts.layout import OneRow
 from ptune.prompts.passes import KeyValue, Pass, Passes
 
 _PREFIX = "ptune_"
@@ -87,13 +89,14 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
     ) -> Any:
         site: _Site | None = getattr(module, "ptune_site", None)
         current = None if site is None else site.passes.current
-        row = None if current is None else current.row
-        if row is not None:
-            query, key, value, attention_mask = *map(row.part, (query, key, value)), row.mask
         if site is not None and current is not None:
             if current.captured_key_values is not None:
                 current.captured_key_values.append((key, value))
-            if (pair := site.key_values(current, module)) is not None:
+            pair = site.key_values(current, module)
+            if current.row is not None:
+                kernel_of = partial(compat.attention_function(kernel, module), module, **kwargs)
+                return _of_row(kernel_of, (query, key, value), pair, current, current.row), None
+            if pair is not None:
                 times, k = current.prompts_per_text, pair[0].shape[2]
                 shares = times > 1 and not is_unusual(kwargs)
                 window = kwargs.get("sliding_window")
@@ -103,16 +106,47 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                     return _of_many(query, key, value, pair, attention_mask, scaling), None
                 if times > 1:
                     pair = pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0)
-                keys, values = (t.to(key).expand(key.shape[0], -1, -1, -1) for t in pair)
-                key = torch.cat([keys, key], dim=2)  # [batch, heads, k + seq, head_dim]
-                value = torch.cat([values, value], dim=2)
+                key, value = _after(pair[0], key), _after(pair[1], value)
                 if kwargs.get("position_bias") is not None:
                     kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
         function = compat.attention_function(kernel, module)
-        result, weights = function(module, query, key, value, attention_mask, **kwargs)
-        return result if row is None else row.join(result), weights
+        return function(module, query, key, value, attention_mask, **kwargs)
 
     return attend
+
+
+def _after(before: Tensor, states: Tensor) -> Tensor:
+    """Keys or values with those of a prompt before them, ``[batch, heads, k + seq, head_dim]``."""
+    return torch.cat([before.to(states).expand(len(states), -1, -1, -1), states], dim=2)
+
+
+def _of_row(
+    function: Callable[..., Any],
+    states: tuple[Tensor, Tensor, Tensor],
+    pair: KeyValue | None,
+    current: Pass,
+    row: OneRow,
+) -> Tensor:
+    """Attention of a row of texts, each to itself and to its prompt: ``[1, tokens, heads, dim]``.
+
+    Args:
+        function: The kernel.
+        states: Query, key and value of the row, ``[1, heads, tokens, dim]``.
+        pair: Keys and values of the prompts, ``[1 or batch, heads, k, dim]``.
+        current: The pass.
+        row: Its texts.
+    """
+    parts = []
+    for alike in row.alike:
+        query, key, value = map(alike.of, states)
+        mask = alike.mask
+        if pair is not None:
+            own, visible = (t if len(t) == 1 else t[alike.texts] for t in pair), current.key_mask
+            visible = None if visible is None else visible[alike.texts]
+            mask = _with_keys(mask, pair[0].shape[2], visible)
+            key, value = map(_after, own, (key, value))
+        parts.append(function(query, key, value, mask)[0])
+    return row.join_alike(parts)
 
 
 def _mask(

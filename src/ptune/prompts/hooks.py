@@ -135,7 +135,7 @@ class OnlyPositionsRead(Hooks):
         if (row := current.row) is None:
             args, current.kept_shape = keep_positions(args, current.positions)
         else:
-            args, _ = keep_positions(args, row.nearest[current.positions])
+            args, _ = keep_positions(args, row.numbers.flatten()[current.positions])
             current.kept_shape = row.shape
         return args
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptune.backbones.architectures import Side
+from ptune.backbones.architectures import Side, flat
 from ptune.prompts.config import Placement
+from ptune.texts import batches
 
 # How many of the text's tokens come before the prompt.
 TOKENS_BEFORE: dict[Placement, int] = {"prefix": 0, "after_first": 1}
@@ -126,35 +127,63 @@ def place_positions(
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Texts of similar length within a row of tokens.
+
+    Attributes:
+        texts: ``[n]``, their numbers in the batch.
+        tokens: ``[n, seq]``, the token of the row at each position; for padding, the text's last.
+        mask: ``[n, 1, 1, seq]``, added to the scores of an attention.
+    """
+
+    texts: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        """The part ``[n, heads, seq, dim]`` of a row's ``[1, heads, tokens, dim]``."""
+        some = values[0].transpose(0, 1).index_select(0, self.tokens.flatten())
+        return some.unflatten(0, self.tokens.shape).transpose(1, 2)
+
+
+@dataclass(frozen=True)
 class OneRow:
     """A batch of texts as one row of tokens without padding, of which only attention knows.
 
     Attributes:
         shape: ``[batch, seq]``, of the batch with padding.
         tokens: ``[tokens]``, indices of batch * seq.
-        nearest: ``[batch * seq]``: each position's token, or for padding a token of the text.
-        mask: ``[batch, 1, 1, seq]``, added to the scores of an attention.
+        numbers: ``[batch, seq]``: the token of the row at each position.
+        alike: The texts, by length.
+        order: ``[tokens]``, where each token is in what attention returns for `alike`.
     """
 
     shape: torch.Size
     tokens: Tensor
-    nearest: Tensor
-    mask: Tensor
+    numbers: Tensor
+    alike: tuple[Alike, ...]
+    order: Tensor
 
     @classmethod
     def of(cls, attention_mask: Tensor, dtype: torch.dtype) -> OneRow:
-        """Join the texts of a mask ``[batch, seq]``, each with a token in its first column."""
+        """Join the texts of a mask ``[batch, seq]``, whose padding is on the right."""
         mask = attention_mask != 0
-        flat = mask.flatten()
-        added = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
-        nearest = (flat.cumsum(0) - 1).clamp_min(0)
-        return cls(mask.shape, flat.nonzero()[:, 0], nearest, added[:, None, None])
+        numbers = (mask.flatten().cumsum(0) - 1).clamp_min(0).view(mask.shape)
+        lengths, alike, is_token = mask.sum(dim=1).tolist(), [], []
+        for some in batches(lengths, sum(lengths)):
+            texts, seq = torch.tensor(some), max(1, lengths[some[0]])
+            own = mask[texts, :seq]
+            added = torch.where(own, 0.0, torch.finfo(dtype).min).to(dtype)
+            alike.append(Alike(texts, numbers[texts, :seq], added[:, None, None]))
+            is_token.append(own.flatten())
+        places = torch.cat(is_token).nonzero()[:, 0]
+        tokens = torch.cat([own.tokens.flatten() for own in alike])[places]
+        return cls(mask.shape, flat(mask), numbers, tuple(alike), places[tokens.argsort()])
 
     def join(self, values: Tensor) -> Tensor:
         """``[batch, seq, …]`` to ``[1, tokens, …]``."""
         return values.flatten(0, 1).index_select(0, self.tokens)[None]
 
-    def part(self, values: Tensor) -> Tensor:
-        """``[1, heads, tokens, dim]`` to ``[batch, heads, seq, dim]``."""
-        some = values[0].transpose(0, 1).index_select(0, self.nearest)
-        return some.unflatten(0, self.shape).transpose(1, 2)
+    def join_alike(self, parts: list[Tensor]) -> Tensor:
+        """``[n, seq, …]`` for each of `alike` to ``[1, tokens, …]``."""
+        return torch.cat([part.flatten(0, 1) for part in parts]).index_select(0, self.order)[None]
