@@ -449,7 +449,7 @@ class Reading:
 
     @property
     def in_windows(self) -> bool:
-        """Whether a longer text has several rows, with all of it."""
+        """Whether a longer text becomes several rows that cover all of it."""
         return self.long_texts in IN_WINDOWS
 
     def rows(self, tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]]) -> Rows:

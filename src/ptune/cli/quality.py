@@ -234,8 +234,8 @@ def explain(
 ) -> None:
     """Show which words of a text decide its label.
 
-    Green words speak for the label, red ones against it: without them, the classifier is less or
-    more sure.
+    Green words support the label, red ones oppose it: without them, the classifier is less or more
+    sure.
 
     Example: ptune explain runs/mail "where is my parcel?"
     """

@@ -261,7 +261,7 @@ def delimiter_of(file: Path, dialect: Dialect = FOUND) -> str:
     """The delimiter of a CSV or TSV file.
 
     The header decides: a delimiter must divide it, and the best one divides the following lines
-    into as many cells.
+    into the same number of cells.
 
     Raises:
         PtuneError: The given delimiter is not one character.

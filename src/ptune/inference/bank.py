@@ -512,8 +512,8 @@ class PromptBank:
             batch_size: As for `logits`.
 
         Yields:
-            Texts, and the rows that a forward pass answers: as many for each text, those of the
-            first text first.
+            Texts, and the rows that a forward pass answers: the same number for each text, those of
+            the first text first.
         """
         of_text: dict[int, list[int]] = defaultdict(list)
         for i in requests:

@@ -473,7 +473,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         If a text can have several labels, it has the new one if it has one of the old ones.
 
         Raises:
-            PtuneError: There are no such labels, or a further one has the new name.
+            PtuneError: There are no such labels, or another label has the new name.
         """
         self.labels_ = edits.merge(self.labels_, old, into)
         return self

@@ -225,7 +225,7 @@ class Rows(Writer):
         raise NotImplementedError
 
     def fields(self, prediction: Prediction) -> dict[str, Any]:
-        """What is written of a prediction."""
+        """The fields of a prediction that are written."""
         found: dict[str, Any] = {
             "label": prediction.label,
             "score": round(prediction.score, 6),

@@ -32,7 +32,7 @@ def merge(labels: Labels, old: Sequence[str], into: str) -> Labels:
     """Make one label of several: see `Labels.merged`.
 
     Raises:
-        PtuneError: There are no such labels, or a further one has the new name; or the answer is a
+        PtuneError: There are no such labels, or another label has the new name; or the answer is a
             number.
     """
     numbers = sorted({_number(labels, name) for name in old})

@@ -161,7 +161,7 @@ class TextFile:
                 self._database = self._opened(limit)
             except sqlite3.OperationalError:
                 raise
-            except sqlite3.DatabaseError:  # it is none
+            except sqlite3.DatabaseError:  # it is not a database
                 file.unlink()
                 self._database = self._opened(limit)
         except (OSError, sqlite3.Error) as error:

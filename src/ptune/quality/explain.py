@@ -77,7 +77,7 @@ class Explanation:
         return {"label": self.label, "score": self.score, "words": words}
 
     def to_rich(self) -> RichText:
-        """The text in the colours of a terminal: green speaks for the label, red against it."""
+        """The text in the colours of a terminal: green supports the label, red opposes it."""
         shown = RichText()
         for column, text in enumerate(self.texts):
             shown.append("\n" if column else "")
@@ -91,7 +91,7 @@ class Explanation:
         return shown
 
     def to_html(self) -> str:
-        """The text as HTML: blue speaks for the label, orange against it."""
+        """The text as HTML: blue supports the label, orange opposes it."""
         parts = []
         for column, text in enumerate(self.texts):
             at, shown = 0, ""

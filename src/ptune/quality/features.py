@@ -67,7 +67,7 @@ def features(
 
 
 class Discriminant:
-    """Linear discriminant analysis: a linear classifier with a closed form, so it fits in no time.
+    """Linear discriminant analysis: a linear classifier with a closed form, so it fits at once.
 
     Args:
         x: Features ``[n, hidden]``.

@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from ptune.quality.features import cross_fitted_logits
 from ptune.training.calibration import fit_temperature
+from ptune.training.summary import on_one_line
 
 Array = NDArray[Any]
 Level = Literal["error", "warning", "note"]
@@ -92,9 +93,8 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _quoted(text: str, length: int = 60) -> str:
-    text = " ".join(text.split())
-    return f'"{text[: length - 1]}…"' if len(text) > length else f'"{text}"'
+def _quoted(text: str) -> str:
+    return f'"{on_one_line(text)}"'
 
 
 # Equal and nearly equal texts.

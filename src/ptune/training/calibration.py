@@ -208,7 +208,7 @@ def fit_unfamiliar(
     known: Array | None = None,
     out_of_scope: Array | None = None,
 ) -> Unfamiliar | None:
-    """What tells texts that are unlike others; ``None``: there are too few, or too many labels.
+    """What distinguishes unfamiliar texts; ``None``: too few texts, or too many labels.
 
     The scores that are kept are cross-fitted, because texts are close to themselves. The weights
     follow from the number of labels and from how much each measure varies over the held-out texts,
@@ -358,7 +358,7 @@ def ece(labels: Labels, probabilities: Array, targets: Array) -> float:
 def brier(labels: Labels, probabilities: Array, targets: Array) -> float:
     """The Brier score: the mean squared distance between probabilities and truth.
 
-    With one label per text it is summed over the labels, with several averaged over them.
+    It is summed over the labels if a text has one, and averaged over them if it can have several.
     """
     if labels.is_single:
         truth = np.eye(len(labels))[np.asarray(targets, dtype=int)]

@@ -119,7 +119,7 @@ class Summary:
 
 def _example(dataset: TaskData, row: dict[str, Any]) -> tuple[str, str]:
     labels, target = dataset.labels, row[LABEL]
-    text = " | ".join(_short(row[c]) for c in (TEXT, PAIR) if c in row)
+    text = " | ".join(on_one_line(row[c]) for c in (TEXT, PAIR) if c in row)
     if labels.is_single:
         return text, labels.names[target]
     if labels.is_regression:
@@ -128,7 +128,8 @@ def _example(dataset: TaskData, row: dict[str, Any]) -> tuple[str, str]:
     return text, ", ".join(names) or "(none)"
 
 
-def _short(text: str, most: int = 60) -> str:
+def on_one_line(text: str, most: int = 60) -> str:
+    """A text without line breaks, and cut."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
 

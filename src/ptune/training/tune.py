@@ -48,7 +48,7 @@ MULTIPLES = ("prompt_learning_rate", "learning_rate", "epochs")
 RANGES = ("prompt_learning_rate", "learning_rate")
 # Below this number of training examples, trials are cross-validated.
 FEW, FEW_FOLDS = 500, 3
-# A trial is evaluated so often, and stopped if it is worse than the median of the others.
+# Evaluations of a trial. It is stopped if it is worse than the median of the others.
 EVALUATIONS = 4
 # Finished trials before others are stopped; and before importances mean anything.
 MEASURED = 4
