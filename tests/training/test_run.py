@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -45,6 +46,25 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     with refused("There is no file none.csv. …"):
         training.train_run(ptune.TrainSettings(train_file="none.csv"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_reported(tmp_path):
+    """A limit on the size of files, like a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with (
+            refused(
+                f"A checkpoint in {tmp_path} could not be written (…). Make room and continue with "
+                "--resume, or name another folder."
+            ),
+            run_folder.saving_checkpoints(tmp_path),
+        ):
+            torch.save(torch.zeros(10_000), tmp_path / "optimizer.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "ptune.json")
