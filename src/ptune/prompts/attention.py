@@ -117,7 +117,7 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
 
 def _after(before: Tensor, states: Tensor) -> Tensor:
     """Keys or values with those of a prompt before them, ``[batch, heads, k + seq, head_dim]``."""
-    return torch.cat([before.to(states).expand(len(states), -1, -1, -1), states], dim=2)
+    return torch.cat([before.to(states).expand(states.shape[0], -1, -1, -1), states], dim=2)
 
 
 def _of_row(
