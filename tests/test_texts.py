@@ -178,7 +178,8 @@ def test_what_holds_no_texts_is_refused_with_its_position_and_the_fix(wrong, mes
 
 def test_rows_of_files_count_from_one():
     with refused(
-        f"Found a missing value (None) in column 'a', at row 12 (counting from 1). {MIXED} {FIX}"
+        "Found a missing value (None) in column 'a', at row 12 (counting from 1). Expected a text "
+        f"in every row. {FIX}"
     ):
         texts.check(["x", None], "column 'a'", before=10, first=1)
 

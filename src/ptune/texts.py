@@ -44,6 +44,8 @@ TOKENS_PER_TEXT = 128
 PADDING = 128
 # Positions that a message lists before it stops.
 SHOWN = 5
+# What to do about values that are not texts.
+FIX = "Correct them or leave them out."
 # The share of a window that the next one reads again.
 OVERLAP = 0.25
 # Values of `long_texts` with which a long text has several rows.
@@ -171,7 +173,7 @@ def check(
     where: str,
     before: int = 0,
     first: int = 0,
-    fix: str = "Correct them or leave them out.",
+    fix: str = FIX,
 ) -> list[str]:
     """Return the values as a list of texts, none of which is missing, empty or a number.
 
@@ -214,7 +216,7 @@ def _refuse(
     where: str,
     before: int,
     first: int,
-    fix: str = "Correct them or leave them out.",
+    fix: str = FIX,
 ) -> NoReturn:
     places = positions([before + i for i in wrong], first, SHOWN)
     more = f" {len(wrong)} of {before + len(values)} are wrong." if len(wrong) > 1 else ""

@@ -42,8 +42,9 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """
     if not is_first():
         return
-    if folder.exists() and not folder.is_dir():
-        raise PtuneError(f"{folder} is a file; expected a folder for the results.")
+    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not there.is_dir():
+        raise PtuneError(f"{there} is a file; expected a folder for the results.")
     if resume:
         if not is_begun(folder):
             raise PtuneError(f"{folder} holds no run to resume. Leave out --resume to start one.")
@@ -58,11 +59,8 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
                 f"The folder {folder} holds files that are not from a ptune run, so --overwrite "
                 "leaves it alone. Choose another one."
             )
-    is_new = not folder.is_dir()
-    with staged(folder):
+    with staged(there):
         pass  # it can be written
-    if is_new:
-        folder.rmdir()
 
 
 def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) -> None:
