@@ -125,6 +125,7 @@ class Architecture:
         layers = _layers(backbone)
         max_positions, first_position = _positions(backbone)
         attentions, end = _watch(backbone, layers)
+        directions = _directions(backbone) if attentions else set()
         return cls(
             name=type(backbone).__name__,
             model_type=backbone.config.model_type,
@@ -144,8 +145,8 @@ class Architecture:
             head_names=tuple(names_of_head(backbone)),
             layers=tuple(layers),
             attentions=attentions,
-            is_causal=_directions(backbone) == {True} and bool(attentions),
-            sees_all=_directions(backbone) == {False} and bool(attentions),
+            is_causal=directions == {True},
+            sees_all=directions == {False},
             last_layer_end=end,
             mask_token=mask_token_of(backbone),
         )

@@ -200,10 +200,9 @@ def _wrong_encoding(file: Path, encoding: str) -> str:
             f"{file} is not text: {control:,} of its first {len(start):,} bytes are control "
             "characters. Name another file, or save this one as CSV in UTF-8."
         )
-    name, likely = encoding, _likely_encoding(start, sample)
-    if encoding in ("utf-8", "utf-8-sig"):
-        name = "UTF-8" + (", although it starts with its byte-order mark" if encoding[5:] else "")
-    return f"{file} is not {name}: {found}. " + _use(likely, file)
+    marked = "UTF-8, although it starts with its byte-order mark"
+    name = {"utf-8": "UTF-8", "utf-8-sig": marked}.get(encoding, encoding)
+    return f"{file} is not {name}: {found}. " + _use(_likely_encoding(start, sample), file)
 
 
 def _use(encoding: str, file: Path) -> str:

@@ -132,11 +132,11 @@ class OnlyPositionsRead(Hooks):
         current = self.passes.current
         if current is None or current.positions is None:
             return None
-        if (row := current.row) is None:
-            args, current.kept_shape = keep_positions(args, current.positions)
-        else:
-            args, _ = keep_positions(args, row.numbers.flatten()[current.positions])
-            current.kept_shape = row.shape
+        positions, row = current.positions, current.row
+        if row is not None:
+            positions = row.numbers.flatten()[positions]
+        args, shape = keep_positions(args, positions)
+        current.kept_shape = shape if row is None else row.shape
         return args
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
