@@ -1,4 +1,5 @@
-# `ptune serve` in a container. Not run here: it was checked with hadolint only.
+# `ptune serve` in a container. Not run here: hadolint finds nothing, and the commands work outside
+# of a container.
 #   docker build -t ptune . && docker run --rm -p 8080:8080 -e PTUNE_TOKEN=… -v ./runs:/runs:ro ptune
 FROM python:3.11-slim AS build
 WORKDIR /src

@@ -40,11 +40,15 @@ attack: $(VENV)/installed-dev ## Attack a server on this machine (about 6 minute
 fuzz: $(VENV)/installed-dev ## Read 20,000 damaged adapters (about 4 minutes; PTUNE_FUZZ_SEED=1 for others)
 	PTUNE_FUZZ_MUTATIONS=20000 $(BIN)/python -m pytest --timeout 0 -q tests/adapters/test_fuzz.py
 
-lint: $(VENV)/installed-dev ## Check style, types and imports
+lint: $(VENV)/installed-dev ## Check style, types, imports, and the files for GitHub and Docker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 structure: $(VENV)/installed-dev ## Print modules, levels, cycles and the largest functions
 	$(BIN)/lint-imports --no-logo

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from conftest import SENTENCES, refused, train_tokenizer
 
+from ptune.adapters.download import AdapterFiles
+from ptune.backbones.loading import load_tokenizer
 from ptune.data.dataset import TaskData, load_files
 from ptune.data.glue import evaluation_sets, load_glue
 from ptune.data.opening import Dialect
@@ -96,7 +98,7 @@ MESSAGES = {
         read_table("mial.csv"),
     ),
     "b.jsonl could not be read as json: line 2 is broken or cut short (…). Expected one object "
-    'per line, such as {"text": "…", "label": "…"}.': lambda: table(
+    'per line, or a list of objects, such as {"text": "…", "label": "…"}.': lambda: table(
         "b.jsonl", '{"text": "x"}\n{"text": \n'
     ),
     'Example 2 of b.json is \'5\'. Expected an object such as {"text": "…", "label": '
@@ -151,6 +153,27 @@ MESSAGES = {
     "mail.txt ends in '.txt'; ptune reads .csv, .tsv, .json, .jsonl, .parquet, .arrow, .feather, "
     ".xlsx, .ods.": lambda: read_table("mail.txt"),
     "mail has no ending that says what it is; ptune reads .csv, …": lambda: read_table("mail"),
+    "mail is a folder; ptune reads .csv, …": lambda: (Path("mail").mkdir(), read_table("mail")),
+    "runs has no adapter_config.json, so it is not an adapter. Name a folder inside it that is "
+    "one: a, b.": lambda: (
+        [written(f"runs/{name}/adapter_config.json", "{}") for name in "ab"],
+        AdapterFiles("runs"),
+    ),
+    "model has no adapter_config.json, so it is not an adapter. It is a model; train a classifier "
+    "on it with `ptune train --model model`.": lambda: (
+        written("model/config.json", "{}"),
+        AdapterFiles("model"),
+    ),
+    "There is no folder 'runs/mial', and the Hub could not be asked for adapter_config.json of a "
+    "repository with that name (no network, or offline mode). Did you mean runs/mail?": lambda: (
+        written("runs/mail/adapter_config.json", "{}"),
+        AdapterFiles("runs/mial"),
+    ),
+    "…/runs has no config.json, so it is not a backbone. Name a folder that Transformers' "
+    "save_pretrained wrote, or a model on the Hub.": lambda: (
+        written("runs/adapter_config.json", "{}"),
+        load_tokenizer("runs"),
+    ),
     "No column of a.csv is called like a text (text, sentence, message, content, body, review, "
     "utterance, comment); it has label, a, b. Name it with --text-column, or use --no-header if "
     "the first line is an example.": lambda: load_files(written("a.csv", "label,a,b\nx,y,z\n")),

@@ -122,7 +122,8 @@ def test_a_configuration_is_read_from_a_folder(kind, tmp_path):
 def test_another_method_is_refused_by_name():
     with refused(
         "The configuration: peft_type is 'LORA'; ptune reads 'P_TUNING', 'PREFIX_TUNING' and "
-        "'PROMPT_TUNING'."
+        "'PROMPT_TUNING'. Load an adapter of another method with PEFT, or train a classifier with "
+        "`ptune train`."
     ):
         ours.get_peft_config({"peft_type": "LORA"})
 

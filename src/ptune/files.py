@@ -121,6 +121,8 @@ def read_json(file: Path, limit: int | None = None) -> dict[str, Any]:
         size = file.stat().st_size
         if limit is not None and size > limit:
             raise PtuneError(f"{file} has {size:,} bytes; expected at most {limit:,}.")
+        if not size:
+            raise PtuneError(f"{file} is empty. Save or fetch it again.")
         content = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError:
         raise PtuneError(

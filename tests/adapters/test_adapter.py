@@ -427,12 +427,18 @@ def damage_by_broken_json(folder):
     return "…/adapter_config.json is damaged: …"
 
 
+def damage_by_an_empty_file(folder):
+    (folder / "adapter_config.json").write_text("")
+    return "…/adapter_config.json is empty. Save or fetch it again."
+
+
 def damage_by_another_method(folder):
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "LORA"}))
     return (
         "…/adapter_config.json: peft_type is 'LORA'; ptune reads 'P_TUNING', "
-        "'PREFIX_TUNING' and 'PROMPT_TUNING'."
+        "'PREFIX_TUNING' and 'PROMPT_TUNING'. Load an adapter of another method with PEFT, or "
+        "train a classifier with `ptune train`."
     )
 
 

@@ -142,7 +142,8 @@ def test_a_prompt_without_a_length_is_refused():
 
 def test_another_method_is_refused():
     assert refusal(parse_config, {**CONFIG, "peft_type": "LORA"}, "f") == (
-        "f: peft_type is 'LORA'; ptune reads 'P_TUNING', 'PREFIX_TUNING' and 'PROMPT_TUNING'."
+        "f: peft_type is 'LORA'; ptune reads 'P_TUNING', 'PREFIX_TUNING' and 'PROMPT_TUNING'. Load "
+        "an adapter of another method with PEFT, or train a classifier with `ptune train`."
     )
 
 

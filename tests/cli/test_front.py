@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import typer
-from conftest import call
+from conftest import call, write_mail
 
 from ptune.cli.app import app
+from ptune.training import trainer
 from ptune.training.summary import verdict
 
 COMMANDS = typer.main.get_command(app).commands
@@ -99,6 +100,24 @@ def test_the_summary_shows_columns_labels_lengths_and_examples(printed, flags, t
     assert "0 of 48 are truncated" in out
     assert out.count(" → ") == 3
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_shows_empty_rows_that_training_refuses(printed, flags, tmp_path, monkeypatch):
+    """It also reads no text with the backbone, which may take minutes."""
+    monkeypatch.setattr(trainer, "scale_steps_and_fit_head", None)
+    words = [word for word in flags if word != "--skip-empty"]
+    shown = printed(*words, "--output-dir", tmp_path / "run", "--dry-run")
+    assert "2 of 50 rows without a text left out" in shown.out
+    assert "fill them in, or train with --skip-empty" in shown.err
+    assert call(*words, "--output-dir", tmp_path / "run") == 2
+
+
+def test_the_summary_counts_truncated_texts(printed, bert_folder, tmp_path, texts):
+    file = write_mail(tmp_path / "mail.csv", texts, copies=2)
+    file.write_text(file.read_text().replace("please", "please " * 90))
+    words = ["--model", bert_folder, "--train-file", file, "--num-virtual-tokens", 4]
+    out = printed("train", *words, "--output-dir", tmp_path / "run", "--dry-run").out
+    assert "2 of 16 have more than 64 tokens and are truncated; half have at most " in out
 
 
 def test_a_dry_run_in_json_is_one_object(printed, flags, tmp_path):

@@ -19,7 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ptune import compat
 from ptune.adapters.schema import CONFIG_NAME
-from ptune.errors import PtuneError, first_line
+from ptune.data.opening import near_path
+from ptune.errors import PtuneError, first_line, listed
 
 HubHTTPError = compat.connection_error()
 
@@ -75,8 +76,8 @@ class AdapterFiles:
         file = self.find(CONFIG_NAME)
         if file is None:
             raise PtuneError(
-                f"{self.source} has no {CONFIG_NAME}, so it is not an adapter. Name the folder "
-                "that `ptune train` wrote (--output-dir), or one of its checkpoints."
+                f"{self.source} has no {CONFIG_NAME}, so it is not an adapter. "
+                + _instead(self.folder)
             )
         self.config_file = file
         if not self.is_local:
@@ -112,7 +113,7 @@ class AdapterFiles:
         """Why a file could not be downloaded, and what to do about it."""
         source = repr(self.source)
         if isinstance(error, HFValidationError):
-            return f"There is no folder {source}. Check the path."
+            return f"There is no folder {source}. {near_path(Path(self.source))}"
         offline = isinstance(error, LocalEntryNotFoundError)
         cause = error.__cause__ if offline else error
         reason = first_line(cause or error).rstrip(".")
@@ -133,7 +134,7 @@ class AdapterFiles:
         if isinstance(cause, HubHTTPError) and name == CONFIG_NAME:
             return (
                 f"There is no folder {source}, and the Hub could not be asked for a repository "
-                f"with that name ({reason}). Check the path or the network."
+                f"with that name ({reason}). {self._guess()}"
             )
         if isinstance(cause, HubHTTPError):
             return (
@@ -143,10 +144,23 @@ class AdapterFiles:
         if offline:
             return (
                 f"There is no folder {source}, and the Hub could not be asked for {name} of a "
-                "repository with that name (no network, or offline mode). Check the path or the "
-                "network."
+                f"repository with that name (no network, or offline mode). {self._guess()}"
             )
         return f"{name} of {source} could not be saved ({reason}). Free some space or try again."
+
+    def _guess(self) -> str:
+        hint = near_path(Path(self.source))
+        return hint if hint.startswith("Did") else "Check the path or the network."
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without an adapter holds instead, and what to do, for a message."""
+    places = [*folder.glob(f"*/{CONFIG_NAME}"), *folder.glob(f"checkpoints/*/{CONFIG_NAME}")]
+    if inside := sorted(str(place.parent.relative_to(folder)) for place in places):
+        return f"Name a folder inside it that is one: {listed(inside, 5)}."
+    if (folder / "config.json").is_file():
+        return f"It is a model; train a classifier on it with `ptune train --model {folder}`."
+    return "Name the folder that `ptune train` wrote (--output-dir), or one of its checkpoints."
 
 
 def own_file(folder: Path, name: str) -> Path | None:

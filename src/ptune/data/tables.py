@@ -155,6 +155,7 @@ def _kind(file: Path) -> str:
     kind = format_of(file)
     if kind not in FORMATS:
         met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
+        met = "is a folder" if file.is_dir() else met
         raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.")
     return kind
 
@@ -271,8 +272,8 @@ def _records(file: Path, dialect: Dialect) -> Iterator[dict[str, Any]]:
             line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
             raise PtuneError(
                 f"{file} could not be read as json: line {number + line - 1} is broken or "
-                f'cut short ({reason}). Expected one object per line, such as {{"text": "…", '
-                '"label": "…"}.'
+                f"cut short ({reason}). Expected one object per line, or a list of objects, such "
+                'as {"text": "…", "label": "…"}.'
             ) from error
         for record in found if whole else [found]:
             count += 1

@@ -32,6 +32,7 @@ from ptune.backbones.loading import (
     smallest,
 )
 from ptune.compat import commit_of
+from ptune.data.opening import near_path
 from ptune.errors import PtuneError, positions
 from ptune.files import METRICS_NAME, read_json
 from ptune.inference.classifier import WINDOW, Found, TextClassifier
@@ -159,7 +160,7 @@ class PromptBank:
         """
         root = Path(folder)
         if not root.is_dir():
-            raise PtuneError(f"There is no folder {root}. Check the path.")
+            raise PtuneError(f"There is no folder {root}. {near_path(root)}")
         places = {
             place.name: place
             for place in sorted(root.iterdir())
@@ -182,7 +183,8 @@ class PromptBank:
                 reasons = "".join(f"\n{reason}" for reason in refused.values())
                 raise PtuneError(
                     f"No folder in {root} holds an adapter that names its backbone. Name the "
-                    f"folder above the adapters' own, or the backbone (model=).{reasons}"
+                    "folder above the adapters' own, or the backbone (model=, or --model on the "
+                    f"command line).{reasons}"
                 )
             ((model, revision), _), *_ = Counter(named.values()).most_common(1)
             for task, other in named.items():

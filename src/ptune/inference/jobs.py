@@ -259,7 +259,9 @@ def run_jobs(
         done = len(jobs) - len(failed)
         of = f"{len(failed)} of {len(jobs)} files could not be classified. " if done else ""
         rest = f" The other {done} are done." if done else ""
-        raise PtuneError(of + " ".join(dict.fromkeys(failed)) + rest)
+        reasons = list(dict.fromkeys(failed))
+        more = f" And {len(reasons) - 3} more files." if len(reasons) > 3 else ""
+        raise PtuneError(of + " ".join(reasons[:3]) + more + rest)
     # Killed workers leave unfinished files. All jobs are done, so nobody is writing them.
     recorded = [job for job in jobs if job.record is not None]
     for folder in {p.parent for job in recorded for p in (job.target, job.record) if p}:

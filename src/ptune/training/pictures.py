@@ -108,10 +108,10 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def short(name: str) -> str:
+def short(name: str, most: int = LONGEST) -> str:
     """A name on one line, without invisible characters, and cut."""
     name = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 @_picture
@@ -339,7 +339,7 @@ def methods(
             ax.plot([lower, upper], [i, i], color="black", lw=1.2, marker="|", ms=6)
         ax.text(max(score, upper, start) + 0.015 * room, i, f"{score:.3f}", va="center")
     ax.axvline(start, color="black", lw=1)
-    ax.set_yticks(range(len(scores)), [short(m) for m in scores])
+    ax.set_yticks(range(len(scores)), [short(m, 2 * LONGEST) for m in scores])
     ax.tick_params(axis="y", length=0)
     ax.set(xlim=(low - (0.03 * room if low < start else 0), high + 0.1 * room))
     ax.set_xlabel(f"{metric}; bars start at {name}, {start:.3f}")

@@ -166,7 +166,7 @@ class TrainingProgress(TrainerCallback):
         groups = kwargs["optimizer"].param_groups  # the prompt's come first
         rates = " and ".join(f"{groups[i]['initial_lr']:g}" for i in (0, -1))
         self.console.print(
-            f"{_start(kwargs['model'].prompt_config)}; {args.num_train_epochs:g} epochs, "
+            f"{_start(kwargs['model'].prompt_config)}; {_epochs(args, state)} epochs, "
             f"{state.max_steps} steps; learning rates of prompt and head {rates}",
             markup=False,
             highlight=False,
@@ -206,10 +206,16 @@ class TrainingProgress(TrainerCallback):
         }
         loss = "" if self._loss is None else f"  train loss {self._loss:.3f}"
         scores = "".join(f"  {k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
-        self.console.print(f"epoch {state.epoch:4.1f}/{args.num_train_epochs:g}{loss}{scores}")
+        self.console.print(f"epoch {state.epoch:4.1f}/{_epochs(args, state)}{loss}{scores}")
 
     def on_train_end(
         self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
     ) -> None:
         """Remove the bar."""
         self.bar.stop()
+
+
+def _epochs(args: TrainingArguments, state: Any) -> str:
+    """How many epochs a run has; `--max-steps` overrides the setting."""
+    epochs = args.num_train_epochs if args.max_steps < 0 else state.num_train_epochs
+    return f"{epochs:.1f}".removesuffix(".0")

@@ -125,9 +125,10 @@ def train_run(
             training_arguments(settings, folder / CHECKPOINTS, len(data.train)),
             settings,
             callbacks=[stop, *([progress] if progress else [])],
+            show=lambda train, cut: (
+                show(Summary.of(settings, dataset, train, cut)) if show and is_first() else None
+            ),
         )
-        if show and is_first():
-            show(Summary.of(settings, dataset, trainer.train_dataset, truncated))
         # The folder changes only now: from here on, wrong settings cannot end the run.
         prepare_folder(folder, settings, keep=resume)
         checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None

@@ -89,9 +89,13 @@ class Summary:
         lines = {"data": f"{self.source}: {counts}" + (f"; {self.columns}" if self.columns else "")}
         lines["labels"] = self._labels()
         cut = sum(self.truncated.values())
+        half, longest = self.tokens["median"], self.tokens["longest"]
+        of = f"{cut:,} of {sum(self.examples.values()):,}"
         lines["texts"] = (
-            f"half have at most {self.tokens['median']} tokens, the longest has "
-            f"{self.tokens['longest']}; {cut} of {sum(self.examples.values()):,} are truncated"
+            f"{of} have more than {longest} tokens and are truncated"
+            + (f"; half have at most {half}" if half < longest else "")
+            if cut
+            else f"half have at most {half} tokens, the longest has {longest}; {of} are truncated"
         )
         if template := self.settings.get("template"):
             lines["template"] = template.replace("\n", "\\n")

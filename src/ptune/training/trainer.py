@@ -407,8 +407,16 @@ def build_trainer(
     settings: TrainSettings,
     *,
     callbacks: list[TrainerCallback],
+    show: Callable[[Dataset, dict[str, int]], None] | None = None,
 ) -> tuple[SharingTrainer, dict[str, int]]:
     """Tokenize the data, build a `Trainer` for a prompt and start the head.
+
+    Args:
+        model, tokenizer, dataset: What is trained, on which data.
+        args, settings: How.
+        callbacks: For the `Trainer`.
+        show: Gets the tokenized training set and the number of truncated texts in each set, before
+            texts are read to start the head.
 
     Returns:
         The `Trainer`, and the number of truncated texts in each set.
@@ -444,6 +452,8 @@ def build_trainer(
     except (ValueError, RuntimeError, ImportError) as error:
         raise PtuneError(f"Trainer refused these settings: {error}") from error
     trainer.labels = dataset.labels if needs_own_loss else None
+    if show:
+        show(train, truncated)
     scale_steps_and_fit_head(trainer, dataset.labels, settings)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
