@@ -30,6 +30,8 @@ MECHANISMS = {
     "none": ("BERT", {"depth": "none"}),
     # A prompt among the tokens of the text.
     "input": ("BERT", {"depth": "input", "placement": "after_first"}),
+    # The same at places that a template names.
+    "in the text": ("BERT", {"depth": "input", "placement": "template"}),
     # An input prompt before the texts of a causal backbone, read once for the whole batch.
     "shared": ("GPT-2", {"depth": "input", "placement": "prefix"}),
     # Keys and values in every layer.
@@ -53,7 +55,11 @@ HEADS = {
     # A masked language model's own head, which reads at the mask token.
     "mask": (["parcel", "lamp", "phone"], "single_label_classification", {}),
 }
-GAP = Template("{text} it was {mask} today")
+# The words around each text.
+TEMPLATES = {
+    "mask": Template("{text} it was {mask} today"),
+    "in the text": Template("I say {prompt:2} {text} {prompt:3} today"),
+}
 ENGINES = ("torch", "onnx", "openvino")
 
 
@@ -173,7 +179,7 @@ def write(subject, folder, seed=2):
     if not folder.is_dir():
         backbone, _ = backbone_of(subject, folder / "backbone")
         model = shake(PromptModel(backbone, config_of(subject)), seed)
-        model.state.template = GAP if subject.head == "mask" else None
+        model.state.template = TEMPLATES.get(subject.head) or TEMPLATES.get(subject.mechanism)
         model.save_pretrained(folder / "adapter")
         adapter = Adapter.read(folder / "adapter")
         replace(adapter, postprocessing=postprocessing_of(subject)).save(folder / "adapter")

@@ -207,10 +207,13 @@ MESSAGES = {
     "There are no texts.": lambda: as_columns([]),
     "Expected a table with one column of texts, or two for pairs; found the columns (none). Select "
     'them, for example X[["text"]].': lambda: rows(pd.DataFrame(index=range(2))),
-    "The template '{soft:so} {text} {soft:so}' has {soft:…} where no prompt is; a prompt replaces "
-    "only the words at the start, and a reader those at the end.": lambda: Template(
-        "{soft:so} {text} {soft:so}"
-    ),
+    "The template '{soft:so} {text} {prompt}' has places for 2 virtual tokens and 1 more of any "
+    "size, and the prompt has 2. Set num_virtual_tokens (--num-virtual-tokens) to at least "
+    "3.": lambda: Template("{soft:so} {text} {prompt}").placed(train_tokenizer(), 2),
+    "The template '{prompt:5} {text}' has places for 5 virtual tokens, and the prompt has 6. Set "
+    "num_virtual_tokens (--num-virtual-tokens) to 5, or leave it out.": lambda: Template(
+        "{prompt:5} {text}"
+    ).placed(train_tokenizer(), 6),
     "The template 'chat:{text}' needs a chat format, and this tokenizer has none. Leave out "
     "'chat:'.": lambda: encode(
         train_tokenizer(), [SENTENCES], None, template=Template("chat:{text}")

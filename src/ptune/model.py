@@ -177,9 +177,8 @@ class AdapterSet:
         if bound is None:
             return None
         config = self.prompt_config
-        return bound - self.state.mechanism.positions_taken(
-            config.num_virtual_tokens, shifts=config.shift_positions
-        )
+        k = 0 if config.placement == "template" else config.num_virtual_tokens
+        return bound - self.state.mechanism.positions_taken(k, shifts=config.shift_positions)
 
     def reading(self, tokenizer: PreTrainedTokenizerBase) -> Reading:
         """How the active adapter's texts are read."""

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -576,9 +576,26 @@ def _passages(text: str, spans: list[tuple[int, int]], size: int) -> list[tuple[
 # Templates.
 
 
-_PLACES = re.compile(r"\{(text|text_pair|mask|prompt|soft:[^{}]*)\}")
+_PLACES = re.compile(r"\{(text|text_pair|mask|prompt(?::[1-9]\d*)?|soft:[^{}]*)\}")
+# A place of a prompt, and the space before it; and one with a number of virtual tokens.
+_PROMPT_PLACE = re.compile(r"( ?)\{(?:prompt(?::([1-9]\d*))?|soft:([^{}]*))\}")
+_NUMBERED = re.compile(r" ?\{prompt:([1-9]\d*)\}")
 _PROMPT = "{prompt}"
 _CHAT = "chat:"
+# The id of a virtual token among those of a text, which no word has.
+VIRTUAL = -1
+
+
+class Placed(NamedTuple):
+    """A template in which every place of a prompt has a number of virtual tokens.
+
+    Attributes:
+        template: The template.
+        words: For each virtual token the token that it starts as; ``None``: any.
+    """
+
+    template: Template
+    words: list[int | None]
 
 
 @dataclass(frozen=True)
@@ -591,9 +608,12 @@ class Template:
     | `{text_pair}` | the second text of a pair |
     | `{mask}` | the gap that a masked language model fills; the head reads there |
     | `{soft:words}` | these words; a trained prompt starts as them and replaces them |
-    | `{prompt}` | the prompt, in place of the special tokens before a text |
+    | `{prompt:5}` | five virtual tokens of an input prompt |
+    | `{prompt}` | an equal share of an input prompt's other virtual tokens |
 
-    Soft words are at the start; or at the end, where a reader starts as them.
+    An input prompt may have any number of places (arXiv 2103.10385). A deep prompt has one, at the
+    start: soft words; or `{prompt}`, in place of the special tokens before a text. A reader has
+    one, at the end: soft words.
 
     After ``chat:``, the rest is what a user says, in the format that the model was tuned on.
 
@@ -601,8 +621,7 @@ class Template:
         pattern: Words and places.
 
     Raises:
-        PtuneError: `{text}` is missing, a place is unknown or occurs twice, `{soft:…}` is neither
-            at the start nor at the end, or `{prompt}` is not at the start.
+        PtuneError: `{text}` is missing, or a place is unknown or occurs twice.
 
     Example:
         >>> Template("Review: {text} Sentiment:").fill([["fine"]])
@@ -614,32 +633,16 @@ class Template:
     def __post_init__(self) -> None:
         body = self.pattern.removeprefix(_CHAT)
         places = _PLACES.findall(body)
-        if rest := re.search(r"\{prompt:[^{}]*\}", body):
-            raise PtuneError(
-                f"The template has {rest[0]!r}. Set the number of virtual tokens with "
-                "num_virtual_tokens (--num-virtual-tokens)."
-            )
         if rest := re.search(r"\{[^{}]*\}?", _PLACES.sub("", body)):
             raise PtuneError(
                 f"The template has the place {rest[0]!r}; expected {{text}}, {{text_pair}}, "
-                "{mask}, {prompt} or {soft:words}."
+                "{mask}, {prompt}, {prompt:5} or {soft:words}."
             )
         for name in ("text", "text_pair", "mask"):
             if (found := places.count(name)) != 1 and (name == "text" or found):
                 raise PtuneError(
                     f"The template {self.pattern!r} has {{{name}}} {found} times; expected once."
                 )
-        soft = [place for place in places if place.startswith("soft:")]
-        if soft != ([f"soft:{self.soft_words}"] if self.soft_words else []):
-            raise PtuneError(
-                f"The template {self.pattern!r} has {{soft:…}} where no prompt is; a prompt "
-                "replaces only the words at the start, and a reader those at the end."
-            )
-        if places.count("prompt") != self.replaces_special:
-            raise PtuneError(
-                f"The template {self.pattern!r} has {{prompt}} after its start; a prompt comes "
-                "before the text."
-            )
 
     @property
     def chats(self) -> bool:
@@ -699,12 +702,59 @@ class Template:
         rest = self.pattern.removesuffix(place) if self.soft_at_end else self.pattern[len(place) :]
         return Template(_PROMPT + rest if replaces_special else rest)
 
-    def fill(self, columns: Sequence[Sequence[str]], mask: str = "[MASK]") -> list[str]:
+    @property
+    def prompt_places(self) -> list[str]:
+        """The places of a prompt, as they are written."""
+        return [found[0].lstrip() for found in _PROMPT_PLACE.finditer(self.pattern)]
+
+    def without_prompt(self) -> Template:
+        """The template without places for virtual tokens; soft words stay as words."""
+        return Template(re.sub(r"^\{prompt(:\d+)?\} ?| ?\{prompt(:\d+)?\}", "", self.pattern))
+
+    def placed(self, tokenizer: Any, k: int | None) -> Placed:
+        """Divide a prompt among its places.
+
+        Args:
+            tokenizer: The backbone's.
+            k: Virtual tokens, of which places without a number or words share the rest; ``None``:
+                as many as the places name.
+
+        Raises:
+            PtuneError: There are too few for these places, or others than the places name.
+        """
+        found = list(_PROMPT_PLACE.finditer(self.pattern))
+        own: list[list[int | None] | None] = []
+        for space, number, words in (place.groups() for place in found):
+            if words is None:
+                own.append([None] * int(number) if number else None)
+            else:
+                said = words if not own and found[0].start() == 0 else space + words
+                own.append(tokenizer(said, add_special_tokens=False)["input_ids"])
+        shared, named = own.count(None), sum(map(len, filter(None, own)))
+        k = named if k is None else k
+        rest = k - named
+        if rest < shared or (rest and not shared):
+            raise PtuneError(
+                f"The template {self.pattern!r} has places for {named} virtual tokens"
+                + (f" and {shared} more of any size" if shared else "")
+                + f", and the prompt has {k}. Set num_virtual_tokens (--num-virtual-tokens) to "
+                + (f"at least {named + shared}." if shared else f"{named}, or leave it out.")
+            )
+        sizes = iter(rest // shared + (i < rest % shared) for i in range(shared))
+        each = [[None] * next(sizes) if place is None else place for place in own]
+        numbers = iter(map(len, each))
+        pattern = _PROMPT_PLACE.sub(lambda m: f"{m[1]}{{prompt:{next(numbers)}}}", self.pattern)
+        return Placed(Template(pattern), [word for place in each for word in place])
+
+    def fill(
+        self, columns: Sequence[Sequence[str]], mask: str = "[MASK]", mark: str = ""
+    ) -> list[str]:
         """The template with each text, or pair of texts, in its places.
 
         Args:
             columns: One column of texts; or two, the first texts and the second texts.
             mask: The tokenizer's mask token. A template with a mask removes it from the texts.
+            mark: What is written where a place has a number of virtual tokens.
 
         Raises:
             PtuneError: The template is for pairs and the texts are not, or the other way round.
@@ -721,12 +771,15 @@ class Template:
                 name = found[1]
                 if name in ("prompt", "mask"):
                     return mask if name == "mask" else ""
+                if name.startswith("prompt:"):
+                    return mark
                 if name.startswith("soft:"):
                     return name[len("soft:") :]
                 return named[name][i].replace(mask, " ") if self.has_mask else named[name][i]
 
-            return _PLACES.sub(place, self.pattern.removeprefix(_CHAT))
+            return _PLACES.sub(place, body)
 
+        body = _NUMBERED.sub(r"{prompt:\1}", self.pattern.removeprefix(_CHAT))
         return [one(i) for i in range(len(columns[0]))]
 
     def encode(
@@ -768,7 +821,9 @@ class Template:
         return encoded, cut
 
     def _tokens(self, tokenizer: Any, columns: Sequence[Sequence[str]]) -> dict[str, Any]:
-        filled = self.fill(columns, *[tokenizer.mask_token] * self.has_mask)
+        numbers = [int(number) for number in _NUMBERED.findall(self.pattern)]
+        mark = _unused(columns) if numbers else ""
+        filled = self.fill(columns, tokenizer.mask_token if self.has_mask else "", mark)
         if self.chats:
             if not getattr(tokenizer, "chat_template", None):
                 raise PtuneError(
@@ -781,10 +836,43 @@ class Template:
                 )
                 for text in filled
             ]
-        encoded = dict(tokenizer(filled, add_special_tokens=not self.chats, verbose=False))
+        how = {"add_special_tokens": not self.chats, "verbose": False}
+        if numbers:
+            return _with_virtual_tokens(tokenizer, [f.split(mark) for f in filled], numbers, how)
+        encoded = dict(tokenizer(filled, **how))
         if self.replaces_special and (n := len(special_before(tokenizer))):
             return {key: [row[n:] for row in rows] for key, rows in encoded.items()}
         return encoded
+
+
+def _unused(columns: Sequence[Sequence[str]]) -> str:
+    """A character for private use that no text has."""
+    used = set().union(*(text for column in columns for text in column))
+    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+
+
+def _with_virtual_tokens(
+    tokenizer: Any, parts: list[list[str]], numbers: list[int], how: dict[str, Any]
+) -> dict[str, Any]:
+    """Tokens of texts in parts, with a number of virtual tokens between each two parts."""
+    if not tokenizer.is_fast:
+        raise PtuneError(
+            f"The backbone's tokenizer, {type(tokenizer).__name__}, is written in Python and does "
+            "not tell where its tokens are, so virtual tokens cannot be placed among them. Use a "
+            "backbone that comes with a tokenizer.json, or a template without {prompt}."
+        )
+    encoded = dict(tokenizer(["".join(own) for own in parts], return_offsets_mapping=True, **how))
+    ends = [[end for _, end in row] for row in encoded.pop("offset_mapping")]
+    for i, own in enumerate(parts):
+        last = max((n for n, end in enumerate(ends[i]) if end), default=0) + 1
+        lengths = itertools.accumulate(map(len, own[:-1]))
+        # From the end, so that places keep their numbers.
+        for place, number in reversed(list(zip(lengths, numbers, strict=True))):
+            at = next((n for n, end in enumerate(ends[i]) if end > place), last)
+            for name, values in encoded.items():
+                new = {"input_ids": VIRTUAL, "attention_mask": 1}.get(name, 0)
+                values[i][at:at] = [new] * number
+    return encoded
 
 
 def special_before(tokenizer: Any) -> list[int]:

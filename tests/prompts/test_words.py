@@ -1,5 +1,6 @@
 """Templates and label words: a classifier that starts as a language model's own answer."""
 
+import itertools
 import json
 
 import numpy as np
@@ -206,10 +207,16 @@ def test_logits_at_the_mask_are_the_masked_language_models(name, tmp_path):
             assert (found - expected).abs().max() <= near, (depth, side)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{soft:where is the text} {text} and it is about {mask}.",
+        "{soft:where is} the text {text} {soft:and it} is {soft:about} {mask}.",
+    ],
+)
 @pytest.mark.parametrize("name", ["BERT", "RoBERTa"])
-def test_an_input_prompt_of_a_masked_model_starts_as_the_soft_words(tmp_path, name):
+def test_an_input_prompt_of_a_masked_model_starts_as_the_soft_words(tmp_path, name, pattern):
     tokenizer = language_model(name, tmp_path)
-    pattern = "{soft:where is the text} {text} and it is about {mask}."
     settings = TrainSettings(
         model=str(tmp_path), template=pattern, head="words", prompt="input", dtype="float32"
     )
@@ -226,6 +233,83 @@ def test_an_input_prompt_of_a_masked_model_starts_as_the_soft_words(tmp_path, na
         expected.append(scores[0, at, tokens_of_labels(tokenizer)].numpy())
     near = 1e-5 * max(1.0, float(np.abs(expected).max()))
     assert np.stack(list(found)) == pytest.approx(np.stack(expected), abs=near)
+
+
+@pytest.mark.parametrize("name", ["Qwen 2", "Llama"])
+def test_an_input_prompt_has_any_number_of_places(name, tmp_path):
+    """It starts as the soft words there, and answers the same in a bank with other tasks."""
+    language_model(name, tmp_path)
+    template = "I ask {soft:you} {text} {soft:the} label {soft:is}"
+    how = {"dtype": "float32", "device": "cpu"}
+    settings = TrainSettings(
+        model=str(tmp_path), template=template, head="words", prompt="input", dtype="float32"
+    )
+    model, *_ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
+    assert model.prompt_config.placement == "template"
+    model.to_adapter().save(tmp_path / "places")
+    plain = PromptClassifier.zero_shot(LABELS, model=str(tmp_path), template=ASKED, **how)
+    plain.save(tmp_path / "plain")
+    bank = PromptBank(str(tmp_path), **how)
+    for task in ("places", "plain"):
+        bank.add(task, tmp_path / task)
+    expected = own_scores(tmp_path, TEXTS, template)
+    near = pytest.approx(expected, abs=1e-4 * max(1.0, float(np.abs(expected).max())))
+    assert np.stack(list(ptune.load(tmp_path / "places", **how).logits(TEXTS))) == near
+    mixed = bank.logits([(task, text) for text in TEXTS for task in ("plain", "places")])
+    assert np.stack(list(mixed)[1::2]) == near
+
+
+def test_places_share_the_virtual_tokens_and_train(asked, tmp_path):
+    folder, template = asked
+    template = "{prompt} {text} {prompt:2} and {prompt}" + template.partition("{text}")[2]
+    texts, labels = TEXTS * 4, [*LABELS, LABELS[0]] * 4
+    how = {"dtype": "float32", "epochs": 2, "num_virtual_tokens": 7}
+    classifier = PromptClassifier(folder, template=template, prompt="input", head="words", **how)
+    classifier.fit(texts, labels)
+    model = classifier.prompt_model_
+    assert model.state.template.pattern.startswith("{prompt:3} {text} {prompt:2} and {prompt:2}")
+    encoded, _ = ptune.texts.encode(
+        classifier.tokenizer_, [["parcel \ue000 phone"]], None, template=model.state.template
+    )
+    ids = encoded["input_ids"][0]
+    runs = [len(list(own)) for id_, own in itertools.groupby(ids) if id_ == ptune.texts.VIRTUAL]
+    assert runs == [3, 2, 2]
+    prompt = model.prompt_embeddings()
+    assert len(prompt) == 7
+    assert len(torch.unique(prompt, dim=0)) == 7
+    classifier.save(tmp_path / "run")
+    again = ptune.load(tmp_path / "run", dtype="float32", device="cpu")
+    assert np.stack(list(again.logits(texts))) == pytest.approx(
+        np.stack(list(classifier.logits(texts))), abs=1e-5
+    )
+
+
+def test_a_template_with_places_is_cut_like_others_and_asks_in_a_chat(decoder):
+    tokenizer = load_tokenizer(decoder)
+    tokenizer.chat_template = "<{% for m in messages %}{{ m['content'] }}{% endfor %}> I"
+    template = Template("chat:read {prompt:4} {text} {prompt:1}the label")
+    encoded, cut = ptune.texts.encode(tokenizer, [["parcel " * 50]], 20, template=template)
+    ids = encoded["input_ids"][0]
+    assert cut == [0]
+    assert len(ids) <= 20
+    around = tokenizer.decode([id_ for id_ in ids if id_ != ptune.texts.VIRTUAL])
+    assert "read parcel" in " ".join(around.split())
+    assert ids.count(ptune.texts.VIRTUAL) == 5
+
+
+def test_places_and_prompts_belong_together(decoder, tmp_path):
+    tokenizer = load_tokenizer(decoder)
+    template = Template("read {prompt:2} {text}")
+    encoded, _ = ptune.texts.encode(tokenizer, [["parcel"]], None, template=template)
+    batch = tokenizer.pad(encoded, return_tensors="pt")
+    classifier = PromptClassifier.zero_shot(LABELS, model=decoder, template=ASKED, device="cpu")
+    with refused(
+        "A text has 2 places for virtual tokens (ids below 0), and its prompt has 0 among the "
+        "words. Tokenise texts with the classifier's template (ptune.texts.encode)."
+    ):
+        classifier.prompt_model_(**batch)
+    with refused("placement is 'template' and depth is 'deep'; only an input prompt has …"):
+        PromptEncoderConfig(placement="template")
 
 
 @pytest.mark.parametrize("head", ["linear", "features", None])
@@ -328,14 +412,23 @@ def test_a_reader_starts_as_the_soft_words_after_the_text(tmp_path, name, before
     assert np.stack(list(started.logits(TEXTS))) == near
 
 
-def test_soft_words_after_the_text_need_a_reader(tmp_path):
+@pytest.mark.parametrize(
+    ("prompt", "template", "place", "where"),
+    [
+        ("deep", "{text}{soft: so}", "{soft: so}", "at the start: {soft:words} or {prompt}"),
+        ("deep", "{text} {prompt:5}", "{prompt:5}", "at the start: {soft:words} or {prompt}"),
+        ("deep", "{soft:so} {text} {prompt}", "{prompt}", "at the start: {soft:words} or …"),
+        ("reader", "{prompt} {text}", "{prompt}", "at the end: {soft:words}"),
+    ],
+)
+def test_a_deep_prompt_and_a_reader_have_one_place(tmp_path, prompt, template, place, where):
     language_model("Qwen 2", tmp_path)
-    settings = TrainSettings(model=str(tmp_path), template="{text}{soft: so}", head="words")
+    classifier = PromptClassifier(str(tmp_path), template=template, head="words", prompt=prompt)
     with refused(
-        "The template '{text}{soft: so}' has {soft:…} after the text, and a deep prompt comes "
-        "before it. Use prompt='reader', or plain words."
+        f"The template {template!r} has {place}, and the only place of a {prompt} prompt is "
+        f"{where}. Use prompt='input', or plain words."
     ):
-        zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False)
+        classifier.fit(TEXTS, [*LABELS, LABELS[0]])
 
 
 def test_calibration_gives_texts_without_content_equal_scores(asked, zero_shot):
@@ -422,17 +515,8 @@ def test_a_template_cuts_the_text_and_never_itself(decoder):
             "The template has the place '{label}'; expected {text}, …",
         ),
         (
-            "{prompt:5} {text}",
-            "The template has '{prompt:5}'. Set the number of virtual tokens with "
-            "num_virtual_tokens (--num-virtual-tokens).",
-        ),
-        ("{text} {soft:a} b", "The template … has {soft:…} where no prompt is; …"),
-        ("{soft:a}{soft:b} {text}", "The template … has {soft:…} where no prompt is; …"),
-        ("{soft:a} {text} {soft:b}", "The template … has {soft:…} where no prompt is; …"),
-        ("chat:{text}{soft:b}", "The template … has {soft:…} where no prompt is; …"),
-        (
-            "{text} {prompt}",
-            "The template … has {prompt} after its start; a prompt comes before the text.",
+            "{prompt:0} {text}",
+            "The template has the place '{prompt:0}'; expected {text}, …",
         ),
     ],
 )

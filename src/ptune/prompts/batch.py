@@ -52,7 +52,8 @@ class Batch:
             own = [p.embeddings if p.mechanism is mechanism else none for p in prompts]
             for i, entered in enumerate(mechanism.enter(current, own, which, total)):
                 if prompts[i].mechanism is mechanism:
-                    self.lengths[i], self.starts[i] = len(entered), total
+                    self.lengths[i] = 0 if prompts[i].in_text else len(entered)
+                    self.starts[i] = total
                     total += len(entered)
                     embeddings.append(entered)
         current.prompt_embeddings = torch.cat(embeddings)
@@ -90,8 +91,11 @@ class Batch:
         side = self.own.padding_side
         order = layout.prompt_order(attention_mask, virtual_mask, before, side)
         order = layout.trim(order, self._width(attention_mask, order.shape[1], k), side)
-        text_ids, pad = self._disguised(input_ids, attention_mask)
         start = self.own.vocab_rows + self._of_texts(self.starts)
+        in_text = (input_ids < 0) & (attention_mask != 0)  # [batch, seq], virtual tokens
+        if any(prompt.in_text for prompt in self.prompts):
+            input_ids = torch.where(in_text, start + in_text.cumsum(dim=1) - 1, input_ids)
+        text_ids, pad = self._disguised(input_ids, attention_mask)
         inputs = {
             "input_ids": layout.place(
                 text_ids, torch.where(virtual_mask, start + virtual, pad), order
@@ -115,7 +119,7 @@ class Batch:
             # The prompt takes positions, but is not among the tokens.
             inputs["position_ids"] = self._counted(inputs["attention_mask"]) + shift
         if isinstance(self.mean, Tensor) or self.mean:
-            self._pool(attention_mask, virtual_mask, order)
+            self._pool(attention_mask, virtual_mask, in_text, order)
         self.mask, self.ids = inputs["attention_mask"], inputs["input_ids"]
         return inputs
 
@@ -178,10 +182,13 @@ class Batch:
         self.current.aliases = tuple(aliases)
         return torch.where(attention_mask != 0, text_ids, pad), pad
 
-    def _pool(self, attention_mask: Tensor, virtual_mask: Tensor, order: Tensor) -> None:
+    def _pool(
+        self, attention_mask: Tensor, virtual_mask: Tensor, in_text: Tensor, order: Tensor
+    ) -> None:
         of_text = torch.as_tensor(self._of_texts([p.pooling == "mean" for p in self.prompts]))
         of_text = of_text.to(attention_mask.device)
-        is_text, is_prompt = (attention_mask != 0) & of_text, virtual_mask & ~of_text
+        # Virtual tokens among the text's are read with the prompt.
+        is_text, is_prompt = (attention_mask != 0) & (of_text ^ in_text), virtual_mask & ~of_text
         self.current.mean_mask = layout.place(is_text, is_prompt, order)
         self.current.mean_texts = self.mean if isinstance(self.mean, Tensor) else None
 

@@ -20,7 +20,7 @@ PROMPT_TUNING = "PROMPT_TUNING"
 PEFT_FORMAT = "0.21.2"
 
 Depth = Literal["input", "deep", "reader", "none"]
-Placement = Literal["prefix", "after_first"]
+Placement = Literal["prefix", "after_first", "template"]
 Pooling = Literal["auto", "architecture", "mean", "prompt"]
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
@@ -82,6 +82,7 @@ class PromptEncoderConfig:
             which only the virtual tokens pass through; 0: none.
         placement: Where an input prompt is. ``"after_first"``: right after the first token, which
             is a special token for most encoders. ``"prefix"``: before the text, as in PEFT.
+            ``"template"``: at the places that a template names; see `ptune.texts.Template`.
         backbone_dropout: Train with the frozen backbone's own dropout, as PEFT does.
         pooling: What the head reads. ``"architecture"``: the vector that the architecture reads
             (of the first or the last token). ``"mean"``: the mean over the text, as sentence
@@ -179,6 +180,11 @@ class PromptEncoderConfig:
             raise PtuneError(
                 f"peft_type is {self.peft_type!r} and depth is {self.depth!r}; expected depth "
                 f"{expected!r}."
+            )
+        if self.placement == "template" and self.depth != "input":
+            raise PtuneError(
+                f"placement is 'template' and depth is {self.depth!r}; only an input prompt has "
+                "places among the words of a template. Leave placement out, or use depth='input'."
             )
         if self.depth == "none" and self.encoder_reparameterization_type != "NONE":
             raise PtuneError(

@@ -450,7 +450,7 @@ class Host:
         if mask is None:
             mask = torch.ones_like(ids)
         if embeddings is None:
-            self._check_ids(ids, mask)
+            self._check_ids(ids, mask, prompts, which)
         batch = self._batch(prompts, which, current, ids.device)
         if embeddings is not None:
             ids = batch.add_embeddings(embeddings)
@@ -563,12 +563,28 @@ class Host:
             )
         return inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.long)
 
-    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Check that no token, ``[batch, seq]``, has the id of a virtual token."""
+    def _check_ids(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prompts: Sequence[Prompt],
+        which: Sequence[int] | None,
+    ) -> None:
+        """Check that all tokens, ``[batch, seq]``, are words, or places of a text's own prompt."""
         if is_traced() or not input_ids.numel():
             return
-        rows = self.architecture.vocab_rows
-        if (largest := int((input_ids * (attention_mask != 0)).max())) >= rows:
+        rows, ids = self.architecture.vocab_rows, input_ids * (attention_mask != 0)
+        expected = [len(prompt.embeddings) if prompt.in_text else 0 for prompt in prompts]
+        each = expected[0] if which is None else ids.new_tensor([expected[i] for i in which])
+        found = (ids < 0).sum(dim=1)
+        if (wrong := found != each).any():
+            text = int(wrong.int().argmax())
+            raise PtuneError(
+                f"A text has {int(found[text])} places for virtual tokens (ids below 0), and its "
+                f"prompt has {int(torch.as_tensor(each).expand_as(found)[text])} among the words. "
+                "Tokenise texts with the classifier's template (ptune.texts.encode)."
+            )
+        if (largest := int(ids.max())) >= rows:
             raise PtuneError(
                 f"A text has the token id {largest}, but the backbone's embedding weight has only "
                 f"the rows 0 to {rows - 1}: the tokenizer belongs to another backbone, or tokens "

@@ -19,8 +19,8 @@ from ptune.backbones.architectures import Side, flat
 from ptune.prompts.config import Placement
 from ptune.texts import batches
 
-# How many of the text's tokens come before the prompt.
-TOKENS_BEFORE: dict[Placement, int] = {"prefix": 0, "after_first": 1}
+# How many of the text's tokens come before the prompt, unless it is among them.
+TOKENS_BEFORE: dict[Placement, int] = {"prefix": 0, "after_first": 1, "template": 0}
 
 
 def prompt_order(

@@ -84,6 +84,7 @@ class Prompt:
         mechanism: How the prompt acts inside the backbone.
         embeddings: ``[k, width]``.
         before: How many tokens of the text come before the prompt.
+        in_text: Whether its places are among the text's tokens, as ids below 0.
         shifts: True if the text's positions start at k although the prompt takes none.
         pooling: What the head reads; as in `PromptEncoderConfig`.
         low_rank: Low-rank layers of a reader, ``[2 * rank, width]``.
@@ -92,6 +93,7 @@ class Prompt:
     mechanism: Mechanism
     embeddings: Tensor
     before: int = 0
+    in_text: bool = False
     shifts: bool = False
     pooling: Pooling = "architecture"
     low_rank: Tensor | None = None
@@ -107,6 +109,7 @@ class Prompt:
             mechanism,
             embeddings,
             before=layout.TOKENS_BEFORE[config.placement],
+            in_text=config.placement == "template",
             shifts=config.shift_positions,
             pooling=config.pooling,
             low_rank=low_rank,
@@ -120,7 +123,8 @@ class Prompt:
     @property
     def positions(self) -> int:
         """How many of the backbone's positions are not available to the text."""
-        return self.mechanism.positions_taken(len(self.embeddings), shifts=self.shifts)
+        k = 0 if self.in_text else len(self.embeddings)
+        return self.mechanism.positions_taken(k, shifts=self.shifts)
 
 
 class InputEmbeddings(Mechanism):

@@ -95,7 +95,8 @@ class ClassifierSettings:
     placement: Placement = setting(
         PromptEncoderConfig.placement,
         "Where an input prompt is: before the text as in PEFT (prefix), or after its first token "
-        "if that is a special one (after_first).",
+        "if that is a special one (after_first), or at the places of the template (template), "
+        "which is chosen if it has some.",
         ADVANCED,
     )
     pooling: Pooling = setting(

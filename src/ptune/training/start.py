@@ -204,6 +204,8 @@ def new_model(
     model.max_length, model.state.pairs = settings.max_length, dataset.pairs
     model.state.long_texts = settings.long_texts
     model.state.template = around
+    if settings.placement == "template":
+        _start_as_soft_words(model, settings, tokenizer)
     if settings.prompt == "reader":
         _keep_texts(model, settings)
     if settings.template and settings.asks_words:
@@ -213,6 +215,20 @@ def new_model(
             model.state.head_trains = False
             model.set_adapter(model.active_adapter)
     return model
+
+
+def _start_as_soft_words(
+    model: PromptModel, settings: TrainSettings, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Start the virtual tokens of `{soft:…}` among the words of the template as their words."""
+    assert settings.template is not None, "`ask_with_words` checks it"
+    template, k = Template(settings.template), model.prompt_config.num_virtual_tokens
+    words = dict(enumerate(template.placed(tokenizer, k).words))
+    rows = {row: word for row, word in words.items() if word is not None}
+    if rows:
+        vectors = model.host.tokens.of_words(torch.tensor([*rows.values()]))
+        with torch.no_grad():
+            model.prompt_encoder.embedding.weight[[*rows]] = vectors
 
 
 def _keep_texts(model: PromptModel, settings: TrainSettings) -> None:
@@ -262,7 +278,11 @@ def fitted_prompt(
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
     around = None if settings.template is None else Template(settings.template)
-    if around and around.soft_words == settings.prompt_init_text:
+    if around and settings.prompt == "none":
+        around = around.without_prompt()
+    elif around and settings.placement == "template":
+        around = around.placed(tokenizer, config.num_virtual_tokens).template
+    elif around and around.soft_words == settings.prompt_init_text:
         replaced = _replaced_special(settings, situation, tokenizer)
         around = around.without_soft_words(replaces_special=bool(replaced))
         if around.pattern == "{text}":  # the texts themselves, as other tasks read them
@@ -340,14 +360,36 @@ def ask_with_words(
         )
     if settings.template is None or settings.prompt == "none":
         return settings
-    template, after = Template(settings.template), settings.prompt == "reader"
-    if template.soft_at_end and not after:
+    return _with_start(settings, Template(settings.template), situation, tokenizer)
+
+
+def _with_start(
+    settings: TrainSettings, template: Template, situation: Situation, tokenizer: Any
+) -> TrainSettings:
+    """Decide where a prompt is in its template, and what it starts as there.
+
+    Raises:
+        PtuneError: The template has places where a prompt of this kind cannot be.
+    """
+    kind, words, places = settings.prompt, template.soft_words, template.prompt_places
+    at_end, is_one = template.soft_at_end, places == [f"{{soft:{words}}}"]
+    if kind == "input" and places and (at_end or not is_one):
+        k = settings.num_virtual_tokens
+        k = k or (virtual_tokens(settings) if "{prompt}" in places else None)
+        length = len(template.placed(tokenizer, k).words)
+        settings = replace(settings, placement="template", num_virtual_tokens=length)
+        is_open = settings.prompt_init is None and settings.prompt_init_text is None
+        return replace(settings, prompt_init="vocab") if is_open else settings
+    has_place = not places or (is_one and (kind == "reader" or not at_end))
+    has_place |= kind == "deep" and places == ["{prompt}"] and template.replaces_special
+    if not has_place:
+        where = "at the end: {soft:words}"
+        where = where if kind == "reader" else "at the start: {soft:words} or {prompt}"
         raise PtuneError(
-            f"The template {settings.template!r} has {{soft:…}} after the text, and a "
-            f"{settings.prompt} prompt comes before it. Use prompt='reader', or plain words."
+            f"The template {settings.template!r} has {places[-1]}, and the only place of a {kind} "
+            f"prompt is {where}. Use prompt='input', or plain words."
         )
-    words = template.soft_words
-    if not words or template.soft_at_end != after or settings.prompt_init is not None:
+    if not words or at_end != (kind == "reader") or settings.prompt_init is not None:
         return settings
     length = len(tokenizer(words, add_special_tokens=False)["input_ids"])
     length += len(_replaced_special(settings, situation, tokenizer))
@@ -423,6 +465,8 @@ def start_with_words(
     """
     assert settings.template is not None, "`ask_with_words` chooses one"
     template = Template(settings.template)
+    if settings.placement == "template":
+        template = template.without_prompt()
     names = dataset.labels.names
     if settings.label_words == FROM_EXAMPLES:
         if not dataset.train:
@@ -468,8 +512,9 @@ def fit_to_tokenizer(
     tokenizer: PreTrainedTokenizerBase,
     template: Template | None = None,
 ) -> PromptEncoderConfig:
-    """Place the prompt before the text if no special token is there."""
-    if not special_before(tokenizer) or (template and template.replaces_special):
+    """Place the prompt before the text if no special token is there, unless a template does."""
+    in_text = config.placement == "template"
+    if not in_text and (not special_before(tokenizer) or (template and template.replaces_special)):
         config.placement = "prefix"
     return config
 
