@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import ptune
 from ptune import PromptEncoderConfig, PromptModel
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import load_backbone
 from ptune.postprocessing import Postprocessing
-from ptune.texts import Template
+from ptune.texts import Template, encode
 
 DEEP = {"depth": "deep", "num_virtual_tokens": 4}
 # How a prompt enters a backbone: an architecture where it does so, and the prompt.
@@ -123,6 +123,15 @@ def backbone_of(subject, folder, seed=0):
     base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return read_backbone(subject, folder), tokenizer
+
+
+def inputs_of(subject, folder):
+    """A padded batch of three texts, as the backbone in the folder reads them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    template = TEMPLATES.get(subject.mechanism)
+    encoded, _ = encode(tokenizer, [SENTENCES[:3]], None, template=template)
+    return tokenizer.pad(encoded, return_tensors="pt")
 
 
 def read_backbone(subject, folder):

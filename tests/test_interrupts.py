@@ -26,11 +26,11 @@ from subjects import (
     config_of,
     in_a_thread,
     in_threads,
+    inputs_of,
     meanwhile,
     read_backbone,
     shake,
 )
-from transformers import AutoTokenizer
 
 from ptune import PromptBank, PromptModel, PtuneError
 
@@ -138,11 +138,9 @@ def test_an_exception_in_a_model_leaves_nothing(folder_of, subject, place):
     model = PromptModel.from_pretrained(
         read_backbone(subject, folder / "backbone"), folder / "adapter", is_trainable=True
     ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    inputs = tokenizer(SENTENCES[:3], padding=True, return_tensors="pt")
+    inputs = inputs_of(subject, folder / "backbone")
     labels = torch.tensor([0, 1, 0])
-    model.add_adapter("other", config_of(subject, num_virtual_tokens=2))
+    model.add_adapter("other", config_of(subject, num_virtual_tokens=2, placement="prefix"))
     with torch.no_grad():
         for p in model.adapters["other"].head.parameters.values():
             p.neg_()  # all that differs without a prompt
@@ -328,9 +326,7 @@ def test_a_copy_of_a_model_trains_by_itself(folder_of, subject, kind):
     folder = folder_of(subject)
     model = PromptModel(read_backbone(subject, folder / "backbone"), config_of(subject))
     shake(model, seed=3)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    inputs = tokenizer(SENTENCES[:3], padding=True, return_tensors="pt")
+    inputs = inputs_of(subject, folder / "backbone")
     with torch.no_grad():
         wanted = model(**inputs).logits
     twin = copied(model, kind)

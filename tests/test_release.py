@@ -6,8 +6,17 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from subjects import PLAIN, SENTENCES, Subject, config_of, in_threads, read_backbone, shake
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from subjects import (
+    PLAIN,
+    SENTENCES,
+    Subject,
+    config_of,
+    in_threads,
+    inputs_of,
+    read_backbone,
+    shake,
+)
+from transformers import AutoModelForSequenceClassification
 
 import ptune.peft
 from ptune import PromptBank, PromptEncoderConfig, PromptModel, PtuneError
@@ -97,12 +106,6 @@ def each_subject(subjects=PLAIN):
     return pytest.mark.parametrize("subject", subjects, ids=str)
 
 
-def inputs_of(folder, **options):
-    tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return tokenizer(SENTENCES[:3], padding=True, return_tensors="pt", **options)
-
-
 # Given back.
 
 
@@ -117,7 +120,7 @@ def test_a_backbone_comes_back_as_it_was(subject, backbone):
 def test_a_backbone_comes_back_after_everything_was_done_with_it(
     subject, backbone, folder, tmp_path
 ):
-    inputs = inputs_of(folder)
+    inputs = inputs_of(subject, folder / "backbone")
     before = snapshot(backbone)
     expected = plain_logits(backbone, inputs)
     model = PromptModel(backbone, config_of(subject))
@@ -151,7 +154,9 @@ def test_checkpointing_ends_with_the_model(subject, backbone, folder):
     before = snapshot(backbone)
     model = PromptModel(backbone, config_of(subject))
     model.gradient_checkpointing_enable()
-    model.train()(**inputs_of(folder), labels=torch.zeros(3, dtype=torch.long)).loss.backward()
+    model.train()(
+        **inputs_of(subject, folder / "backbone"), labels=torch.zeros(3, dtype=torch.long)
+    ).loss.backward()
     model.unload()
     # Transformers itself leaves a function in each layer, and says of each that it is off.
     after = {
@@ -166,9 +171,10 @@ def test_checkpointing_ends_with_the_model(subject, backbone, folder):
 
 @torch.no_grad()
 def plain_logits(backbone, inputs):
-    """Of one text: a backbone without a pad token reads no batches."""
+    """Of one text: a backbone without a pad token reads no batches, and no virtual tokens."""
+    words = inputs["input_ids"][0] >= 0
     modes = {module: module.training for module in backbone.modules()}
-    logits = backbone.eval()(**{k: v[:1] for k, v in inputs.items()}).logits
+    logits = backbone.eval()(**{k: v[:1, words] for k, v in inputs.items()}).logits
     for module, mode in modes.items():
         module.training = mode
     return logits
@@ -181,14 +187,14 @@ def test_a_backbone_in_half_precision_comes_back_as_it_was(subject, backbone, fo
     before = snapshot(backbone)
     model = PromptModel(backbone, config_of(subject))
     if dtype == torch.bfloat16:
-        model(**inputs_of(folder))
+        model(**inputs_of(subject, folder / "backbone"))
     model.unload()
     assert_unchanged(backbone, before)
 
 
 @each_subject()
 def test_a_backbone_that_came_back_takes_another_prompt(subject, backbone, folder):
-    inputs = inputs_of(folder)
+    inputs = inputs_of(subject, folder / "backbone")
     before = snapshot(backbone)
     logits = []
     for _ in range(3):
@@ -209,7 +215,7 @@ def test_an_exception_does_not_keep_a_backbone_from_coming_back(subject, backbon
     layer = [m for m in backbone.modules() if isinstance(m, torch.nn.Linear)][-1]
     hook = layer.register_forward_hook(raises)
     with pytest.raises(MemoryError):
-        model(**inputs_of(folder))
+        model(**inputs_of(subject, folder / "backbone"))
     hook.remove()
     model.unload()
     assert_unchanged(backbone, before)
@@ -224,7 +230,7 @@ raises.from_pretrained = raises  # a layer's other constructor
 
 @each_subject()
 def test_a_bank_gives_its_backbone_back(subject, backbone, folder):
-    inputs = inputs_of(folder)
+    inputs = inputs_of(subject, folder / "backbone")
     before, logits = snapshot(backbone), plain_logits(backbone, inputs)
     for _ in range(2):
         bank = PromptBank(backbone, device="cpu")
@@ -242,7 +248,7 @@ def test_a_copy_s_backbone_comes_back_too(folder_of):
     before = snapshot(backbone)
     model = PromptModel(backbone, config_of(subject))
     twin = copy.deepcopy(model)
-    inputs = inputs_of(folder_of(subject))
+    inputs = inputs_of(subject, folder_of(subject) / "backbone")
     given_back = twin.unload()
     assert given_back is not backbone
     assert type(given_back) is type(backbone)
@@ -395,7 +401,7 @@ def test_an_adapter_of_another_backbone_leaves_it(subject, backbone, folder_of):
 
 @each_subject()
 def test_an_adapter_that_does_not_fit_leaves_the_others(subject, backbone, folder, folder_of):
-    before, inputs = snapshot(backbone), inputs_of(folder)
+    before, inputs = snapshot(backbone), inputs_of(subject, folder / "backbone")
     model = PromptModel(backbone, config_of(subject)).eval()
     with torch.no_grad():
         wanted = model(**inputs).logits

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ptune import PromptModel, PtuneError
 from ptune.backbones.architectures import Architecture
 from ptune.peft import PromptEncoderConfig
+from ptune.texts import VIRTUAL
 
 K = 5
 
@@ -100,6 +101,24 @@ def test_logits_of_pairs_do_not_depend_on_the_batch(model, tokenizer):
     first, second = map(list, zip(*pairs, strict=True))
     together = batch(tokenizer, first, second, padding=True)
     assert_same(model(**together).logits, alone)
+
+
+@torch.no_grad()
+def test_a_prompt_may_have_places_among_the_words(backbone, tokenizer):
+    """In front they are the same as a prompt there, and anywhere they do not depend on padding."""
+    texts = batch(tokenizer, SENTENCES[:3], padding=True, padding_side="right")
+    ids, mask = texts["input_ids"], texts["attention_mask"]
+    in_front = prompt(backbone, placement="prefix")
+    expected = in_front(ids, attention_mask=mask).logits
+    model = prompt(in_front.unload(), placement="template")
+    virtual, ones = torch.full((3, K), VIRTUAL), torch.ones(3, K, dtype=torch.long)
+    mask = torch.cat([ones, mask], dim=1)
+    assert_same(model(torch.cat([virtual, ids], dim=1), attention_mask=mask).logits, expected)
+    among = torch.cat([ids[:, :1], virtual[:, :2], ids[:, 1:3], virtual[:, 2:], ids[:, 3:]], dim=1)
+    lengths = mask.sum(dim=1)
+    alone = torch.cat([model(row[None, :n]).logits for row, n in zip(among, lengths, strict=True)])
+    assert_same(model(among, attention_mask=mask).logits, alone)
+    assert not torch.allclose(alone, expected)
 
 
 @torch.no_grad()

@@ -49,7 +49,10 @@ def sentence_encoder(bert_folder, tmp_path_factory):
         ),
         ({"encoder_dropout": 1.0}, "encoder_dropout is 1.0; expected at least 0 and below 1."),
         ({"prompt_init_scale": 0.0}, "prompt_init_scale is 0.0; expected a number above 0."),
-        ({"placement": "end"}, "placement is 'end'; expected one of 'prefix', 'after_first'."),
+        (
+            {"placement": "end"},
+            "placement is 'end'; expected one of 'prefix', 'after_first', 'template'.",
+        ),
         (
             {"depth": "shallow"},
             "depth is 'shallow'; expected one of 'input', 'deep', 'reader', 'none'.",

@@ -297,17 +297,25 @@ def test_a_template_with_places_is_cut_like_others_and_asks_in_a_chat(decoder):
     assert ids.count(ptune.texts.VIRTUAL) == 5
 
 
-def test_places_and_prompts_belong_together(decoder, tmp_path):
-    tokenizer = load_tokenizer(decoder)
-    template = Template("read {prompt:2} {text}")
-    encoded, _ = ptune.texts.encode(tokenizer, [["parcel"]], None, template=template)
+def test_places_and_prompts_belong_together(decoder):
+    """Without the prompt, its places are no tokens."""
+    tokenizer, how = load_tokenizer(decoder), {"dtype": "float32", "device": "cpu"}
+    template = Template("read {prompt:1} {text} {prompt:2}")
+    encoded, _ = ptune.texts.encode(tokenizer, [TEXTS], None, template=template)
     batch = tokenizer.pad(encoded, return_tensors="pt")
-    classifier = PromptClassifier.zero_shot(LABELS, model=decoder, template=ASKED, device="cpu")
+    zero_shot = PromptClassifier.zero_shot(LABELS, model=decoder, template="read {text} so", **how)
+    model = zero_shot.prompt_model_
+    plain = tokenizer(["read " + text for text in TEXTS], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.allclose(model(**batch).logits, model(**plain).logits, atol=1e-6)
+    prompt = PromptEncoderConfig(depth="input", placement="template", num_virtual_tokens=5)
+    model.add_adapter("places", prompt)
+    model.set_adapter("places")
     with refused(
-        "A text has 2 places for virtual tokens (ids below 0), and its prompt has 0 among the "
-        "words. Tokenise texts with the classifier's template (ptune.texts.encode)."
+        "A text has 3 places for virtual tokens (ids below 0), and its prompt has 5. Tokenise "
+        "texts with the classifier's template (ptune.texts.encode)."
     ):
-        classifier.prompt_model_(**batch)
+        model(**batch)
     with refused("placement is 'template' and depth is 'deep'; only an input prompt has …"):
         PromptEncoderConfig(placement="template")
 

@@ -450,7 +450,7 @@ class Host:
         if mask is None:
             mask = torch.ones_like(ids)
         if embeddings is None:
-            self._check_ids(ids, mask, prompts, which)
+            mask = self._checked(ids, mask, prompts, which)
         batch = self._batch(prompts, which, current, ids.device)
         if embeddings is not None:
             ids = batch.add_embeddings(embeddings)
@@ -563,27 +563,33 @@ class Host:
             )
         return inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.long)
 
-    def _check_ids(
+    def _checked(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         prompts: Sequence[Prompt],
         which: Sequence[int] | None,
-    ) -> None:
-        """Check that all tokens, ``[batch, seq]``, are words, or places of a text's own prompt."""
+    ) -> Tensor:
+        """The mask of tokens, ``[batch, seq]``, without places for virtual tokens that have none.
+
+        Raises:
+            PtuneError: A token has the id of a virtual token, or a text has places for others than
+                its prompt's.
+        """
         if is_traced() or not input_ids.numel():
-            return
+            return attention_mask
         rows, ids = self.architecture.vocab_rows, input_ids * (attention_mask != 0)
         expected = [len(prompt.embeddings) if prompt.in_text else 0 for prompt in prompts]
-        each = expected[0] if which is None else ids.new_tensor([expected[i] for i in which])
+        each = ids.new_tensor([expected[i] for i in which or [0] * len(ids)])
         found = (ids < 0).sum(dim=1)
-        if (wrong := found != each).any():
+        if (wrong := (found != each) & (each > 0)).any():
             text = int(wrong.int().argmax())
             raise PtuneError(
                 f"A text has {int(found[text])} places for virtual tokens (ids below 0), and its "
-                f"prompt has {int(torch.as_tensor(each).expand_as(found)[text])} among the words. "
-                "Tokenise texts with the classifier's template (ptune.texts.encode)."
+                f"prompt has {int(each[text])}. Tokenise texts with the classifier's template "
+                "(ptune.texts.encode)."
             )
+        attention_mask = attention_mask * ((ids >= 0) | (each > 0)[:, None])
         if (largest := int(ids.max())) >= rows:
             raise PtuneError(
                 f"A text has the token id {largest}, but the backbone's embedding weight has only "
@@ -597,6 +603,7 @@ class Host:
                 f"A text has no mask token (id {token}), and this classifier answers there. "
                 "Tokenise texts with its template (ptune.texts.encode)."
             )
+        return attention_mask
 
     def _needs_everything(self, inputs: dict[str, Any]) -> bool:
         """True if every position must be computed (hidden states, attentions, tracing)."""

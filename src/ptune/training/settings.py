@@ -130,7 +130,7 @@ class ClassifierSettings:
         None,
         "Words around each text that ask a language model for the label, such as '{soft:Review:} "
         "{text} Sentiment:', or '{text} It was {mask}.' for one that fills gaps (BERT). The prompt "
-        "starts as the soft words and replaces them.",
+        "starts as the soft words and replaces them. {prompt:3} is three virtual tokens.",
         MODEL,
         unset="the text alone; with head words, a question with the labels",
     )
