@@ -316,6 +316,13 @@ def test_places_and_prompts_belong_together(decoder):
         "texts with the classifier's template (ptune.texts.encode)."
     ):
         model(**batch)
+    with refused(
+        "placement is 'template', but no template has a place for the prompt. Add one, such as "
+        "'{prompt:3} {text} {prompt:3}', or leave placement out."
+    ):
+        PromptClassifier(decoder, placement="template", prompt="input", head="linear").fit(
+            ["a", "b"], LABELS
+        )
     with refused("placement is 'template' and depth is 'deep'; only an input prompt has …"):
         PromptEncoderConfig(placement="template")
 

@@ -358,6 +358,12 @@ def ask_with_words(
             "head is 'words-frozen' and prompt is 'none', so nothing would train. Use "
             "head='words', or another prompt."
         )
+    places = Template(settings.template).prompt_places if settings.template else []
+    if settings.placement == "template" and not places:
+        raise PtuneError(
+            "placement is 'template', but no template has a place for the prompt. Add one, such as "
+            "'{prompt:3} {text} {prompt:3}', or leave placement out."
+        )
     if settings.template is None or settings.prompt == "none":
         return settings
     return _with_start(settings, Template(settings.template), situation, tokenizer)
