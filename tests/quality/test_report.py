@@ -174,3 +174,24 @@ def test_intervals_cover_the_true_accuracy():
         low, high = bootstrap.interval(sampled["accuracy"])
         covered.append(low <= 0.6 * 0.85 + 0.4 * 0.75 <= high)
     assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_explain_shows_the_training_texts_that_are_most_alike(run, tmp_path, capsys):
+    folder, _ = run
+    file, page = folder.parent / "train.csv", tmp_path / "page.html"
+    with file.open(encoding="utf-8", newline="") as content:
+        rows = list(csv.DictReader(content))
+    known = next(row for row in rows if row["label"] == "<b>other</b>")
+    options = ("--train-file", file, "--dtype", "float32")
+    assert call("explain", folder, known["text"], *options, "--json", "--output", page) == 0
+    first, *others = json.loads(capsys.readouterr().out)["nearest"]
+    assert first == known
+    assert len(others) == 2
+    assert all(other in rows for other in others)
+    assert f"&lt;b&gt;other&lt;/b&gt;: {known['text']}" in page.read_text("utf-8")
+    assert call("explain", folder, known["text"], *options) == 0
+    assert "training text" in capsys.readouterr().out
+    assert call("explain", folder, "a", "--pair", "b", *options) == 2
+    assert "train has 1 column(s) of texts, and 2 text(s) are explained." in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -227,6 +227,12 @@ def explain(
         str | None,
         option("The label to explain.", OUTPUT, default="the most probable one", metavar="NAME"),
     ] = None,
+    train_file: Annotated[
+        Path | None,
+        file_option(
+            "Also show the three training texts that are most like it: of this file.", DATA
+        ),
+    ] = None,
     output: Annotated[Path | None, file_option("Also write the text as a page.")] = None,
     model: Model = None,
     dtype: DtypeOption = "auto",
@@ -241,11 +247,14 @@ def explain(
     """
     from ptune.files import staged
     from ptune.inference.classifier import load
-    from ptune.quality.explain import explain as explained
+    from ptune.quality import evidence, report
+    from ptune.quality import explain as explaining
 
-    found = explained(
-        load(adapter, model=model, dtype=dtype), text if pair is None else (text, pair), label
-    )
+    classifier = load(adapter, model=model, dtype=dtype)
+    found = explaining.explain(classifier, text if pair is None else (text, pair), label)
+    backbone = report.backbone_of(classifier)
+    if train_file and backbone and (data := evidence.dataset_of_run(Path(adapter), train_file)):
+        found = explaining.with_nearest(found, data, backbone)
     if output:
         with staged(output.absolute().parent) as stage:
             (stage / output.name).write_text(found.to_html(), encoding="utf-8")
@@ -258,6 +267,11 @@ def explain(
     for word in sorted(found.words, key=lambda word: -abs(word.weight))[:8]:
         table.add_row(Text(word.text), f"{word.weight:+.3f}")
     console.print(table)
+    if found.nearest:
+        table = Table("training text", "label")
+        for alike in found.nearest:
+            table.add_row(Text(alike.text), Text(alike.label))
+        console.print(table)
 
 
 def _show_scores(content: dict[str, Any]) -> None:

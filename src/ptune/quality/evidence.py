@@ -142,12 +142,17 @@ class Evidence:
 
     def names(self, row: Any) -> str:
         """A target or a prediction for people."""
-        if self.labels.is_regression:
-            return f"{float(row):.3f}"
-        if self.labels.is_single:
-            return self.labels.names[int(row)]
-        each = zip(self.labels.names, row, strict=True)
-        return ", ".join(name for name, on in each if on == 1) or NO_LABEL
+        return in_words(self.labels, row)
+
+
+def in_words(labels: Labels, row: Any) -> str:
+    """A target or a prediction for people."""
+    if labels.is_regression:
+        return f"{float(row):.3f}"
+    if labels.is_single:
+        return labels.names[int(row)]
+    each = zip(labels.names, row, strict=True)
+    return ", ".join(name for name, on in each if on == 1) or NO_LABEL
 
 
 def _cross_fitted(
@@ -184,7 +189,7 @@ def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | N
 
 def of_run(classifier: TextClassifier, data: TaskData) -> list[Evidence]:
     """A classifier's answers to the evaluation sets of its own run."""
-    train = _train(data)
+    train = training_texts(data)
     return [
         Evidence.collect(
             classifier,
@@ -237,7 +242,7 @@ def of_file(
         file.stem,
         chosen_on=False,
         slices={name: table[name] for name in slices},
-        train=None if data is None else _train(data),
+        train=None if data is None else training_texts(data),
     )
 
 
@@ -270,7 +275,8 @@ def texts_of(file: Path, columns: Columns, dialect: Dialect) -> list[list[str]]:
     return [texts.check(table[name], f"column {name!r} of {file}", first=1) for name in names]
 
 
-def _train(data: TaskData) -> tuple[list[list[str]], Array] | None:
+def training_texts(data: TaskData) -> tuple[list[list[str]], Array] | None:
+    """The texts of a training set, in one column or two, and their targets."""
     if data.train is None:
         return None
     return _columns(data.train), np.asarray(data.train[LABEL])

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text as RichText
 
+from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError, near
 from ptune.inference.classifier import TextClassifier
+from ptune.quality.evidence import in_words, training_texts
+from ptune.quality.features import features, nearest
 from ptune.texts import Text
 
 # Parts of a text that are left out one by one, at most. In longer texts, a part is several words.
@@ -43,6 +46,13 @@ class Word:
     weight: float
 
 
+class Neighbour(NamedTuple):
+    """A training text, and its label."""
+
+    text: str
+    label: str
+
+
 @dataclass(frozen=True)
 class Explanation:
     """How much each word of a text counts for a label.
@@ -52,12 +62,14 @@ class Explanation:
         label: The label's name.
         score: Its probability; the number, for a regression.
         words: All words, in order.
+        nearest: The training texts that are most alike, if they were looked for.
     """
 
     texts: tuple[str, ...]
     label: str
     score: float
     words: tuple[Word, ...]
+    nearest: tuple[Neighbour, ...] = ()
 
     def top(self, count: int) -> list[Word]:
         """The words that count most for the label, the most important first."""
@@ -74,7 +86,8 @@ class Explanation:
             {"text": w.text, "column": w.column, "start": w.start, "end": w.end, "weight": w.weight}
             for w in self.words
         ]
-        return {"label": self.label, "score": self.score, "words": words}
+        found = {"label": self.label, "score": self.score, "words": words}
+        return found | ({"nearest": [n._asdict() for n in self.nearest]} if self.nearest else {})
 
     def to_rich(self) -> RichText:
         """The text in the colours of a terminal: green supports the label, red opposes it."""
@@ -105,7 +118,9 @@ class Explanation:
                 at = word.end
             parts.append(f"<p>{shown}{html.escape(text[at:])}</p>")
         title = f"{html.escape(self.label)} {self.score:.3f}"
-        return f'<meta charset="utf-8"><h1>{title}</h1>{"".join(parts)}\n'
+        rows = [f"<li>{html.escape(f'{n.label}: {n.text}')}</li>" for n in self.nearest]
+        alike = f"<h2>Training texts like it</h2><ul>{''.join(rows)}</ul>" if rows else ""
+        return f'<meta charset="utf-8"><h1>{title}</h1>{"".join(parts)}{alike}\n'
 
     def _shares(self, column: int) -> list[tuple[Word, float]]:
         """The words of a text, each with its weight as a share of the largest."""
@@ -157,6 +172,32 @@ def explain(classifier: TextClassifier, text: Text, label: str | None = None) ->
             for w, weight in zip(words, weights, strict=True)
         ),
     )
+
+
+def with_nearest(found: Explanation, data: TaskData, model: str) -> Explanation:
+    """An explanation with the training texts that are most like its text.
+
+    Args:
+        found: The explanation.
+        data: The data of the run.
+        model: The backbone, by whose features texts are compared.
+
+    Raises:
+        PtuneError: The data has no training texts, or other columns of texts.
+    """
+    columns, targets = training_texts(data) or ([], [])
+    if len(columns) != len(found.texts):
+        raise PtuneError(
+            f"{data.name} has {len(columns)} column(s) of texts, and {len(found.texts)} text(s) "
+            "are explained. Name the training file of this classifier (--train-file)."
+        )
+    known, _ = features(columns, model)
+    new, _ = features([[text] for text in found.texts], model)
+    alike = [
+        Neighbour(" ⏎ ".join(column[i] for column in columns), in_words(data.labels, targets[i]))
+        for i in nearest(new, known)[0]
+    ]
+    return replace(found, nearest=tuple(alike))
 
 
 def _log_odds(logits: NDArray[Any], number: int) -> NDArray[Any]:

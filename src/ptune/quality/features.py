@@ -66,6 +66,17 @@ def features(
     return found, cut
 
 
+def nearest(new: Array, known: Array, count: int = 3) -> Array:
+    """The numbers ``[n, count]`` of the known texts that are most alike, the most alike first.
+
+    Args:
+        new: Features ``[n, hidden]``.
+        known: Features ``[known, hidden]``.
+        count: How many to find for each.
+    """
+    return np.argsort(-(new @ known.T), axis=1)[:, :count]
+
+
 class Discriminant:
     """Linear discriminant analysis: a linear classifier with a closed form, so it fits at once.
 

@@ -25,7 +25,7 @@ from ptune.inference.classifier import TextClassifier
 from ptune.labels import compute, per_label
 from ptune.quality import bootstrap
 from ptune.quality.evidence import SHOWN, Evidence, of_run
-from ptune.quality.features import Show, features
+from ptune.quality.features import Show, features, nearest
 from ptune.training import calibration
 from ptune.training import pictures as draw
 from ptune.training import report as training
@@ -64,16 +64,16 @@ def build(evidence: Evidence, model: str | None = None, show: Show | None = None
         "by_length": _by_length(evidence),
         "slices": {name: _slice(evidence, values) for name, values in evidence.slices.items()},
     }
-    nearest = None
+    alike = None
     if model is not None and evidence.train is not None:
-        nearest = _with_features(evidence, content, model, show)
+        alike = _with_features(evidence, content, model, show)
     if not labels.is_regression:
         each = per_label(evidence.targets, evidence.predicted, labels.names)
         content["per_label"] = sorted(each, key=lambda row: row["f1"])
         content["calibration"] = _calibration(evidence)
     if labels.is_single:
         content |= {"coverage": _coverage(evidence), **_confusion(evidence)}
-    content["mistakes"] = _mistakes(evidence, nearest)
+    content["mistakes"] = _mistakes(evidence, alike)
     return content
 
 
@@ -131,8 +131,8 @@ def _with_features(
         simple = LogisticRegression(C=10.0, max_iter=300).fit(known[chosen], targets[chosen])
         scores = compute(evidence.metrics, evidence.targets, simple.predict(new))
         content["baselines"]["logistic regression on features"] = scores
-    nearest = np.argsort(-(new @ known.T), axis=1)[:, :3]
-    return [[" ⏎ ".join(column[j] for column in columns) for j in row] for row in nearest]
+    found = nearest(new, known)
+    return [[" ⏎ ".join(column[j] for column in columns) for j in row] for row in found]
 
 
 def _calibration(evidence: Evidence) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _slice(evidence: Evidence, values: Sequence[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _mistakes(evidence: Evidence, nearest: list[list[str]] | None) -> list[dict[str, Any]]:
+def _mistakes(evidence: Evidence, alike: list[list[str]] | None) -> list[dict[str, Any]]:
     """Wrong predictions, the most confident first; for a regression the largest errors."""
     targets, predicted = evidence.comparable
     labels = evidence.labels
@@ -235,8 +235,8 @@ def _mistakes(evidence: Evidence, nearest: list[list[str]] | None) -> list[dict[
         if not labels.is_regression:
             each = zip(labels.names, p[i].tolist(), strict=True)
             row["scores"] = {n: round(v, 4) for n, v in sorted(each, key=lambda e: -e[1])[:5]}
-        if nearest is not None:
-            row["nearest"] = nearest[i]
+        if alike is not None:
+            row["nearest"] = alike[i]
         rows.append(row)
     return rows
 
