@@ -450,7 +450,8 @@ class Host:
         if mask is None:
             mask = torch.ones_like(ids)
         if embeddings is None:
-            mask = self._checked(ids, mask, prompts, which)
+            self._check_ids(ids, mask)
+            mask = self._without_places(ids, mask, prompts, which)
         batch = self._batch(prompts, which, current, ids.device)
         if embeddings is not None:
             ids = batch.add_embeddings(embeddings)
@@ -563,34 +564,12 @@ class Host:
             )
         return inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.long)
 
-    def _checked(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        prompts: Sequence[Prompt],
-        which: Sequence[int] | None,
-    ) -> Tensor:
-        """The mask of tokens, ``[batch, seq]``, without places for virtual tokens that have none.
-
-        Raises:
-            PtuneError: A token has the id of a virtual token, or a text has places for others than
-                its prompt's.
-        """
+    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Check that no token, ``[batch, seq]``, has the id of a virtual token."""
         if is_traced() or not input_ids.numel():
-            return attention_mask
-        rows, ids = self.architecture.vocab_rows, input_ids * (attention_mask != 0)
-        expected = [len(prompt.embeddings) if prompt.in_text else 0 for prompt in prompts]
-        each = ids.new_tensor([expected[i] for i in which or [0] * len(ids)])
-        found = (ids < 0).sum(dim=1)
-        if (wrong := (found != each) & (each > 0)).any():
-            text = int(wrong.int().argmax())
-            raise PtuneError(
-                f"A text has {int(found[text])} places for virtual tokens (ids below 0), and its "
-                f"prompt has {int(each[text])}. Tokenise texts with the classifier's template "
-                "(ptune.texts.encode)."
-            )
-        attention_mask = attention_mask * ((ids >= 0) | (each > 0)[:, None])
-        if (largest := int(ids.max())) >= rows:
+            return
+        rows = self.architecture.vocab_rows
+        if (largest := int((input_ids * (attention_mask != 0)).max())) >= rows:
             raise PtuneError(
                 f"A text has the token id {largest}, but the backbone's embedding weight has only "
                 f"the rows 0 to {rows - 1}: the tokenizer belongs to another backbone, or tokens "
@@ -603,7 +582,33 @@ class Host:
                 f"A text has no mask token (id {token}), and this classifier answers there. "
                 "Tokenise texts with its template (ptune.texts.encode)."
             )
-        return attention_mask
+
+    def _without_places(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prompts: Sequence[Prompt],
+        which: Sequence[int] | None,
+    ) -> Tensor:
+        """The mask ``[batch, seq]`` without places for virtual tokens, where a prompt has none.
+
+        Raises:
+            PtuneError: A prompt has virtual tokens among the words, and a text other places.
+        """
+        is_place = (input_ids < 0) & (attention_mask != 0)
+        if is_traced() or not (is_place.any() or any(prompt.in_text for prompt in prompts)):
+            return attention_mask
+        expected = [len(prompt.embeddings) if prompt.in_text else 0 for prompt in prompts]
+        each = input_ids.new_tensor([expected[i] for i in which or [0] * len(input_ids)])
+        found = is_place.sum(dim=1)
+        if (wrong := (found != each) & (each > 0)).any():
+            text = int(wrong.int().argmax())
+            raise PtuneError(
+                f"A text has {int(found[text])} places for virtual tokens (ids below 0), and its "
+                f"prompt has {int(each[text])}. Tokenise texts with the classifier's template "
+                "(ptune.texts.encode)."
+            )
+        return attention_mask * (~is_place | (each > 0)[:, None])
 
     def _needs_everything(self, inputs: dict[str, Any]) -> bool:
         """True if every position must be computed (hidden states, attentions, tracing)."""
