@@ -89,6 +89,17 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def staged_file(file: Path) -> Iterator[Path]:
+    """A path to write to, which replaces `file` once it is complete; see `staged`.
+
+    Raises:
+        PtuneError: It cannot be written.
+    """
+    with staged(file.absolute().parent) as stage:
+        yield stage / file.name
+
+
 # The umask can only be read by setting it, and belongs to the whole process.
 _umask = threading.Lock()
 
@@ -105,6 +116,11 @@ def open_up(folder: Path) -> None:
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON object as people like to read it."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_if_there(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty: there is no such file."""
+    return read_json(file) if file.is_file() else {}
 
 
 def read_json(file: Path, limit: int | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ptune.adapters.public import PublicBackbone, last_part, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data.glue import GLUE_ON_THE_HUB
-from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_json
+from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_if_there
 
 LIBRARY = "ptune"
 # For the Hub's widget, unless the author names a text. A text of the data is never published.
@@ -93,8 +93,8 @@ def model_card(
     adapter = Adapter.read(folder, own_backbone=True)
     config = adapter.config
     backbone = PublicBackbone.of(config.base_model_name_or_path, config.revision)
-    metrics = _read_if_there(folder / METRICS_NAME)
-    settings = _read_if_there(folder / SETTINGS_NAME)
+    metrics = read_if_there(folder / METRICS_NAME)
+    settings = read_if_there(folder / SETTINGS_NAME)
     own = config_content(config).keys() & OWN_FIELDS.keys()
     # PEFT would not put the template's words around texts.
     in_peft = adapter.template is None and all(OWN_FIELDS[name].training_only for name in own)
@@ -164,10 +164,6 @@ def _code(value: Any) -> str:
 def _plain(value: str) -> str:
     """A name in running text, on one line, none of which is Markdown or HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", " ".join(value.split()))
-
-
-def _read_if_there(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
 
 
 def _final(metrics: dict[str, Any]) -> dict[str, float]:

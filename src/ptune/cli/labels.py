@@ -113,8 +113,7 @@ def add_labels(
     """
     from ptune.inference import grow
 
-    columns, dialect = read_with(options)
-    how = {"columns": columns, "dialect": dialect, **options}
+    how = read_with(options)
     found = grow.add_labels(adapter, train_file, output, replay=replay, **how)
     old, new = found.texts
     say(f"{len(found.labels)} labels in {output}; new are {', '.join(found.added)}.", console)

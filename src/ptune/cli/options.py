@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,10 +16,6 @@ from rich.markup import escape
 from ptune.serving.settings import LIMITS, SERVER
 from ptune.training.declaration import Setting, settings_of
 from ptune.training.settings import ADVANCED, DATA, MODEL, TRAINING, Dtype, TrainSettings, is_first
-
-if TYPE_CHECKING:
-    from ptune.data.opening import Dialect
-    from ptune.data.tables import Columns
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -131,15 +127,17 @@ READING = ("text_column", "text_pair_column", "delimiter", "encoding", "no_heade
 LABELLED = ("label_column", "indicator_column", "label_separator", "skip_unlabelled", "skip_empty")
 
 
-def read_with(options: dict[str, Any]) -> tuple[Columns, Dialect]:
-    """How to read a file: takes `READING` and the columns of labels out of the options."""
+def read_with(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with `columns` and a `dialect` in place of those that say how to read a file."""
     from ptune.data.opening import Dialect
     from ptune.data.tables import Columns
 
-    text, pair, delimiter, encoding, no_header, sheet = map(options.pop, READING)
-    label, indicators = (options.pop(name, None) for name in LABELLED[:2])
+    rest = dict(options)
+    text, pair, delimiter, encoding, no_header, sheet = map(rest.pop, READING)
+    label, indicators = (rest.pop(name, None) for name in LABELLED[:2])
     columns = Columns(text, pair, label, tuple(indicators or ()) or None)
-    return columns, Dialect(delimiter, encoding, not no_header, sheet)
+    dialect = Dialect(delimiter, encoding, not no_header, sheet)
+    return {"columns": columns, "dialect": dialect, **rest}
 
 
 _SETTINGS = settings_of(TrainSettings)

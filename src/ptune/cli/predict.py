@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,6 +35,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
+from ptune.files import is_export, staged_file, write_json
 from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
@@ -140,18 +142,24 @@ def predict(
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
-    columns, dialect = read_with(options)
-    if not all_tasks:
-        given = (adapter, model, revision, allow_other_backbone)
-        adapter, model, revision, allow_other_backbone = on_runtime(runtime, *given)
-    how = (model, revision, dtype, runtime, allow_other_backbone, abstain, dialect, mark_truncated)
-    recipe = Recipe(adapter, columns, *how)
+    recipe = Recipe(
+        adapter,
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        runtime=runtime,
+        allow_other_backbone=allow_other_backbone,
+        min_confidence=abstain,
+        mark_truncated=mark_truncated,
+        **read_with(options),
+    )
     if all_tasks:
         without = (ray, revision, abstain is not None, mark_truncated, format == "table")
         bank = _bank(recipe, has_none_of=without)
         source = texts_of(texts, pair, file, recipe)
         _predict_all(bank, source, output, format)
         return
+    recipe = on_runtime(recipe)
     if file and output:
         _predict_files(file, output, recipe, format, ray=ray, workers=workers)
         return
@@ -162,22 +170,15 @@ def predict(
     answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
 
 
-def on_runtime(
-    runtime: str, adapter: str, model: str | None, revision: str | None, allow: bool
-) -> tuple[str, str | None, str | None, bool]:
-    """Export an adapter that another runtime than PyTorch shall run, and name the export instead.
-
-    Returns:
-        What to open, and the backbone to open it on: model, revision, whether another is allowed.
-    """
-    from ptune.files import is_export
-
-    if runtime == "torch" or is_export(adapter):
-        return adapter, model, revision, allow
+def on_runtime(recipe: Recipe) -> Recipe:
+    """The same with the export of its adapter, if another runtime than PyTorch shall run it."""
+    if recipe.runtime == "torch" or is_export(recipe.adapter):
+        return recipe
     from ptune.export.loading import graph_of
 
-    folder = graph_of(adapter, model=model, revision=revision, allow_other_backbone=allow)
-    return str(folder), None, None, False
+    own: Any = {"model": None, "revision": None, "allow_other_backbone": False}
+    folder = graph_of(recipe.adapter, **{name: getattr(recipe, name) for name in own})
+    return replace(recipe, adapter=str(folder), **own)
 
 
 def shown_format(texts: list[str] | None, format: str | None) -> str | None:
@@ -218,16 +219,13 @@ def answer(
     mark_truncated: bool = False,
 ) -> None:
     """Classify the texts of one source, to a file or to standard output."""
-    from ptune.files import staged
     from ptune.inference import files
 
     if output:
         kind = format if format in ("csv", "jsonl") else files.format_of(output)
         with (
-            staged(output.absolute().parent) as stage,
-            files.writer(
-                stage / output.name, kind, classifier, mark_truncated=mark_truncated
-            ) as out,
+            staged_file(output) as file,
+            files.writer(file, kind, classifier, mark_truncated=mark_truncated) as out,
         ):
             count, truncated = files.write(classifier, source, out, abstain)
         say(f"{count} predictions in {output}", errors)
@@ -263,7 +261,6 @@ def _bank(recipe: Recipe, has_none_of: Iterable[Any]) -> PromptBank:
 
 def _predict_all(bank: PromptBank, source: Source, output: Path | None, format: str | None) -> None:
     """Classify the texts of one source with all tasks, to a file or to standard output."""
-    from ptune.files import staged
     from ptune.inference import files
 
     if output is None:
@@ -273,8 +270,8 @@ def _predict_all(bank: PromptBank, source: Source, output: Path | None, format: 
     if kind in files.TYPED:
         raise PtuneError(f"--all-tasks does not write .{kind} files. Name a .jsonl or .csv file.")
     with (
-        staged(output.absolute().parent) as stage,
-        files.opening.created(stage / output.name) as stream,
+        staged_file(output) as file,
+        files.opening.created(file) as stream,
         io.TextIOWrapper(stream, encoding="utf-8", newline="") as out,
     ):
         count = files.write_all(bank, source, files.text_writer(out, kind))
@@ -341,23 +338,20 @@ def evaluate(
     ptune evaluate runs/news --dataset ag_news
     """
     from ptune.data.glue import evaluation_sets
-    from ptune.files import staged, write_json
-    from ptune.inference.engines import open_classifier
+    from ptune.inference.jobs import Recipe
     from ptune.texts import as_rows
 
-    given = (adapter, model, revision, allow_other_backbone)
-    adapter, model, revision, allow_other_backbone = on_runtime(runtime, *given)
-    classifier = open_classifier(
+    recipe = Recipe(
         adapter,
-        runtime,
         model=model,
         revision=revision,
         dtype=dtype,
+        runtime=runtime,
         allow_other_backbone=allow_other_backbone,
     )
-    columns, dialect = read_with(options)
-    how: dict[str, Any] = {"file": file, "split": split, "columns": columns, "dialect": dialect}
-    sets, metrics = evaluation_sets(classifier.labels_, **how, **options)
+    classifier = on_runtime(recipe).load()
+    how = {"file": file, "split": split, **read_with(options)}
+    sets, metrics = evaluation_sets(classifier.labels_, **how)
     scores = {
         (f"{name}_" if name else "") + key: value
         for name, (texts, labels) in sets.items()
@@ -365,8 +359,8 @@ def evaluate(
     }
     print_json(scores) if as_json else console.print_json(json.dumps(scores))
     if output:
-        with staged(output.absolute().parent) as stage:
-            write_json(stage / output.name, scores)
+        with staged_file(output) as written:
+            write_json(written, scores)
 
 
 def info(adapter: Adapter, revision: Revision = None, as_json: AsJson = False) -> None:

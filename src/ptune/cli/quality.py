@@ -30,7 +30,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
-from ptune.files import REPORT_NAME
+from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged_file
 from ptune.training.settings import DATA, MODEL, TrainSettings
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -82,9 +82,9 @@ def check(
     """
     from ptune.quality import check as checks
 
-    how: tuple[Any, ...] = (*read_with(options), options["label_separator"])
-    train = checks.Examples.read(data, *how)
-    evaluation = checks.Examples.read(eval_file, *how) if eval_file else None
+    how = read_with(options)
+    train = checks.Examples.read(data, **how)
+    evaluation = checks.Examples.read(eval_file, **how) if eval_file else None
     found = checks.check(train, evaluation, model=None if fast else model, show=_progress)
     if output:
         checks.write_findings(found, train, evaluation, output)
@@ -138,7 +138,6 @@ def report(
     from ptune.inference.classifier import load
     from ptune.quality import evidence, report
 
-    columns, dialect = read_with(options)
     classifier = load(adapter, model=model, dtype=dtype)
     data = evidence.dataset_of_run(Path(adapter), train_file)
     if file is None:
@@ -150,13 +149,12 @@ def report(
         found = evidence.of_run(classifier, data)[0]
         page = output or Path(adapter) / REPORT_NAME
     else:
-        how: dict[str, Any] = {"columns": columns, "dialect": dialect, **options}
-        slices = tuple(slice_column or ())
-        found = evidence.of_file(classifier, file, slices=slices, data=data, **how)
+        how = {"slices": tuple(slice_column or ()), "data": data, **read_with(options)}
+        found = evidence.of_file(classifier, file, **how)
         page = output or Path(adapter) / "reports" / f"{file.stem}.html"
     backbone = None if fast else report.backbone_of(classifier)
     content = report.build(found, backbone, _progress)
-    results = report.results_of(Path(adapter))
+    results = read_if_there(Path(adapter) / METRICS_NAME)
     report.write(content, page, report.pictures(found, content, results))
     if as_json:
         print_json({k: v for k, v in content.items() if k != "mistakes"})
@@ -194,13 +192,13 @@ def drift(
     from ptune.quality import drift as shifts
     from ptune.quality import evidence, report
 
-    columns, dialect = read_with(options)
+    how = read_with(options)
     classifier = load(adapter, model=model, dtype=dtype)
     if reference is None:
         known = evidence.reference_texts(Path(adapter))
     else:
-        known = evidence.texts_of(reference, columns, dialect)
-    new = evidence.texts_of(file, columns, dialect)
+        known = evidence.texts_of(reference, **how)
+    new = evidence.texts_of(file, **how)
     backbone = None if fast else report.backbone_of(classifier)
     found = shifts.drift(classifier, known, new, model=backbone, show=_progress)
     if as_json:
@@ -245,7 +243,6 @@ def explain(
 
     Example: ptune explain runs/mail "where is my parcel?"
     """
-    from ptune.files import staged
     from ptune.inference.classifier import load
     from ptune.quality import evidence, report
     from ptune.quality import explain as explaining
@@ -256,8 +253,8 @@ def explain(
     if train_file and backbone and (data := evidence.dataset_of_run(Path(adapter), train_file)):
         found = explaining.with_nearest(found, data, backbone)
     if output:
-        with staged(output.absolute().parent) as stage:
-            (stage / output.name).write_text(found.to_html(), encoding="utf-8")
+        with staged_file(output) as page:
+            page.write_text(found.to_html(), encoding="utf-8")
     if as_json:
         print_json(found.to_json())
         return

@@ -64,7 +64,7 @@ def list_runs(
 
 def _row(run: Path) -> dict[str, Any]:
     from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
-    from ptune.files import METRICS_NAME, read_json
+    from ptune.files import METRICS_NAME, read_if_there
 
     weights = run / WEIGHTS_NAME
     row: dict[str, Any] = {"run": run.name, "task": "", "labels": "", "score": ""}
@@ -72,7 +72,7 @@ def _row(run: Path) -> dict[str, Any]:
     row |= {"backbone": "", "kB": round(weights.stat().st_size / 1000)}
     try:
         adapter = Adapter.read(run, own_backbone=True)
-        metrics = read_json(run / METRICS_NAME) if (run / METRICS_NAME).is_file() else {}
+        metrics = read_if_there(run / METRICS_NAME)
     except PtuneError:
         return row | {"task": "(damaged)"}
     scores = metrics.get("eval", {})
@@ -110,7 +110,7 @@ def compare(
     how: dict[str, Any] = {"model": model, "dtype": dtype}
     how["allow_other_backbone"] = allow_other_backbone
     for adapter in (first, second):
-        right.append(_right(load(adapter, **how), file, dict(options)))
+        right.append(_right(load(adapter, **how), file, options))
     only = [int((a & ~b).sum()) for a, b in (right, right[::-1])]
     p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
     result: dict[str, Any] = {
@@ -144,9 +144,7 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
     labels = classifier.labels_
     if labels.is_regression:
         raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
-    columns, dialect = read_with(options)
-    how: dict[str, Any] = {"file": file, "columns": columns, "dialect": dialect}
-    ((texts, column),) = evaluation_sets(labels, **how, **options)[0].values()
+    ((texts, column),) = evaluation_sets(labels, file=file, **read_with(options))[0].values()
     targets, _ = labels.targets(column)
     predicted = np.asarray(classifier.predict(as_rows(texts)))
     if labels.is_single:

@@ -33,7 +33,7 @@ from ptune.cli.options import (
 )
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, read_json, staged, write_json
+from ptune.files import METRICS_NAME, read_json, staged_file, write_json
 from ptune.training.declaration import settings_of
 from ptune.training.settings import DATA, MODEL, TRAINING, TrainSettings
 
@@ -216,11 +216,11 @@ class _Shown:
 def _save_config(content: dict[str, Any], file: Path) -> None:
     import yaml
 
-    with staged(file.absolute().parent) as stage:
+    with staged_file(file) as written:
         if file.suffix in (".yaml", ".yml"):
-            (stage / file.name).write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+            written.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
         else:
-            write_json(stage / file.name, content)
+            write_json(written, content)
 
 
 def _data_curve(run: Run, settings: TrainSettings, to: Console, progress: Any) -> dict[str, Any]:

@@ -70,12 +70,11 @@ def tune(
 
     Example: ptune tune --train-file mail.csv --trials 20 --output-dir runs/mail
     """
-    from ptune.files import read_json
+    from ptune.files import read_if_there
     from ptune.training import tune as search
     from ptune.training.report import TrainingProgress
 
-    begun = output_dir / search.TUNE_NAME
-    before = read_json(begun) if resume and begun.is_file() else {}
+    before = read_if_there(output_dir / search.TUNE_NAME) if resume else {}
     settings, _ = read_settings(context, options, config, before.get("asked"))
     left_open = [n for n in search.left_open(settings) if not was_typed(context, n)]
     to = errors if as_json else console

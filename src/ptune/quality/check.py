@@ -16,7 +16,7 @@ from ptune.data.cells import indicator_columns, label_column
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
-from ptune.files import staged
+from ptune.files import staged_file
 from ptune.labels import is_missing
 from ptune.quality import findings
 from ptune.quality.features import Show, features
@@ -160,10 +160,7 @@ def write_findings(
     Raises:
         PtuneError: The file cannot be written.
     """
-    with (
-        staged(output.absolute().parent) as stage,
-        (stage / output.name).open("w", encoding="utf-8", newline="") as out,
-    ):
+    with staged_file(output) as written, written.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["check", "level", "file", "row", "text", "labels", "remark"])
         for finding in found:
@@ -222,10 +219,7 @@ def write_fixed(train: Examples, output: Path) -> dict[str, int]:
 
 
 def _write_rows(rows: list[dict[str, Any]], names: list[str], output: Path) -> None:
-    with (
-        staged(output.absolute().parent) as stage,
-        (stage / output.name).open("w", encoding="utf-8", newline="") as out,
-    ):
+    with staged_file(output) as written, written.open("w", encoding="utf-8", newline="") as out:
         if output.suffix.lower() == ".jsonl":
             out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         else:

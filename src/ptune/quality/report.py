@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, REPORT_NAME, read_json, staged, write_json
+from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged, write_json
 from ptune.inference.classifier import TextClassifier
 from ptune.labels import compute, per_label
 from ptune.quality import bootstrap
@@ -295,19 +295,13 @@ def report_run(folder: Path, classifier: TextClassifier, data: TaskData) -> Path
     for i, one in enumerate(found):
         own = page if i == 0 else page.with_name(f"report_{i + 1}.html")
         content = build(one)
-        write(content, own, pictures(one, content, results_of(folder)))
+        write(content, own, pictures(one, content, read_if_there(folder / METRICS_NAME)))
     return page
 
 
 def backbone_of(classifier: TextClassifier) -> str | None:
     """The backbone's name, if the classifier has one of its own."""
     return getattr(classifier, "model", None)
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    """The content of a run's `metrics.json`; empty: there is none."""
-    file = folder / METRICS_NAME
-    return read_json(file) if file.is_file() else {}
 
 
 def render(content: dict[str, Any], shown: Pictures = ()) -> str:
