@@ -37,7 +37,7 @@ from ptune.labels import SINGLE, Labels
 from ptune.prompts.config import PROMPT_TUNING, LongTexts, PromptEncoderConfig
 from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
 from ptune.prompts.heads import Head
-from ptune.prompts.host import SHARED, Host
+from ptune.prompts.host import SHARED, Given, Host
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.mechanisms import Mechanism, Prompt
 from ptune.prompts.readers import Readers
@@ -578,16 +578,8 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         prompt, head = self._prompt_and_head(position_ids=position_ids, **kwargs)
         if labels is not None:
             kwargs["labels"] = labels
-        output = self.host.run(
-            [prompt],
-            head=head,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        output = self.host.run([prompt], head=head, **given._asdict(), **kwargs)
         if labels is not None and num_items_in_batch is not None:
             # Transformers' classifiers return the mean loss over the batch.
             output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)

@@ -28,9 +28,6 @@ from ptune.errors import PtuneError, first_line
 
 compat.warn_if_untested()
 
-# Otherwise Transformers asks at the terminal whether to run code from a repository.
-_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -148,22 +145,20 @@ def load_backbone(
     kwargs = {**cpu_options(dtype), **kwargs}
     labels = list(labels)
     name = full_name(name)
-    auto = AutoModelForMaskedLM if at_mask else AutoModelForSequenceClassification
-    with quiet_transformers(), _explained(name, *_KINDS[auto]):
-        model = auto.from_pretrained(
-            location(name),
-            dtype=dtype,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
-            problem_type=problem_type,
-            # A checkpoint fine-tuned for other labels gets a new last layer.
-            ignore_mismatched_sizes=True,
-            revision=_revision_of(name, revision),
-            token=token,
-            **_NO_CODE,
-            **kwargs,
-        )
+    model = _from_pretrained(
+        AutoModelForMaskedLM if at_mask else AutoModelForSequenceClassification,
+        name,
+        revision,
+        dtype=dtype,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        problem_type=problem_type,
+        # A checkpoint fine-tuned for other labels gets a new last layer.
+        ignore_mismatched_sizes=True,
+        token=token,
+        **kwargs,
+    )
     from_hub = location(name) == name
     commit = compat.cached_commit(name, revision, kwargs.get("cache_dir")) if from_hub else None
     compat.set_source(model, name, commit)
@@ -203,15 +198,8 @@ def load_language_model(
     Raises:
         PtuneError: It does not exist, cannot be reached, or is not a language model of this kind.
     """
-    name = full_name(name)
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-    with quiet_transformers(), _explained(name, *_KINDS[auto]):
-        return auto.from_pretrained(
-            location(name),
-            dtype=dtype,
-            revision=_revision_of(name, revision),
-            **_NO_CODE,
-        )
+    return _from_pretrained(auto, name, revision, dtype=dtype)
 
 
 def load_tokenizer(
@@ -230,15 +218,7 @@ def load_tokenizer(
     Raises:
         PtuneError: As for `load_backbone`.
     """
-    name = full_name(name)
-    with quiet_transformers(), _explained(name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            location(name),
-            revision=_revision_of(name, revision),
-            token=token,
-            **_NO_CODE,
-            **kwargs,
-        )
+    tokenizer = _from_pretrained(AutoTokenizer, name, revision, token=token, **kwargs)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -288,17 +268,25 @@ _KINDS: dict[Any, tuple[str, str]] = {
 }
 
 
-@contextmanager
-def _explained(
-    name: str,
-    kind: str = _KINDS[AutoModelForSequenceClassification][0],
-    examples: str = _KINDS[AutoModelForSequenceClassification][1],
-) -> Iterator[None]:
-    """Turn errors from Transformers about a backbone into messages that say how to fix them."""
+def _from_pretrained(auto: Any, name: str, revision: str | None, **kwargs: Any) -> Any:
+    """What a class of Transformers loads by a backbone's name.
+
+    Raises:
+        PtuneError: It cannot be loaded; the message says how to fix that.
+    """
+    name = full_name(name)
     try:
-        yield
+        with quiet_transformers():
+            return auto.from_pretrained(
+                location(name),
+                revision=_revision_of(name, revision),
+                # Otherwise Transformers asks at the terminal whether to run code of a repository.
+                trust_remote_code=False,
+                **kwargs,
+            )
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = first_line(error).rstrip(".")
+        kind, examples = _KINDS.get(auto, _KINDS[AutoModelForSequenceClassification])
         if "Unrecognized configuration class" in reason:
             raise PtuneError(
                 f"The backbone {name} has no {kind} class in Transformers "

@@ -249,6 +249,11 @@ def dataset_of(columns: Sequence[Sequence[str]], targets: list[Any]) -> Dataset:
     return Dataset.from_dict({**named, LABEL: targets})
 
 
+def text_columns(examples: Dataset) -> list[list[str]]:
+    """The texts of a data set with the columns of this module, in one column or two."""
+    return [list(examples[name]) for name in (TEXT, PAIR) if name in examples.column_names]
+
+
 def load_files(
     train_file: str | Path,
     eval_file: str | Path | None = None,

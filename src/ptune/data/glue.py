@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from ptune import compat
-from ptune.data.dataset import LABEL, PAIR, TEXT, Examples, TaskData, labelled_texts
+from ptune.data.dataset import LABEL, PAIR, TEXT, Examples, TaskData, labelled_texts, text_columns
 from ptune.data.opening import FOUND, Dialect, near_path
 from ptune.data.splits import evaluation_split
 from ptune.data.tables import read_text
@@ -304,6 +304,5 @@ def evaluation_sets(
         targets = list(examples[LABEL])
         if not labels.is_regression:
             targets = [labels.values[order[i]] for i in targets]
-        columns = [list(examples[c]) for c in (TEXT, PAIR) if c in examples.column_names]
-        sets[name] = columns, read(targets, f"the labels of {task}")
+        sets[name] = text_columns(examples), read(targets, f"the labels of {task}")
     return sets, data.metrics

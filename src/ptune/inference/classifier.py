@@ -590,12 +590,8 @@ def load(
     dtype: str = "auto",
     device: str | torch.device | None = None,
     batch_size: int = 32,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
     allow_other_backbone: bool = False,
+    **where: Any,
 ) -> PromptClassifier:
     """Load a classifier on PyTorch. The arguments are those of `ptune.load`, which calls this.
 
@@ -607,38 +603,29 @@ def load(
             f"{source} is an export to ONNX, and no adapter. Name what runs it (`--runtime onnx` "
             "or `openvino`; engine= in Python)."
         )
-    found = Adapter.read(
-        source,
-        own_backbone=model is not None,
-        subfolder=subfolder,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    found = Adapter.read(source, own_backbone=model is not None, **where)
     name = model or found.config.base_model_name_or_path
     if not name:
         raise PtuneError(
             f"The adapter {source} does not say which backbone it was trained on "
             "(base_model_name_or_path). Name it (`--model`, or model= in Python)."
         )
-    local = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-    # The adapter's revision is the backbone's.
+    # The folder and the revision of the adapter are not those of the backbone.
+    own = {k: v for k, v in where.items() if k not in ("subfolder", "revision")}
+    own["revision"] = found.config.revision
     backbone = load_backbone(
         name,
         labels=found.labels.output_names,
         problem_type=found.labels.kind,
         dtype=dtype,  # type: ignore[arg-type]
-        revision=found.config.revision,
-        token=token,
         at_mask=found.reads_mask,
-        **local,
+        **own,
     )
     prompt_model = PromptModel.from_adapter(
         backbone, found, allow_other_backbone=allow_other_backbone
     )
     device = device or default_device()
-    tokenizer = load_tokenizer(name, revision=found.config.revision, token=token, **local)
+    tokenizer = load_tokenizer(name, **own)
     how: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype}
     classifier = PromptClassifier(name, **_settings_of(found), **how)
     classifier.prompt_model_, classifier.labels_ = prompt_model.to(device), found.labels

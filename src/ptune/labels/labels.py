@@ -401,19 +401,22 @@ class Labels:
 
     # Loss and scores.
 
-    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss that the heads of Transformers compute, ``[n]`` or ``[n, num_labels]``.
 
-        It is zero for unknown targets (NaN).
+        It is zero for unknown targets (NaN). Weights ``[n]`` are factors of the texts' losses.
         """
         if self.is_regression:
-            return functional.mse_loss(logits[:, 0], targets, reduction="none")
-        if self.is_single:
-            return functional.cross_entropy(logits, targets, reduction="none")
-        each = functional.binary_cross_entropy_with_logits(
-            logits, targets.nan_to_num(), reduction="none"
-        )
-        return each.where(~targets.isnan(), 0.0)
+            losses = functional.mse_loss(logits[:, 0], targets, reduction="none")
+        elif self.is_single:
+            losses = functional.cross_entropy(logits, targets, reduction="none")
+        else:
+            losses = functional.binary_cross_entropy_with_logits(
+                logits, targets.nan_to_num(), reduction="none"
+            ).where(~targets.isnan(), 0.0)
+        if weights is None:
+            return losses
+        return losses * (weights[:, None] if losses.ndim == 2 else weights)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss over all known targets."""

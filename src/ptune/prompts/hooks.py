@@ -19,7 +19,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ptune.backbones.architectures import LastLayerEnd, embedding_weight, keep_positions, put_back
 from ptune.errors import PtuneError
-from ptune.prompts.passes import Pass, Passes
+from ptune.prompts.passes import Passes
 
 
 class Hooks:
@@ -79,12 +79,20 @@ class VirtualTokens(Hooks):
         prompt = current.prompt_embeddings  # [n, token_dim]
         current.virtual = virtual = current.token_ids - self.vocab_rows
         current.token_ids = None
-        if not len(prompt):
-            return None
-        is_virtual = (virtual >= 0) & (virtual < len(prompt))
-        embeddings = F.embedding(virtual.clamp(0, len(prompt) - 1), prompt)
-        # [batch, seq, token_dim]
-        return torch.where(is_virtual[..., None], embeddings.to(output.dtype), output)
+        return _replaced(output, virtual, prompt) if len(prompt) else None
+
+
+def _replaced(states: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """States ``[batch, seq, width]``, in which row i takes the places with the index i.
+
+    Args:
+        states: The states.
+        index: ``[batch, seq]``; below 0 or above n - 1 where a state stays.
+        rows: ``[n, width]``.
+    """
+    is_replaced = (index >= 0) & (index < len(rows))
+    found = F.embedding(index.clamp(0, len(rows) - 1), rows)  # [batch, seq, width]
+    return torch.where(is_replaced[..., None], found.to(states.dtype), states)
 
 
 class MeanPooling(Hooks):
@@ -176,17 +184,9 @@ class LayerInputs(Hooks):
         if current.captured_states is not None:
             current.captured_states.append(states)
         if current.layer_embeddings and current.virtual is not None:
-            states = self._replaced(states, current.layer_embeddings[number], current)
+            index = current.virtual - current.layer_start
+            states = _replaced(states, index, current.layer_embeddings[number])
         return (states, *rest), kwargs
-
-    @staticmethod
-    def _replaced(states: Tensor, prompt: Tensor, current: Pass) -> Tensor:
-        """The states ``[batch, seq, hidden]`` with those of a prompt ``[n, hidden]`` in place."""
-        assert current.virtual is not None
-        index = current.virtual - current.layer_start  # [batch, seq]
-        is_virtual = (index >= 0) & (index < len(prompt))
-        embeddings = F.embedding(index.clamp(0, len(prompt) - 1), prompt)  # [batch, seq, hidden]
-        return torch.where(is_virtual[..., None], embeddings.to(states.dtype), states)
 
 
 class ReaderStates(Hooks):

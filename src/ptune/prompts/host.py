@@ -7,8 +7,9 @@ handles its own positions, padding and pooling, so this module does not need to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -48,6 +49,16 @@ from ptune.prompts.readers import Readers, TextStates
 
 # The input prompt of a causal backbone, computed once for a whole batch.
 SHARED = "shared"
+
+
+_MECHANISMS: dict[str, Callable[[PreTrainedModel, Architecture, VirtualTokens], Mechanism]] = {
+    "none": NoPrompt,
+    "input": InputEmbeddings,
+    SHARED: SharedInputEmbeddings,
+    "prefix": PrefixKeyValues,
+    "layers": LayerEmbeddings,
+    "reader": Readers,
+}
 
 
 class Given(NamedTuple):
@@ -262,39 +273,35 @@ class Host:
             self._attentions = self.attach(attentions)
 
     def _new_mechanism(self, name: str) -> Mechanism:
-        backbone, own, tokens, passes = self.backbone, self.architecture, self.tokens, self.passes
-        if name in (SHARED, "prefix") or (name == "reader" and own.attentions):
+        if name not in _MECHANISMS:
+            raise PtuneError(
+                f"The prompt's mechanism is {name!r}; this version of ptune knows 'none', 'input', "
+                "'prefix', 'layers' and 'reader'. The adapter was written by a newer version: "
+                "upgrade ptune."
+            )
+        if name in (SHARED, "prefix") or (name == "reader" and self.architecture.attentions):
             self._use_attentions()
-        if name == SHARED:
-            return SharedInputEmbeddings(backbone, tokens, passes)
-        if name == "prefix":
-            return PrefixKeyValues(backbone, own, tokens, passes)
-        if name == "layers":
-            return LayerEmbeddings(backbone, own, tokens, passes)
-        if name in ("input", "none"):
-            return (InputEmbeddings if name == "input" else NoPrompt)(tokens)
-        if name == "reader":
-            return Readers(backbone, own, tokens, passes)
-        raise PtuneError(
-            f"The prompt's mechanism is {name!r}; this version of ptune knows 'none', 'input', "
-            "'prefix', 'layers' and 'reader'. The adapter was written by a newer version: upgrade "
-            "ptune."
-        )
+        return _MECHANISMS[name](self.backbone, self.architecture, self.tokens)
 
-    @torch.no_grad()
     def _reads_exactly(self, readers: Readers) -> bool:
         """Whether readers answer the same for a text alone and in a batch with a longer one."""
         if self.backbone.device.type == "meta" or not readers.by_cache:
             return True
         ids, mask = two_texts(self.backbone)
         prompt = Prompt(readers, self.tokens.weight.new_full((2, readers.width), 0.1))
+        return self._agree(
+            lambda: self.run([prompt], input_ids=ids, attention_mask=mask).logits[1:],
+            lambda: self.run([prompt], input_ids=ids[1:, :3]).logits,
+        )
+
+    @torch.no_grad()
+    def _agree(self, one: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
+        """Whether two ways to compute logits are possible here and give the same."""
         try:
             with without_dropout(self.backbone):
-                both = self.run([prompt], input_ids=ids, attention_mask=mask).logits[1:]
-                alone = self.run([prompt], input_ids=ids[1:, :3]).logits
+                return are_close(one(), other())
         except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
-            return False  # its cache holds something else
-        return bool(are_close(both, alone))
+            return False
 
     def can_share(self, config: PromptEncoderConfig, **inputs: Any) -> bool:
         """True if a prompt can be computed once for a whole batch with the same results."""
@@ -349,11 +356,6 @@ class Host:
         *,
         head: Head | None = None,
         heads: Sequence[Mapping[str, Tensor]] = (),
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         texts: TextStates | None = None,
         one_row: bool | None = None,
         **inputs: Any,
@@ -369,13 +371,11 @@ class Host:
             head: Use this head instead of the installed one.
             heads: One head per text, one for all, or n that take turns
                 (`ptune.prompts.heads.HeadPerText`).
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: As for
-                `PromptModel.forward`.
             texts: For readers: texts that were read before. With N prompts for each of them,
                 `which` has the N prompts of the first text, then those of the second, and so on.
             one_row: Leave padding out (`takes_one_row`); ``None``: if it can, and there is no
                 gradient.
-            **inputs: Passed to the backbone.
+            **inputs: The fields of `Given`, and what else the backbone gets.
 
         Raises:
             PtuneError: As for `PromptModel.forward`.
@@ -386,7 +386,7 @@ class Host:
                 f"This {self.architecture.name} was given back (unload) and has no prompts any "
                 "more. Build a PromptModel on it again."
             )
-        given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        given = Given(*(inputs.pop(name, None) for name in Given._fields))
         with self.passes.running(current), self.heads.using(head):
             if isinstance(readers := prompts[0].mechanism, Readers):
                 texts = texts or self.read_texts(given)
@@ -416,22 +416,16 @@ class Host:
                 )
         return self._takes_one_row
 
-    @torch.no_grad()
     def _reads_one_row(self) -> bool:
         """Whether two texts get the same logits without their padding."""
         ids, mask = two_texts(self.backbone)
         self._use_attentions()
-        try:
-            with without_dropout(self.backbone):
-                padded, joined = (
-                    self.run(
-                        [self.no_prompt], input_ids=ids, attention_mask=mask, one_row=one_row
-                    ).logits
-                    for one_row in (False, True)
-                )
-        except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
-            return False
-        return bool(are_close(joined, padded))
+
+        def logits(one_row: bool) -> Tensor:
+            prompt = [self.no_prompt]
+            return self.run(prompt, input_ids=ids, attention_mask=mask, one_row=one_row).logits
+
+        return self._agree(partial(logits, True), partial(logits, False))
 
     def _batch(
         self,

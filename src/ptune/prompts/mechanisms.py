@@ -27,7 +27,7 @@ from ptune.prompts import layout
 from ptune.prompts.config import Pooling, PromptEncoderConfig
 from ptune.prompts.heads import stacked
 from ptune.prompts.hooks import LayerInputs, VirtualTokens
-from ptune.prompts.passes import KeyValue, Pass, Passes
+from ptune.prompts.passes import KeyValue, Pass
 
 
 class Mechanism:
@@ -37,16 +37,18 @@ class Mechanism:
         name: The name that adapters record.
         width: Numbers per virtual token.
         takes_positions: Whether the prompt takes k of the backbone's positions.
+        sizes: Numbers per virtual token in each layer or attention; together `width`.
         parts: Widths of the parts of a virtual token. They add up to `width`, and each part has a
             scale of its own.
     """
 
     name: str
     takes_positions: bool
-    parts: list[int]
 
-    def __init__(self, tokens: VirtualTokens, width: int) -> None:
-        self.tokens, self.width, self.parts = tokens, width, [width]
+    def __init__(self, backbone: PreTrainedModel, tokens: VirtualTokens, sizes: list[int]) -> None:
+        self.backbone, self.tokens, self.passes = backbone, tokens, tokens.passes
+        self.sizes = self.parts = sizes
+        self.width = sum(sizes)
 
     def enter(
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
@@ -133,8 +135,8 @@ class InputEmbeddings(Mechanism):
     name = "input"
     takes_positions = True
 
-    def __init__(self, tokens: VirtualTokens) -> None:
-        super().__init__(tokens, width=tokens.weight.shape[1])
+    def __init__(self, backbone: PreTrainedModel, own: Architecture, tokens: VirtualTokens) -> None:
+        super().__init__(backbone, tokens, [own.token_dim])
 
     def enter(  # noqa: D102
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int
@@ -160,9 +162,8 @@ class SharedInputEmbeddings(InputEmbeddings):
     prompt. Logits and gradients are those of `InputEmbeddings`.
     """
 
-    def __init__(self, backbone: PreTrainedModel, tokens: VirtualTokens, passes: Passes) -> None:
-        super().__init__(tokens)
-        self.backbone, self.passes = backbone, passes
+    def __init__(self, backbone: PreTrainedModel, own: Architecture, tokens: VirtualTokens) -> None:
+        super().__init__(backbone, own, tokens)
         # For inference, the prompt is read only once.
         self._cached: tuple[Tensor, object, list[KeyValue]] | None = None
 
@@ -200,17 +201,9 @@ class PrefixKeyValues(Mechanism):
     name = "prefix"
     takes_positions = False
 
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        architecture: Architecture,
-        tokens: VirtualTokens,
-        passes: Passes,
-    ) -> None:
-        self.backbone, self.passes = backbone, passes
-        self.shapes = [(a.heads, a.head_dim) for a in architecture.attentions]
-        self.sizes = [2 * heads * dim for heads, dim in self.shapes]
-        super().__init__(tokens, width=sum(self.sizes))
+    def __init__(self, backbone: PreTrainedModel, own: Architecture, tokens: VirtualTokens) -> None:
+        self.shapes = [(a.heads, a.head_dim) for a in own.attentions]
+        super().__init__(backbone, tokens, [2 * heads * dim for heads, dim in self.shapes])
         self.parts = [heads * dim for heads, dim in self.shapes for _ in range(2)]
 
     def enter(  # noqa: D102
@@ -254,18 +247,9 @@ class LayerEmbeddings(Mechanism):
     name = "layers"
     takes_positions = True
 
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        architecture: Architecture,
-        tokens: VirtualTokens,
-        passes: Passes,
-    ) -> None:
-        self.backbone, self.passes = backbone, passes
-        self.sizes = architecture.input_widths
-        super().__init__(tokens, width=sum(self.sizes))
-        self.parts = self.sizes
-        self._hook = LayerInputs(backbone, architecture.layers, passes)
+    def __init__(self, backbone: PreTrainedModel, own: Architecture, tokens: VirtualTokens) -> None:
+        super().__init__(backbone, tokens, own.input_widths)
+        self._hook = LayerInputs(backbone, own.layers, tokens.passes)
 
     def enter(  # noqa: D102
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int

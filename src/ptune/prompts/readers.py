@@ -22,7 +22,7 @@ from ptune.prompts.heads import stacked
 from ptune.prompts.hooks import ReaderStates, VirtualTokens
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.mechanisms import Mechanism
-from ptune.prompts.passes import KeyValue, Pass, Passes
+from ptune.prompts.passes import KeyValue, Pass
 
 
 @dataclass(frozen=True)
@@ -114,22 +114,15 @@ class Readers(Mechanism):
 
     name = "reader"
 
-    def __init__(
-        self,
-        backbone: PreTrainedModel,
-        architecture: Architecture,
-        tokens: VirtualTokens,
-        passes: Passes,
-    ) -> None:
-        self.by_cache = not architecture.attentions
-        self.continues = self.takes_positions = architecture.takes_position_ids and (
-            architecture.takes_use_cache or not _has_learned_positions(backbone)
+    def __init__(self, backbone: PreTrainedModel, own: Architecture, tokens: VirtualTokens) -> None:
+        super().__init__(backbone, tokens, own.input_widths)
+        self.by_cache = not own.attentions
+        self.continues = self.takes_positions = own.takes_position_ids and (
+            own.takes_use_cache or not _has_learned_positions(backbone)
         )
         self.is_exact: bool | None = None
         self.kept = KeptTexts()
-        self.sizes = architecture.input_widths
-        super().__init__(tokens, width=sum(self.sizes))
-        self._hook = ReaderStates(backbone, architecture.layers, passes)
+        self._hook = ReaderStates(backbone, own.layers, tokens.passes)
 
     def enter(  # noqa: D102
         self, current: Pass, prompts: list[Tensor], which: Sequence[int] | None, start: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
 from ptune.files import staged_file
+from ptune.inference.files import text_writer
 from ptune.labels import is_missing
 from ptune.quality import findings
 from ptune.quality.features import Show, features
@@ -214,16 +214,8 @@ def write_fixed(train: Examples, output: Path) -> dict[str, int]:
             continue
         seen.add(key)
         fixed.append(row)
-    _write_rows(fixed, list(train.table), output)
-    return done
-
-
-def _write_rows(rows: list[dict[str, Any]], names: list[str], output: Path) -> None:
     with staged_file(output) as written, written.open("w", encoding="utf-8", newline="") as out:
-        if output.suffix.lower() == ".jsonl":
-            out.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        else:
-            delimiter = "\t" if output.suffix.lower() == ".tsv" else ","
-            writer = csv.DictWriter(out, names, delimiter=delimiter)
-            writer.writeheader()
-            writer.writerows(rows)
+        writer = text_writer(out, output.suffix.lower()[1:])
+        for row in fixed:
+            writer.put(row)
+    return done

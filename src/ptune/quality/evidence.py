@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptune import texts
-from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, labelled_texts
+from ptune.data.dataset import LABEL, TaskData, labelled_texts, text_columns
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import Columns, find_columns, read_table
 from ptune.errors import PtuneError, near
@@ -193,7 +193,7 @@ def of_run(classifier: TextClassifier, data: TaskData) -> list[Evidence]:
     return [
         Evidence.collect(
             classifier,
-            _columns(examples),
+            text_columns(examples),
             examples[LABEL],
             " ".join(filter(None, [data.name, part])),
             chosen_on=True,
@@ -257,9 +257,9 @@ def reference_texts(folder: Path) -> list[list[str]]:
         raise PtuneError(
             f"The data of {folder} is not here. Name texts to compare with (--reference)."
         )
-    sets = [_columns(examples) for examples in data.evaluation.values()]
+    sets = [text_columns(examples) for examples in data.evaluation.values()]
     if sum(len(columns[0]) for columns in sets) < MIN_REFERENCE:
-        sets = [_columns(data.train)]
+        sets = [text_columns(data.train)]
     return [list(itertools.chain.from_iterable(parts)) for parts in zip(*sets, strict=True)]
 
 
@@ -279,8 +279,4 @@ def training_texts(data: TaskData) -> tuple[list[list[str]], Array] | None:
     """The texts of a training set, in one column or two, and their targets."""
     if data.train is None:
         return None
-    return _columns(data.train), np.asarray(data.train[LABEL])
-
-
-def _columns(examples: Any) -> list[list[str]]:
-    return [list(examples[name]) for name in (TEXT, PAIR) if name in examples.column_names]
+    return text_columns(data.train), np.asarray(data.train[LABEL])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ptune import texts
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.loading import default_device, load_backbone, load_tokenizer, smallest
+from ptune.training import calibration
 
 Array = NDArray[Any]
 # Texts per `batch_size` of 128 tokens.
@@ -105,11 +106,9 @@ class Discriminant:
         return x @ self.weight + self.bias
 
 
-def cross_fitted_logits(x: Array, y: Array, labels: int, folds: int = 5) -> Array:
+def cross_fitted_logits(x: Array, y: Array, labels: int) -> Array:
     """Logits ``[n, labels]`` of each text, by a `Discriminant` that did not see it."""
     found = np.empty((len(x), labels))
-    fold = np.random.default_rng(0).permutation(len(x)) % folds
-    for i in range(folds):
-        inside = fold == i
-        found[inside] = Discriminant(x[~inside], y[~inside], labels).logits(x[inside])
+    for out in calibration.folds(len(x)):
+        found[out] = Discriminant(x[~out], y[~out], labels).logits(x[out])
     return found

@@ -8,9 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ptune.adapters.adapter import ENCODER_NAME, OLD_WEIGHTS_NAME, TRAINED_STATE_NAME, WEIGHTS_NAME
-from ptune.adapters.quality import QUALITY_NAME
-from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
+from ptune.adapters.adapter import ENCODER_NAME, PREDICTING, TRAINED_STATE_NAME
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME
 from ptune.serving.settings import is_loopback
@@ -22,16 +20,7 @@ NAME_RULE = (
     "start with '.' or '-'."
 )
 # Files of an adapter that the server reads.
-FILES = (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    OLD_WEIGHTS_NAME,
-    INFO_NAME,
-    QUALITY_NAME,
-    TRAINED_STATE_NAME,
-    ENCODER_NAME,
-    METRICS_NAME,
-)
+FILES = (*PREDICTING, TRAINED_STATE_NAME, ENCODER_NAME, METRICS_NAME)
 
 
 @lru_cache

@@ -6,7 +6,7 @@ Measured values are cross-fitted: those of each text come from a fit without it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -127,16 +127,21 @@ def fit_values(labels: Labels, logits: Array, targets: Array, goal: Goal | None)
     )
 
 
+def folds(count: int) -> Iterator[Array]:
+    """Which of N texts are left out of a fit, ``[n]``, for each of `FOLDS` fits; each text once."""
+    fold = np.random.default_rng(0).permutation(count) % FOLDS
+    return (fold == i for i in range(FOLDS))
+
+
 def cross_fitted(
     fit: Callable[[Array, Array], Postprocessing], logits: Array, targets: Array
 ) -> tuple[Array, Array]:
     """Calibrated logits and margins ``[n, num_labels]`` of each text, from fits without it."""
     calibrated, margins = np.empty_like(logits), np.empty_like(logits)
-    fold = np.random.default_rng(0).permutation(len(logits)) % FOLDS
-    for i in range(FOLDS):
-        fitted = fit(logits[fold != i], targets[fold != i])
-        calibrated[fold == i] = fitted.calibrated(logits[fold == i])
-        margins[fold == i] = fitted.margins(logits[fold == i])
+    for out in folds(len(logits)):
+        fitted = fit(logits[~out], targets[~out])
+        calibrated[out] = fitted.calibrated(logits[out])
+        margins[out] = fitted.margins(logits[out])
     return calibrated, margins
 
 
@@ -224,11 +229,9 @@ def fit_unfamiliar(
     if len(logits) < MIN_FAMILIAR or size > MAX_FAMILIAR:
         return None
     known = np.empty((0, size)) if known is None else known
-    parts, fold = np.empty((len(logits), 5)), np.random.default_rng(0).permutation(len(logits))
-    fold %= FOLDS
-    for i in range(FOLDS):
-        rest = _familiar(logits[fold != i], targets[fold != i], known)
-        parts[fold == i] = rest.parts(logits[fold == i])
+    parts = np.empty((len(logits), 5))
+    for out in folds(len(logits)):
+        parts[out] = _familiar(logits[~out], targets[~out], known).parts(logits[out])
     found, spread = _familiar(logits, targets, known), parts.std(axis=0)
     # A measure that is always the same tells nothing.
     even = np.where(spread > 1e-9, spread[0] / np.maximum(spread, 1e-9), 0.0)

@@ -24,7 +24,7 @@ from ptune.backbones.loading import (
     load_language_model,
     load_tokenizer,
 )
-from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, load_files
+from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData, load_files, text_columns
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
 from ptune.data.splits import load_task
@@ -482,10 +482,9 @@ def start_with_words(
             )
         some = dataset.few_examples(FOUND_IN, settings.seed).train
         assert some is not None
-        columns = [some[name] for name in (TEXT, PAIR) if name in some.column_names]
         longest = model.max_text_tokens(tokenizer)
         words = words_from_examples(
-            language_model, tokenizer, template, columns, some[LABEL], names, longest
+            language_model, tokenizer, template, text_columns(some), some[LABEL], names, longest
         )
         listed = "; ".join(f"{name}: {', '.join(own)}" for name, own in words.items())
         logger.warning("The label words are %s.", listed)

@@ -196,11 +196,10 @@ class Member:
 
     def loss(self, logits: Tensor, batch: list[int]) -> Tensor:
         """The mean loss of some examples."""
-        losses = self.dataset.labels.losses(logits, self.train.targets[batch].to(logits.device))
-        if self.train.weights is not None:
-            weights = self.train.weights[batch].to(logits.device)
-            losses = losses * (weights[:, None] if losses.ndim == 2 else weights)
-        return losses.mean()
+        device, weights = logits.device, self.train.weights
+        weights = None if weights is None else weights[batch].to(device)
+        targets = self.train.targets[batch].to(device)
+        return self.dataset.labels.losses(logits, targets, weights).mean()
 
     def take_step(self, loss: float) -> None:
         """Change the prompt and the head by their gradients."""

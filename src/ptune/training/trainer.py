@@ -253,9 +253,7 @@ class SharingTrainer(Trainer):
         if text_of is not None:
             means = self.labels.is_regression
             output.logits = pooled(output.logits.float(), text_of.tolist(), means)
-        losses = self.labels.losses(output.logits.float(), targets)  # [batch] or [batch, labels]
-        if weights is not None:
-            losses = losses * (weights[:, None] if losses.ndim == 2 else weights)
+        losses = self.labels.losses(output.logits.float(), targets, weights)
         loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
