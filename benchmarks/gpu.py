@@ -49,7 +49,7 @@ from speed import DEVICE, Batch, Step, timed
 
 import ptune
 from ptune import TrainSettings, train_run
-from ptune.backbones.loading import fast_dtype, load_backbone, load_tokenizer
+from ptune.backbones.loading import fast_dtype, load_backbone
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
 
@@ -335,23 +335,13 @@ def ptune_predictor(folder: Path) -> Answer:
 
 
 def peft_predictor(name: str, folder: Path | None, dtype: torch.dtype) -> Answer:
-    """Prediction by PEFT's p-tuning, or by the backbone alone, batch by batch as in its guide."""
+    """Prediction by PEFT's p-tuning, or by the backbone alone."""
     import peft
 
     model: Any = load_backbone(name, dtype=dtype).to(DEVICE)
     if folder is not None:
         model = peft.PeftModel.from_pretrained(model, folder)
-    model, tokenizer = model.to(dtype).eval(), load_tokenizer(name)
-
-    @torch.inference_mode()
-    def answer(texts: list[Any], size: int) -> None:
-        for start in range(0, len(texts), size):
-            first, second = map(list, zip(*texts[start : start + size], strict=True))
-            batch = tokenizer(first, second, truncation=True, padding=True, return_tensors="pt",
-                              max_length=480)  # fmt: skip
-            model(**batch.to(DEVICE)).logits.softmax(dim=1).tolist()
-
-    return answer
+    return speed.peft_predictor(model.to(dtype).eval(), name, max_length=480)
 
 
 class OutOfTime(BaseException):

@@ -23,34 +23,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from speed import BATCH, _peft, in_turn, ratio
+from speed import _peft, in_turn, peft_predictor, ratio
 
 import ptune
-from ptune.backbones.loading import load_tokenizer
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
 from ptune.inference.classifier import TextClassifier
 
 PEFT = "PEFT, float32"
 Pairs = list[tuple[str, str]]
-
-
-def guide(texts: Pairs) -> Callable[[], Any]:
-    """Inference as in PEFT's guide."""
-    tokenizer = load_tokenizer("minilm")
-    model = _peft("minilm", "p-tuning").eval()
-
-    @torch.no_grad()
-    def work() -> None:
-        for start in range(0, len(texts), BATCH):
-            first, second = map(list, zip(*texts[start : start + BATCH], strict=True))
-            batch = tokenizer(
-                first, second, truncation=True, padding="longest", return_tensors="pt"
-            )
-            model(**batch).logits.softmax(dim=1).tolist()
-
-    return work
 
 
 def contenders(adapter: Path, folder: Path) -> dict[str, TextClassifier]:
@@ -94,7 +75,8 @@ def main() -> None:
         name: classifier.evaluate(texts, labels, ["accuracy"])["accuracy"]
         for name, classifier in classifiers.items()
     }
-    work: dict[str, Callable[[], Any]] = {PEFT: guide(texts)}
+    guide = peft_predictor(_peft("minilm", "p-tuning").eval(), "minilm")
+    work: dict[str, Callable[[], Any]] = {PEFT: lambda: guide(texts)}
     for name, classifier in classifiers.items():
         work[name] = lambda c=classifier: list(c.logits(texts))  # type: ignore[misc]
     seconds = in_turn(work, args.rounds)

@@ -43,6 +43,7 @@ import torch
 from common import (
     Row,
     append_row,
+    device_peak_memory_mb,
     free_memory_mb,
     hardware,
     machine,
@@ -446,6 +447,28 @@ def adapters(name: str = "minilm") -> Iterator[tuple[Path, Path, Path]]:
         yield theirs, shallow, deep
 
 
+def peft_predictor(model: Any, name: str, **options: Any) -> Callable[..., None]:
+    """Predicts pairs as PEFT's guide does, batch by batch in their order.
+
+    Args:
+        model: Its model, or a backbone alone.
+        name: The backbone.
+        options: For the tokenizer.
+    """
+    tokenizer = load_tokenizer(name)
+
+    @torch.no_grad()
+    def answer(pairs: list[tuple[str, str]], size: int = BATCH) -> None:
+        for start in range(0, len(pairs), size):
+            first, second = map(list, zip(*pairs[start : start + size], strict=True))
+            batch = tokenizer(
+                first, second, truncation=True, padding=True, return_tensors="pt", **options
+            )
+            model(**batch.to(DEVICE)).logits.softmax(dim=1).tolist()
+
+    return answer
+
+
 def inference(log: Log, texts: list[tuple[str, str]], rounds: int) -> None:
     """Throughput on many texts and latency of one, including tokenisation."""
     import peft
@@ -457,20 +480,10 @@ def inference(log: Log, texts: list[tuple[str, str]], rounds: int) -> None:
     if max(left.values()) <= 0:
         return
     with adapters() as (theirs, shallow, deep):
-        tokenizer = load_tokenizer("minilm")
-        peft_model = peft.PeftModel.from_pretrained(
-            load_backbone("minilm", dtype="float32").to(DEVICE), theirs
-        ).eval()
+        plain = load_backbone("minilm", dtype="float32").to(DEVICE)
+        peft_model = peft.PeftModel.from_pretrained(plain, theirs).eval()
+        peft_answer = peft_predictor(peft_model, "minilm")
         classifiers = {d: ptune.load(p) for d, p in (("input", shallow), ("deep", deep))}
-
-        @torch.no_grad()
-        def peft_answer(some: list[tuple[str, str]]) -> None:
-            for start in range(0, len(some), BATCH):
-                first, second = map(list, zip(*some[start : start + BATCH], strict=True))
-                batch = tokenizer(
-                    first, second, truncation=True, padding="longest", return_tensors="pt"
-                )
-                peft_model(**batch.to(DEVICE)).logits.softmax(dim=1).tolist()
 
         work: dict[str, dict[str, Callable[[], Any]]] = {
             "throughput, minilm": {
@@ -507,12 +520,11 @@ def _apart(what: str, **options: Any) -> Any:
 
 def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
     """Measure one thing and print seconds and peak memory as JSON."""
-    dataset = load_glue("mrpc", data_dir)
-    assert dataset.train is not None
+    examples = load_glue("mrpc", data_dir).train
     if what == "growth":
         import ptune
 
-        rows = [(r[data.TEXT], r[data.PAIR]) for r in dataset.train.select(range(1000))]
+        rows = [(r[data.TEXT], r[data.PAIR]) for r in examples.select(range(1000))]
         with adapters() as (_, _, deep):
             classifier = ptune.load(deep)
             list(classifier.logits(rows[:64]))
@@ -520,15 +532,11 @@ def run_apart(what: str, name: str, data_dir: str | None, texts: int) -> None:
                 lambda: [None for _ in classifier.logits(rows[i % 1000] for i in range(texts))]
             )
     else:
-        step = {
-            "PEFT, float32": lambda: peft_step(name),
-            "ptune input": lambda: ptune_step(name, "input"),
-            "ptune deep": lambda: ptune_step(name, "deep"),
-        }[what]()
-        (grouped,) = batches(dataset.train, name, 8, by_length=what.startswith("ptune"))
+        make, by_length = CONTENDERS[what]
+        step = make(name)
+        (grouped,) = batches(examples, name, 8, by_length=by_length)
         seconds = timed(lambda: [step(b) for b in grouped])
-    peak = peak_memory_mb() if DEVICE == "cpu" else torch.cuda.max_memory_allocated() / 2**20
-    print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+    print(json.dumps({"seconds": seconds, "peak_mb": device_peak_memory_mb()}))
 
 
 def memory(log: Log, name: str, data_dir: str | None) -> None:

@@ -15,7 +15,7 @@ import random
 from pathlib import Path
 
 import numpy as np
-from common import machine, silence
+from common import silence, write_result
 
 LABELS = ["negative", "positive"]
 TEMPLATES = {
@@ -64,27 +64,23 @@ def main() -> None:
     args = parser.parse_args()
     silence()
     with args.file.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    random.Random(5).shuffle(rows)
-    texts = [row["text"] for row in rows[: args.texts]]
-    labels = np.array([row["label"] for row in rows[: args.texts]])
-    table = {
-        "about": "Accuracy without training, by template",
-        "machine": machine(),
-        "command": f"python benchmarks/templates.py {args.file.parent.name}/{args.file.name}",
-        "source": (
-            f"Output of the command: {args.model}, {len(texts)} texts, "
-            f"{np.mean(labels == LABELS[0]):.3f} of them negative."
-        ),
-        "first_column": "template",
-        "rows": {
-            name: measure(args.model, template, texts, labels)
-            for name, template in TEMPLATES.items()
-        },
+        examples = list(csv.DictReader(file))
+    random.Random(5).shuffle(examples)
+    texts = [row["text"] for row in examples[: args.texts]]
+    labels = np.array([row["label"] for row in examples[: args.texts]])
+    rows = {
+        name: measure(args.model, template, texts, labels) for name, template in TEMPLATES.items()
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    print(json.dumps(table["rows"], indent=2))
+    negative = f"{np.mean(labels == LABELS[0]):.3f} of them negative"
+    write_result(
+        args.output,
+        "Accuracy without training, by template",
+        f"python benchmarks/templates.py {args.file.parent.name}/{args.file.name}",
+        "template",
+        rows,
+        source=f"Output of the command: {args.model}, {len(texts)} texts, {negative}.",
+    )
+    print(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

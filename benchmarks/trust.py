@@ -43,9 +43,10 @@ from ptune.training import calibration
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("PTUNE_DATA", ROOT.parent / "shared" / "data"))
+Settings = dict[str, Any]
 # Only the head is trained: what is measured here is fitted to its logits. With a prompt, as by
 # default, training takes five to ten times as long.
-HEAD: dict[str, Any] = {"prompt": "none", "head": "features", "epochs": 1}
+HEAD: Settings = {"prompt": "none", "head": "features", "epochs": 1}
 
 
 def examples(file: Path, label: str = "label") -> tuple[list[str], list[str]]:
@@ -96,13 +97,13 @@ def intervals(simulations: int = 1000) -> dict[str, Any]:
     return found
 
 
-def sets() -> dict[str, Any]:
+def sets(settings: Settings) -> dict[str, Any]:
     """Train once, then split the other texts at random."""
     train, test = (examples(DATA / "banking77" / f"{n}.csv", "category") for n in ("train", "test"))
     texts, names = [*train[0], *test[0]], np.array([*train[1], *test[1]])
     order = np.random.default_rng(0).permutation(len(texts))
     fit, rest = order[:5000], order[5000:]
-    classifier = ptune.PromptClassifier(**HEAD).fit(
+    classifier = ptune.PromptClassifier(**settings).fit(
         [texts[i] for i in fit], names[fit], verbose=False
     )
     labels = classifier.labels_
@@ -129,13 +130,13 @@ def sets() -> dict[str, Any]:
     }
 
 
-def thresholds(most: int = 6000) -> dict[str, Any]:
+def thresholds(settings: Settings, most: int = 6000) -> dict[str, Any]:
     """Thresholds are fitted on a part of the training file and judged on the test file."""
     texts, names = examples(DATA / "goemotions" / "train.csv", "labels")
     columns = [name.split("|") for name in names]
     cut = most * 2 // 3
     fit, held_out = slice(cut), slice(cut, most)
-    classifier = ptune.PromptClassifier(**HEAD).fit(
+    classifier = ptune.PromptClassifier(**settings).fit(
         texts[fit],
         columns[fit],
         eval_set=(texts[held_out], columns[held_out]),
@@ -157,7 +158,7 @@ def thresholds(most: int = 6000) -> dict[str, Any]:
     }
 
 
-def ece() -> dict[str, Any]:
+def ece(settings: Settings) -> dict[str, Any]:
     """The calibration error before and after, and what labels drawn from the probabilities have."""
     folder, mrpc = Path(demo).parent, load_glue("mrpc", DATA / "glue")
     parts = {
@@ -175,7 +176,9 @@ def ece() -> dict[str, Any]:
         held_out = held_out_part[0] if held_out_part else tuple(own[::5] for own in train)
         if not held_out_part:  # a fifth of the training file is held out
             train = [[value for i, value in enumerate(own) if i % 5] for own in train]
-        classifier = ptune.PromptClassifier(**HEAD).fit(*train, eval_set=held_out, verbose=False)
+        classifier = ptune.PromptClassifier(**settings).fit(
+            *train, eval_set=held_out, verbose=False
+        )
         labels, values = classifier.labels_, classifier.postprocessing_
         targets = np.array(labels.encode(test[1]))
         logits = np.stack(list(classifier.logits(test[0])))
@@ -197,7 +200,7 @@ def ece() -> dict[str, Any]:
     return found
 
 
-def unfamiliar(draws: int = 5) -> dict[str, Any]:
+def unfamiliar(settings: Settings, draws: int = 5) -> dict[str, Any]:
     """Train on 60 intents, of which a fifth of the texts is held out; judge on the test file."""
     texts, names = examples(DATA / "banking77" / "train.csv", "category")
     given, truth = examples(DATA / "banking77" / "test.csv", "category")
@@ -208,7 +211,7 @@ def unfamiliar(draws: int = 5) -> dict[str, Any]:
         known = set(rng.permutation(intents)[:60].tolist())
         own = rng.permutation([i for i, name in enumerate(names) if name in known]).tolist()
         held_out, train = own[: len(own) // 5], own[len(own) // 5 :]
-        classifier = ptune.PromptClassifier(**HEAD, seed=draw).fit(
+        classifier = ptune.PromptClassifier(**settings, seed=draw).fit(
             [texts[i] for i in train],
             [names[i] for i in train],
             eval_set=([texts[i] for i in held_out], [names[i] for i in held_out]),
@@ -240,10 +243,10 @@ def unfamiliar(draws: int = 5) -> dict[str, Any]:
     }
 
 
-def speed(rounds: int = 8) -> dict[str, Any]:
+def speed(settings: Settings, rounds: int = 8) -> dict[str, Any]:
     """CPU time of the same predictions, in turns, with everything fitted and with nothing."""
     train, held_out = (examples(Path(demo).parent / f"{n}.csv") for n in ("train", "test"))
-    classifier = ptune.PromptClassifier(**HEAD).fit(*train, eval_set=held_out, verbose=False)
+    classifier = ptune.PromptClassifier(**settings).fit(*train, eval_set=held_out, verbose=False)
     values, texts = classifier.postprocessing_, held_out[0]
     seconds: dict[str, list[float]] = {"everything": [], "nothing": []}
     for i in range(rounds + 1):
@@ -273,8 +276,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="parts that are already there are kept")
     parser.add_argument("--with-prompt", action="store_true", help="train with the defaults")
     options = parser.parse_args()
-    if options.with_prompt:
-        HEAD.clear()
+    settings: Settings = {} if options.with_prompt else HEAD
     silence()
     found: dict[str, Any] = {}
     if options.output and options.output.is_file():
@@ -282,7 +284,8 @@ def main() -> None:
     found |= {"machine": machine(), "versions": versions("ptune", "torch", "scikit-learn")}
     for part in options.parts:
         started = time.process_time()
-        found[part] = PARTS[part]() | {"cpu_seconds": round(time.process_time() - started, 1)}
+        how = {} if part == "intervals" else {"settings": settings}
+        found[part] = PARTS[part](**how) | {"cpu_seconds": round(time.process_time() - started, 1)}
         print(json.dumps({part: found[part]}, indent=2), flush=True)
         if options.output:
             options.output.write_text(json.dumps(found, indent=2) + "\n", "utf-8")

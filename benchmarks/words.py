@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from common import machine, silence
+from common import silence, write_result
 from datasets import Dataset
 
 from ptune.backbones.loading import load_tokenizer
@@ -94,17 +94,17 @@ def main() -> None:
     args = parser.parse_args()
     silence()
     torch.set_num_threads(1)
-    table = {
-        "about": "Processor time of a training step, deep prompt, 8 texts of 48 tokens, float32",
-        "machine": f"{machine()}, one thread",
-        "command": "python benchmarks/words.py",
-        "source": f"Output of the command. {ROUNDS} rounds in turns; other programs ran meanwhile.",
-        "first_column": "language model",
-        "rows": {kind: measure(kind) for kind in KINDS},
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(table, indent=2) + "\n", "utf-8")
-    print(json.dumps(table["rows"], indent=2))
+    rows = {kind: measure(kind) for kind in KINDS}
+    write_result(
+        args.output,
+        "Processor time of a training step, deep prompt, 8 texts of 48 tokens, float32",
+        "python benchmarks/words.py",
+        "language model",
+        rows,
+        note="one thread",
+        source=f"Output of the command. {ROUNDS} rounds in turns; other programs ran meanwhile.",
+    )
+    print(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":
