@@ -18,7 +18,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,13 @@ def missing() -> list[str]:
     import huggingface_hub
     import torch
     from accelerate import state
-    from transformers import PreTrainedConfig, PreTrainedModel, modeling_layers, trainer_pt_utils
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        Trainer,
+        modeling_layers,
+        trainer_pt_utils,
+    )
 
     model, ops = PreTrainedModel, torch.ops
     states = (state.PartialState, state.AcceleratorState, state.GradientState)
@@ -91,6 +97,11 @@ def missing() -> list[str]:
         (model, "_check_and_adjust_attn_implementation", "building a PromptModel may fail"),
         (model, "_check_and_adjust_experts_implementation", "building a PromptModel may fail"),
         (model, "_keys_to_ignore_on_save", "Trainer reports frozen weights as missing"),
+        (
+            Trainer,
+            "_save_checkpoint",
+            "checkpoints on a full disk fail with another library's error",
+        ),
         (PreTrainedConfig, "_attn_implementation", "backbones fail to load"),
         (modeling_layers, "GradientCheckpointingLayer", "gradient checkpointing is unavailable"),
         (trainer_pt_utils, "LengthGroupedSampler", "training in several processes fails"),
@@ -337,6 +348,22 @@ class ModelOverrides:
 
 
 # Trainer and Accelerate
+
+
+class TrainerOverrides:
+    """The private method of `Trainer` that writes a checkpoint, within `saving`.
+
+    Inherit from it before `Trainer`, and define `saving`. Without the method in Transformers, its
+    override is never called.
+    """
+
+    def saving(self) -> AbstractContextManager[None]:
+        """The context in which a checkpoint is written."""
+        raise NotImplementedError
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.saving():
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
 
 def length_grouped_sampler(batch_size: int, dataset: Any) -> Sampler[int]:

@@ -45,23 +45,41 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_is_reported(tmp_path):
+class AtStep(TrainerCallback):
+    """Does something after each step."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def on_step_end(self, *args, **kwargs):
+        self.work()
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_reported(bert_folder, table, tmp_path):
     """A limit on the size of files, like a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    fill = AtStep(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1])))
+    # The prompt fits, and the optimizer's numbers for it do not.
+    short = settings(bert_folder, table, epochs=1, num_virtual_tokens=20, head="linear")
     try:
-        with (
-            refused(
-                f"A checkpoint in {tmp_path} could not be written (…). Make room and continue with "
-                "--resume, or name another folder."
-            ),
-            run_folder.saving_checkpoints(tmp_path),
+        with refused(
+            f"A checkpoint in {tmp_path} could not be written (…). Make room and continue with "
+            "--resume, or name another folder."
         ):
-            torch.save(torch.zeros(10_000), tmp_path / "optimizer.pt")
+            training.train_run(short, tmp_path, progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_another_error_in_training_is_not_called_a_checkpoint(bert_folder, table, tmp_path):
+    def fail():
+        raise OSError("the disk with the data is gone")
+
+    short = settings(bert_folder, table, epochs=1, head="linear")
+    with pytest.raises(OSError, match="the disk with the data is gone"):
+        training.train_run(short, tmp_path, progress=AtStep(fail))
 
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "ptune.json")

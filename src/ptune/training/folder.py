@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,26 +102,6 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
 def is_begun(folder: Path) -> bool:
     """True if the folder holds a run, finished or not."""
     return (folder / SETTINGS_NAME).is_file()
-
-
-@contextmanager
-def saving_checkpoints(folder: Path) -> Iterator[None]:
-    """Say what to do if a checkpoint cannot be written, such as on a full disk.
-
-    Raises:
-        PtuneError: It cannot.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch reports what its writer of zip files could not write as a RuntimeError.
-        if not isinstance(error, OSError) and "inline_container" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or "is the disk full?"
-        raise PtuneError(
-            f"A checkpoint in {folder} could not be written ({reason}). Make room and continue "
-            "with --resume, or name another folder."
-        ) from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:

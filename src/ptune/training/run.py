@@ -40,7 +40,6 @@ from ptune.training.folder import (
     is_begun,
     last_checkpoint,
     prepare_folder,
-    saving_checkpoints,
 )
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.start import forget_texts, learned, model_for, prepare, sharing_texts
@@ -133,7 +132,7 @@ def train_run(
         prepare_folder(folder, settings, keep=resume)
         checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
         started = time.perf_counter()
-        with stop.listening(), saving_checkpoints(folder):
+        with stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if stop.asked:
             raise KeyboardInterrupt

@@ -220,11 +220,11 @@ class Shares(Sampler[list[int]]):
                 yield own[len(own) * i // n : len(own) * (i + 1) // n]
 
 
-class SharingTrainer(Trainer):
+class SharingTrainer(compat.TrainerOverrides, Trainer):
     """A `Trainer` whose processes together do what one process does with a larger batch.
 
     `Trainer` groups texts by length in each process separately, and repeats examples from the start
-    to fill the last batches.
+    to fill the last batches. A checkpoint that cannot be written is reported with what to do.
 
     Attributes:
         labels: Given if examples have weights, unknown labels or windows, which no Transformers
@@ -279,6 +279,25 @@ class SharingTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
         )
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Say what to do if a checkpoint cannot be written, such as on a full disk.
+
+        Raises:
+            PtuneError: It cannot.
+        """
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch reports what its writer of zip files could not write as a RuntimeError.
+            if not isinstance(error, OSError) and "inline_container" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or "is the disk full?"
+            raise PtuneError(
+                f"A checkpoint in {Path(self.args.output_dir).parent} could not be written "
+                f"({reason}). Make room and continue with --resume, or name another folder."
+            ) from error
 
     @property
     def evaluation_sets(self) -> dict[str, Dataset]:
