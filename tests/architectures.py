@@ -348,3 +348,12 @@ def build_model(architecture: TinyArchitecture, tokenizer, seed: int = 0, **opti
             chosen.setdefault(f"{name}_token_id", value)
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(architecture.config(**chosen)).eval()
+
+
+def tokenizer_that_pads(
+    architecture: TinyArchitecture, sentences: list[str]
+) -> PreTrainedTokenizerFast:
+    """The same; without a pad token, it pads with its end token, as ptune's own loading does."""
+    tokenizer = build_tokenizer(architecture, sentences)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer

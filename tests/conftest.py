@@ -10,6 +10,7 @@ import gc
 import re
 import sys
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,23 +21,13 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 from filelock import FileLock
+from subjects import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 # Threads do not make tiny models faster, and tests may run in parallel.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-SENTENCES = [
-    "the parcel never came and nobody answers the phone",
-    "please send my money back today",
-    "how do I change the address of my order",
-    "the lamp blinks red and then goes dark",
-    "where can I find an invoice for the headphones",
-    "I cannot log in any more since the update",
-    "thank you for the quick help yesterday",
-    "is the black one in stock again soon",
-]
 
 
 def refused(message):
@@ -152,6 +143,28 @@ def use_prompt(model, embeddings):
     model.use_adapter(replace(model.to_adapter(), prompt_embeddings=embeddings))
 
 
+def randomised(model, seed):
+    """Change the prompt and head of a model randomly."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.1)
+    return model.eval()
+
+
+@contextmanager
+def client_of(bank):
+    """A client of a server of the tasks of a bank, in this process."""
+    from fastapi.testclient import TestClient
+
+    from ptune.serving.app import build_app
+    from ptune.serving.settings import ServeSettings
+
+    with TestClient(build_app(bank, ServeSettings(".")), base_url="http://localhost") as client:
+        yield client
+
+
 @pytest.fixture(params=list(KINDS))
 def kind(request):
     return request.param
@@ -187,6 +200,12 @@ def folder_of(tmp_path_factory):
         return place
 
     return folder
+
+
+@pytest.fixture
+def classifier(folder_of, subject):
+    """The classifier of a subject; see `each_subject`."""
+    return subject.load(folder_of(subject))
 
 
 @pytest.fixture(scope="session")

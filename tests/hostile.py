@@ -11,10 +11,7 @@ import json
 import random
 import re
 import socket
-import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from serve import ADMIN
 
 PREDICT = "/tasks/task0/predict"

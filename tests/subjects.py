@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import torch
-from architectures import ARCHITECTURES, build_model, build_tokenizer
+from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import ptune
@@ -90,6 +91,12 @@ ON_TORCH = [subject for subject in SUBJECTS if subject.engine == "torch"]
 # One for each mechanism.
 PLAIN = [subject for subject in ON_TORCH if subject.head == "plain"]
 
+
+def each_subject(subjects):
+    """Run a test on subjects; the fixture `classifier` is that of each."""
+    return pytest.mark.parametrize("subject", subjects, ids=str)
+
+
 SENTENCES = [
     "the parcel never came and nobody answers the phone",
     "please send my money back today",
@@ -110,9 +117,7 @@ INPUTS = [
 def backbone_of(subject, folder, seed=0):
     """The subject's backbone with a fresh head and its tokenizer, written into `folder`."""
     architecture = ARCHITECTURES[MECHANISMS[subject.mechanism][0]]
-    tokenizer = build_tokenizer(architecture, SENTENCES)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = tokenizer_that_pads(architecture, SENTENCES)
     if subject.head == "mask":
         tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     base = build_model(architecture, tokenizer, seed=seed).base_model
@@ -161,13 +166,13 @@ def config_of(subject, **options):
     return PromptEncoderConfig(**{**common, **own, **options})
 
 
-def shake(model, seed):
+def shake(model, seed, std=0.5):
     """Give prompt and head random numbers, none of which is small."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
-                p.normal_(std=0.5)
+                p.normal_(std=std)
     return model.eval()
 
 

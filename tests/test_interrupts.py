@@ -24,6 +24,7 @@ from subjects import (
     Subject,
     answers,
     config_of,
+    each_subject,
     in_a_thread,
     in_threads,
     inputs_of,
@@ -33,15 +34,6 @@ from subjects import (
 )
 
 from ptune import PromptBank, PromptModel, PtuneError
-
-
-@pytest.fixture
-def classifier(folder_of, subject):
-    return subject.load(folder_of(subject))
-
-
-def each_subject(subjects):
-    return pytest.mark.parametrize("subject", subjects, ids=str)
 
 
 def check(classifier, wanted, texts=SENTENCES):

@@ -3,7 +3,6 @@
 import enum
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import once
+from serve import Server
 
 import ptune
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import load_backbone
 from ptune.labels import REGRESSION, Labels
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from serve import Server
 
 
 class Colour(enum.Enum):

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, randomised
 
 from ptune import PromptModel, PtuneError
 from ptune.peft import PromptEncoderConfig
@@ -16,16 +16,6 @@ MASK = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
 
 def config(**options):
     return PromptEncoderConfig(**{"num_virtual_tokens": 5, "encoder_hidden_size": 16, **options})
-
-
-def randomised(model, seed):
-    """Change the prompt and head of a model randomly."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn_like(p) * 0.1)
-    return model.eval()
 
 
 @pytest.fixture

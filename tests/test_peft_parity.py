@@ -10,7 +10,7 @@ import warnings
 import peft
 import pytest
 import torch
-from architectures import ARCHITECTURES, build_model, build_tokenizer
+from architectures import ARCHITECTURES, build_model, build_tokenizer, tokenizer_that_pads
 from conftest import SENTENCES, build
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
@@ -30,10 +30,7 @@ def architecture(request):
 
 @pytest.fixture
 def tokenizer(architecture):
-    made = build_tokenizer(architecture, SENTENCES)
-    if made.pad_token is None:
-        made.pad_token = made.eos_token
-    return made
+    return tokenizer_that_pads(architecture, SENTENCES)
 
 
 def fresh(architecture, tokenizer, **options):

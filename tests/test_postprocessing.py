@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import call, refused
+from conftest import call, client_of, refused
 from safetensors.torch import load_file, save_file
 from scipy import special
 from subjects import ON_TORCH, SENTENCES, SUBJECTS, Subject, postprocessing_of, read_backbone
@@ -57,18 +57,13 @@ def test_a_bank_gives_the_probabilities_of_the_classifier(folder_of, subject):
         assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
 
 
-def test_a_server_gives_the_probabilities_of_the_classifier(folder_of, tmp_path):
-    from fastapi.testclient import TestClient
-
-    from ptune.serving.app import build_app
-    from ptune.serving.settings import ServeSettings
-
+def test_a_server_gives_the_probabilities_of_the_classifier(folder_of):
     subject = Subject()
     folder = folder_of(subject)
     bank = ptune.PromptBank(str(folder / "backbone"), dtype="float32", device="cpu")
     bank.add("task", folder / "adapter")
     classifier = subject.load(folder)
-    with TestClient(build_app(bank, ServeSettings(tmp_path)), base_url="http://localhost") as web:
+    with client_of(bank) as web:
         sent = {"inputs": SENTENCES[0]}
         scores = web.post("/tasks/task/predict", json=sent).json()
         raw = web.post("/tasks/task/predict", json={**sent, "raw_scores": True}).json()

@@ -18,6 +18,7 @@ from subjects import (
     Subject,
     answers,
     config_of,
+    each_subject,
     frequent_switches,
     in_a_thread,
     in_threads,
@@ -45,15 +46,6 @@ MINILM_INPUTS = [["ok"], ["Where is it?", "It rains."], ["Number 007, please; â‚
 def switches():
     with frequent_switches():
         yield
-
-
-@pytest.fixture
-def classifier(folder_of, subject):
-    return subject.load(folder_of(subject))
-
-
-def each_subject(subjects):
-    return pytest.mark.parametrize("subject", subjects, ids=str)
 
 
 def check(classifiers, inputs, calls=CALLS):

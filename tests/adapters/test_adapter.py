@@ -15,7 +15,7 @@ import peft
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, build, refused
+from conftest import SENTENCES, build, randomised, refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
@@ -30,12 +30,7 @@ def trained(backbone, **options):
     """A model whose prompt and head differ from a new model's."""
     torch.manual_seed(3)
     config = PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, **options)
-    model = PromptModel(backbone, config)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn_like(p) * 0.1)
-    return model.eval()
+    return randomised(PromptModel(backbone, config), 4)
 
 
 @pytest.fixture

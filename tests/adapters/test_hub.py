@@ -17,7 +17,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import build, refused
+from conftest import build, call, refused
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants, hf_api
 from safetensors.torch import load_file
@@ -32,7 +32,6 @@ from ptune.adapters.card import CardText, model_card
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.public import PublicBackbone
 from ptune.backbones.loading import load_backbone
-from ptune.cli import app as cli
 from ptune.peft import PromptEncoderConfig
 from ptune.training.settings import TrainSettings
 
@@ -895,14 +894,6 @@ def test_a_pickle_from_the_hub_is_not_run(server, run_folder, bert_folder, tmp_p
 
 
 # The command, and new processes
-
-
-def call(*words):
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(sys, "argv", ["ptune", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return stopped.value.code or 0
 
 
 def test_the_command_pushes_privately_to_a_branch(server, run_folder, capsys):

@@ -14,10 +14,8 @@ import shutil
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -34,11 +32,9 @@ from hostile import (
     smuggled,
     status_of,
 )
+from serve import ADMIN, Load, Server, Stage, measure_load, measure_stop
 
 from ptune.serving.access import same_token
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from serve import ADMIN, Load, Server, Stage, measure_load, measure_stop
 
 pytestmark = [pytest.mark.attack, pytest.mark.timeout(600)]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, build_model, build_tokenizer
+from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
 from conftest import SENTENCES
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
@@ -30,10 +30,7 @@ def architecture(name):
 
 @pytest.fixture(scope="module")
 def tokenizer(architecture):
-    made = build_tokenizer(architecture, SENTENCES)
-    if made.pad_token is None:  # decoders whose end token is their padding
-        made.pad_token = made.eos_token
-    return made
+    return tokenizer_that_pads(architecture, SENTENCES)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import copy
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, VOCABULARY, build_model, build_tokenizer
+from architectures import ARCHITECTURES, VOCABULARY, build_model, tokenizer_that_pads
 from conftest import SENTENCES
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSequenceClassification
@@ -39,10 +39,7 @@ def architecture(request):
 
 @pytest.fixture(scope="module")
 def tokenizer(architecture):
-    made = build_tokenizer(architecture, SENTENCES)
-    if made.pad_token is None:
-        made.pad_token = made.eos_token
-    return made
+    return tokenizer_that_pads(architecture, SENTENCES)
 
 
 def model_of(backbone, prompt):

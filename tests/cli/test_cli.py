@@ -8,7 +8,6 @@ import statistics
 import struct
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,22 +15,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import call
 from safetensors.torch import load_file, save_file
 
 import ptune
-from ptune.cli import app as cli
 from ptune.training.declaration import settings_of
 
 COMMAND = str(Path(sys.executable).with_name("ptune"))
-
-
-def call(*words):
-    """Run `ptune` in this process and return the exit code."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(sys, "argv", ["ptune", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return stopped.value.code or 0
 
 
 @pytest.fixture

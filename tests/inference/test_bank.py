@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from architectures import ARCHITECTURES, build_model, build_tokenizer
+from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
 from conftest import SENTENCES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -97,9 +97,7 @@ def test_a_mixed_batch_gives_each_task_s_own_logits_on_every_architecture(
 ):
     monkeypatch.setattr(ptune.texts, "PADDING", 10**6)  # a batch mixes all lengths, too
     kind = ARCHITECTURES[architecture]
-    tokenizer = build_tokenizer(kind, SENTENCES)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = tokenizer_that_pads(kind, SENTENCES)
     base = build_model(kind, tokenizer)
     own = {}
     is_causal = Architecture.of(base).is_causal

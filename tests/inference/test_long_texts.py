@@ -1,15 +1,13 @@
 """Texts that are longer than a classifier reads."""
 
-import asyncio
 import json
 import shutil
 from dataclasses import replace
 
-import httpx2 as httpx
 import numpy as np
 import pytest
 import torch
-from conftest import build, refused
+from conftest import build, client_of, refused
 from datasets import Dataset
 from subjects import SENTENCES, Subject, answers
 from transformers import AutoTokenizer, TrainingArguments
@@ -21,8 +19,6 @@ from ptune.adapters.adapter import Adapter
 from ptune.export.loading import graph_of
 from ptune.inference import files
 from ptune.labels import Labels
-from ptune.serving.app import build_app
-from ptune.serving.settings import ServeSettings
 from ptune.training import trainer
 from ptune.training.features import Features
 from ptune.training.settings import TrainSettings
@@ -130,28 +126,13 @@ def test_a_bank_and_a_server_answer_long_texts_as_the_classifier_does(adapter_of
     )
     windows = long_texts != "head_tail"
     assert [n > 0 for n in bank.excess([("long", LONG), ("cut", LONG)])] == [not windows, True]
-    for text, expected in zip(some, classifier(some), strict=True):
-        rows = served(bank, {"inputs": text, "truncate": False if windows else None})
-        assert {row["label"]: row["score"] for row in rows} == pytest.approx(
-            expected.probabilities, abs=1e-5
-        )
-
-
-def served(bank, asked):
-    """What a server with the bank answers for its task `long`."""
-    app = build_app(bank, ServeSettings("."))
-
-    async def ask():
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
-        ):
-            return await client.post("/tasks/long/predict", json=asked)
-
-    answer = asyncio.run(ask())
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    with client_of(bank) as client:
+        for text, expected in zip(some, classifier(some), strict=True):
+            asked = {"inputs": text, "truncate": False if windows else None}
+            rows = client.post("/tasks/long/predict", json=asked).json()
+            assert {row["label"]: row["score"] for row in rows} == pytest.approx(
+                expected.probabilities, abs=1e-5
+            )
 
 
 def test_of_a_pair_the_longer_text_is_divided(adapter_of):

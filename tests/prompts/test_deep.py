@@ -5,7 +5,7 @@ import warnings
 import peft
 import pytest
 import torch
-from architectures import ARCHITECTURES, build_model, build_tokenizer
+from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
 from conftest import SENTENCES, build, use_prompt
 
 from ptune import PromptModel, PtuneError
@@ -22,9 +22,7 @@ def deep(**options):
 
 def made(name):
     architecture = ARCHITECTURES[name]
-    tokenizer = build_tokenizer(architecture, SENTENCES)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = tokenizer_that_pads(architecture, SENTENCES)
     return lambda: build_model(architecture, tokenizer), tokenizer
 
 

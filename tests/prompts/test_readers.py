@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, build_model, build_tokenizer
+from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
 from conftest import SENTENCES, build, refused, use_prompt
+from subjects import shake
 
 from ptune import PromptEncoderConfig, PromptModel
 from ptune.peft import PromptEncoderConfig as InPeft
@@ -21,22 +22,14 @@ TEXTS = [*SENTENCES[:4], "the"]
 
 def made(name):
     architecture = ARCHITECTURES[name]
-    tokenizer = build_tokenizer(architecture, SENTENCES)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = tokenizer_that_pads(architecture, SENTENCES)
     return build_model(architecture, tokenizer), tokenizer
 
 
 def reader(backbone, seed=0, **options):
     """A reader with random numbers."""
     config = PromptEncoderConfig(**{"depth": "reader", "num_virtual_tokens": K, **options})
-    model = PromptModel(backbone, config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.normal_(std=0.4)
-    return model.eval()
+    return shake(PromptModel(backbone, config), seed, std=0.4)
 
 
 def padded(tokenizer, texts=TEXTS, **options):

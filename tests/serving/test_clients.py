@@ -1,17 +1,13 @@
 """What clients of other servers send is understood, and answered in the form that they expect."""
 
 import json
-import sys
-from pathlib import Path
 
 import httpx
 import pytest
 from huggingface_hub import InferenceClient
+from serve import Server, make_task
 
 import ptune
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from serve import Server, make_task
 
 LONG = "please send my money back today " * 20
 # Task: what kind `make_task` makes, and whether it was trained on pairs.

@@ -2,19 +2,15 @@
 
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 import torch
+from serve import Server
 
 from ptune import PromptModel
 from ptune.backbones.loading import load_backbone
 from ptune.peft import PromptEncoderConfig
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from serve import Server
 
 pytestmark = pytest.mark.browser
 

@@ -15,6 +15,8 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 from conftest import call
+from hostile import generated, send_wrong
+from serve import ADMIN, Server, Stage, make_task, measure_load, measure_stop
 
 import ptune
 from ptune import PromptBank, PtuneError
@@ -25,10 +27,6 @@ from ptune.serving.metrics import Metrics
 from ptune.serving.middleware import RequestLog
 from ptune.serving.process import load_bank
 from ptune.serving.settings import ServeSettings
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from hostile import generated, send_wrong
-from serve import ADMIN, Server, Stage, make_task, measure_load, measure_stop
 
 AS_ADMIN = {"Authorization": f"Bearer {ADMIN}"}
 LONG = "the parcel never came and nobody answers the phone " * 20
