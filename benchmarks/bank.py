@@ -260,7 +260,6 @@ def main() -> None:
     if args.dtype == "auto":
         args.dtype = str(ptune.backbones.loading.fast_dtype(DEVICE)).removeprefix("torch.")
     dataset = load_glue("mrpc", args.data_dir)
-    assert dataset.train is not None
     rows = dataset.train.select(range(min(args.tasks, len(dataset.train))))
     texts = [(r[data.TEXT], r[data.PAIR]) for r in rows]
     found: dict[str, Any] = {}

@@ -188,7 +188,6 @@ def elsewhere(python: str, folder: Path, pairs: list[tuple[str, str]]) -> tuple[
 def compare(name: str, args: argparse.Namespace, dataset: data.TaskData) -> dict[str, Any]:
     """Train, export, and classify with both."""
     folder = args.output_dir / name
-    assert dataset.train is not None
     sentences = [*dataset.train[data.TEXT], *dataset.train[data.PAIR]]
     adapter = args.adapter if name == "minilm" and args.adapter else folder / "adapter"
     if adapter != args.adapter:

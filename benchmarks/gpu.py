@@ -103,7 +103,6 @@ class Sections:
     def __init__(self, report: Report, data_dir: str, tiny: bool) -> None:
         self.report, self.tiny = report, tiny
         self.task = load_glue("mrpc", data_dir)
-        assert self.task.train is not None
         self.examples = self.task.train.select(range(64)) if tiny else self.task.train
         self.backbones = ("minilm",) if tiny else ("roberta-large", "smollm2", "minilm")
         self.sizes = (4,) if tiny else (32, 128, 512, 16)

@@ -55,7 +55,6 @@ def texts(options: argparse.Namespace) -> Iterator[str]:
         dataset = data.load_files(options.train_file)
     else:
         dataset = load_glue("mrpc", options.data_dir)
-    assert dataset.train is not None
     short = [" ".join(text.split()[:12]) for text in dataset.train[data.TEXT]]
     number = 0
     while True:

@@ -723,7 +723,6 @@ def measure(log: Log, args: argparse.Namespace) -> None:
         libraries = versions("ptune", "torch", "transformers", "peft")
         log.add(part="machine", name=machine(), **hardware(), versions=libraries)
     dataset = load_glue("mrpc", args.data_dir)
-    assert dataset.train is not None
     for name in args.backbones:
         if "training" in args.parts:
             training(log, name, dataset.train, args.steps, args.rounds, args.contenders)

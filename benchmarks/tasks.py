@@ -112,7 +112,6 @@ def load_task(
         data = load_files(train, test, columns=columns, label_separator=separator)
     if max_train is not None and task.few and max_train >= task.few * len(data.labels):
         data = data.few_examples(task.few, seed=0)
-    assert data.train is not None
     (evaluation,) = data.evaluation.values()
     return replace(
         data,

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from ptune.data.dataset import TaskData
+from ptune.data.dataset import TaskData, dataset_of
 from ptune.labels import MULTI, REGRESSION, Labels, per_label
 from ptune.training import pictures, report
 
@@ -132,7 +132,7 @@ def test_a_run_has_the_pictures_of_its_kind_for_each_evaluation_set(labels, name
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20, len(labels)))
     truth = logits[:, 0] + 0.1 if labels.is_regression else (logits > 0.5).astype(float)
-    data = TaskData("mail", labels, labels.metrics)
+    data = TaskData("mail", labels, labels.metrics, dataset_of([[]], []))
     rows = [] if labels.is_regression else per_label(truth, labels.decide(logits), labels.names)
     results = {"epochs": [], "label_scores": {"a": rows, "b": rows}}
     drawn = report.pictures(data, results, dict.fromkeys("ab", (truth, logits)))

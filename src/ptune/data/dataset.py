@@ -54,7 +54,7 @@ class TaskData:
         name: For titles and model cards.
         labels: The labels of the examples.
         metrics: Names from `ptune.labels`.
-        train: Examples to learn from; ``None`` if there are none.
+        train: Examples to learn from.
         evaluation: Examples to evaluate on, by name; ``""`` if there is only one set.
         test: Examples without public labels, by name.
         revision: The data set's commit, if it comes from the Hub.
@@ -66,7 +66,7 @@ class TaskData:
     name: str
     labels: Labels
     metrics: tuple[str, ...]
-    train: Dataset | None = None
+    train: Dataset
     evaluation: dict[str, Dataset] = field(default_factory=dict)
     test: dict[str, Dataset] = field(default_factory=dict)
     revision: str | None = None
@@ -107,16 +107,13 @@ class TaskData:
     @property
     def pairs(self) -> bool:
         """True if the training examples are pairs of texts."""
-        return self.train is not None and PAIR in self.train.column_names
+        return PAIR in self.train.column_names
 
     @property
     def has_unknown(self) -> bool:
         """True if it is unknown whether some texts have some labels."""
-        return (
-            self.labels.is_multi
-            and self.train is not None
-            and bool(np.isnan(np.asarray(self.train[LABEL], dtype=float)).any())
-        )
+        targets = self.train[LABEL] if self.labels.is_multi else []
+        return bool(np.isnan(np.asarray(targets, dtype=float)).any())
 
     def weighted(self, *, sample_weight: Any = None, class_weight: Any = None) -> TaskData:
         """The same data with a weight for each training example, unless both arguments are `None`.
@@ -128,7 +125,7 @@ class TaskData:
             PtuneError: The weights do not fit the labels.
         """
         train = self.train
-        if train is None or (sample_weight is None and class_weight is None):
+        if sample_weight is None and class_weight is None:
             return self
         if WEIGHT in train.column_names:
             sample_weight = np.asarray(train[WEIGHT]) * (
@@ -151,7 +148,6 @@ class TaskData:
             )
         from datasets import Dataset, concatenate_datasets
 
-        assert self.train is not None
         rows: dict[str, Any] = {
             TEXT: [*map(in_words, self.labels.names)],
             LABEL: list(range(len(self.labels))),
@@ -169,7 +165,7 @@ class TaskData:
         Raises:
             PtuneError: A text has not exactly one label.
         """
-        if not self.labels.is_single or self.train is None:
+        if not self.labels.is_single:
             raise PtuneError(
                 "A number of examples per label can only be drawn if each text has one label; "
                 f"{self.name} is {self.labels.problem_type}."
@@ -321,7 +317,6 @@ def task_data(
             f"No example has the label {other_label!r}. Name the label of texts that belong to "
             "none of the others, or leave out --other-label."
         )
-    assert data.train is not None
     data.train, data.out_of_scope = _with_shares(data.train), out_of_scope
     return data
 
@@ -393,23 +388,13 @@ def examples_of(
         PtuneError: A column is missing or is not as expected.
     """
     found = find_columns(table, columns, source)
-    names = [name for name in (found.text, found.text_pair) if name is not None]
-    if found.indicators:
-        read_columns = vote_columns if problem_type == SINGLE else indicator_columns
-        column = read_columns({name: table[name] for name in found.indicators}, source)
-    else:
-        column = label_column(
-            table[str(found.label)],
-            f"column {found.label!r} of {source}",
-            problem_type=problem_type,
-            separator=label_separator,
-            typed=typed,
-            known=known,
-        )
-    texts = [table[name] for name in names]
-    read = [*map(repr, names), *map(repr, found.indicators or [found.label])]
-    unused = [name for name in table if repr(name) not in read]
-    said = [f"columns {', '.join(read)}" + (f" (not {listed(unused, 5)})" if unused else "")]
+    how: dict[str, Any] = {"problem_type": problem_type, "separator": label_separator}
+    column = labels_in(table, found, source, typed=typed, known=known, **how)
+    texts = [table[name] for name in found.texts]
+    read = [*found.texts, *found.labels]
+    unused = [name for name in table if name not in read]
+    said = [f"columns {', '.join(map(repr, read))}"]
+    said[0] += f" (not {listed(unused, 5)})" if unused else ""
     missing = column.missing() if skip_unlabelled else []
     empty = [i for i, row in enumerate(zip(*texts, strict=True)) if not all(map(_written, row))]
     for gone, what in ((missing, "a label"), (empty if skip_empty else [], "a text")):
@@ -423,9 +408,27 @@ def examples_of(
         notes.append("; ".join(said))
     checked = [
         _checked(text, f"column {name!r} of {source}", typed=typed)
-        for text, name in zip(texts, names, strict=True)
+        for text, name in zip(texts, found.texts, strict=True)
     ]
     return _joined(checked, column) if annotators else (checked, column)
+
+
+def labels_in(
+    table: Table, columns: Columns, source: str, *, problem_type: str | None = None, **how: Any
+) -> LabelColumn:
+    """The labels of a table, in one column or several.
+
+    Args:
+        table, source, problem_type: As for `examples_of`.
+        columns: From `find_columns`.
+        **how: Other arguments of `label_column`.
+    """
+    if columns.indicators:
+        read_columns = vote_columns if problem_type == SINGLE else indicator_columns
+        return read_columns({name: table[name] for name in columns.labels}, source)
+    (name,) = columns.labels
+    where = f"column {name!r} of {source}"
+    return label_column(table[name], where, problem_type=problem_type, **how)
 
 
 def _joined(texts: list[list[str]], column: LabelColumn) -> Examples:
@@ -468,7 +471,6 @@ def _hold_out(data: TaskData, seed: int) -> tuple[Dataset, Dataset]:
     import datasets
 
     dataset = data.train
-    assert dataset is not None
     counts = Counter(dataset[LABEL]) if data.labels.is_single else Counter()
     once = [i for i, label in enumerate(dataset[LABEL]) if counts and counts[label] == 1]
     rest = dataset.select(sorted(set(range(len(dataset))) - set(once)))

@@ -153,11 +153,12 @@ def load_glue(task: str, data_dir: str | Path | None = None) -> TaskData:
     def examples(split: str) -> Dataset:
         return _examples(raw[split], f"{task} {split}", spec, columns, label)
 
+    nothing: dict[str, Any] = {TEXT: [], PAIR: [], LABEL: []}
     return TaskData(
         name=f"GLUE {task.upper()}",
         labels=Labels(spec.labels) if spec.labels else Labels(("score",), REGRESSION),
         metrics=spec.metrics,
-        train=examples("train") if "train" in raw else None,
+        train=examples("train") if "train" in raw else Dataset.from_dict(nothing),
         evaluation={_short(s, "validation"): examples(s) for s in spec.evaluation},
         test={_short(s, "test"): examples(s) for s in spec.test if s in raw},
         revision=compat.dataset_commit(next(iter(raw.values())), GLUE_ON_THE_HUB),

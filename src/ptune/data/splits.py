@@ -147,8 +147,7 @@ def split_examples(
     """The texts and labels of a split; classes are their names."""
     dataset, where = splits[split], f"{name} ({split})"
     found = find_columns(_candidates(dataset.features, columns), columns, where)
-    names = (found.text, found.text_pair, found.label, *(found.indicators or ()))
-    table: Table = {column: _cells(dataset, column) for column in names if column is not None}
+    table: Table = {name: _cells(dataset, name) for name in (*found.texts, *found.labels)}
     return examples_of(table, where, columns=found, typed=True, **how)
 
 
@@ -156,7 +155,7 @@ def _candidates(features: Features, columns: Columns) -> list[str]:
     """Columns that may hold texts or labels; numbers are not texts."""
     from datasets import Value
 
-    asked = (columns.text, columns.text_pair, columns.label, *(columns.indicators or ()))
+    asked = (*columns.texts, *columns.labels)
     strings = ("string", "large_string", "string_view")
     return [
         name
@@ -194,8 +193,7 @@ def _first_labelled(
         if split not in splits:
             continue
         names = splits[split].column_names
-        label = (columns.indicators or (columns.label,))[0]
-        label = label or called(LABEL_NAMES, names)
+        label = next(iter(columns.labels), None) or called(LABEL_NAMES, names)
         if label in names and any(v is not None for v in _cells(splits[split], str(label))):
             return split
     return None

@@ -56,6 +56,16 @@ class Columns:
     label: str | None = None
     indicators: tuple[str, ...] | None = None
 
+    @property
+    def texts(self) -> list[str]:
+        """The columns with the texts, one or two."""
+        return [name for name in (self.text, self.text_pair) if name is not None]
+
+    @property
+    def labels(self) -> list[str]:
+        """The column with the label, or those of zeros and ones."""
+        return list(self.indicators or ([] if self.label is None else [self.label]))
+
 
 BY_NAME = Columns()
 
@@ -385,13 +395,8 @@ def find_columns(
         return Columns(names[0], names[1] if len(names) == 3 else None, names[-1])
     if asked.label and asked.indicators:
         raise PtuneError("Name the labels with --label-column or --indicator-column, not both.")
-    for name in (
-        asked.text,
-        asked.text_pair,
-        asked.label if labelled else None,
-        *(asked.indicators or ()),
-    ):
-        if name is not None and name not in names:
+    for name in (*asked.texts, *(asked.labels if labelled else ())):
+        if name not in names:
             raise PtuneError(f"{file} has no column {name!r}; {near(name, names)}.")
     text, pair, label = asked.text, asked.text_pair, asked.label
     if labelled and label is None and not asked.indicators:

@@ -66,7 +66,6 @@ def run_demo(
     dataset = load_dataset(settings)
     dataset.name = NAME
     run = train_run(settings, output_dir, overwrite=overwrite, progress=progress, dataset=dataset)
-    assert dataset.train is not None
     simple, parameters = logistic_regression(dataset.train, dataset.evaluation[""], model)
     rows = [
         ("majority class", run.metrics["majority"], 0),

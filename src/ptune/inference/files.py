@@ -96,10 +96,12 @@ class Source:
         Raises:
             PtuneError: A text is empty or missing. The message names the row.
         """
-        names = [c for c in (self.columns.text, self.columns.text_pair) if c is not None]
         before = 0
         for batch in self.batches:
-            columns = [check(_column(batch, name), self.where(name), before, 1) for name in names]
+            columns = [
+                check(_column(batch, name), self.where(name), before, 1)
+                for name in self.columns.texts
+            ]
             texts = as_rows(columns)
             yield batch, texts
             before += len(texts)

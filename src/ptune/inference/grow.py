@@ -178,7 +178,7 @@ def _old_texts(
         data: TaskData | None = load_dataset(TrainSettings.read(folder))
     except PtuneError:
         data = None
-    if data is None or data.train is None or data.labels.names != labels.names:
+    if data is None or data.labels.names != labels.names:
         raise PtuneError(
             f"The old labels of {source} would be forgotten: its training file is not here, and it "
             "kept no features. Name labelled texts with the old labels (--replay), or train with "

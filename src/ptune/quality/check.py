@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ptune.backbones.loading import full_name
-from ptune.data.cells import indicator_columns, label_column
+from ptune.data.dataset import labels_in
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
@@ -59,17 +59,9 @@ class Examples:
         """
         table = read_table(file, dialect)
         columns = find_columns(table, columns, file)
-        names = [name for name in (columns.text, columns.text_pair) if name is not None]
-        if columns.indicators:
-            column = indicator_columns({n: table[n] for n in columns.indicators}, str(file))
-        else:
-            column = label_column(
-                table[str(columns.label)],
-                f"column {columns.label!r} of {file}",
-                separator=label_separator,
-                typed=is_typed(file),
-            )
-        texts = [["" if is_missing(v) else str(v) for v in table[name]] for name in names]
+        how: dict[str, Any] = {"separator": label_separator, "typed": is_typed(file)}
+        column = labels_in(table, columns, str(file), **how)
+        texts = [["" if is_missing(v) else str(v) for v in table[name]] for name in columns.texts]
         empty = {i for text in texts for i, value in enumerate(text) if not value.strip()}
         missing = set(column.missing()) - empty
         kept = [i for i in range(len(column)) if i not in empty | missing]
@@ -201,14 +193,13 @@ def write_fixed(train: Examples, output: Path) -> dict[str, int]:
     seen = set()
     for number, labels in zip(rows.numbers, rows.labels, strict=True):
         row = {name: column[number - 1] for name, column in train.table.items()}
-        texts = [name for name in (columns.text, columns.text_pair) if name]
-        for name in texts:
+        for name in columns.texts:
             if (better := repaired(str(row[name]))) != row[name]:
                 row[name], done["characters"] = better, done["characters"] + 1
         if spellings and labels[0] in spellings:
             row[str(columns.label)] = spellings[labels[0]]
             labels, done["spelling"] = (spellings[labels[0]],), done["spelling"] + 1
-        key = (normal("\n".join(str(row[name]) for name in texts)), labels)
+        key = (normal("\n".join(str(row[name]) for name in columns.texts)), labels)
         if key in seen:
             done["repeated"] += 1
             continue

@@ -105,7 +105,7 @@ def data_curve(
         PtuneError: There is no evaluation set; or the settings are wrong.
     """
     dataset = load_dataset(settings)
-    if dataset.train is None or not run.answers:
+    if not run.answers:
         raise PtuneError("A data curve requires an evaluation set. Name one with --eval-file.")
     order, total = nested(dataset), len(dataset.train)
     least = len(dataset.labels) if dataset.labels.is_single else 2
@@ -131,7 +131,6 @@ def data_curve(
 
 def nested(dataset: TaskData) -> Array:
     """An order of the training examples whose every beginning has all labels in their shares."""
-    assert dataset.train is not None
     rng = np.random.default_rng(0)
     order = rng.permutation(len(dataset.train))
     if not dataset.labels.is_single:

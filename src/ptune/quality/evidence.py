@@ -253,7 +253,7 @@ def reference_texts(folder: Path) -> list[list[str]]:
         PtuneError: The run's data is not here.
     """
     data = dataset_of_run(folder)
-    if data is None or data.train is None:
+    if data is None:
         raise PtuneError(
             f"The data of {folder} is not here. Name texts to compare with (--reference)."
         )
@@ -271,12 +271,9 @@ def texts_of(file: Path, columns: Columns, dialect: Dialect) -> list[list[str]]:
     """
     table = read_table(file, dialect)
     found = find_columns(table, columns, file, labelled=False)
-    names = [name for name in (found.text, found.text_pair) if name is not None]
-    return [texts.check(table[name], f"column {name!r} of {file}", first=1) for name in names]
+    return [texts.check(table[n], f"column {n!r} of {file}", first=1) for n in found.texts]
 
 
-def training_texts(data: TaskData) -> tuple[list[list[str]], Array] | None:
+def training_texts(data: TaskData) -> tuple[list[list[str]], Array]:
     """The texts of a training set, in one column or two, and their targets."""
-    if data.train is None:
-        return None
     return text_columns(data.train), np.asarray(data.train[LABEL])

@@ -82,7 +82,6 @@ class Situation:
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
         """The situation of a run."""
-        assert dataset.train is not None
         decoder = is_decoder(settings.model, revision=settings.revision)
         names, examples = dataset.labels.names, len(dataset.train)
         words = dataset.labels.is_single and all(map(_is_word, names))

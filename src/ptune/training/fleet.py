@@ -236,7 +236,7 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> list[_Task]
         Tasks that have to train alone, because their head cannot start as label words.
     """
     # Tasks of the same size have batches of the same size.
-    tasks = sorted(tasks, key=lambda task: len(task.dataset.train or ()))
+    tasks = sorted(tasks, key=lambda task: len(task.dataset.train))
     first = tasks[0]
     of_pass = min(PART, first.settings.batch_size) * virtual_tokens(first.settings)
     at_once = max(1, MOST_TOKENS // of_pass)

@@ -74,7 +74,7 @@ def majority(dataset: TaskData) -> tuple[dict[str, float], bool]:
     Returns:
         The scores, and whether other labels are as frequent.
     """
-    if dataset.train is None or not dataset.labels.is_single:
+    if not dataset.labels.is_single:
         return {}, False
     majority, tie = dataset.labels.majority(dataset.train[LABEL])
     scores = {

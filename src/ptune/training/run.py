@@ -114,7 +114,6 @@ def train_run(
         check_unchanged(folder, settings, dataset)
     settings, model = model_for(given, settings, dataset, tokenizer)
     data = learned(settings, dataset)
-    assert data.train is not None
     with compat.own_accelerate_state():
         stop = StopAndSave()
         trainer, truncated = build_trainer(
@@ -181,7 +180,6 @@ def trained_in_memory(
         settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
     )
     data = learned(settings, dataset)
-    assert data.train is not None
     with compat.own_accelerate_state(), tempfile.TemporaryDirectory(prefix="ptune-") as folder:
         how = training_arguments(own, folder, len(data.train))
         trainer, _ = build_trainer(model, tokenizer, data, how, own, callbacks=list(callbacks))
@@ -339,7 +337,6 @@ def results_of(
     """
     epochs = report.history(log)
     majority, tie = report.majority(dataset)
-    assert dataset.train is not None
     return {
         "task": dataset.name,
         "dataset_revision": dataset.revision,

@@ -117,7 +117,7 @@ def load_dataset(settings: TrainSettings) -> TaskData:
     }
     if settings.task is not None:
         dataset = load_glue(settings.task, settings.data_dir)
-        if dataset.train is None:
+        if not dataset.train:
             raise PtuneError(f"GLUE's {settings.task} has no training data: train on mnli.")
     elif settings.dataset is not None:
         dataset = load_task(settings.dataset, settings.dataset_config, **how)
@@ -481,7 +481,6 @@ def start_with_words(
                 "words, or leave label_words out."
             )
         some = dataset.few_examples(FOUND_IN, settings.seed).train
-        assert some is not None
         longest = model.max_text_tokens(tokenizer)
         words = words_from_examples(
             language_model, tokenizer, template, text_columns(some), some[LABEL], names, longest

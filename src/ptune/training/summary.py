@@ -52,7 +52,6 @@ class Summary:
     ) -> Summary:
         """The summary of a dataset and its encoded training set."""
         train = dataset.train
-        assert train is not None
         ids = encoded["input_ids"]  # of a text, or of each of its windows
         windows = isinstance(next(itertools.chain(*ids[:1]), 0), list)
         lengths = [sum(map(len, row)) if windows else len(row) for row in ids]

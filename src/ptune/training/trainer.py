@@ -535,7 +535,6 @@ def tokenized(
             f"special tokens alone take {special}. Use a smaller num_virtual_tokens or a larger "
             "max_length."
         )
-    assert dataset.train is not None
     train, cut = tokenize(tokenizer, dataset.train, reading)
     truncated = {"train": cut}
     evaluation = {}

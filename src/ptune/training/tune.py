@@ -196,7 +196,6 @@ def _folds(dataset: TaskData, folds: int | None, seed: int) -> list[TaskData]:
     """Parts of the training data, each with the rest to evaluate on."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    assert dataset.train is not None
     examples = dataset.train
     count = folds or (FEW_FOLDS if len(examples) < FEW else 1)
     parts = 5 if count == 1 else count
@@ -210,17 +209,14 @@ def _folds(dataset: TaskData, folds: int | None, seed: int) -> list[TaskData]:
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a label with fewer examples than parts
-        for train, rest in split.split(np.zeros(len(examples)), _targets(dataset)):
+        targets = list(examples[LABEL]) if labels.is_single else None
+        for train, rest in split.split(np.zeros(len(examples)), targets):
             held_out = examples.select(rest.tolist())
             if WEIGHT in held_out.column_names:
                 held_out = held_out.remove_columns(WEIGHT)
             part = examples.select(train.tolist())
             found.append(replace(dataset, train=part, evaluation={"": held_out}, test={}))
     return found[:count]
-
-
-def _targets(dataset: TaskData) -> list[Any] | None:
-    return list(dataset.train[LABEL]) if dataset.train and dataset.labels.is_single else None
 
 
 class _Search:
