@@ -30,6 +30,17 @@ BASE = {
 DECODER = {**BASE, "max_position_embeddings": POSITIONS, "num_key_value_heads": 2}
 POSITIONED = {**BASE, "max_position_embeddings": POSITIONS}
 OFFSET = {**BASE, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1}
+WINDOW = {**DECODER, "head_dim": 16, "sliding_window": 16}
+OPT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    "max_position_embeddings": POSITIONS,
+    "init_std": 0.2,
+}
 GPT = {
     "vocab_size": VOCABULARY,
     "n_embd": 32,
@@ -61,7 +72,13 @@ PLAIN = ("$A", "$A $B")
 BERT_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
 ROBERTA_SPECIAL = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>"}
 END = {"eos": "<|end|>"}  # decoders with one special token, which is also the padding
-LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
+# The template and the special tokens of a family.
+LLAMA = ("<s> $A", "<s> $A <s> $B"), {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
+GEMMA = (
+    ("<bos> $A", "<bos> $A <bos> $B"),
+    {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"},
+)
+OPT_WORDS = ("</s> $A", "</s> $A </s> $B"), {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
 
 ARCHITECTURES = {
     "BERT": TinyArchitecture(tf.BertConfig, POSITIONED, "wordpiece", BERT, BERT_SPECIAL),
@@ -165,38 +182,12 @@ ARCHITECTURES = {
     ),
     "GPT-J": TinyArchitecture(tf.GPTJConfig, {**GPT, "rotary_dim": 8}, "bytes", PLAIN, END),
     "GPT-NeoX": TinyArchitecture(tf.GPTNeoXConfig, POSITIONED, "bytes", PLAIN, END),
-    "OPT": TinyArchitecture(
-        tf.OPTConfig,
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "ffn_dim": 48,
-            "word_embed_proj_dim": 32,
-            "max_position_embeddings": POSITIONS,
-            "init_std": 0.2,
-        },
-        "bytes",
-        ("</s> $A", "</s> $A </s> $B"),
-        {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
-    ),
+    "OPT": TinyArchitecture(tf.OPTConfig, OPT, "bytes", *OPT_WORDS),
     "OPT (projected)": TinyArchitecture(
         tf.OPTConfig,
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "ffn_dim": 48,
-            "word_embed_proj_dim": 16,
-            "do_layer_norm_before": False,
-            "max_position_embeddings": POSITIONS,
-            "init_std": 0.2,
-        },
+        {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
         "bytes",
-        ("</s> $A", "</s> $A </s> $B"),
-        {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
+        *OPT_WORDS,
     ),
     "BLOOM": TinyArchitecture(
         tf.BloomConfig,
@@ -225,37 +216,13 @@ ARCHITECTURES = {
         PLAIN,
         END,
     ),
-    "Llama": TinyArchitecture(
-        tf.LlamaConfig, DECODER, "sentencepiece", ("<s> $A", "<s> $A <s> $B"), LLAMA
-    ),
+    "Llama": TinyArchitecture(tf.LlamaConfig, DECODER, "sentencepiece", *LLAMA),
     "Mistral": TinyArchitecture(
-        tf.MistralConfig,
-        {**DECODER, "sliding_window": 16},
-        "sentencepiece",
-        ("<s> $A", "<s> $A <s> $B"),
-        LLAMA,
+        tf.MistralConfig, {**DECODER, "sliding_window": 16}, "sentencepiece", *LLAMA
     ),
-    "Gemma": TinyArchitecture(
-        tf.GemmaConfig,
-        {**DECODER, "head_dim": 16},
-        "sentencepiece",
-        ("<bos> $A", "<bos> $A <bos> $B"),
-        {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"},
-    ),
-    "Gemma 2": TinyArchitecture(
-        tf.Gemma2Config,
-        {**DECODER, "head_dim": 16, "sliding_window": 16},
-        "sentencepiece",
-        ("<bos> $A", "<bos> $A <bos> $B"),
-        {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"},
-    ),
-    "Gemma 3": TinyArchitecture(
-        tf.Gemma3TextConfig,
-        {**DECODER, "head_dim": 16, "sliding_window": 16},
-        "sentencepiece",
-        ("<bos> $A", "<bos> $A <bos> $B"),
-        {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"},
-    ),
+    "Gemma": TinyArchitecture(tf.GemmaConfig, {**DECODER, "head_dim": 16}, "sentencepiece", *GEMMA),
+    "Gemma 2": TinyArchitecture(tf.Gemma2Config, WINDOW, "sentencepiece", *GEMMA),
+    "Gemma 3": TinyArchitecture(tf.Gemma3TextConfig, WINDOW, "sentencepiece", *GEMMA),
     "Phi": TinyArchitecture(tf.PhiConfig, DECODER, "bytes", PLAIN, END),
     "Qwen 2": TinyArchitecture(tf.Qwen2Config, DECODER, "bytes", PLAIN, {"pad": "<|pad|>", **END}),
     "Qwen 3": TinyArchitecture(

@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import gc
+import json
 import re
 import sys
 import warnings
@@ -74,6 +75,11 @@ def write_mail(file, texts, copies):
     ]
     file.write_text("text,label\n" + "\n".join(rows) + "\n")
     return file
+
+
+def edit_json(file, **fields):
+    """Change fields of a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
 def train_tokenizer(bos=None, eos=None, unk="[UNK]", pad="[PAD]"):

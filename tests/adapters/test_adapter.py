@@ -15,7 +15,7 @@ import peft
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, build, randomised, refused
+from conftest import SENTENCES, build, edit_json, randomised, refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
@@ -428,8 +428,7 @@ def damage_by_an_empty_file(folder):
 
 
 def damage_by_another_method(folder):
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "LORA"}))
+    edit_json(folder / "adapter_config.json", peft_type="LORA")
     return (
         "…/adapter_config.json: peft_type is 'LORA'; ptune reads 'P_TUNING', "
         "'PREFIX_TUNING' and 'PROMPT_TUNING'. Load an adapter of another method with PEFT, or "
@@ -454,8 +453,7 @@ def damage_by_missing_config(folder):
 
 
 def damage_by_a_newer_version(folder):
-    file = folder / "ptune.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "requires": ["readers"]}))
+    edit_json(folder / "ptune.json", requires=["readers"])
     return (
         f"…/ptune.json requires readers, which ptune {__version__} does not know. Upgrade ptune "
         "(`pip install -U ptune`)."
@@ -463,8 +461,7 @@ def damage_by_a_newer_version(folder):
 
 
 def damage_by_another_mechanism(folder):
-    file = folder / "ptune.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "mechanism": "prefix"}))
+    edit_json(folder / "ptune.json", mechanism="prefix")
     return (
         "…/ptune.json: mechanism is 'prefix', but adapter_config.json has the depth 'input'. One "
         "of the two files belongs to another adapter."
@@ -473,8 +470,7 @@ def damage_by_another_mechanism(folder):
 
 def calibrate(folder):
     """Make `ptune.json` say that the classifier is calibrated."""
-    file = folder / "ptune.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "quality": {}}))
+    edit_json(folder / "ptune.json", quality={})
 
 
 def damage_by_missing_calibration(folder):
@@ -581,9 +577,7 @@ def test_a_large_adapter_takes_less_than_twice_its_tensors(saved, kind, form, dt
     _, folder = saved
     prompt = torch.ones(1000, 32_000, dtype=dtype)  # 128 MB in float32
     change(folder, "prompt_embeddings", prompt)
-    file = folder / "adapter_config.json"
-    sizes = {"num_virtual_tokens": 1000, "token_dim": 32_000}
-    file.write_text(json.dumps({**json.loads(file.read_text()), **sizes}))
+    edit_json(folder / "adapter_config.json", num_virtual_tokens=1000, token_dim=32_000)
     if form == "pickle":
         as_pickle(folder)
     with at_most(2 * prompt.nbytes):
@@ -595,9 +589,7 @@ def test_a_large_adapter_takes_less_than_twice_its_tensors(saved, kind, form, dt
 def test_a_small_file_cannot_ask_for_a_large_prompt_encoder(saved, kind):
     """The encoder's width, 16,384, would take a gigabyte."""
     _, folder = saved
-    file = folder / "adapter_config.json"
-    content = {**json.loads(file.read_text()), "encoder_hidden_size": 16_384}
-    file.write_text(json.dumps(content))
+    edit_json(folder / "adapter_config.json", encoder_hidden_size=16_384)
     backbone = build(kind)
     with (
         refused(

@@ -17,7 +17,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import build, call, refused
+from conftest import build, call, edit_json, refused
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants, hf_api
 from safetensors.torch import load_file
@@ -395,16 +395,13 @@ HOSTILE = [
 def test_hostile_names_stay_text_in_the_card(server, run_folder, tmp_path):
     folder = tmp_path / "hostile"
     shutil.copytree(run_folder, folder)
-    own = json.loads((folder / "ptune.json").read_text())
-    own["labels"] = HOSTILE[: len(own["labels"])]
-    (folder / "ptune.json").write_text(json.dumps(own))
+    edit_json(folder / "ptune.json", labels=HOSTILE[:2])
     rows = [
         {"label": n, "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "examples": 4, "predicted": 2}
         for n in HOSTILE
     ]
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics |= {"task": HOSTILE[1] + HOSTILE[3] + HOSTILE[5], "label_scores": {"eval": rows}}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    task = HOSTILE[1] + HOSTILE[3] + HOSTILE[5]
+    edit_json(folder / "metrics.json", task=task, label_scores={"eval": rows})
     text = CardText("From *our* shop.", "Routing mail.", "Not for law.", "It's: --- 😀\n---", "en")
     push(folder, license="mit", card=text)
     card = ModelCard.load("alice/mail")
@@ -412,7 +409,7 @@ def test_hostile_names_stay_text_in_the_card(server, run_folder, tmp_path):
     data = card.data
     assert (data.license, data.language, data.library_name) == ("mit", "en", "ptune")
     assert data.to_dict()["widget"] == [{"text": text.example}]
-    assert {r.dataset_name for r in data.eval_results} == {metrics["task"]}
+    assert {r.dataset_name for r in data.eval_results} == {task}
     rest = re.sub(r"`[^`]*`|\[p-tuning\]\S+", "", card.text)
     assert not re.search(r"(?<!\\)(<script|\]\(http)", rest)
     lines = card.text.splitlines()
@@ -427,9 +424,7 @@ def test_hostile_names_stay_text_in_the_card(server, run_folder, tmp_path):
 def test_the_card_states_learning_rates_versions_and_limits(run_folder, tmp_path):
     folder = tmp_path / "stated"
     shutil.copytree(run_folder, folder)
-    settings = json.loads((folder / "settings.json").read_text())
-    settings |= {"learning_rate": 0.001, "prompt_learning_rate": 0.12}
-    (folder / "settings.json").write_text(json.dumps(settings))
+    edit_json(folder / "settings.json", learning_rate=0.001, prompt_learning_rate=0.12)
     text = str(model_card(folder, "alice/mail"))
     assert "| learning rate | `0.001` |" in text
     assert "| prompt learning rate | `0.12` |" in text
@@ -793,8 +788,7 @@ def test_a_download_that_keeps_failing_leaves_no_partial_file(
 
 def tampered(run_folder, folder, **fields):
     shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("checkpoints"))
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    edit_json(folder / "adapter_config.json", **fields)
     return folder
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import call
+from conftest import call, edit_json
 from safetensors.torch import load_file, save_file
 
 import ptune
@@ -651,8 +651,7 @@ def without_embeddings(folder):
 
 def with_config(name="adapter_config.json", **changed):
     def change(folder):
-        file = folder / name
-        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+        edit_json(folder / name, **changed)
 
     return change
 

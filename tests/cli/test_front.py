@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import typer
-from conftest import call, write_mail
+from conftest import call, edit_json, write_mail
 
 from ptune.cli.app import app
 from ptune.training import trainer
@@ -203,9 +203,8 @@ def test_runs_are_listed(printed, runs):
 def test_the_score_in_a_list_is_not_a_loss(printed, runs, tmp_path):
     """With several evaluation sets, the loss has the name of its set before it."""
     shutil.copytree(runs / "one", tmp_path / "mnli")
-    file = tmp_path / "mnli" / "metrics.json"
     scores = {"matched_loss": 0.5, "matched_accuracy": 0.75}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"eval": scores}))
+    edit_json(tmp_path / "mnli" / "metrics.json", eval=scores)
     (row,) = json.loads(printed("list", tmp_path, "--json").out)["runs"]
     assert row["score"] == "matched_accuracy 0.750"
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
-from conftest import SENTENCES
+from conftest import SENTENCES, edit_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -500,19 +500,15 @@ def no_json(place):
 
 
 def wrong_kind(place):
-    config = json.loads((place / "adapter_config.json").read_text())
-    config["prompt_init_scale"] = "large"
-    (place / "adapter_config.json").write_text(json.dumps(config))
+    edit_json(place / "adapter_config.json", prompt_init_scale="large")
 
 
 def wrong_labels(place):
-    info = json.loads((place / "ptune.json").read_text())
-    (place / "ptune.json").write_text(json.dumps({**info, "labels": ["only one"]}))
+    edit_json(place / "ptune.json", labels=["only one"])
 
 
 def wrong_bound(place):
-    info = json.loads((place / "ptune.json").read_text())
-    (place / "ptune.json").write_text(json.dumps({**info, "max_length": 2}))
+    edit_json(place / "ptune.json", max_length=2)
 
 
 def another_backbone(place):
@@ -572,8 +568,7 @@ def test_damaged_adapters_in_a_folder_are_skipped_with_the_reason(folder, own, t
     (tmp_path / "bank" / "readme.txt").write_text("no adapter")
     shutil.copytree(folder / "mean", tmp_path / "bank" / "elsewhere")
     file = tmp_path / "bank" / "elsewhere" / "adapter_config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "base_model_name_or_path": "roberta-base"}))
+    edit_json(file, base_model_name_or_path="roberta-base")
     bank = PromptBank.from_folder(tmp_path / "bank", dtype="float32")
     assert set(bank) == set(TASKS)
     assert set(bank.refused) == {"elsewhere", *(d.__name__ for d in DAMAGES)}

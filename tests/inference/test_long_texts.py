@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import build, client_of, refused
+from conftest import build, client_of, edit_json, refused
 from datasets import Dataset
 from subjects import SENTENCES, Subject, answers
 from transformers import AutoTokenizer, TrainingArguments
@@ -199,8 +199,7 @@ def test_an_export_reads_long_texts_as_the_classifier_does(folder_of, tmp_path):
         if long_texts == "passages":
             graph = graph_of(source, cache_dir=tmp_path)
         # The others: as if they had been exported now, which takes long.
-        info = json.loads((graph / "ptune_export.json").read_text()) | {"long_texts": long_texts}
-        (graph / "ptune_export.json").write_text(json.dumps(info))
+        edit_json(graph / "ptune_export.json", long_texts=long_texts)
         expected = load(source).predict_proba(some)
         for engine in ("onnx", "openvino"):
             found = ptune.load_exported(graph, engine, dtype="float32").predict_proba(some)
