@@ -28,7 +28,7 @@ from speed import _peft, in_turn, peft_predictor, ratio
 import ptune
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
-from ptune.inference.classifier import TextClassifier
+from ptune.inference.text_classifier import TextClassifier
 
 PEFT = "PEFT, float32"
 Pairs = list[tuple[str, str]]

@@ -14,10 +14,7 @@ SOURCE = ROOT / "src" / "ptune"
 
 MOST_LINES, MOST_METHODS, MOST_MODULES = 60, 20, 9
 # Larger than the rules allow: the size, and the reason.
-LARGE_FUNCTIONS = {
-    "inference/classifier.py:load": (64, "a list of arguments, passed on once each"),
-    "inference/bank.py:PromptBank.from_folder": (61, "one story: find, choose, load, add"),
-}
+LARGE_FUNCTIONS: dict[str, tuple[int, str]] = {}
 LARGE_CLASSES = {
     "labels/labels.py:Labels": (27, "every question about labels, so that nobody else asks"),
     "model.py:PromptModel": (23, "the interface that users of Trainer and PEFT expect"),

@@ -126,7 +126,7 @@ def test_pairs_for_a_classifier_of_single_texts_and_the_reverse(estimator, label
 
 
 def test_an_endless_stream_is_answered_as_it_comes(classifier, texts, monkeypatch):
-    monkeypatch.setattr("ptune.inference.classifier.WINDOW", 16)
+    monkeypatch.setattr("ptune.inference.text_classifier.WINDOW", 16)
     taken = []
     endless = (taken.append(i) or texts[i % 8] for i in itertools.count())
     answers = list(itertools.islice(classifier.stream(endless), 20))
@@ -159,7 +159,7 @@ def test_a_wrong_text_is_named_with_its_position(classifier, wrong, message):
 
 
 def test_texts_and_pairs_are_not_mixed_however_many_there_are(classifier, texts, monkeypatch):
-    monkeypatch.setattr("ptune.inference.classifier.WINDOW", 4)
+    monkeypatch.setattr("ptune.inference.text_classifier.WINDOW", 4)
     with pytest.raises(PtuneError, match=r"a tuple of 2.* position 4 \(counting from 0\)"):
         classifier.predict([*texts[:4], (texts[4], texts[5])])
     pairs = [(text, text) for text in texts[:4]]

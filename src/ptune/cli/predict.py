@@ -40,9 +40,9 @@ from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
     from ptune.inference.bank import PromptBank
-    from ptune.inference.classifier import TextClassifier
     from ptune.inference.files import Source
     from ptune.inference.jobs import Recipe
+    from ptune.inference.text_classifier import TextClassifier
     from ptune.labels import Prediction
 
 Format = Annotated[

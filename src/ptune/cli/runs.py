@@ -30,7 +30,7 @@ from ptune.training.settings import TrainSettings
 if TYPE_CHECKING:
     import numpy as np
 
-    from ptune.inference.classifier import TextClassifier
+    from ptune.inference.text_classifier import TextClassifier
 
 # A difference that chance gives this often is no difference.
 CHANCE = 0.05

@@ -22,8 +22,9 @@ from ptune.adapters.schema import CONFIG_NAME
 from ptune.data.tables import read_table
 from ptune.errors import PtuneError
 from ptune.files import open_up, write_json
-from ptune.inference.classifier import PromptClassifier, TextClassifier
+from ptune.inference.classifier import PromptClassifier
 from ptune.inference.engines import EXPORT_INFO_NAME
+from ptune.inference.text_classifier import TextClassifier
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.texts import Text
 

@@ -21,9 +21,10 @@ from ptune.backbones.loading import default_device
 from ptune.errors import PtuneError, missing_package
 from ptune.export.onnx import require_exporter, write_onnx
 from ptune.files import is_export
-from ptune.inference.classifier import PromptClassifier, TextClassifier
+from ptune.inference.classifier import PromptClassifier
 from ptune.inference.classifier import load as load_adapter
 from ptune.inference.engines import EXPORT_INFO_NAME, RUNTIMES, Dtype, load_exported
+from ptune.inference.text_classifier import TextClassifier
 
 logger = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ from ptune.compat import commit_of
 from ptune.data.opening import near_path
 from ptune.errors import PtuneError, positions
 from ptune.files import METRICS_NAME, read_json
-from ptune.inference.classifier import WINDOW, Found, TextClassifier
 from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
+from ptune.inference.text_classifier import WINDOW, Found, TextClassifier
 from ptune.labels import Prediction
 from ptune.prompts.batch import takes_turns
 from ptune.prompts.heads import HeadPerText

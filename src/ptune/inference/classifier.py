@@ -1,20 +1,17 @@
-"""Texts in, labels and probabilities out."""
+"""`PromptClassifier`: train, load and save a classifier, with scikit-learn's interface."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
@@ -25,268 +22,12 @@ from ptune.backbones.loading import default_device, load_backbone, load_tokenize
 from ptune.data.dataset import TaskData, check_lengths, dataset_of
 from ptune.errors import PtuneError, near
 from ptune.files import is_export
-from ptune.labels import LabelColumn, Labels, Prediction, columns_of, edits, read
+from ptune.inference.text_classifier import Answer, Batch, Found, TextClassifier
+from ptune.labels import Labels, columns_of, edits, read
 from ptune.model import PromptModel
-from ptune.postprocessing import RAW, Postprocessing, check_confidence
-from ptune.texts import Encoded, Reading, Text
+from ptune.texts import Reading, Text
 from ptune.training.declaration import documented
 from ptune.training.settings import ClassifierSettings, TrainSettings
-
-if TYPE_CHECKING:
-    import transformers
-
-# Positions of a batch's texts in their window, and the texts' `input_ids` and so on.
-Batch = tuple[list[int], Encoded]
-# Positions of a batch's texts in their window, and their logits ``[batch, num_labels]``.
-Answer = tuple[list[int], np.ndarray]
-# Logits ``[n, num_labels]`` of texts, and whether each was cut, ``[n]``.
-Found = tuple[np.ndarray, np.ndarray]
-
-# Number of texts that are read ahead and sorted by length.
-WINDOW = 2048
-# From this number of texts on, a progress bar is shown.
-LONG_WORK = 500
-
-
-class TextClassifier:
-    """Texts in, labels and probabilities out, whatever runs the backbone.
-
-    Texts are strings; pairs are tuples or lists of two strings. Threads may share a classifier:
-    a call keeps everything it computes to itself.
-
-    Attributes:
-        labels_: The labels, in the order of the probabilities.
-        postprocessing_: Calibration and thresholds, if training had texts to fit them on.
-        feature_names_in_: The columns with the texts, if it was trained on a table. Tables with
-            more columns are accepted then.
-        tokenizer_: The backbone's tokenizer.
-        batch_size: A batch has at most 128 tokens times this number.
-    """
-
-    labels_: Labels
-    postprocessing_: Postprocessing = RAW
-    feature_names_in_: np.ndarray
-    tokenizer_: transformers.PreTrainedTokenizerBase
-    batch_size: int
-
-    def _reading(self) -> Reading:
-        """How texts are read."""
-        raise NotImplementedError
-
-    def _pairs(self) -> bool | None:
-        """Whether it was trained on pairs of texts; ``None``: unknown."""
-        return None
-
-    def _most_padding(self) -> int | None:
-        """Tokens of padding in a batch; ``None``: no limit."""
-        return texts.PADDING
-
-    def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
-        """Logits of each batch. The batches may come back in any order."""
-        raise NotImplementedError
-
-    @property
-    def labels(self) -> list[str]:
-        """Label names, in the order of the probabilities."""
-        return list(self.labels_.names)
-
-    @property
-    def classes_(self) -> np.ndarray:
-        """Label values, in the order of the probabilities."""
-        return self.labels_.classes
-
-    @property
-    def problem_type_(self) -> str:
-        """As in Transformers' configurations."""
-        return self.labels_.kind
-
-    # Prediction.
-
-    def logits(self, X: Text | Iterable[Text]) -> Iterator[np.ndarray]:
-        """Logits ``[num_labels]`` of each text, in the order of the texts.
-
-        If labels were merged or dropped, they are those of the head, which has more outputs.
-
-        Texts are read ahead one window at a time, so an endless iterator works and memory stays
-        flat. Within a window, a batch holds texts of similar length.
-        """
-        return itertools.chain.from_iterable(logits for logits, _ in self._windows(X))
-
-    def _windows(self, X: Text | Iterable[Text]) -> Iterator[Found]:
-        """The answers to each window of texts."""
-        rows = iter(self._rows(X))
-        started, pairs = 0, None
-        while window := list(itertools.islice(rows, WINDOW)):
-            columns = texts.as_columns(window, started, pairs)
-            if pairs is None and self._pairs() not in (None, len(columns) == 2):
-                trained = "pairs of texts" if self._pairs() else "single texts"
-                warnings.warn(
-                    f"The classifier was trained on {trained}, and these are "
-                    f"{'single texts' if self._pairs() else 'pairs'}. A pair is a tuple of two "
-                    "texts; a list of two strings is two texts.",
-                    stacklevel=4,
-                )
-            pairs = len(columns) == 2
-            yield self._window(columns)
-            started += len(window)
-
-    def _rows(self, X: Any) -> Iterable[Any]:
-        return texts.rows(X, list(getattr(self, "feature_names_in_", ())), self._pairs())
-
-    def _window(self, columns: list[list[str]]) -> Found:
-        rows = self._reading().rows(self.tokenizer_, columns)
-        lengths = [len(ids) for ids in rows.encoded["input_ids"]]
-        batches = texts.batches(lengths, self.batch_size, self._most_padding())
-        logits = np.empty((len(lengths), len(self.labels_.output_names)), dtype=np.float32)
-        for chosen, found in self._forward((c, texts.take(rows.encoded, c)) for c in batches):
-            logits[chosen] = found
-        cut = np.zeros(len(columns[0]), dtype=bool)
-        cut[rows.cut] = True
-        return texts.pooled(logits, rows.text_of, self.labels_.is_regression), cut
-
-    def _all(self, X: Text | Iterable[Text]) -> Found:
-        """The answers to all texts, with a progress bar if there are many."""
-        windows = self._with_bar(self._windows(X), X)  # checks that it is fitted
-        none = np.empty((0, len(self.labels_.output_names)), np.float32), np.empty(0, dtype=bool)
-        parts = zip(none, *windows, strict=True)
-        logits, cut = map(np.concatenate, parts)
-        return logits, cut
-
-    def _all_logits(self, X: Text | Iterable[Text]) -> np.ndarray:
-        return self._all(X)[0]
-
-    def stream(
-        self, X: Text | Iterable[Text], *, min_confidence: float | None = None
-    ) -> Iterator[Prediction]:
-        """A `Prediction` for each text, as texts arrive; for streams of any length.
-
-        Args:
-            X: Texts or pairs.
-            min_confidence: As for `predict`.
-        """
-        for logits, cut in self._windows(X):
-            yield from self.postprocessing_.predictions(self.labels_, logits, min_confidence, cut)
-
-    def __call__(
-        self, X: Text | Iterable[Text], *, min_confidence: float | None = None
-    ) -> Prediction | list[Prediction]:
-        """One `Prediction` for one text (or for one pair, as a tuple), a list for several."""
-        logits, cut = self._all(X)
-        predictions = self.postprocessing_.predictions(self.labels_, logits, min_confidence, cut)
-        return predictions[0] if texts.is_one(X) else predictions
-
-    def predict_proba(self, X: Text | Iterable[Text]) -> np.ndarray:
-        """Probabilities ``[n, num_labels]``, in the order of `classes_`.
-
-        They are calibrated if training had an evaluation set: of the texts with a probability of
-        about 0.8, about 80% have that label.
-        """
-        logits = self._all_logits(X)
-        return self.labels_.probabilities(self.postprocessing_.calibrated(logits))
-
-    def predict(
-        self, X: Text | Iterable[Text], *, min_confidence: float | None = None
-    ) -> np.ndarray:
-        """Labels ``[n]``; with several labels per text, zeros and ones ``[n, num_labels]``.
-
-        Args:
-            X: Texts or pairs.
-            min_confidence: The label is ``None`` where its probability is lower.
-
-        Raises:
-            PtuneError: A text is missing; or `min_confidence` is given, and texts have not exactly
-                one label.
-        """
-        logits = self._all_logits(X)
-        decoded = self.labels_.decode(self.postprocessing_.margins(logits))
-        if min_confidence is None:
-            return decoded
-        check_confidence(self.labels_, min_confidence)
-        p = self.labels_.probabilities(self.postprocessing_.calibrated(logits))
-        decoded = decoded.astype(object)
-        decoded[p.max(axis=1) < min_confidence] = None
-        return decoded
-
-    def predict_set(self, X: Text | Iterable[Text], coverage: float = 0.95) -> list[list[Any]]:
-        """For each text the labels that are plausible, the most probable one first.
-
-        The true label is among them with the probability `coverage`, for texts like those of the
-        evaluation set. A set is empty if no label is plausible.
-
-        Args:
-            X: Texts or pairs.
-            coverage: Between 0 and 1.
-
-        Raises:
-            PtuneError: Training had no evaluation set, or texts have not exactly one label.
-        """
-        logits, values = self._all_logits(X), self.labels_.values
-        chosen = self.postprocessing_.label_sets(self.labels_, logits, coverage)
-        order = np.argsort(-self.labels_.merged(logits), axis=1, kind="stable")
-        return [
-            [values[i] for i in ranked if inside[i]]
-            for ranked, inside in zip(order, chosen, strict=True)
-        ]
-
-    def score(self, X: Iterable[Text], y: Any, sample_weight: Any = None) -> float:
-        """Accuracy; for a regression R², as scikit-learn defines them.
-
-        With several labels per text, all of a text's labels must be right.
-        """
-        logits = self._all_logits(X)
-        margins = self.postprocessing_.margins(logits)
-        return self.labels_.score(self._column(y, logits), margins, sample_weight)
-
-    def evaluate(
-        self, X: Iterable[Text], y: Any, metrics: Sequence[str] | None = None
-    ) -> dict[str, float]:
-        """Scores of the classifier.
-
-        Labels that training never saw count as errors, and a warning lists them. Unknown cells of
-        an indicator matrix (NaN) do not count.
-
-        Args:
-            X: Texts or pairs.
-            y: Their labels, in any form that `fit` accepts.
-            metrics: Names of metrics; ``None``: accuracy and F1, or Pearson's and Spearman's
-                correlation.
-
-        Raises:
-            PtuneError: A text or a label is missing, or their numbers differ.
-        """
-        logits = self._all_logits(X)
-        targets, unseen = self.labels_.targets(self._column(y, logits))
-        if unseen:
-            listed = ", ".join(f"{name!r} ({n})" for name, n in unseen.most_common(5))
-            warnings.warn(
-                f"{unseen.total()} of {len(targets)} labels were not in the training data: "
-                f"{listed}{', …' if len(unseen) > 5 else ''}. They count as errors.",
-                stacklevel=2,
-            )
-        names = self.labels_.metrics if metrics is None else metrics
-        decided = self.labels_.decide(self.postprocessing_.margins(logits))
-        return self.labels_.scores(names, targets, decided)
-
-    def _column(self, y: Any, logits: np.ndarray) -> LabelColumn:
-        column = read(y)
-        if len(column) != len(logits):
-            raise PtuneError(f"There are {len(logits)} texts and {len(column)} labels.")
-        return column
-
-    def _with_bar(self, windows: Iterator[Found], X: Any) -> Iterable[Found]:
-        counted = hasattr(X, "__len__") and not texts.is_one(X) and getattr(X, "ndim", 1) != 0
-        total = len(X) if counted else 0
-        if total < LONG_WORK:
-            return windows
-        console = Console(stderr=True)
-        return track(
-            windows,
-            description="classifying",
-            total=-(-total // WINDOW),
-            transient=True,
-            console=console,
-            disable=not console.is_terminal,
-        )
 
 
 @documented

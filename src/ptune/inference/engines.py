@@ -14,7 +14,8 @@ from ptune.backbones.loading import fast_dtype, load_tokenizer
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import MODEL_NAME, read_json
-from ptune.inference.classifier import Answer, Batch, TextClassifier, load
+from ptune.inference.classifier import load
+from ptune.inference.text_classifier import Answer, Batch, TextClassifier
 from ptune.labels import Labels
 from ptune.postprocessing import Postprocessing
 from ptune.texts import Reading, Template

@@ -25,7 +25,7 @@ from ptune.data.sheets import SHEETS
 from ptune.data.tables import Batch, Columns
 from ptune.errors import PtuneError
 from ptune.inference.bank import PromptBank
-from ptune.inference.classifier import WINDOW, TextClassifier
+from ptune.inference.text_classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
 from ptune.texts import Text, as_columns, as_rows, check
 

@@ -29,9 +29,9 @@ from ptune.data.sheets import SHEETS
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import MODEL_NAME, read_json, staged, write_json
-from ptune.inference.classifier import TextClassifier
 from ptune.inference.engines import EXPORT_INFO_NAME, open_classifier
 from ptune.inference.files import Source, format_of, write, writer
+from ptune.inference.text_classifier import TextClassifier
 
 RECORDS = ".ptune"
 # A driver and its workers exchange only file names.

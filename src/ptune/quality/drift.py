@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ptune import texts
-from ptune.inference.classifier import TextClassifier
+from ptune.inference.text_classifier import TextClassifier
 from ptune.quality.features import Show, features
 
 Array = NDArray[Any]

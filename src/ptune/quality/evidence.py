@@ -16,7 +16,7 @@ from ptune.data.dataset import LABEL, TaskData, labelled_texts, text_columns
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import Columns, find_columns, read_table
 from ptune.errors import PtuneError, near
-from ptune.inference.classifier import TextClassifier
+from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import NO_LABEL, Labels
 from ptune.postprocessing import Goal, Postprocessing
 from ptune.training import calibration

@@ -17,7 +17,7 @@ from rich.text import Text as RichText
 
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError, near
-from ptune.inference.classifier import TextClassifier
+from ptune.inference.text_classifier import TextClassifier
 from ptune.quality.evidence import in_words, training_texts
 from ptune.quality.features import features, nearest
 from ptune.texts import Text
@@ -183,9 +183,9 @@ def with_nearest(found: Explanation, data: TaskData, model: str) -> Explanation:
         model: The backbone, by whose features texts are compared.
 
     Raises:
-        PtuneError: The data has no training texts, or other columns of texts.
+        PtuneError: The data has other columns of texts.
     """
-    columns, targets = training_texts(data) or ([], [])
+    columns, targets = training_texts(data)
     if len(columns) != len(found.texts):
         raise PtuneError(
             f"{data.name} has {len(columns)} column(s) of texts, and {len(found.texts)} text(s) "

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged, write_json
-from ptune.inference.classifier import TextClassifier
+from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import compute, per_label
 from ptune.quality import bootstrap
 from ptune.quality.evidence import SHOWN, Evidence, of_run
