@@ -60,7 +60,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_reported(bert_folder, tab
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     fill = AtStep(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1])))
-    # The prompt fits, and the optimizer's numbers for it do not.
+    # The prompt fits, and neither the tokenizer nor the optimizer's numbers do.
     short = settings(bert_folder, table, epochs=1, num_virtual_tokens=20, head="linear")
     try:
         with refused(

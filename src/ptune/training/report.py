@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from ptune import labels as metrics
 from ptune.data.dataset import LABEL
@@ -159,9 +159,7 @@ class TrainingProgress(TrainerCallback):
         self._loss: float | None = None
         self._first: tuple[int, float] | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Print what was chosen, and show the bar."""
         groups = kwargs["optimizer"].param_groups  # the prompt's come first
         rates = " and ".join(f"{groups[i]['initial_lr']:g}" for i in (0, -1))
@@ -178,7 +176,7 @@ class TrainingProgress(TrainerCallback):
             "training", total=state.max_steps, completed=state.global_step
         )
 
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance the bar. After a few steps, print how long the rest will take."""
         self.bar.update(self.task, completed=state.global_step)
         now = time.monotonic()
@@ -191,13 +189,11 @@ class TrainingProgress(TrainerCallback):
             )
             self.console.print(say, highlight=False)
 
-    def on_log(
-        self, args: TrainingArguments, state: Any, control: Any, logs: dict, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the training loss for the next line."""
-        self._loss = logs.get("loss", self._loss)
+        self._loss = kwargs["logs"].get("loss", self._loss)
 
-    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Print the scores."""
         shown = {
             k.removeprefix("eval_"): v
@@ -208,9 +204,7 @@ class TrainingProgress(TrainerCallback):
         scores = "".join(f"  {k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
         self.console.print(f"epoch {state.epoch:4.1f}/{_epochs(args, state)}{loss}{scores}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the bar."""
         self.bar.stop()
 

@@ -32,7 +32,7 @@ from transformers import (
 
 from ptune import compat
 from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, WEIGHT, TaskData, quiet
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, first_line
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import IN_WINDOWS, Reading, pooled
@@ -108,9 +108,7 @@ def training_arguments(
 class NotFinite(TrainerCallback):
     """Stops at the first step with a NaN or infinite gradient, before it reaches the weights."""
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the gradients of all trained parameters."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         if gradients and not torch.stack([g.isfinite().all() for g in gradients]).all():
@@ -159,7 +157,7 @@ class StopAndSave(TrainerCallback):
         self.asked = True
         logger.warning("Stopping after a last checkpoint. Press Ctrl-C again to stop at once.")
 
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have `Trainer` save a checkpoint and stop, if asked to."""
         if args.world_size > 1:
             asked = torch.tensor(float(self.asked), device=args.device)
@@ -289,11 +287,10 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
         """
         try:
             yield
-        except (OSError, RuntimeError) as error:
-            # torch reports what its writer of zip files could not write as a RuntimeError.
-            if not isinstance(error, OSError) and "inline_container" not in str(error):
-                raise
-            reason = getattr(error, "strerror", None) or "is the disk full?"
+        except PtuneError:
+            raise
+        except Exception as error:  # Each library raises its own if a file cannot be written.
+            reason = getattr(error, "strerror", None) or f"{first_line(error)}; is the disk full?"
             raise PtuneError(
                 f"A checkpoint in {Path(self.args.output_dir).parent} could not be written "
                 f"({reason}). Make room and continue with --resume, or name another folder."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, missing_package
@@ -396,7 +396,7 @@ class _Watch(TrainerCallback):
         self.metric, self.trial = metric, trial
         self.score, self.step = math.nan, 0
 
-    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare with the other trials at the same share of their steps."""
         score = kwargs["metrics"][f"eval_{self.metric}"]
         self.score, self.step = 0.0 if math.isnan(score) else float(score), state.global_step
