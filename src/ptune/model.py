@@ -579,7 +579,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         if labels is not None:
             kwargs["labels"] = labels
         given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        output = self.host.run([prompt], head=head, **given._asdict(), **kwargs)
+        output = self.host.run([prompt], given, head=head, **kwargs)
         if labels is not None and num_items_in_batch is not None:
             # Transformers' classifiers return the mean loss over the batch.
             output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)

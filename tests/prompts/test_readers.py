@@ -83,7 +83,7 @@ def test_in_a_decoder_a_reader_equals_tokens_after_the_text(name):
         inputs = padded(tokenizer, [text])
         found = model(**inputs).logits
         ids = torch.cat([inputs["input_ids"], words[None]], dim=1)
-        plain = model.host.run([model.host.no_prompt], head=model.state.head, input_ids=ids)
+        plain = model.host.run([model.host.no_prompt], Given(ids), head=model.state.head)
         torch.testing.assert_close(found, plain.logits, atol=2e-5, rtol=1e-4)
 
 
@@ -310,10 +310,10 @@ def test_many_readers_share_what_was_read_of_a_text(name):
         config = PromptEncoderConfig(depth="reader", num_virtual_tokens=k, reader_rank=rank)
         embeddings = torch.randn(config.rows, mechanism.width)
         prompts.append(Prompt.of(config.resolved(), mechanism, embeddings))
-        expected.append(host.run([prompts[-1]], head=model.state.head, **inputs).logits)
+        expected.append(host.run([prompts[-1]], Given(**inputs), head=model.state.head).logits)
     which = [*range(3)] * len(TEXTS)
     texts = host.read_texts(Given(**inputs))
-    found = host.run(prompts, which, head=model.state.head, texts=texts).logits
+    found = host.run(prompts, texts, which, head=model.state.head).logits
     expected = torch.stack(expected, dim=1).flatten(0, 1)  # [texts * 3, labels]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 

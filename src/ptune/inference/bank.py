@@ -480,10 +480,9 @@ class PromptBank:
         tasks = [window[i][0] for i in request_of]
         answers = [np.empty(0, dtype=np.float32)] * len(tasks)
 
-        def answer(chosen: list[int], **inputs: Any) -> None:
-            for i, row in zip(
-                chosen, self._forward([tasks[i] for i in chosen], **inputs), strict=True
-            ):
+        def answer(chosen: list[int], texts: Given | TextStates) -> None:
+            found = self._forward([tasks[i] for i in chosen], texts)
+            for i, row in zip(chosen, found, strict=True):
                 answers[i] = row[: len(tasks[i].info.labels_.output_names)]
 
         with_text = [i for i, task in enumerate(tasks) if task.info.depth != "reader"]
@@ -494,11 +493,11 @@ class PromptBank:
             padding = most_padding(self.backbone.device, one_row=one_row)
             for some in batches(lengths, batch_size, padding):
                 chosen = [own[j] for j in some]
-                answer(chosen, texts=[encoded[i] for i in chosen])
+                answer(chosen, self._padded([encoded[i] for i in chosen]))
         after_text = [i for i, task in enumerate(tasks) if task.info.depth == "reader"]
         longest = max((tasks[i].info.num_virtual_tokens for i in after_text), default=0)
         for states, chosen in self._read_once(after_text, encoded, longest, batch_size):
-            answer(chosen, states=states)
+            answer(chosen, states)
         means = [task.info.labels_.is_regression for task, _ in window]
         return pooled(answers, request_of, means), cut
 
@@ -527,7 +526,7 @@ class PromptBank:
             lengths = [len(encoded[some[0]]["input_ids"]) for some in groups]
             for chosen in batches(lengths, batch_size, most_padding(self.backbone.device)):
                 texts = [encoded[groups[i][0]] for i in chosen]
-                states = self._host.read_texts(Given(**self._padded(texts)))
+                states = self._host.read_texts(self._padded(texts))
                 step = max(1, TOKENS_PER_TEXT * batch_size // len(chosen) // k)
                 for start in range(0, count, step):
                     yield states, [i for j in chosen for i in groups[j][start : start + step]]
@@ -575,36 +574,30 @@ class PromptBank:
             [text in was_cut for text in asked],
         )
 
-    def _padded(self, texts: list[dict[str, list[int]]]) -> Any:
+    def _padded(self, texts: list[dict[str, list[int]]]) -> Given:
         """A batch of texts on the backbone's device."""
         with lock_of(self.tokenizer):
             batch = self.tokenizer.pad(
                 {key: [text[key] for text in texts] for key in texts[0]}, return_tensors="pt"
             )
-        return batch.to(self.backbone.device)
+        return Given(**batch.to(self.backbone.device))
 
     @torch.inference_mode()
-    def _forward(
-        self,
-        tasks: list[Task],
-        texts: list[dict[str, list[int]]] | None = None,
-        states: TextStates | None = None,
-    ) -> np.ndarray:
+    def _forward(self, tasks: list[Task], texts: Given | TextStates) -> np.ndarray:
         """Logits ``[batch, most labels]`` of a batch, in one forward pass of the backbone."""
         weights = self._tasks.take(dict.fromkeys(tasks))
         number = {task: i for i, task in enumerate(weights)}
         which = [number[task] for task in tasks]
-        one = len(weights) == 1 and (states is None or len(states.mask) == len(tasks))
-        inputs = self._padded(texts) if texts else {"texts": states}
+        one = len(weights) == 1 and (isinstance(texts, Given) or len(texts.mask) == len(tasks))
         host = self._host_for(at_mask=tasks[0].at_mask)
         output = host.run(
             [w.prompt for w in weights.values()],
+            texts,
             None if one else which,
             heads=[
                 weights[task].head
                 for task in (weights if takes_turns(which, len(weights)) else tasks)
             ],
-            **inputs,
         )
         return output.logits.float().cpu().numpy()
 

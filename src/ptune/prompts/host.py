@@ -290,8 +290,8 @@ class Host:
         ids, mask = two_texts(self.backbone)
         prompt = Prompt(readers, self.tokens.weight.new_full((2, readers.width), 0.1))
         return self._agree(
-            lambda: self.run([prompt], input_ids=ids, attention_mask=mask).logits[1:],
-            lambda: self.run([prompt], input_ids=ids[1:, :3]).logits,
+            lambda: self.run([prompt], Given(ids, mask)).logits[1:],
+            lambda: self.run([prompt], Given(ids[1:, :3])).logits,
         )
 
     @torch.no_grad()
@@ -352,30 +352,31 @@ class Host:
     def run(
         self,
         prompts: Sequence[Prompt],
+        texts: Given | TextStates,
         which: Sequence[int] | None = None,
         *,
         head: Head | None = None,
         heads: Sequence[Mapping[str, Tensor]] = (),
-        texts: TextStates | None = None,
         one_row: bool | None = None,
         **inputs: Any,
     ) -> Any:
         """Run the backbone on a batch in one forward pass, each text with its own prompt.
 
-        Readers attend to `texts`, or to what `read_texts` returns for the batch. The backbone then
-        runs on the readers alone.
+        Readers attend to what `read_texts` returns for the texts. The backbone then runs on the
+        readers alone.
 
         Args:
             prompts: Prompts with mechanisms of this host.
+            texts: The batch; or, for readers, texts that were read before. With N prompts for each
+                of those, `which` has the N prompts of the first text, then those of the second,
+                and so on.
             which: The index of each text's prompt. ``None``: all texts share the only prompt.
             head: Use this head instead of the installed one.
             heads: One head per text, one for all, or n that take turns
                 (`ptune.prompts.heads.HeadPerText`).
-            texts: For readers: texts that were read before. With N prompts for each of them,
-                `which` has the N prompts of the first text, then those of the second, and so on.
             one_row: Leave padding out (`takes_one_row`); ``None``: if it can, and there is no
                 gradient.
-            **inputs: The fields of `Given`, and what else the backbone gets.
+            **inputs: What else the backbone gets.
 
         Raises:
             PtuneError: As for `PromptModel.forward`.
@@ -386,14 +387,15 @@ class Host:
                 f"This {self.architecture.name} was given back (unload) and has no prompts any "
                 "more. Build a PromptModel on it again."
             )
-        given = Given(*(inputs.pop(name, None) for name in Given._fields))
         with self.passes.running(current), self.heads.using(head):
             if isinstance(readers := prompts[0].mechanism, Readers):
-                texts = texts or self.read_texts(given)
-                batch = self._batch(prompts, which, current, texts.mask.device)
-                inputs |= batch.arrange_readers(readers, texts)
+                states = self.read_texts(texts) if isinstance(texts, Given) else texts
+                batch = self._batch(prompts, which, current, states.mask.device)
+                inputs |= batch.arrange_readers(readers, states)
+                one_row = False
             else:
-                batch, arranged = self._arranged(prompts, which, current, given)
+                assert isinstance(texts, Given), "only readers take texts that were read before"
+                batch, arranged = self._arranged(prompts, which, current, texts)
                 inputs |= arranged
             if self.architecture.takes_use_cache:
                 inputs.setdefault("use_cache", False)  # nothing is generated
@@ -401,7 +403,7 @@ class Host:
                 batch.compute_only_what_is_read()
                 if one_row is None:
                     one_row = not torch.is_grad_enabled() and self.takes_one_row
-                if one_row and texts is None:
+                if one_row:
                     batch.as_one_row(inputs, self.tokens.weight.dtype)
             return self.backbone(**inputs)
 
@@ -422,8 +424,7 @@ class Host:
         self._use_attentions()
 
         def logits(one_row: bool) -> Tensor:
-            prompt = [self.no_prompt]
-            return self.run(prompt, input_ids=ids, attention_mask=mask, one_row=one_row).logits
+            return self.run([self.no_prompt], Given(ids, mask), one_row=one_row).logits
 
         return self._agree(partial(logits, True), partial(logits, False))
 

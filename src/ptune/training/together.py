@@ -381,7 +381,7 @@ class Stack:
         }
         given = Given(**{column: t.to(self.model.device) for column, t in batch.items()})
         texts = host.read_texts(given)
-        output = host.run(prompts, list(range(n)) * longest, heads=heads, texts=texts)
+        output = host.run(prompts, texts, list(range(n)) * longest, heads=heads)
         found = output.logits.float().unflatten(0, (longest, n))  # [longest, n, most labels]
         return [
             found[: len(some), i, : len(member.dataset.labels)]
