@@ -22,6 +22,7 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from subjects import SENTENCES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -80,6 +81,38 @@ def write_mail(file, texts, copies):
 def edit_json(file, **fields):
     """Change fields of a JSON file."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def edit_tensors(folder, changed):
+    """Change tensors of an adapter; `None` removes one."""
+    file = folder / "adapter_model.safetensors"
+    tensors = {**load_file(file), **changed}
+    save_file({name: t.contiguous() for name, t in tensors.items() if t is not None}, file)
+
+
+def cut_short(folder):
+    """Remove the end of an adapter's weights."""
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+each_problem_type = pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels"),
+    [
+        ("single_label_classification", 3, torch.tensor([0, 2])),
+        ("multi_label_classification", 3, torch.tensor([[0.0, 1, 1], [1, 0, 0]])),
+        ("regression", 1, torch.tensor([0.5, 3.0])),
+    ],
+)
+
+
+def same_backbone(one, other):
+    """Whether two backbones have the same configuration and parameters, which train alike."""
+    parameters = zip(one.named_parameters(), other.named_parameters(), strict=True)
+    return one.config.to_dict() == other.config.to_dict() and all(
+        a == b and torch.equal(p, q) and p.requires_grad == q.requires_grad
+        for (a, p), (b, q) in parameters
+    )
 
 
 def train_tokenizer(bos=None, eos=None, unk="[UNK]", pad="[PAD]"):

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import build
+from conftest import build, each_problem_type, same_backbone
 
 from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
@@ -185,14 +185,7 @@ def test_the_backbone_uses_dropout_only_with_backbone_dropout(kind):
         assert same is not asked
 
 
-@pytest.mark.parametrize(
-    ("problem_type", "num_labels", "labels"),
-    [
-        ("single_label_classification", 3, torch.tensor([0, 2])),
-        ("multi_label_classification", 3, torch.tensor([[0.0, 1, 1], [1, 0, 0]])),
-        ("regression", 1, torch.tensor([0.5, 3.0])),
-    ],
-)
+@each_problem_type
 def test_the_loss_of_each_problem_type(kind, problem_type, num_labels, labels):
     model = prompt(build(kind, num_labels=num_labels, problem_type=problem_type))
     output = model(torch.stack(ids(5, 5)), labels=labels)
@@ -216,10 +209,7 @@ def test_unload_restores_the_backbone(backbone):
     after = model.unload()
     assert after is backbone
     assert after.training
-    for (name, p), (_, q) in zip(after.named_parameters(), before.named_parameters(), strict=True):
-        assert torch.equal(p, q), name
-        assert p.requires_grad == q.requires_grad, name
-    assert after.config.to_dict() == before.config.to_dict()
+    assert same_backbone(after, before)
     assert torch.equal(after.eval()(rows[:1]).logits, before.eval()(rows[:1]).logits)
 
 

@@ -111,20 +111,18 @@ def test_every_public_name_is_declared_for_type_checkers():
     assert declared | {"__version__"} == set(NAMES)
 
 
-def test_importing_ptune_imports_none_of_the_large_packages():
-    code = (
-        "import sys, ptune; print(*{'torch', 'transformers', 'numpy', 'sklearn', 'datasets'} "
-        "& sys.modules.keys())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
-def test_classifying_imports_nothing_that_only_training_needs():
-    code = (
-        "import sys, ptune; ptune.load; import ptune.inference.jobs; "
-        "print(*{'datasets', 'peft', 'matplotlib', 'onnx', 'ray'} & sys.modules.keys())"
-    )
+@pytest.mark.parametrize(
+    ("work", "packages"),
+    [
+        ("import ptune", ["torch", "transformers", "numpy", "sklearn", "datasets"]),
+        (
+            "ptune.load; import ptune.inference.jobs",
+            ["datasets", "peft", "matplotlib", "onnx", "ray"],
+        ),
+    ],
+)
+def test_nothing_is_imported_that_is_not_needed(work, packages):
+    code = f"import sys, ptune; {work}; print(*set({packages}) & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -15,7 +15,15 @@ import peft
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, build, edit_json, randomised, refused
+from conftest import (
+    SENTENCES,
+    build,
+    cut_short,
+    edit_json,
+    edit_tensors,
+    randomised,
+    refused,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
@@ -242,29 +250,20 @@ def test_the_width_tells_the_mechanism_where_the_backbone_has_both(tmp_path):
 
 
 def damage_by_cutting(folder):
-    file = folder / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
+    cut_short(folder)
     return "…/adapter_model.safetensors is damaged or cut short (…). Save or download it again."
 
 
 def damage_by_another_shape(folder):
-    file = folder / "adapter_model.safetensors"
-    tensors = load_file(file)
-    tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:3].contiguous()
-    save_file(tensors, file)
+    edit_tensors(folder, {"prompt_embeddings": torch.zeros(3, 32)})
     return (
         "…/adapter_model.safetensors: 'prompt_embeddings' has the shape [3, 32]; expected [5, 32] "
         "from adapter_config.json. One of the two files is damaged or belongs to another adapter."
     )
 
 
-def change(folder, name, tensor):
-    file = folder / "adapter_model.safetensors"
-    save_file({**load_file(file), name: tensor}, file)
-
-
 def damage_by_nan(folder):
-    change(folder, "prompt_embeddings", torch.full([5, 32], torch.nan))
+    edit_tensors(folder, {"prompt_embeddings": torch.full([5, 32], torch.nan)})
     return (
         "…/adapter_model.safetensors: 'prompt_embeddings' holds nan; expected finite numbers up to "
         "1,000,000. The file is damaged, or the training failed: download it or train again."
@@ -272,17 +271,17 @@ def damage_by_nan(folder):
 
 
 def damage_by_infinity(folder):
-    change(folder, "base_model.classifier.bias", torch.tensor([0.0, -torch.inf]))
+    edit_tensors(folder, {"base_model.classifier.bias": torch.tensor([0.0, -torch.inf])})
     return "…: 'base_model.classifier.bias' holds -inf; expected finite numbers up to 1,000,000. …"
 
 
 def damage_by_a_huge_number(folder):
-    change(folder, "base_model.classifier.bias", torch.tensor([0.0, 1e30]))
+    edit_tensors(folder, {"base_model.classifier.bias": torch.tensor([0.0, 1e30])})
     return "…: 'base_model.classifier.bias' holds 1e+30; expected finite numbers up to 1,000,000. …"
 
 
 def damage_by_a_tensor_of_the_backbone(folder):
-    change(folder, "bert.embeddings.word_embeddings.weight", torch.zeros(400, 32))
+    edit_tensors(folder, {"bert.embeddings.word_embeddings.weight": torch.zeros(400, 32)})
     return (
         "…: 'bert.embeddings.word_embeddings.weight' is not a tensor of an adapter; expected "
         "'prompt_embeddings' and names that begin with 'base_model.'."
@@ -290,7 +289,8 @@ def damage_by_a_tensor_of_the_backbone(folder):
 
 
 def damage_by_a_prefixed_tensor_of_the_backbone(folder):
-    change(folder, "base_model.bert.embeddings.word_embeddings.weight", torch.zeros(400, 32))
+    name = "base_model.bert.embeddings.word_embeddings.weight"
+    edit_tensors(folder, {name: torch.zeros(400, 32)})
     return (
         "The adapter … has the head parameters bert.embeddings.word_embeddings.weight, which are "
         "not in the head of BertForSequenceClassification: it belongs to another backbone."
@@ -298,7 +298,7 @@ def damage_by_a_prefixed_tensor_of_the_backbone(folder):
 
 
 def damage_by_a_scalar(folder):
-    change(folder, "base_model.classifier.bias", torch.tensor(1.0))
+    edit_tensors(folder, {"base_model.classifier.bias": torch.tensor(1.0)})
     return (
         "…: 'base_model.classifier.bias' has the shape []; expected at least one value in each of "
         "one or more dimensions."
@@ -306,7 +306,7 @@ def damage_by_a_scalar(folder):
 
 
 def damage_by_integers(folder):
-    change(folder, "base_model.classifier.bias", torch.tensor([1, 2]))
+    edit_tensors(folder, {"base_model.classifier.bias": torch.tensor([1, 2])})
     return "…: 'base_model.classifier.bias' has the type I64; expected one of F64, F32, F16, BF16."
 
 
@@ -329,7 +329,7 @@ def damage_by_many_labels(folder):
 
 
 def damage_by_many_rows(folder):
-    change(folder, "base_model.classifier.bias", torch.zeros(20_000_000))  # 80 MB
+    edit_tensors(folder, {"base_model.classifier.bias": torch.zeros(20_000_000)})  # 80 MB
     return (
         "…: 'base_model.classifier.bias' has 20,000,000 labels; expected at most 50,000. If you "
         "trust it, set PTUNE_MAX_LABELS=20000000 in the environment."
@@ -396,10 +396,7 @@ def as_pickle(folder, compression=zipfile.ZIP_STORED, zeros=0, **more):
 
 
 def damage_by_dropping_the_prompt(folder):
-    file = folder / "adapter_model.safetensors"
-    tensors = load_file(file)
-    del tensors["prompt_embeddings"]
-    save_file(tensors, file)
+    edit_tensors(folder, {"prompt_embeddings": None})
     return "….safetensors has no 'prompt_embeddings', so it is not a p-tuning adapter."
 
 
@@ -576,7 +573,7 @@ def at_most(limit):
 def test_a_large_adapter_takes_less_than_twice_its_tensors(saved, kind, form, dtype):
     _, folder = saved
     prompt = torch.ones(1000, 32_000, dtype=dtype)  # 128 MB in float32
-    change(folder, "prompt_embeddings", prompt)
+    edit_tensors(folder, {"prompt_embeddings": prompt})
     edit_json(folder / "adapter_config.json", num_virtual_tokens=1000, token_dim=32_000)
     if form == "pickle":
         as_pickle(folder)
@@ -744,11 +741,9 @@ def test_a_head_that_does_not_fit_a_model_is_refused(saved, kind):
 
 def test_a_missing_part_of_the_head_is_warned_about(saved, kind):
     _, folder = saved
-    file = folder / "adapter_model.safetensors"
-    tensors = load_file(file)
+    tensors = load_file(folder / "adapter_model.safetensors")
     dropped = next(name for name in tensors if name.startswith("base_model."))
-    del tensors[dropped]
-    save_file(tensors, file)
+    edit_tensors(folder, {dropped: None})
     with pytest.warns(UserWarning, match="does not contain " + dropped.removeprefix("base_model.")):
         PromptModel.from_pretrained(build(kind), folder)
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import call, edit_json
-from safetensors.torch import load_file, save_file
+from conftest import call, cut_short, edit_json, edit_tensors
 
 import ptune
 from ptune.training.declaration import settings_of
@@ -630,23 +629,8 @@ def test_missing_and_unknown_words_give_exit_code_2(run_ptune, words):
 # Refused adapters.
 
 
-def cut_short(folder):
-    file = folder / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def other_length(folder):
-    file = folder / "adapter_model.safetensors"
-    tensors = load_file(file)
-    tensors["prompt_embeddings"] = tensors["prompt_embeddings"][:3].clone()
-    save_file(tensors, file)
-
-
-def without_embeddings(folder):
-    file = folder / "adapter_model.safetensors"
-    tensors = load_file(file)
-    del tensors["prompt_embeddings"]
-    save_file(tensors, file)
+def with_prompt(embeddings):
+    return lambda folder: edit_tensors(folder, {"prompt_embeddings": embeddings})
 
 
 def with_config(name="adapter_config.json", **changed):
@@ -658,8 +642,11 @@ def with_config(name="adapter_config.json", **changed):
 
 DAMAGE = {
     "cut short": (cut_short, ["adapter_model.safetensors", "damaged or cut short"]),
-    "of another length": (other_length, ["prompt_embeddings", "[3, 128]", "expected [4"]),
-    "without a prompt": (without_embeddings, ["'prompt_embeddings'", "not a p-tuning adapter"]),
+    "of another length": (
+        with_prompt(torch.zeros(3, 128)),
+        ["prompt_embeddings", "[3, 128]", "expected [4"],
+    ),
+    "without a prompt": (with_prompt(None), ["'prompt_embeddings'", "not a p-tuning adapter"]),
     "without weights": (
         lambda f: (f / "adapter_model.safetensors").unlink(),
         ["no adapter_model.safetensors", "incomplete"],
@@ -701,11 +688,7 @@ def test_an_unknown_field_of_an_adapter_is_warned_about(run_ptune, damaged):
 
 
 def test_an_adapter_with_a_head_of_another_size_is_refused(refused, damaged):
-    file = damaged / "adapter_model.safetensors"
-    tensors = load_file(file)
-    (name,) = (n for n in tensors if n.endswith("classifier.weight"))
-    tensors[name] = tensors[name][:, :7].clone()
-    save_file(tensors, file)
+    edit_tensors(damaged, {"base_model.classifier.weight": torch.zeros(2, 7)})
     refused(["predict", damaged, "hello"], "classifier.weight", "[2, 7]", "[2, 32]")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
-from conftest import SENTENCES, edit_json
+from conftest import SENTENCES, cut_short, edit_json, edit_tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -486,11 +486,6 @@ def test_changed_or_missing_files_affect_only_their_own_task(change, folder, own
 # Bad adapters, bad requests.
 
 
-def cut_short(place):
-    file = place / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-200])
-
-
 def no_weights(place):
     (place / "adapter_model.safetensors").unlink()
 
@@ -518,15 +513,12 @@ def another_backbone(place):
 
 
 def not_finite(place):
-    tensors = load_file(place / "adapter_model.safetensors")
-    tensors["prompt_embeddings"][0, 0] = float("nan")
-    save_file(tensors, place / "adapter_model.safetensors")
+    prompt = load_file(place / "adapter_model.safetensors")["prompt_embeddings"]
+    edit_tensors(place, {"prompt_embeddings": torch.full_like(prompt, torch.nan)})
 
 
 def half_a_head(place):
-    tensors = load_file(place / "adapter_model.safetensors")
-    del tensors["base_model.classifier.bias"]
-    save_file(tensors, place / "adapter_model.safetensors")
+    edit_tensors(place, {"base_model.classifier.bias": None})
 
 
 DAMAGES = {

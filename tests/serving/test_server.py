@@ -511,11 +511,16 @@ def test_an_exception_of_a_route_becomes_a_json_answer(stage, monkeypatch, caplo
     assert "somebody" not in str(vars(record))
 
 
-def test_metrics_are_in_prometheus_format(client, stage):
-    def seen(name):
+@pytest.fixture
+def seen(client):
+    def metric(name):
         found = re.findall(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
         return float(found[0]) if found else 0.0
 
+    return metric
+
+
+def test_metrics_are_in_prometheus_format(client, seen):
     name = 'ptune_texts_total{task="task4"}'
     before = seen(name)
     client.post("/tasks/task4/predict", json={"inputs": [["a"], ["b"]]})
@@ -525,16 +530,13 @@ def test_metrics_are_in_prometheus_format(client, stage):
     assert seen("process_resident_memory_bytes") > 1e6
 
 
-def test_metrics_count_what_each_task_predicts(client, stage):
-    def seen(name):
-        found = re.findall(rf"^ptune_{re.escape(name)} (\S+)$", client.get("/metrics").text, re.M)
-        return float(found[0]) if found else 0.0
-
+def test_metrics_count_what_each_task_predicts(client, seen):
     ask = {"inputs": [["a"], ["where is the parcel " * 200]]}
     url, names = "/tasks/task2/predict", ["confidence_count", "truncated_texts_total"]
     own = client.get("/tasks/task2").json()["labels"]
-    labels = [f'predictions_total{{label="{label}",task="task2"}}' for label in [*own, "(none)"]]
-    shown = [f'{name}{{task="task2"}}' for name in names]
+    total = "ptune_predictions_total"
+    labels = [f'{total}{{label="{label}",task="task2"}}' for label in [*own, "(none)"]]
+    shown = [f'ptune_{name}{{task="task2"}}' for name in names]
     before = [seen(name) for name in shown]
     answer = client.post(url, json=ask)
     assert answer.headers["X-Truncated-Texts"] == "1"
