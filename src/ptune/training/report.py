@@ -209,7 +209,7 @@ class TrainingProgress(TrainerCallback):
         self.bar.stop()
 
 
-def _epochs(args: TrainingArguments, state: Any) -> str:
+def _epochs(args: Any, state: Any) -> str:
     """How many epochs a run has; `--max-steps` overrides the setting."""
     epochs = args.num_train_epochs if args.max_steps < 0 else state.num_train_epochs
     return f"{epochs:.1f}".removesuffix(".0")
