@@ -366,7 +366,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             PtuneError: There is no such adapter, or it does not fit. The model is then unchanged.
         """
         self._check_new_name(adapter_name)
-        adapter = _adapter(source, **where)
+        adapter = adapter_of(source, **where)
         check_fits(adapter, self.host, allow_other_backbone=allow_other_backbone)
         config = replace(adapter.config, inference_mode=not is_trainable)
         if is_trainable:
@@ -748,7 +748,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         Raises:
             PtuneError: There is no adapter, it is damaged, or it belongs to another backbone.
         """
-        adapter = _adapter(model_id, **where)
+        adapter = adapter_of(model_id, **where)
         return cls.from_adapter(
             model,
             adapter,
@@ -825,7 +825,8 @@ def _renamed(parameter: str, adapter_name: str) -> str:
     return parameter
 
 
-def _adapter(source: Any, **where: Any) -> Adapter:
+def adapter_of(source: Any, **where: Any) -> Adapter:
+    """An adapter, or what `Adapter.read` finds under a name."""
     if isinstance(source, Adapter):
         return source
     return Adapter.read(source, own_backbone=True, **where)

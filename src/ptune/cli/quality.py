@@ -137,9 +137,10 @@ def report(
     """
     from ptune.inference.classifier import load
     from ptune.quality import evidence, report
+    from ptune.training.start import dataset_of_run
 
     classifier = load(adapter, model=model, dtype=dtype)
-    data = evidence.dataset_of_run(Path(adapter), train_file)
+    data = dataset_of_run(Path(adapter), train_file)
     if file is None:
         if data is None:
             raise PtuneError(
@@ -244,13 +245,14 @@ def explain(
     Example: ptune explain runs/mail "where is my parcel?"
     """
     from ptune.inference.classifier import load
-    from ptune.quality import evidence, report
     from ptune.quality import explain as explaining
+    from ptune.quality import report
+    from ptune.training.start import dataset_of_run
 
     classifier = load(adapter, model=model, dtype=dtype)
     found = explaining.explain(classifier, text if pair is None else (text, pair), label)
     backbone = report.backbone_of(classifier)
-    if train_file and backbone and (data := evidence.dataset_of_run(Path(adapter), train_file)):
+    if train_file and backbone and (data := dataset_of_run(Path(adapter), train_file)):
         found = explaining.with_nearest(found, data, backbone)
     if output:
         with staged_file(output) as page:

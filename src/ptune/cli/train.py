@@ -251,8 +251,8 @@ def was_typed(context: typer.Context, name: str) -> bool:
 def write_report(run: Run) -> None:
     """Write the report on the evaluation set. The training has succeeded, whatever happens here."""
     from ptune.inference.classifier import load
-    from ptune.quality.evidence import dataset_of_run
     from ptune.quality.report import report_run
+    from ptune.training.start import dataset_of_run
 
     if not FIRST or not run.answers:
         return

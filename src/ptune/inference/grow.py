@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
-from ptune.data.dataset import Examples, TaskData, dataset_of, labelled_texts
+from ptune.data.dataset import Examples, dataset_of, labelled_texts
 from ptune.errors import PtuneError
 from ptune.files import check_new
 from ptune.inference.classifier import PromptClassifier, load
@@ -34,8 +34,7 @@ from ptune.training.features import (
     read_features,
 )
 from ptune.training.fitting import fit_head
-from ptune.training.settings import TrainSettings
-from ptune.training.start import load_dataset
+from ptune.training.start import dataset_of_run
 from ptune.training.trainer import tokenize
 
 # Part of the texts on which the new head is measured and calibrated, before it is fitted to all.
@@ -174,10 +173,7 @@ def _old_texts(
         return _features(classifier, labelled_texts(replay, known=labels.names, **how), labels)
     if (kept := read_features(folder)) is not None:
         return _Set(*kept)
-    try:
-        data: TaskData | None = load_dataset(TrainSettings.read(folder))
-    except PtuneError:
-        data = None
+    data = dataset_of_run(folder)
     if data is None or data.labels.names != labels.names:
         raise PtuneError(
             f"The old labels of {source} would be forgotten: its training file is not here, and it "

@@ -20,8 +20,7 @@ from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import NO_LABEL, Labels
 from ptune.postprocessing import Goal, Postprocessing
 from ptune.training import calibration
-from ptune.training.settings import TrainSettings
-from ptune.training.start import load_dataset
+from ptune.training.start import dataset_of_run
 
 Array = NDArray[Any]
 # Characters of a text on a page.
@@ -164,27 +163,6 @@ def _cross_fitted(
         logits,
         targets,
     )
-
-
-def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | None:
-    """The data that a run was trained and evaluated on; ``None``: it is not here any more.
-
-    Args:
-        folder: The run folder.
-        train_file: The training file, if it has moved.
-
-    Raises:
-        PtuneError: `train_file` cannot be read.
-    """
-    try:
-        settings = TrainSettings.read(folder)
-        if train_file is not None:
-            settings.train_file = str(train_file)
-        return load_dataset(settings)
-    except PtuneError:
-        if train_file is not None:
-            raise
-        return None
 
 
 def of_run(classifier: TextClassifier, data: TaskData) -> list[Evidence]:

@@ -261,13 +261,8 @@ class Routes:
         info = self._known(task)
         request.state.logged = {"task": task}
         asked = _parse(PredictRequest, await self._read(request, deadline))
-        function = asked.function
-        texts = asked.texts(info.pairs)
-        job = Job(
-            [(task, text) for text in texts],
-            may_cut=asked.truncate is not False,
-            side=asked.truncation_side,
-        )
+        function, texts = asked.function, asked.texts(info.pairs)
+        job = _job([info], texts, asked)
         answers = await self._answers([info], job, request, deadline)
         scores = [_ranked(answer, function)[: asked.top_k] for answer in answers]
         body = scores[0] if asked.is_flat(info.pairs) else scores
@@ -296,11 +291,7 @@ class Routes:
                 f"{self.settings.queue:,} answers are allowed, and these are {count:,}. Send "
                 "several requests.",
             )
-        job = Job(
-            [(info.name, text) for text in texts for info in infos],
-            may_cut=asked.truncate is not False,
-            side=asked.truncation_side,
-        )
+        job = _job(infos, texts, asked)
         answers = await self._answers(infos, job, request, deadline)
         each = iter(answers)
         found = [
@@ -482,6 +473,12 @@ class Routes:
     async def page(self) -> Response:
         """Return the web page."""
         return FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
+
+
+def _job(infos: list[TaskInfo], texts: list[Text], asked: PredictRequest) -> Job:
+    """Each text for all tasks."""
+    requests = [(info.name, text) for text in texts for info in infos]
+    return Job(requests, may_cut=asked.truncate is not False, side=asked.truncation_side)
 
 
 async def _check_open(request: Request) -> None:

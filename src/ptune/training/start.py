@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +129,27 @@ def load_dataset(settings: TrainSettings) -> TaskData:
     if settings.examples_per_label is not None:
         dataset = dataset.few_examples(settings.examples_per_label, settings.seed)
     return dataset.weighted(class_weight=settings.class_weight)
+
+
+def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | None:
+    """The data that a run was trained and evaluated on; ``None``: it is not here any more.
+
+    Args:
+        folder: The run folder.
+        train_file: The training file, if it has moved.
+
+    Raises:
+        PtuneError: `train_file` cannot be read.
+    """
+    try:
+        settings = TrainSettings.read(folder)
+        if train_file is not None:
+            settings.train_file = str(train_file)
+        return load_dataset(settings)
+    except PtuneError:
+        if train_file is not None:
+            raise
+        return None
 
 
 def dialect_of(settings: TrainSettings) -> Dialect:

@@ -117,16 +117,12 @@ class NotFinite(TrainerCallback):
 
 def not_finite(step: int, optimizer: Any) -> str:
     """What to do about a step with a NaN or infinite gradient."""
+    rate = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
     return (
-        f"The loss became NaN or infinite in step {step} (learning rate "
-        f"{_largest_rate(optimizer):g}). The learning rate is probably too high: try a tenth of "
-        "--learning-rate and --prompt-learning-rate, or --dtype float32 if the backbone runs in "
-        "float16."
+        f"The loss became NaN or infinite in step {step} (learning rate {rate:g}). The learning "
+        "rate is probably too high: try a tenth of --learning-rate and --prompt-learning-rate, or "
+        "--dtype float32 if the backbone runs in float16."
     )
-
-
-def _largest_rate(optimizer: Any) -> float:
-    return max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
 
 
 class StopAndSave(TrainerCallback):
