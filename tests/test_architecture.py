@@ -17,7 +17,7 @@ MOST_LINES, MOST_METHODS, MOST_MODULES = 60, 20, 9
 LARGE_FUNCTIONS: dict[str, tuple[int, str]] = {}
 LARGE_CLASSES = {
     "labels/labels.py:Labels": (27, "every question about labels, so that nobody else asks"),
-    "model.py:PromptModel": (23, "the interface that users of Trainer and PEFT expect"),
+    "model.py:PromptModel": (22, "the interface that users of Trainer and PEFT expect"),
 }
 
 

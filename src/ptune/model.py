@@ -6,285 +6,39 @@ This module decides what is trained and saved, and has the interface that `Train
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from ptune import compat
-from ptune.adapters.adapter import Adapter
+from ptune.adapters.adapter import Adapter, adapter_of
 from ptune.adapters.fit import (
     check_backbone,
     check_encoder,
-    check_fits,
     check_head,
     check_trained_state,
 )
-from ptune.backbones.architectures import Architecture, generates
+from ptune.adapters.loaded import AdapterSet
+from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
-from ptune.backbones.loading import load_tokenizer, loading, smallest
-from ptune.errors import PtuneError
+from ptune.backbones.loading import loading
 from ptune.labels import SINGLE, Labels
-from ptune.prompts.config import PROMPT_TUNING, LongTexts, PromptEncoderConfig
-from ptune.prompts.encoder import PromptEncoder, build_prompt_encoder
+from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.heads import Head
 from ptune.prompts.host import SHARED, Given, Host
 from ptune.prompts.kept import KeptTexts
-from ptune.prompts.mechanisms import Mechanism, Prompt
-from ptune.prompts.readers import Readers
-from ptune.texts import Reading, Template, special_before
+from ptune.prompts.mechanisms import Prompt
+from ptune.prompts.start import fixed_encoder
 
 
-@dataclass
-class AdapterState:
-    """One adapter of a model, without its prompt encoder.
-
-    Attributes:
-        config: The prompt's configuration.
-        mechanism: How the prompt acts inside the backbone.
-        head: Parameters and labels.
-        max_length: The user's limit on a text's length, in tokens.
-        long_texts: What the caller reads of longer texts.
-        pairs: Whether it was trained on pairs of texts; ``None``: unknown.
-        template: The words around each text, which the caller puts there.
-        trains: Whether it trains while it is active.
-        head_trains: Whether its head then trains too.
-    """
-
-    config: PromptEncoderConfig
-    mechanism: Mechanism
-    head: Head
-    max_length: int | None = None
-    long_texts: LongTexts = "truncate"
-    pairs: bool | None = None
-    template: Template | None = None
-    trains: bool = True
-    head_trains: bool = True
-
-    def take_over(self, adapter: Adapter) -> None:
-        """Take over from an adapter how its texts are read."""
-        self.max_length, self.pairs = adapter.max_length, adapter.pairs
-        self.template, self.long_texts = adapter.template, adapter.long_texts
-
-
-class _ThreadChoice(threading.local):
-    """The adapter that a thread has chosen, and whether it has disabled all adapters.
-
-    Args:
-        by_thread: What each thread has chosen; shared by all threads.
-    """
-
-    disabled: bool = False
-
-    def __init__(self, by_thread: WeakKeyDictionary[threading.Thread, str]) -> None:
-        self.by_thread = by_thread
-        self.adapter: str | None = None
-
-    @classmethod
-    def new(cls) -> _ThreadChoice:
-        """No thread has chosen anything."""
-        return cls(WeakKeyDictionary())
-
-    def choose(self, name: str) -> None:
-        """Choose an adapter for the calling thread."""
-        self.adapter = self.by_thread[threading.current_thread()] = name
-
-    def of_others(self) -> set[str]:
-        """The adapters that running threads have chosen."""
-        return {name for thread, name in list(self.by_thread.items()) if thread.is_alive()}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _ThreadChoice.new, ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _ThreadChoice:
-        return _ThreadChoice.new()
-
-
-class AdapterSet:
-    """Several adapters on one backbone. Each thread uses one of them.
-
-    `set_adapter` applies to the calling thread, and to threads that have never called it. `config`
-    and the backbone's installed head follow the latest call.
-    """
-
-    host: Host
-    backbone: PreTrainedModel
-    prompt_encoders: nn.ModuleDict
-    adapters: dict[str, AdapterState]
-    _choice: _ThreadChoice
-    _default_adapter: str
-
-    @property
-    def architecture(self) -> Architecture:
-        """What is known about the backbone."""
-        return self.host.architecture
-
-    @property
-    def active_adapter(self) -> str:
-        """The adapter that this thread uses."""
-        if is_traced():
-            return self._default_adapter
-        own = self._choice.adapter
-        return own if own in self.adapters else self._default_adapter
-
-    @property
-    def state(self) -> AdapterState:
-        """The active adapter's state."""
-        return self.adapters[self.active_adapter]
-
-    @property
-    def prompt_config(self) -> PromptEncoderConfig:
-        """The active adapter's configuration."""
-        return self.state.config
-
-    @property
-    def prompt_encoder(self) -> PromptEncoder:
-        """The active adapter's encoder."""
-        encoder = self.prompt_encoders[self.active_adapter]
-        assert isinstance(encoder, PromptEncoder)
-        return encoder
-
-    @property
-    def max_length(self) -> int | None:
-        """The user's limit on a text's length, in tokens. It is saved with the adapter."""
-        return self.state.max_length
-
-    @max_length.setter
-    def max_length(self, length: int | None) -> None:
-        self.state.max_length = length
-
-    def max_text_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
-        """The longest text that fits with the prompt, in tokens, including special tokens.
-
-        ``None``: no limit.
-        """
-        own = None if tokenizer is None else tokenizer.model_max_length
-        return smallest(self.max_text_positions, self.max_length, own)
-
-    @property
-    def max_text_positions(self) -> int | None:
-        """How many of the backbone's positions the prompt leaves for a text. ``None``: no limit."""
-        bound = self.architecture.max_positions
-        if bound is None:
-            return None
-        config = self.prompt_config
-        k = 0 if config.placement == "template" else config.num_virtual_tokens
-        return bound - self.state.mechanism.positions_taken(k, shifts=config.shift_positions)
-
-    def reading(self, tokenizer: PreTrainedTokenizerBase) -> Reading:
-        """How the active adapter's texts are read."""
-        state = self.state
-        return Reading(self.max_text_tokens(tokenizer), state.long_texts, state.template)
-
-    def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
-        """Add a new prompt with a copy of the backbone's original head, without activating it.
-
-        Raises:
-            PtuneError: The name is in use, or the prompt does not fit.
-        """
-        self._check_new_name(name)
-        with loading():
-            cast(Any, self)._put(name, config)
-        self._freeze_inactive()
-
-    def set_adapter(self, name: str) -> None:
-        """Make another adapter active: its prompt, head and labels.
-
-        This applies to the calling thread, and to threads that have never called `set_adapter`.
-
-        Raises:
-            PtuneError: There is no adapter with this name.
-        """
-        self._check_known(name)
-        with self.host.passes.lock:
-            self._choice.choose(name)
-            if name == self._default_adapter:
-                self._freeze_inactive()
-                return
-            self._default_adapter = name
-            self.host.heads.install(self.adapters[name].head)
-            for parameter in self.adapters[name].head.parameters.values():
-                parameter.grad = None
-            self._freeze_inactive()
-            cast(Any, self).train(cast(Any, self).training)
-
-    def rename_adapter(self, name: str, new_name: str) -> None:
-        """Rename an adapter.
-
-        Raises:
-            PtuneError: There is no adapter with this name, or the new name is in use.
-        """
-        self._check_known(name)
-        self._check_new_name(new_name)
-        with self.host.passes.lock:
-            self.adapters[new_name] = self.adapters[name]
-            self.prompt_encoders[new_name] = self.prompt_encoders[name]
-            if self._default_adapter == name:
-                self._default_adapter = new_name
-            if self._choice.adapter == name:
-                self._choice.choose(new_name)
-            del self.adapters[name], self.prompt_encoders[name]
-
-    def delete_adapter(self, name: str) -> None:
-        """Remove an adapter that is not active.
-
-        Raises:
-            PtuneError: There is no adapter with this name, or it is active.
-        """
-        self._check_known(name)
-        if name in (self.active_adapter, self._default_adapter):
-            raise PtuneError(
-                f"The adapter {name!r} is active. Activate another one first (set_adapter), or "
-                "restore the backbone (unload)."
-            )
-        with self.host.passes.lock:
-            del self.adapters[name], self.prompt_encoders[name]
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Within the context, this thread uses the backbone without a prompt, with its own head."""
-        before = self._choice.disabled
-        self._choice.disabled = True
-        try:
-            yield
-        finally:
-            self._choice.disabled = before
-
-    def _check_known(self, name: str) -> None:
-        if name not in self.adapters:
-            raise PtuneError(
-                f"There is no adapter {name!r}. The adapters are: {', '.join(self.adapters)}."
-            )
-
-    def _check_new_name(self, name: str) -> None:
-        if name in self.adapters:
-            raise PtuneError(f"There is already an adapter {name!r}. Choose another name.")
-        if not name or "." in name:
-            raise PtuneError(
-                f"An adapter cannot be called {name!r}. Choose a name that is not empty and "
-                "contains no dots."
-            )
-
-    def _freeze_inactive(self) -> None:
-        """Train only adapters that a thread uses, and only if they are trainable."""
-        with self.host.passes.lock:  # others add, choose and delete adapters meanwhile
-            used = {self._default_adapter, *self._choice.of_others()}
-            for name, state in self.adapters.items():
-                self.prompt_encoders[name].requires_grad_(name in used and state.trains)
-                for parameter in state.head.parameters.values():
-                    parameter.requires_grad_(state.trains and state.head_trains)
-
-
-class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
+class PromptModel(AdapterSet):
     """A frozen sequence classifier of 🤗 Transformers with a prompt and a head to train.
 
     It is a `PreTrainedModel`, so an unmodified `Trainer` trains, checkpoints, resumes and reloads
@@ -327,12 +81,7 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
         with loading():
             host = Host(backbone)
             try:
-                super().__init__(backbone.config)
-                self.host, self.backbone = host, backbone
-                self._choice = _ThreadChoice.new()
-                self._default_adapter = adapter_name
-                self.adapters: dict[str, AdapterState] = {}
-                self.prompt_encoders = nn.ModuleDict()
+                super().__init__(host, adapter_name)
                 config = config or PromptEncoderConfig()
                 self._put(adapter_name, config, prompt_embeddings, mechanism)
                 host.heads.install(self.state.head)
@@ -341,115 +90,6 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             except BaseException:
                 host.release()
                 raise
-
-    def load_adapter(
-        self,
-        source: Any,
-        adapter_name: str,
-        *,
-        is_trainable: bool = False,
-        allow_other_backbone: bool = False,
-        **where: Any,
-    ) -> None:
-        """Add a saved adapter without activating it.
-
-        It can have other labels than the active adapter, and another number of labels.
-
-        Args:
-            source: A folder, a repository on the Hub, or an `Adapter`.
-            adapter_name: Its name in this model.
-            is_trainable: Whether it trains while it is active. It has no prompt encoder.
-            allow_other_backbone: As for `from_adapter`.
-            **where: As for `Adapter.read`.
-
-        Raises:
-            PtuneError: There is no such adapter, or it does not fit. The model is then unchanged.
-        """
-        self._check_new_name(adapter_name)
-        adapter = adapter_of(source, **where)
-        check_fits(adapter, self.host, allow_other_backbone=allow_other_backbone)
-        config = replace(adapter.config, inference_mode=not is_trainable)
-        if is_trainable:
-            config = replace(config, encoder_reparameterization_type="NONE")
-        head = Head.of(adapter.head, adapter.labels)
-        with loading():
-            self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
-        state = self.adapters[adapter_name]
-        state.take_over(adapter)
-        state.trains = is_trainable
-        self._freeze_inactive()
-
-    def _put(
-        self,
-        name: str,
-        config: PromptEncoderConfig,
-        embeddings: Tensor | None = None,
-        mechanism: str | None = None,
-        head: Head | None = None,
-    ) -> None:
-        """Add an adapter. A missing prompt is initialised; a missing head is the backbone's."""
-        config = self.host.fitted(config)
-        width = None if embeddings is None else embeddings.shape[1]
-        own = self.host.mechanism_for(config, mechanism, width)
-        if embeddings is None:
-            encoder = self._new_encoder(config, own)
-        else:
-            encoder = self._fixed_encoder(embeddings, config, own)
-        encoder = encoder.to(self.host.tokens.weight.device)
-        state = AdapterState(config, own, head or self.host.heads.new())
-        with self.host.passes.lock:
-            self.prompt_encoders[name], self.adapters[name] = encoder, state
-
-    def _new_encoder(self, config: PromptEncoderConfig, mechanism: Mechanism) -> PromptEncoder:
-        encoder = build_prompt_encoder(config, mechanism.width)
-        start = encoder.embedding.weight.detach()
-        if config.prompt_init != "random":
-            words = self._first_words(config).to(self.host.tokens.weight.device)
-            wide = encoder.embedding.embedding_dim == mechanism.width
-            start = mechanism.from_words(words) if wide else self.host.tokens.of_words(words)
-        assert config.prompt_init_scale is not None  # `fitted` decides it
-        start = start.float() * config.prompt_init_scale
-        if isinstance(mechanism, Readers):
-            start = mechanism.start(start[: config.num_virtual_tokens], config.reader_rank)
-        encoder.start_from(start)
-        return encoder
-
-    def _fixed_encoder(
-        self, embeddings: Tensor, config: PromptEncoderConfig, mechanism: Mechanism
-    ) -> PromptEncoder:
-        """An encoder that is the prompt itself."""
-        self.host.check_shape(embeddings, config, mechanism)
-        encoder = PromptEncoder(config, mechanism.width)
-        encoder.start_from(embeddings)
-        return encoder
-
-    def _first_words(self, config: PromptEncoderConfig) -> Tensor:
-        """The tokens from which a prompt is initialised, ``[num_virtual_tokens]``."""
-        k = config.num_virtual_tokens
-        if config.prompt_init == "vocab":
-            return torch.randint(self.architecture.vocab_rows, (k,))
-        name, text = config.base_model_name_or_path, config.prompt_init_text
-        options: dict[str, Any] = {"revision": config.revision}
-        if config.tokenizer_name_or_path is not None:
-            name, options = config.tokenizer_name_or_path, dict(config.tokenizer_kwargs or {})
-            options.pop("trust_remote_code", None)
-        if name is None:
-            raise PtuneError(
-                "prompt_init='text' needs the backbone's tokenizer, but this backbone has no name. "
-                "Set tokenizer_name_or_path to the folder or Hub id that has its tokenizer."
-            )
-        tokenizer = load_tokenizer(name, **options)
-        # PEFT's prompt tuning starts with the special tokens, too.
-        special = config.peft_type == PROMPT_TUNING
-        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
-        if config.depth == "deep" and generates(self.architecture.model_type):
-            # A decoder attends most to its first token, and has always read this one there.
-            ids = special_before(tokenizer) + ids if ids else ids
-        if not ids:
-            raise PtuneError(
-                f"prompt_init_text is {text!r}, which has no tokens. Use a text with words."
-            )
-        return torch.tensor([ids[i % len(ids)] for i in range(k)])
 
     # What trains.
 
@@ -764,9 +404,10 @@ class PromptModel(AdapterSet, compat.ModelOverrides, PreTrainedModel):
             PtuneError: They do not fit. The model is then unchanged.
         """
         state = self.state
-        encoder = self._fixed_encoder(adapter.prompt_embeddings, state.config, state.mechanism)
+        embeddings = adapter.prompt_embeddings
+        encoder = fixed_encoder(self.host, state.config, state.mechanism, embeddings)
         self._fill_head(adapter)
-        self.prompt_encoders[self.active_adapter] = encoder.to(self.host.tokens.weight.device)
+        self.prompt_encoders[self.active_adapter] = encoder
 
     def _fill_head(self, adapter: Adapter) -> None:
         own = dict(self.head_parameters())
@@ -823,10 +464,3 @@ def _renamed(parameter: str, adapter_name: str) -> str:
         _, _, rest = parameter.split(".", 2)
         return f"prompt_encoders.{adapter_name}.{rest}"
     return parameter
-
-
-def adapter_of(source: Any, **where: Any) -> Adapter:
-    """An adapter, or what `Adapter.read` finds under a name."""
-    if isinstance(source, Adapter):
-        return source
-    return Adapter.read(source, own_backbone=True, **where)

@@ -23,7 +23,7 @@ from ptune.adapters.weights import split
 from ptune.backbones.loading import load_backbone
 from ptune.errors import PtuneError
 from ptune.files import staged
-from ptune.model import PromptModel, adapter_of
+from ptune.model import PromptModel
 from ptune.prompts import config as own
 from ptune.prompts.encoder import PromptEncoder
 
@@ -735,7 +735,7 @@ def _to_own(config: Any) -> own.PromptEncoderConfig:
 def _read(source: Any, kwargs: dict[str, Any]) -> Adapter:
     """The adapter that a user names as in PEFT."""
     where = {name: value for name, value in kwargs.items() if name not in _WITHOUT_EFFECT}
-    return adapter_of(source, **where)
+    return adapter.adapter_of(source, **where)
 
 
 def _refuse_unknown(kwargs: dict[str, Any], function: str) -> None:

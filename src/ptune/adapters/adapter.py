@@ -210,6 +210,13 @@ class Adapter:
         return read_tensors(self.trained_state, is_adapter=False)
 
 
+def adapter_of(source: Any, **where: Any) -> Adapter:
+    """An adapter, or what `Adapter.read` finds under a name."""
+    if isinstance(source, Adapter):
+        return source
+    return Adapter.read(source, own_backbone=True, **where)
+
+
 def read_config(
     source: str | os.PathLike[str] | AdapterFiles, *, own_backbone: bool = False, **where: Any
 ) -> PromptEncoderConfig:

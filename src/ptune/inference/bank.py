@@ -167,32 +167,9 @@ class PromptBank:
             if not place.name.startswith(".")
             and any((place / n).is_file() for n in adapter.PREDICTING)
         }
-        refused: dict[str, str] = {}
-        revision = None
+        revision, refused = None, dict[str, str]()
         if model is None:
-            named: dict[str, tuple[str, str | None]] = {}
-            for task, place in places.items():
-                try:
-                    with named_in_errors(task):
-                        config = adapter.read_config(place)
-                        if name := config.base_model_name_or_path:
-                            named[task] = full_name(name), config.revision
-                except PtuneError as error:
-                    refused[task] = str(error)
-            if not named:
-                reasons = "".join(f"\n{reason}" for reason in refused.values())
-                raise PtuneError(
-                    f"No folder in {root} holds an adapter that names its backbone. Name the "
-                    "folder above the adapters' own, or the backbone (model=, or --model on the "
-                    f"command line).{reasons}"
-                )
-            ((model, revision), _), *_ = Counter(named.values()).most_common(1)
-            for task, other in named.items():
-                if other != (model, revision):
-                    refused[task] = (
-                        f"The adapter of the task {task!r} was trained on {_shown(*other)}, and "
-                        f"most of {root} on {_shown(model, revision)}. Put it into another folder."
-                    )
+            model, revision, refused = _common_backbone(root, places)
         how: dict[str, Any] = {"dtype": dtype, "revision": revision}
         bank = cls(
             load_backbone(model, **how),
@@ -600,6 +577,39 @@ class PromptBank:
             ],
         )
         return output.logits.float().cpu().numpy()
+
+
+def _common_backbone(root: Path, places: dict[str, Path]) -> tuple[str, str | None, dict[str, str]]:
+    """The backbone that most adapters of a folder name, its revision, and why others are refused.
+
+    Raises:
+        PtuneError: None of them names one.
+    """
+    named: dict[str, tuple[str, str | None]] = {}
+    refused: dict[str, str] = {}
+    for task, place in places.items():
+        try:
+            with named_in_errors(task):
+                config = adapter.read_config(place)
+                if name := config.base_model_name_or_path:
+                    named[task] = full_name(name), config.revision
+        except PtuneError as error:
+            refused[task] = str(error)
+    if not named:
+        reasons = "".join(f"\n{reason}" for reason in refused.values())
+        raise PtuneError(
+            f"No folder in {root} holds an adapter that names its backbone. Name the folder above "
+            "the adapters' own, or the backbone (model=, or --model on the command line)."
+            f"{reasons}"
+        )
+    ((model, revision), _), *_ = Counter(named.values()).most_common(1)
+    for task, other in named.items():
+        if other != (model, revision):
+            refused[task] = (
+                f"The adapter of the task {task!r} was trained on {_shown(*other)}, and most of "
+                f"{root} on {_shown(model, revision)}. Put it into another folder."
+            )
+    return model, revision, refused
 
 
 def _host_of(model: PreTrainedModel) -> Host:

@@ -1,0 +1,326 @@
+"""`AdapterSet`: several adapters on one backbone, of which each thread uses one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ptune import compat
+from ptune.adapters.adapter import Adapter, adapter_of
+from ptune.adapters.fit import check_fits
+from ptune.backbones.architectures import Architecture
+from ptune.backbones.cpu import is_traced
+from ptune.backbones.loading import loading, smallest
+from ptune.errors import PtuneError
+from ptune.prompts.config import LongTexts, PromptEncoderConfig
+from ptune.prompts.encoder import PromptEncoder
+from ptune.prompts.heads import Head
+from ptune.prompts.host import Host
+from ptune.prompts.mechanisms import Mechanism
+from ptune.prompts.start import fixed_encoder, new_encoder
+from ptune.texts import Reading, Template
+
+
+@dataclass
+class AdapterState:
+    """One adapter of a model, without its prompt encoder.
+
+    Attributes:
+        config: The prompt's configuration.
+        mechanism: How the prompt acts inside the backbone.
+        head: Parameters and labels.
+        max_length: The user's limit on a text's length, in tokens.
+        long_texts: What the caller reads of longer texts.
+        pairs: Whether it was trained on pairs of texts; ``None``: unknown.
+        template: The words around each text, which the caller puts there.
+        trains: Whether it trains while it is active.
+        head_trains: Whether its head then trains too.
+    """
+
+    config: PromptEncoderConfig
+    mechanism: Mechanism
+    head: Head
+    max_length: int | None = None
+    long_texts: LongTexts = "truncate"
+    pairs: bool | None = None
+    template: Template | None = None
+    trains: bool = True
+    head_trains: bool = True
+
+    def take_over(self, adapter: Adapter) -> None:
+        """Take over from an adapter how its texts are read."""
+        self.max_length, self.pairs = adapter.max_length, adapter.pairs
+        self.template, self.long_texts = adapter.template, adapter.long_texts
+
+
+class _ThreadChoice(threading.local):
+    """The adapter that a thread has chosen, and whether it has disabled all adapters.
+
+    Args:
+        by_thread: What each thread has chosen; shared by all threads.
+    """
+
+    disabled: bool = False
+
+    def __init__(self, by_thread: WeakKeyDictionary[threading.Thread, str]) -> None:
+        self.by_thread = by_thread
+        self.adapter: str | None = None
+
+    @classmethod
+    def new(cls) -> _ThreadChoice:
+        """No thread has chosen anything."""
+        return cls(WeakKeyDictionary())
+
+    def choose(self, name: str) -> None:
+        """Choose an adapter for the calling thread."""
+        self.adapter = self.by_thread[threading.current_thread()] = name
+
+    def of_others(self) -> set[str]:
+        """The adapters that running threads have chosen."""
+        return {name for thread, name in list(self.by_thread.items()) if thread.is_alive()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ThreadChoice.new, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ThreadChoice:
+        return _ThreadChoice.new()
+
+
+class AdapterSet(compat.ModelOverrides, PreTrainedModel):
+    """Several adapters on one backbone. Each thread uses one of them.
+
+    `set_adapter` applies to the calling thread, and to threads that have never called it. `config`
+    and the backbone's installed head follow the latest call.
+    """
+
+    def __init__(self, host: Host, adapter_name: str) -> None:
+        super().__init__(host.backbone.config)
+        self.host, self.backbone = host, host.backbone
+        self._choice = _ThreadChoice.new()
+        self._default_adapter = adapter_name
+        self.adapters: dict[str, AdapterState] = {}
+        self.prompt_encoders = nn.ModuleDict()
+
+    @property
+    def architecture(self) -> Architecture:
+        """What is known about the backbone."""
+        return self.host.architecture
+
+    @property
+    def active_adapter(self) -> str:
+        """The adapter that this thread uses."""
+        if is_traced():
+            return self._default_adapter
+        own = self._choice.adapter
+        return own if own in self.adapters else self._default_adapter
+
+    @property
+    def state(self) -> AdapterState:
+        """The active adapter's state."""
+        return self.adapters[self.active_adapter]
+
+    @property
+    def prompt_config(self) -> PromptEncoderConfig:
+        """The active adapter's configuration."""
+        return self.state.config
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """The active adapter's encoder."""
+        encoder = self.prompt_encoders[self.active_adapter]
+        assert isinstance(encoder, PromptEncoder)
+        return encoder
+
+    @property
+    def max_length(self) -> int | None:
+        """The user's limit on a text's length, in tokens. It is saved with the adapter."""
+        return self.state.max_length
+
+    @max_length.setter
+    def max_length(self, length: int | None) -> None:
+        self.state.max_length = length
+
+    def max_text_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
+        """The longest text that fits with the prompt, in tokens, including special tokens.
+
+        ``None``: no limit.
+        """
+        own = None if tokenizer is None else tokenizer.model_max_length
+        return smallest(self.max_text_positions, self.max_length, own)
+
+    @property
+    def max_text_positions(self) -> int | None:
+        """How many of the backbone's positions the prompt leaves for a text. ``None``: no limit."""
+        bound = self.architecture.max_positions
+        if bound is None:
+            return None
+        config = self.prompt_config
+        k = 0 if config.placement == "template" else config.num_virtual_tokens
+        return bound - self.state.mechanism.positions_taken(k, shifts=config.shift_positions)
+
+    def reading(self, tokenizer: PreTrainedTokenizerBase) -> Reading:
+        """How the active adapter's texts are read."""
+        state = self.state
+        return Reading(self.max_text_tokens(tokenizer), state.long_texts, state.template)
+
+    def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
+        """Add a new prompt with a copy of the backbone's original head, without activating it.
+
+        Raises:
+            PtuneError: The name is in use, or the prompt does not fit.
+        """
+        self._check_new_name(name)
+        with loading():
+            self._put(name, config)
+        self._freeze_inactive()
+
+    def load_adapter(
+        self,
+        source: Any,
+        adapter_name: str,
+        *,
+        is_trainable: bool = False,
+        allow_other_backbone: bool = False,
+        **where: Any,
+    ) -> None:
+        """Add a saved adapter without activating it.
+
+        It can have other labels than the active adapter, and another number of labels.
+
+        Args:
+            source: A folder, a repository on the Hub, or an `Adapter`.
+            adapter_name: Its name in this model.
+            is_trainable: Whether it trains while it is active. It has no prompt encoder.
+            allow_other_backbone: As for `from_adapter`.
+            **where: As for `Adapter.read`.
+
+        Raises:
+            PtuneError: There is no such adapter, or it does not fit. The model is then unchanged.
+        """
+        self._check_new_name(adapter_name)
+        adapter = adapter_of(source, **where)
+        check_fits(adapter, self.host, allow_other_backbone=allow_other_backbone)
+        config = replace(adapter.config, inference_mode=not is_trainable)
+        if is_trainable:
+            config = replace(config, encoder_reparameterization_type="NONE")
+        head = Head.of(adapter.head, adapter.labels)
+        with loading():
+            self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
+        state = self.adapters[adapter_name]
+        state.take_over(adapter)
+        state.trains = is_trainable
+        self._freeze_inactive()
+
+    def set_adapter(self, name: str) -> None:
+        """Make another adapter active: its prompt, head and labels.
+
+        This applies to the calling thread, and to threads that have never called `set_adapter`.
+
+        Raises:
+            PtuneError: There is no adapter with this name.
+        """
+        self._check_known(name)
+        with self.host.passes.lock:
+            self._choice.choose(name)
+            if name == self._default_adapter:
+                self._freeze_inactive()
+                return
+            self._default_adapter = name
+            self.host.heads.install(self.adapters[name].head)
+            for parameter in self.adapters[name].head.parameters.values():
+                parameter.grad = None
+            self._freeze_inactive()
+            self.train(self.training)
+
+    def rename_adapter(self, name: str, new_name: str) -> None:
+        """Rename an adapter.
+
+        Raises:
+            PtuneError: There is no adapter with this name, or the new name is in use.
+        """
+        self._check_known(name)
+        self._check_new_name(new_name)
+        with self.host.passes.lock:
+            self.adapters[new_name] = self.adapters[name]
+            self.prompt_encoders[new_name] = self.prompt_encoders[name]
+            if self._default_adapter == name:
+                self._default_adapter = new_name
+            if self._choice.adapter == name:
+                self._choice.choose(new_name)
+            del self.adapters[name], self.prompt_encoders[name]
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter that is not active.
+
+        Raises:
+            PtuneError: There is no adapter with this name, or it is active.
+        """
+        self._check_known(name)
+        if name in (self.active_adapter, self._default_adapter):
+            raise PtuneError(
+                f"The adapter {name!r} is active. Activate another one first (set_adapter), or "
+                "restore the backbone (unload)."
+            )
+        with self.host.passes.lock:
+            del self.adapters[name], self.prompt_encoders[name]
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within the context, this thread uses the backbone without a prompt, with its own head."""
+        before = self._choice.disabled
+        self._choice.disabled = True
+        try:
+            yield
+        finally:
+            self._choice.disabled = before
+
+    def _put(
+        self,
+        name: str,
+        config: PromptEncoderConfig,
+        embeddings: Tensor | None = None,
+        mechanism: str | None = None,
+        head: Head | None = None,
+    ) -> None:
+        """Add an adapter. A missing prompt is initialised; a missing head is the backbone's."""
+        config = self.host.fitted(config)
+        width = None if embeddings is None else embeddings.shape[1]
+        own = self.host.mechanism_for(config, mechanism, width)
+        if embeddings is None:
+            encoder = new_encoder(self.host, config, own)
+        else:
+            encoder = fixed_encoder(self.host, config, own, embeddings)
+        state = AdapterState(config, own, head or self.host.heads.new())
+        with self.host.passes.lock:
+            self.prompt_encoders[name], self.adapters[name] = encoder, state
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.adapters:
+            raise PtuneError(
+                f"There is no adapter {name!r}. The adapters are: {', '.join(self.adapters)}."
+            )
+
+    def _check_new_name(self, name: str) -> None:
+        if name in self.adapters:
+            raise PtuneError(f"There is already an adapter {name!r}. Choose another name.")
+        if not name or "." in name:
+            raise PtuneError(
+                f"An adapter cannot be called {name!r}. Choose a name that is not empty and "
+                "contains no dots."
+            )
+
+    def _freeze_inactive(self) -> None:
+        """Train only adapters that a thread uses, and only if they are trainable."""
+        with self.host.passes.lock:  # others add, choose and delete adapters meanwhile
+            used = {self._default_adapter, *self._choice.of_others()}
+            for name, state in self.adapters.items():
+                self.prompt_encoders[name].requires_grad_(name in used and state.trains)
+                for parameter in state.head.parameters.values():
+                    parameter.requires_grad_(state.trains and state.head_trains)
