@@ -161,7 +161,7 @@ def test_a_public_name_has_a_place_in_the_reference(name):
 MARKED = re.compile(r"([\d,]+(?:\.\d+)?)(?: ?[^\s\d<]+)?<!--(\w+):([^:]+(?:_:_[^:]+)?):([^:>]+)-->")
 # Settings and limits, which nobody measured.
 FIXED = re.compile(r"[\d.,]+ ?[\w%]*<!--not-measured-->")
-UNITS = r"(?:%|[kMG]B|ms|s|minutes|hours|TFLOP/s|times as)"
+UNITS = r"(?:%|\u00d7|x|[kMGT]B|[KMGT]iB|ms|s|min|h|seconds|minutes|hours|TFLOP/s|times as)"
 MEASURED = re.compile(rf"(?<![\w.])\d+\.\d+(?![\w.]*\.\d)|(?<![\w.])\d[\d,.]* ?{UNITS}(?!\w)")
 VERSIONS = re.compile(
     r"(Python|[Tt]orch|PyTorch|[Tt]ransformers|peft|PEFT|infinity-emb|LitServe|optimum-onnx|ptune|"

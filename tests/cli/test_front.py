@@ -123,6 +123,13 @@ def test_the_summary_counts_truncated_texts(printed, bert_folder, tmp_path, text
 def test_a_dry_run_in_json_is_one_object(printed, flags, tmp_path):
     out = printed(*flags, "--output-dir", tmp_path / "run", "--dry-run", "--json").out
     assert json.loads(out)["examples"] == {"train": 38, "evaluation": 10}
+    assert json.loads(out)["repeated"] == 0
+
+
+def test_the_summary_names_evaluation_texts_that_are_learned(printed, flags, mail, tmp_path):
+    out = printed(*flags, "--eval-file", mail, "--output-dir", tmp_path / "run", "--dry-run").out
+    assert "48 train, 48 evaluation" in out
+    assert "48 evaluation texts are also training texts" in out
 
 
 def test_nothing_but_ptunes_own_output_appears(flags, tmp_path):
@@ -215,7 +222,13 @@ def test_two_classifiers_are_compared_on_one_file(printed, runs, mail):
     assert same["only_this_right"] == [0, 0]
     assert same["p"] == 1
     assert same["texts"] == 48
-    assert "The difference may be chance." in printed("compare", *[runs / "one"] * 2, *words).out
+    shown = printed("compare", *[runs / "one"] * 2, *words)
+    assert "The difference may be chance." in shown.out
+    assert "not in the training data" not in shown.err
+    mail.write_text(mail.read_text().replace("rare", "other"))
+    said = printed("compare", *[runs / "one"] * 2, *words).err
+    mail.write_text(mail.read_text().replace("other", "rare"))
+    assert "1 of 48 labels were not in the training data: 'other' (1)." in said
 
 
 def test_a_classifier_that_is_right_more_often_is_better(printed, runs, mail, tmp_path, texts):

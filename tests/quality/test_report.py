@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import call
 
+from ptune.data.dataset import TEXT
 from ptune.files import read_json
 from ptune.labels import MULTI, REGRESSION, SINGLE, Labels, compute
 from ptune.quality import bootstrap, report
-from ptune.quality.evidence import Evidence
+from ptune.quality.evidence import Evidence, dataset_of_run
 
 HOSTILE = "<script>alert('x')</script> {{ 7*7 }} <img src=http://example.org/a.png>"
 
@@ -74,7 +75,11 @@ def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys)
     file = write(tmp_path / "gold.csv", rows, ("text", "label", "country"))
     options = ("--file", file, "--slice-column", "country", "--dtype", "float32")
     assert call("report", folder, *options) == 0
-    assert "gold: 49 texts (test)" in capsys.readouterr().out
+    learned = set(dataset_of_run(folder).train[TEXT])
+    known = sum(text in learned for text, *_ in rows)
+    measured_on = f"test, but {known} of 49 texts are training texts"
+    assert known > 5
+    assert f"gold: 49 texts ({measured_on})" in capsys.readouterr().out
     page = (folder / "reports" / "gold.html").read_text("utf-8")
     assert len(page) < 2_000_000
     own = re.compile(r' src="data:image/svg\+xml;base64,([\w+/=]+)"')
@@ -85,7 +90,7 @@ def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys)
     rest = re.sub(r"<img [^>]*>", "", own.sub("", page)).replace("&lt;img src=", "")
     assert not re.search(r"<script|<img|<i>|<b>other|\b49 \*|src=|href=", rest)
     content = read_json(folder / "reports" / "gold.json")
-    assert content["measured_on"] == "test"
+    assert content["measured_on"] == measured_on
     right = [row["value"] for row in content["scores"] if row["metric"] == "accuracy"]
     assert content["coverage"][0] == {"min_confidence": 0.0, "coverage": 1.0, "accuracy": right[0]}
     assert sum(bin["texts"] for bin in content["calibration"]["reliability"]) == 49
@@ -126,6 +131,9 @@ def test_a_page_of_each_kind_has_its_pictures(kind, pictures):
     assert len(drawn) == pictures
     page = report.render(content, drawn)
     assert all(picture.url in page for _, picture in drawn)
+    radii = re.findall(r'<circle [^>]*r="([\d.]+)"', page)
+    assert all(float(radius) <= 12 for radius in radii)  # no circle leaves its diagram
+    assert ("<th>error</th>" in page) == (kind == REGRESSION)
 
 
 def test_a_failed_report_does_not_break_a_training(run, tmp_path, monkeypatch, capsys):

@@ -139,13 +139,15 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
     import numpy as np
 
     from ptune.data.glue import evaluation_sets
+    from ptune.inference.text_classifier import warn_of_unseen
     from ptune.texts import as_rows
 
     labels = classifier.labels_
     if labels.is_regression:
         raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
     ((texts, column),) = evaluation_sets(labels, file=file, **read_with(options))[0].values()
-    targets, _ = labels.targets(column)
+    targets, unseen = labels.targets(column)
+    warn_of_unseen(unseen, len(targets))
     predicted = np.asarray(classifier.predict(as_rows(texts)))
     if labels.is_single:
         names = [*labels.classes.tolist(), *[None] * (int(np.max(targets, initial=0)) + 1)]

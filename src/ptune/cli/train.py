@@ -286,8 +286,11 @@ def show_run(run: Run) -> None:
 
 
 def _show_problem_type(metrics: dict[str, Any]) -> None:
+    from ptune.training.summary import on_one_line
+
     names, kind = metrics["labels"], metrics.get("problem_type", "a classifier")
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    shown = ", ".join(on_one_line(name, 40) for name in names[:10])
+    shown += ", …" if len(names) > 10 else ""
     labels = f" with {len(names)} labels: {shown}" if len(names) > 1 else ""
     say(f"Trained as {kind}{labels}. To change that, use --problem-type.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -241,13 +242,7 @@ class TextClassifier:
         """
         logits = self._all_logits(X)
         targets, unseen = self.labels_.targets(self._column(y, logits))
-        if unseen:
-            listed = ", ".join(f"{name!r} ({n})" for name, n in unseen.most_common(5))
-            warnings.warn(
-                f"{unseen.total()} of {len(targets)} labels were not in the training data: "
-                f"{listed}{', …' if len(unseen) > 5 else ''}. They count as errors.",
-                stacklevel=2,
-            )
+        warn_of_unseen(unseen, len(targets))
         names = self.labels_.metrics if metrics is None else metrics
         decided = self.labels_.decide(self.postprocessing_.margins(logits))
         return self.labels_.scores(names, targets, decided)
@@ -271,4 +266,15 @@ class TextClassifier:
             transient=True,
             console=console,
             disable=not console.is_terminal,
+        )
+
+
+def warn_of_unseen(unseen: Counter[str], labels: int) -> None:
+    """Warn about labels that training never saw."""
+    if unseen:
+        listed = ", ".join(f"{name!r} ({n})" for name, n in unseen.most_common(5))
+        warnings.warn(
+            f"{unseen.total()} of {labels} labels were not in the training data: "
+            f"{listed}{', …' if len(unseen) > 5 else ''}. They count as errors.",
+            stacklevel=3,
         )

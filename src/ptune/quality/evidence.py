@@ -27,7 +27,9 @@ Array = NDArray[Any]
 SHOWN = 300
 # Fewer texts are too few to compare with.
 MIN_REFERENCE = 100
-TEST, EVALUATION = "test", "evaluation, cross-fitted"
+TEST, EVALUATION, CROSS_FITTED = "test", "evaluation", "evaluation, cross-fitted"
+# A larger share of training texts in a file is pointed out.
+MOST_KNOWN = 0.1
 
 
 @dataclass
@@ -36,8 +38,9 @@ class Evidence:
 
     Attributes:
         name: What the set is called.
-        measured_on: `TEST`: nothing was chosen on it. `EVALUATION`: calibration and thresholds
-            were, so those of each text come from a fit without it.
+        measured_on: `TEST`: nothing was chosen on it. `EVALUATION`: the run was evaluated on it.
+            `CROSS_FITTED`: calibration and thresholds were chosen on it too, so those of each text
+            come from a fit without it.
         labels: The classifier's labels.
         columns: The texts, in one column or two.
         targets: As `Labels.encode` returns them.
@@ -93,16 +96,18 @@ class Evidence:
         if labels.is_multi:
             targets = targets.astype(float)
         calibrated, margins = values.calibrated(logits), values.margins(logits)
+        measured_on = EVALUATION if chosen_on else TEST
         # Merged labels are no longer those that the values were fitted to.
         chosen_on = chosen_on and labels.outputs is None
         if chosen_on and values.tensors:
             calibrated, margins = _cross_fitted(labels, values, logits, targets)
+            measured_on = CROSS_FITTED
         template = classifier._reading().template
         encoded, _ = texts.encode(classifier.tokenizer_, columns, None, template=template)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         return cls(
             name,
-            EVALUATION if chosen_on and values.tensors else TEST,
+            measured_on,
             labels,
             columns,
             targets,
@@ -213,15 +218,21 @@ def of_file(
             raise PtuneError(f"{file} has no column {name!r}; {near(name, table)}.")
         if len(table[name]) != len(column):
             raise PtuneError("--slice-column and --skip-unlabelled cannot be combined.")
-    return Evidence.collect(
+    train = None if data is None else training_texts(data)
+    evidence = Evidence.collect(
         classifier,
         found,
         labels.encode(column),
         file.stem,
         chosen_on=False,
         slices={name: table[name] for name in slices},
-        train=None if data is None else training_texts(data),
+        train=train,
     )
+    learned = set(zip(*train[0], strict=True)) if train else set()
+    known = sum(row in learned for row in zip(*found, strict=True))
+    if known > MOST_KNOWN * len(column):
+        evidence.measured_on += f", but {known:,} of {len(column):,} texts are training texts"
+    return evidence
 
 
 def reference_texts(folder: Path) -> list[list[str]]:

@@ -147,17 +147,19 @@ def training_curve(
         if ax is scores and majority:
             ax.plot([], [], color=GREY, ls=":", lw=1, label="majority class")
         if selected is not None:
-            ax.axvline(selected, color=GREY, lw=6, alpha=0.25, label=f"kept: epoch {selected:g}")
+            ax.axvline(selected, color=GREY, lw=6, alpha=0.25, label=f"kept: epoch {selected:.4g}")
         ax.set(xlabel="epoch", title="Loss" if ax is losses else "Score on the evaluation set")
         ax.legend()
         ax.grid(axis="y", alpha=0.25)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(x) == 1:
+            ax.set_xlim(0, 2 * x[0])
     figure.suptitle(short(title))
     kept = next((e for e in epochs if e["epoch"] == selected), epochs[-1])
     said = ", ".join(f"{k.replace('_', ' ')} {kept[k]:.3f}" for k in parts if k in kept)
     return figure, (
-        f"Training curve of {short(title)}: loss and scores over {x[-1]:g} epochs. "
-        f"The checkpoint of epoch {kept['epoch']:g} was kept: {said}."
+        f"Training curve of {short(title)}: loss and scores over {x[-1]:.4g} epochs. "
+        f"The checkpoint of epoch {kept['epoch']:.4g} was kept: {said}."
     )
 
 
@@ -331,7 +333,7 @@ def methods(
     figure, (ax,) = _figure(7.5, 1.4 + 0.36 * len(scores))
     ends = [end for score in scores.values() for end in score]
     low, high = min([start, *ends]), max([start, *ends])
-    room = (high - low) or 0.01
+    room = (high - low) or 1.0
     for i, (method, (score, lower, upper)) in enumerate(scores.items()):
         colour = BLUE if method in own else "#999999"
         ax.barh(i, score - start, left=start, height=0.7, color=colour)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Summary:
         columns: Which columns are read, and how many rows were left out.
         problem_type: As in Transformers' configurations.
         examples: Number of examples in each set.
+        repeated: Number of evaluation texts that are also training texts.
         labels: Number of training examples of each label, the most frequent first.
         tokens: Median and largest length of a training text in tokens, after truncation.
         truncated: Number of truncated texts in each set.
@@ -40,6 +42,7 @@ class Summary:
     columns: str
     problem_type: str
     examples: dict[str, int]
+    repeated: int
     labels: dict[str, int]
     tokens: dict[str, int]
     truncated: dict[str, int]
@@ -56,6 +59,7 @@ class Summary:
         windows = isinstance(next(itertools.chain(*ids[:1]), 0), list)
         lengths = [sum(map(len, row)) if windows else len(row) for row in ids]
         names = dataset.labels.names
+        learned = set(_texts(train))
         counts: Counter[str] = Counter()
         if dataset.labels.is_single:
             counts.update(dict.fromkeys(names, 0))
@@ -71,6 +75,7 @@ class Summary:
             problem_type=dataset.labels.kind,
             examples={"train": len(train)}
             | {name or "evaluation": len(d) for name, d in dataset.evaluation.items()},
+            repeated=sum(t in learned for d in dataset.evaluation.values() for t in _texts(d)),
             labels=dict(counts.most_common()),
             tokens={"median": int(np.median(lengths)), "longest": max(lengths)},
             truncated=truncated,
@@ -86,6 +91,8 @@ class Summary:
         """The summary for people: a title and a sentence for each line."""
         counts = ", ".join(f"{n:,} {name}" for name, n in self.examples.items())
         lines = {"data": f"{self.source}: {counts}" + (f"; {self.columns}" if self.columns else "")}
+        if self.repeated:
+            lines["data"] += f". {self.repeated:,} evaluation texts are also training texts"
         lines["labels"] = self._labels()
         cut = sum(self.truncated.values())
         half, longest = self.tokens["median"], self.tokens["longest"]
@@ -108,27 +115,34 @@ class Summary:
         total = self.examples["train"]
         if not self.labels:
             return "a number (regression)"
-        shown = [f"{name} {n:,} ({n / total:.0%})" for name, n in self.labels.items()]
+        names = [on_one_line(name, 40) for name in self.labels]
+        counts = list(self.labels.values())
+        shown = [f"{name} {n:,} ({n / total:.0%})" for name, n in zip(names, counts, strict=True)]
         several = "any number of them" if self.problem_type.startswith("multi") else "one"
         text = f"{len(shown)}, {several} per text: {', '.join(shown[:6])}"
         if len(shown) > 7:
             text += ", …"
         if len(shown) > 6:
             text += f", {shown[-1]}"
-        if few := [name for name, n in self.labels.items() if n < FEW]:
+        if few := [name for name, n in zip(names, counts, strict=True) if n < FEW]:
             text += f". Fewer than {FEW} examples: {', '.join(few[:6])}"
         return text
+
+
+def _texts(examples: Dataset) -> Iterator[tuple[str, ...]]:
+    """Each text, or pair of texts."""
+    return zip(*(examples[c] for c in (TEXT, PAIR) if c in examples.column_names), strict=True)
 
 
 def _example(dataset: TaskData, row: dict[str, Any]) -> tuple[str, str]:
     labels, target = dataset.labels, row[LABEL]
     text = " | ".join(on_one_line(row[c]) for c in (TEXT, PAIR) if c in row)
     if labels.is_single:
-        return text, labels.names[target]
+        return text, on_one_line(labels.names[target])
     if labels.is_regression:
         return text, f"{target:g}"
     names = [name for name, one in zip(labels.names, target, strict=True) if one == 1]
-    return text, ", ".join(names) or "(none)"
+    return text, on_one_line(", ".join(names)) or "(none)"
 
 
 def on_one_line(text: str, most: int = 60) -> str:
