@@ -311,9 +311,7 @@ def damage_by_integers(folder):
 
 
 def damage_by_another_number_of_labels(folder):
-    file = folder / "ptune.json"
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "labels": ["a", "b", "c"]}))
+    edit_json(folder / "ptune.json", labels=["a", "b", "c"])
     return (
         "…/ptune.json names 3 labels, but no layer of the head has as many outputs. One of the two "
         "files is damaged or belongs to another adapter."

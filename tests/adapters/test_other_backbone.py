@@ -31,6 +31,8 @@ OTHER_WEIGHTS = (
     "(--allow-other-backbone)."
 )
 
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
 
 def refusal(adapter="…", trained_on="…", backbone="…", difference="bert.…[…] is … instead of …"):
     return refused(OTHER_WEIGHTS.format(adapter, trained_on, backbone, difference, trained_on))
@@ -53,13 +55,6 @@ def fine_tuned(backbone, steps=10):
         optimizer.step()
         optimizer.zero_grad()
     return backbone
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        yield
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The fields of an adapter's files: what they may hold, and what absent and unknown ones mean."""
 
 import json
-import warnings
 
 import peft
 import pytest
@@ -13,18 +12,13 @@ from ptune.adapters.schema import config_content, parse_config, parse_info
 CONFIG = {"peft_type": "P_TUNING", "task_type": "SEQ_CLS", "num_virtual_tokens": 5}
 UPGRADE = "Upgrade ptune (`pip install -U ptune`)."
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 
 def refusal(call, *arguments):
     with pytest.raises(PtuneError) as refused:
         call(*arguments)
     return str(refused.value)
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 # adapter_config.json
