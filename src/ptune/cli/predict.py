@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -269,12 +268,8 @@ def _predict_all(bank: PromptBank, source: Source, output: Path | None, format: 
     kind = format or files.format_of(output)
     if kind in files.TYPED:
         raise PtuneError(f"--all-tasks does not write .{kind} files. Name a .jsonl or .csv file.")
-    with (
-        staged_file(output) as file,
-        files.opening.created(file) as stream,
-        io.TextIOWrapper(stream, encoding="utf-8", newline="") as out,
-    ):
-        count = files.write_all(bank, source, files.text_writer(out, kind))
+    with staged_file(output) as file, files.text_file(file, kind) as out:
+        count = files.write_all(bank, source, out)
     say(f"{count} texts with the predictions of {len(bank)} tasks in {output}", errors)
 
 

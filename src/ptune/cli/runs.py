@@ -106,11 +106,9 @@ def compare(
 
     if file is None:
         raise PtuneError("Name a labelled file to compare on: --file gold.csv.")
-    right = []
     how: dict[str, Any] = {"model": model, "dtype": dtype}
     how["allow_other_backbone"] = allow_other_backbone
-    for adapter in (first, second):
-        right.append(_right(load(adapter, **how), file, options))
+    right = [_right(load(adapter, **how), file, options) for adapter in (first, second)]
     only = [int((a & ~b).sum()) for a, b in (right, right[::-1])]
     p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
     result: dict[str, Any] = {

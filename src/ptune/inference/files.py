@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -359,6 +359,16 @@ def text_writer(out: IO[str], format: str) -> Rows:
     return Delimited(out, "," if format == "csv" else "\t")
 
 
+@contextmanager
+def text_file(file: Path, format: str) -> Iterator[Rows]:
+    """Open a file for rows as text, compressed if its name says so."""
+    with (
+        opening.created(file) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", newline="") as out,
+    ):
+        yield text_writer(out, format)
+
+
 def format_of(file: Path) -> str:
     """The format in which a file is written: from its extension, by default JSON lines.
 
@@ -378,19 +388,14 @@ def writer(
     file: Path, format: str, classifier: TextClassifier, *, mark_truncated: bool = False
 ) -> Iterator[Writer]:
     """Open a file for predictions of `classifier`, compressed if its name says so."""
-    with opening.created(file) as stream:
-        if format in TYPED:
-            table = Typed(stream, format, classifier)
-            table.mark_truncated = mark_truncated
-            try:
-                yield table
-            finally:
-                table.close()
-        else:
-            with io.TextIOWrapper(stream, encoding="utf-8", newline="") as f:
-                out = text_writer(f, format)
-                out.mark_truncated = mark_truncated
-                yield out
+    if format not in TYPED:
+        with text_file(file, format) as rows:
+            rows.mark_truncated = mark_truncated
+            yield rows
+        return
+    with opening.created(file) as stream, closing(Typed(stream, format, classifier)) as table:
+        table.mark_truncated = mark_truncated
+        yield table
 
 
 def write_all(bank: PromptBank, source: Source, out: Rows) -> int:

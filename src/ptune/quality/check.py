@@ -16,7 +16,7 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
 from ptune.errors import PtuneError
 from ptune.files import staged_file
-from ptune.inference.files import text_writer
+from ptune.inference.files import text_file
 from ptune.labels import is_missing
 from ptune.quality import findings
 from ptune.quality.features import Show, features
@@ -205,8 +205,7 @@ def write_fixed(train: Examples, output: Path) -> dict[str, int]:
             continue
         seen.add(key)
         fixed.append(row)
-    with staged_file(output) as written, written.open("w", encoding="utf-8", newline="") as out:
-        writer = text_writer(out, output.suffix.lower()[1:])
+    with staged_file(output) as written, text_file(written, output.suffix.lower()[1:]) as writer:
         for row in fixed:
             writer.put(row)
     return done

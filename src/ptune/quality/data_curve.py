@@ -159,17 +159,14 @@ def curve_of(answers: dict[int, Answers], dataset: TaskData) -> DataCurve:
         samples.append(found)
     sizes, each = np.array(list(answers)), np.stack(samples, axis=1)  # [samples, sizes]
     further = [factor * int(sizes[-1]) for factor in FURTHER]
+    measured = [
+        Point(int(n), s, *interval(v)) for n, s, v in zip(sizes, scores, each.T, strict=True)
+    ]
     if len(sizes) < MIN_POINTS:
-        points = [
-            Point(int(n), s, *interval(v)) for n, s, v in zip(sizes, scores, each.T, strict=True)
-        ]
-        return DataCurve(metric, points, [], None, "unknown")
+        return DataCurve(metric, measured, [], None, "unknown")
     at = np.array([*sizes, *further])
     curves = np.stack([extended(sizes, row, at) for row in each])  # [samples, sizes + further]
-    measured = [
-        Point(int(n), s, *interval(v), fitted=float(f))
-        for n, s, v, f in zip(sizes, scores, each.T, curves[0], strict=False)
-    ]
+    measured = [replace(p, fitted=float(f)) for p, f in zip(measured, curves[0], strict=False)]
     predicted = [
         Point(n, float(curve[0]), *interval(curve))
         for n, curve in zip(further, curves.T[len(sizes) :], strict=True)
