@@ -342,26 +342,22 @@ def logistic_regression(job: Job, data: Any) -> Found:
 
 def _features(backbone: str, examples: Any) -> np.ndarray:
     """The features of texts, or of pairs: ``[n, width]``."""
-    from ptune.data.dataset import PAIR, TEXT
+    from ptune.data.dataset import text_columns
 
-    columns = [
-        embeddings(backbone, examples[name])
-        for name in (TEXT, PAIR)
-        if name in examples.column_names
-    ]
+    columns = [embeddings(backbone, column) for column in text_columns(examples)]
     if len(columns) == 1:
         return columns[0]
     a, b = columns
     return np.concatenate([a, b, a * b, np.abs(a - b)], axis=1)
 
 
-def embeddings(backbone: str, texts: Any) -> np.ndarray:
+def embeddings(backbone: str, texts: list[str]) -> np.ndarray:
     """The last hidden states, averaged over each text: ``[n, hidden]``, float32."""
     import torch
 
     from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
 
-    tokenizer, texts, device = load_tokenizer(backbone), list(texts), default_device()
+    tokenizer, device = load_tokenizer(backbone), default_device()
     encoder = load_backbone(backbone, dtype="float32").base_model.eval().to(device)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     vectors: Any = [None] * len(texts)
@@ -397,13 +393,12 @@ def setfit(job: Job, data: Any) -> Found:
 
     from ptune import labels as metrics
     from ptune.backbones.loading import location
-    from ptune.data.dataset import LABEL, PAIR, TEXT
+    from ptune.data.dataset import LABEL, text_columns
 
     (evaluation,) = data.evaluation.values()
 
     def texts(examples: Any) -> list[str]:
-        columns = [examples[c] for c in (TEXT, PAIR) if c in examples.column_names]
-        return [" ".join(parts) for parts in zip(*columns, strict=True)]
+        return [" ".join(parts) for parts in zip(*text_columns(examples), strict=True)]
 
     body = SentenceTransformer(location(job.backbone))
     model = SetFitModel(model_body=body, model_head=LogisticRegression(max_iter=1000))
@@ -579,16 +574,16 @@ class Queue:
     def _is_outdated(self, job: Job) -> bool:
         """True if a result was measured before its learning rate was completely searched."""
         row = self.known[job.key]
-        if (
-            job.part == SEARCH
-            or not isinstance(RIVALS.get(job.method), Rival)
-            or "score" not in row
-        ):
+        is_rival = isinstance(RIVALS.get(job.method), Rival)
+        if job.part == SEARCH or not is_rival or "score" not in row:
             return False
-        scores = self.searched(job)
-        further = replace(job, part=SEARCH, seed=0, rate=beyond(scores))
-        unsearched = further.rate is not None and further.key not in self.known
-        return unsearched or scores.get(row["rate"]) != max(scores.values(), default=None)
+        scores, further = self.searched(job), self._further(job)
+        return bool(further) or scores.get(row["rate"]) != max(scores.values(), default=None)
+
+    def _further(self, job: Job) -> Job | None:
+        """The search of one more rate that a run needs; ``None``: all rates were searched."""
+        further = replace(job, part=SEARCH, seed=0, rate=beyond(self.searched(job)))
+        return None if further.rate is None or further.key in self.known else further
 
     def searched(self, job: Job) -> dict[float, float]:
         """Score of each rate that was searched for a run's method and that worked."""
@@ -607,11 +602,10 @@ class Queue:
             searches = [each.key for each in searches_for(job, rival)]
             if any(key not in self.known for key in searches) or self._searching(job):
                 continue
-            scores = self.searched(job)
-            further = replace(job, part=SEARCH, seed=0, rate=beyond(scores))
-            if further.rate is not None and further.key not in self.known:
+            if further := self._further(job):
                 return self._start(further)
             self.left.remove(job)
+            scores = self.searched(job)
             # If no rate worked, the run with the first one records the reason.
             return replace(job, rate=best_rate(scores) if scores else rival.rates[0])
         return None

@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+import enum
 import gc
 import json
 import re
@@ -76,6 +77,16 @@ def write_mail(file, texts, copies):
     ]
     file.write_text("text,label\n" + "\n".join(rows) + "\n")
     return file
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = 2
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 10
 
 
 def edit_json(file, **fields):

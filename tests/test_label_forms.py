@@ -14,6 +14,7 @@ import pyarrow
 import pytest
 import scipy.sparse
 import torch
+from conftest import Colour, Level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import DataConversionWarning
@@ -23,19 +24,9 @@ from ptune import PtuneError
 from ptune.labels import MULTI, REGRESSION, SINGLE, Labels, read
 
 
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = 2
-
-
 class Side(enum.Flag):
     LEFT = 1
     RIGHT = 2
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-    HIGH = 10
 
 
 def learned(y, problem_type=None):

@@ -1,6 +1,5 @@
 """Labels of every type: the same values after saving, and from a bank, an export and the server."""
 
-import enum
 import json
 import shutil
 from dataclasses import replace
@@ -11,23 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import once
+from conftest import Colour, Level, once
 from serve import Server
 
 import ptune
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import load_backbone
 from ptune.labels import REGRESSION, Labels
-
-
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = 2
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-    HIGH = 10
 
 
 def arrays(*dtypes):
