@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from conftest import call
 from transformers import TrainingArguments
 
 import ptune
@@ -67,7 +68,15 @@ def trained(tmp_path_factory):
         names = run(first)
     pairs = zip(names["texts"], names["labels"], strict=True)
     lines = [f'"{text}",{label}' for text, label in pairs]
-    (folder / "mail.csv").write_text("\n".join(["text,label", *lines * 3, ""]))
+    for name in ("mail", "mails", "more", "new", "gold", "test", "last_week"):
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines * 3, ""]))
+    other = {
+        "tags": "text,labels\n" + "one,a|b\ntwo,a\nthree,b\n" * 5,
+        "pairs": "first,second,label\n" + "one,two,a\nthree,four,b\n" * 5,
+        "ratings": "text,stars\n" + "one,1\ntwo,2.5\nthree,3\n" * 5,
+    }
+    for name, content in other.items():
+        (folder / f"{name}.csv").write_text(content)
     return folder
 
 
@@ -147,6 +156,23 @@ def test_commands_have_only_options_that_exist(page):
         if name == "train":
             used -= {word for word in used if word.removeprefix("--").replace("-", "_") in TRAINER}
         assert used <= options, f"{line}: {used - options}"
+
+
+# Commands that end by themselves, with what `trained` has. A training stops after its summary.
+ENDS = ("train", "predict", "evaluate", "info", "check", "explain")
+NOT_HERE = re.compile(
+    r"--(model|ray|runtime|seeds|tasks-dir|group-column|task|config) |your-|mails/|s/pairs \"|tone"
+)
+RUN = dict.fromkeys(line for page in WITH_COMMANDS for line in commands(page))
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in RUN if line.split()[1] in ENDS and not NOT_HERE.search(line)]
+)
+def test_commands_run(line, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    words = shlex.split(line)[1:]
+    assert call(*words, *(["--dry-run"] * (words[0] == "train"))) == 0
 
 
 @pytest.mark.parametrize("name", ptune.__all__)
