@@ -10,7 +10,9 @@ import sys
 import pytest
 import typer
 from conftest import call, edit_json, write_mail
+from rich.console import Console
 
+from ptune.cli import runs as cli
 from ptune.cli.app import app
 from ptune.training import trainer
 from ptune.training.summary import verdict
@@ -195,13 +197,19 @@ def test_a_classifier_that_learned_nothing_gets_a_warning():
     assert verdict({**metrics, "majority": {}, "eval": {"accuracy": 0.1}}) is None
 
 
-def test_runs_are_listed(printed, runs):
+def test_runs_are_listed(printed, runs, monkeypatch):
     out = printed("list", runs, "--json").out
     rows = json.loads(out)["runs"]
     assert [(r["run"], r["task"], r["labels"]) for r in rows] == [
         ("one", "mail", 3),
         ("two", "mail", 3),
     ]
+    monkeypatch.setattr(cli, "console", Console(width=60))
+    narrow = printed("list", runs).out
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert all(f" {row['kB']} " in narrow for row in rows)
+    monkeypatch.undo()
     shown = printed("list", runs).out
     assert "one" in shown
     assert "tiny-bert" in shown

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from ptune.cli.options import (
     LABELLED,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from ptune.inference.text_classifier import TextClassifier
 
+# Columns of `ptune list` that are not broken inside a word.
+WIDTHS = {"score": 8, "date": 10, "labels": 6, "kB": 4}
 # A difference that chance gives this often is no difference.
 CHANCE = 0.05
 
@@ -56,7 +58,10 @@ def list_runs(
     if not rows:
         say(f"{folder} holds no classifiers. Train one with `ptune train`.")
         return
-    table = Table(*rows[0])
+    # On narrow terminals, names of runs that start alike stay apart.
+    columns = [Column(name, overflow="fold", min_width=WIDTHS.get(name)) for name in rows[0]]
+    lean: dict[str, Any] = {"box": None, "padding": (0, 1, 0, 0)}
+    table = Table(*columns, **(lean if console.width < 80 else {}))
     for row in rows:
         table.add_row(*map(str, row.values()))
     console.print(table)
