@@ -653,7 +653,7 @@ DAMAGE = {
     ),
     "without a configuration": (
         lambda f: (f / "adapter_config.json").unlink(),
-        ["no adapter_config.json", "not an adapter", "--output-dir"],
+        ["no adapter_config.json", "not an adapter", "checkpoints/checkpoint-"],
     ),
     "with a configuration that is no JSON": (
         lambda f: (f / "adapter_config.json").write_text("num_virtual_tokens: 4"),

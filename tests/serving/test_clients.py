@@ -1,6 +1,7 @@
 """What clients of other servers send is understood, and answered in the form that they expect."""
 
 import json
+from functools import partial
 
 import httpx
 import pytest
@@ -31,24 +32,20 @@ def url(folder):
         yield running.url
 
 
+def post(url, status, task, inputs, **more):
+    answer = httpx.post(f"{url}/tasks/{task}/predict", json={"inputs": inputs, **more})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
 @pytest.fixture
 def ask(url):
-    def post(task, inputs, **more):
-        answer = httpx.post(f"{url}/tasks/{task}/predict", json={"inputs": inputs, **more})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    return post
+    return partial(post, url, 200)
 
 
 @pytest.fixture
 def refused(url):
-    def post(task, inputs, **more):
-        answer = httpx.post(f"{url}/tasks/{task}/predict", json={"inputs": inputs, **more})
-        assert answer.status_code == 422, answer.text
-        return answer.json()["error"]
-
-    return post
+    return lambda *asked, **more: post(url, 422, *asked, **more)["error"]
 
 
 @pytest.fixture

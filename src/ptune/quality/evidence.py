@@ -144,10 +144,6 @@ class Evidence:
         text = " ⏎ ".join(column[i] for column in self.columns)
         return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
-    def names(self, row: Any) -> str:
-        """A target or a prediction for people."""
-        return in_words(self.labels, row)
-
 
 def in_words(labels: Labels, row: Any) -> str:
     """A target or a prediction for people."""

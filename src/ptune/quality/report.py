@@ -24,7 +24,7 @@ from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged, write_
 from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import compute, per_label
 from ptune.quality import bootstrap
-from ptune.quality.evidence import SHOWN, Evidence, of_run
+from ptune.quality.evidence import SHOWN, Evidence, in_words, of_run
 from ptune.quality.features import Show, features, nearest
 from ptune.training import calibration
 from ptune.training import pictures as draw
@@ -44,7 +44,11 @@ CONFIDENCES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 MOST_EXAMPLES = 5000
 
 
-def build(evidence: Evidence, model: str | None = None, show: Show | None = None) -> dict[str, Any]:
+def build(
+    evidence: Evidence,
+    model: str | None = None,
+    show: Show = lambda batches, total: batches,
+) -> dict[str, Any]:
     """Everything that the page shows, as JSON.
 
     Args:
@@ -117,14 +121,13 @@ def _baselines(evidence: Evidence) -> dict[str, dict[str, float]]:
 
 
 def _with_features(
-    evidence: Evidence, content: dict[str, Any], model: str, show: Show | None
+    evidence: Evidence, content: dict[str, Any], model: str, show: Show
 ) -> list[list[str]]:
     """Add logistic regression on the backbone's features; the nearest training texts of each."""
     assert evidence.train is not None
     columns, targets = evidence.train
-    how: Any = {"show": show} if show else {}
-    known, _ = features(columns, model, **how)
-    new, _ = features(evidence.columns, model, **how)
+    known, _ = features(columns, model, show=show)
+    new, _ = features(evidence.columns, model, show=show)
     labels = evidence.labels
     if labels.is_single:
         chosen = np.random.default_rng(0).permutation(len(known))[:MOST_EXAMPLES]
@@ -228,8 +231,8 @@ def _mistakes(evidence: Evidence, alike: list[list[str]] | None) -> list[dict[st
         row = {
             "row": i + 1,
             "text": " ⏎ ".join(column[i] for column in evidence.columns),
-            "label": evidence.names(evidence.targets[i]),
-            "predicted": evidence.names(predicted[i]),
+            "label": in_words(labels, evidence.targets[i]),
+            "predicted": in_words(labels, predicted[i]),
             "score": round(float(score[i]), 4),
         }
         if not labels.is_regression:
