@@ -297,6 +297,7 @@ class PromptModel(AdapterSet):
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             max_length=state.max_length,
             long_texts=state.long_texts,
+            window_weights=state.window_weights,
             pairs=state.pairs,
             template=state.template,
             backbone=self.host.identity,

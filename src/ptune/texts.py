@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +33,8 @@ from ptune.labels import (
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
+# How much windows count in equal parts of a text, from its start to its end.
+Weights = tuple[float, ...]
 # For each text a list of token ids, and so on: what a tokenizer returns.
 Encoded = dict[str, list[list[int]]]
 
@@ -443,11 +444,13 @@ class Reading:
         max_text_tokens: The longest text in tokens; ``None``: no limit.
         long_texts: What is read of longer texts, as for `encode_rows`.
         template: The words around each text; ``None``: the text alone.
+        window_weights: How much windows count by their place in a text, as for `pooled`.
     """
 
     max_text_tokens: int | None = None
     long_texts: str = "truncate"
     template: Template | None = None
+    window_weights: Weights = ()
 
     @property
     def in_windows(self) -> bool:
@@ -463,34 +466,63 @@ class Reading:
 _Logits = TypeVar("_Logits", np.ndarray, list[np.ndarray], torch.Tensor)
 
 
-def pooled(rows: _Logits, text_of: Sequence[int], means: bool | Sequence[bool] = False) -> _Logits:
+def in_parts(windows: int, parts: int) -> np.ndarray:
+    """How much of each window is in each of N equal parts of a text, ``[windows, parts]``."""
+    ends, edges = (np.linspace(0, 1, n + 1) for n in (windows, parts))
+    starts, ends = ends[:-1, None], ends[1:, None]
+    shared = np.minimum(ends, edges[1:]) - np.maximum(starts, edges[:-1])
+    return shared.clip(0) * windows
+
+
+def _log_shares(windows: int, weights: Weights) -> np.ndarray:
+    """The logarithm of how much each window of a text counts, ``[windows]``; together 1."""
+    own = np.array(weights or (1.0,))
+    own = np.log(in_parts(windows, len(own)) @ own)
+    return (own - logsumexp(own)).astype(np.float32)
+
+
+def pooled(
+    rows: _Logits,
+    text_of: Sequence[int],
+    means: bool | Sequence[bool] = False,
+    weights: Weights | list[Weights] = (),
+) -> _Logits:
     """The logits of each text, from those of its rows.
 
-    Each logit is the logarithm of the mean of its exponentials, so that windows with large logits
-    count more: most windows of a long text tell nothing about its label.
+    Each logit is the logarithm of the weighted mean of its exponentials, so that windows with large
+    logits count more: most windows of a long text tell nothing about its label.
 
     Args:
         rows: The logits of each row, which may change. Gradients pass through a tensor.
         text_of: As in `Rows`.
         means: Whether texts get the mean itself, as for a regression: all of them, or each.
+        weights: How much windows count in equal parts of a text, from its start to its end;
+            empty: all the same. Those of all texts, or a list with those of each.
     """
     counts = np.bincount(text_of)
     if isinstance(rows, torch.Tensor):
         numbers = torch.tensor(text_of, device=rows.device)
-        sums, size = rows.new_zeros(len(counts), *rows.shape[1:]), rows.new_tensor(counts)[:, None]
+        sums = rows.new_zeros(len(counts), *rows.shape[1:])
         if means is True:
-            return sums.index_add(0, numbers, rows) / size
+            return sums.index_add(0, numbers, rows) / rows.new_tensor(counts)[:, None]
+        assert isinstance(weights, tuple)
+        shares = np.empty(len(text_of), dtype=np.float32)
+        shares[np.argsort(text_of, kind="stable")] = np.concatenate(
+            [_log_shares(n, weights) for n in counts.tolist()]
+        )
+        rows = rows + rows.new_tensor(shares)[:, None]
         index = numbers[:, None].expand_as(rows)
         # Without the largest, exponentials could overflow.
         most = (sums - torch.inf).scatter_reduce(0, index, rows.detach(), "amax")
-        return most + (sums.index_add(0, numbers, (rows - most[numbers]).exp()) / size).log()
+        return most + sums.index_add(0, numbers, (rows - most[numbers]).exp()).log()
     texts = rows[: len(counts)]
     order = np.argsort(text_of, kind="stable")
     ends = counts.cumsum()
     for text in np.flatnonzero(counts > 1).tolist():
         own = np.stack([rows[n] for n in order[ends[text] - counts[text] : ends[text]].tolist()])
         is_mean = means if isinstance(means, bool) else means[text]
-        texts[text] = own.mean(0) if is_mean else logsumexp(own, 0) - math.log(len(own))
+        shares = _log_shares(len(own), weights[text] if isinstance(weights, list) else weights)
+        texts[text] = own.mean(0) if is_mean else logsumexp(own + shares[:, None], 0)
     return texts
 
 

@@ -159,6 +159,7 @@ def test_an_empty_file_numbers_the_labels_and_leaves_the_rest_open():
     assert info.pop("labels").names == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert info.pop("backbone") == {}
     assert info.pop("long_texts") == "truncate"
+    assert info.pop("window_weights") == ()
     assert set(info.values()) == {None}
 
 

@@ -29,18 +29,21 @@ LONG = " ".join(SENTENCES * 3)
 ENDS_OTHERWISE = LONG + " invoice invoice invoice"
 PARAGRAPHS = "\n\n".join(SENTENCES)
 LIMIT = 20
+# The end of a text counts more than its start.
+WEIGHTS = (0.2, 1.0, 3.0)
 
 
 @pytest.fixture(params=["input", "reader"])
 def adapter_of(request, folder_of, tmp_path):
     """Writes the adapter of a mechanism for a setting of `long_texts`."""
 
-    def write(long_texts):
+    def write(long_texts, window_weights=()):
         place = tmp_path / long_texts
         if not place.is_dir():
             shutil.copytree(folder_of(Subject(request.param)) / "adapter", place)
             adapter = Adapter.read(place)
-            replace(adapter, long_texts=long_texts, max_length=LIMIT).save(place)
+            how = {"long_texts": long_texts, "window_weights": window_weights}
+            replace(adapter, **how, max_length=LIMIT).save(place)
         return place
 
     return write
@@ -107,9 +110,21 @@ def test_one_window_of_many_is_enough_and_a_regression_takes_the_mean():
     torch.testing.assert_close(huge.grad, torch.tensor([[1.0], [0.0]]))
 
 
+def test_windows_count_by_their_place_in_a_text():
+    """With two parts, the second of three windows is half in each."""
+    rows = np.array([[0.0], [7.0], [1.0], [2.0]], dtype=np.float32)
+    expected = [np.log((1 + 2 * np.e + 3 * np.e**2) / 6), 7]
+    for pool in (np.array, torch.tensor, list):
+        found = texts.pooled(pool(rows), [0, 1, 0, 0], weights=(1.0, 3.0))
+        np.testing.assert_allclose(np.ravel(found), expected, rtol=1e-6)
+    found = texts.pooled(list(rows[[0, 0, 2, 3, 2, 3]]), [0, 1, 0, 0, 1, 1], weights=[(), (1, 3)])
+    evenly = np.log((1 + np.e + np.e**2) / 3)
+    np.testing.assert_allclose(np.ravel(found), [evenly, expected[0]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("long_texts", ["head_tail", "windows", "passages"])
 def test_a_bank_and_a_server_answer_long_texts_as_the_classifier_does(adapter_of, long_texts):
-    folder = adapter_of(long_texts)
+    folder = adapter_of(long_texts, WEIGHTS)
     classifier = load(folder)
     bank = PromptBank(classifier.model, dtype="float32", device="cpu")
     bank.add("long", folder)
@@ -182,10 +197,12 @@ def test_a_template_is_around_every_window(adapter_of):
 
 def test_an_older_version_refuses_windows(adapter_of, monkeypatch):
     folder = adapter_of("windows")
-    known = schema.FEATURES - {schema.LONG_TEXTS}
+    known = schema.FEATURES - {schema.LONG_TEXTS, schema.WINDOW_WEIGHTS}
     monkeypatch.setattr(schema, "FEATURES", known)
     with pytest.raises(PtuneError, match="requires long_texts"):
         Adapter.read(folder)
+    with pytest.raises(PtuneError, match="requires long_texts, window_weights"):
+        Adapter.read(adapter_of("passages", WEIGHTS))
     Adapter.read(adapter_of("truncate"))
 
 
@@ -195,7 +212,8 @@ def test_an_export_reads_long_texts_as_the_classifier_does(folder_of, tmp_path):
     some = [LONG, ENDS_OTHERWISE, SENTENCES[0], PARAGRAPHS]
     for long_texts in ("passages", "windows", "head_tail"):
         source = tmp_path / long_texts
-        replace(adapter, long_texts=long_texts, max_length=LIMIT).save(source)
+        how = {"long_texts": long_texts, "window_weights": WEIGHTS}
+        replace(adapter, **how, max_length=LIMIT).save(source)
         if long_texts == "passages":
             graph = graph_of(source, cache_dir=tmp_path)
         # The others: as if they had been exported now, which takes long.
@@ -245,6 +263,8 @@ def test_training_reads_every_window(bert_folder, tmp_path, labels):
         mine, same = np.sort(found[second == label], axis=0), np.sort(logits[its == label], axis=0)
         np.testing.assert_allclose(mine, same, atol=1e-4)
     assert run.metrics["truncated_texts"] == {"train": 0, "eval": 0}
+    weights = Adapter.read(tmp_path / "windows").window_weights
+    assert (weights[-1] > 2 * weights[0]) if labels == ["a", "b"] else not weights
     assert scores["windows"] > scores["truncate"] + 0.2
 
 

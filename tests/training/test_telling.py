@@ -15,15 +15,15 @@ from ptune.training.fitting import fit_head
 LABELS, WIDTH = Labels(("a", "b", "c")), 16
 
 
-def windows_of(targets, telling, seed):
-    """Twelve windows per text, of which some are near the place of its label."""
+def windows_of(targets, telling, seed, among=12, size=1.0):
+    """Twelve windows per text, of which some of the last are near the place of its label."""
     random = torch.Generator().manual_seed(seed)
     texts = torch.randn(len(targets), 12, WIDTH, generator=random)
     # What tells a label also differs from all other windows in a way that labels share.
     places = 4 * torch.eye(WIDTH)[:3] + 3 * torch.eye(WIDTH)[5]
     for text, target in zip(texts, targets, strict=True):
-        chosen = torch.randperm(12, generator=random)[:telling]
-        text[chosen] += places[target]
+        chosen = 12 - among + torch.randperm(among, generator=random)[:telling]
+        text[chosen] += size * places[target]
     return list(texts)
 
 
@@ -36,9 +36,9 @@ def accuracy(train, targets, test, windows, weights=None):
     given = train if windows else ()
     features = Features("", head.weight, head.bias, values, rows.numpy(), rows, *scale, given)
     columns = {"labels": targets.tolist()} | ({"weight": weights} if weights else {})
-    fit_head(features, LABELS, Dataset.from_dict(columns))
+    counted = fit_head(features, LABELS, Dataset.from_dict(columns))
     text_of = np.repeat(np.arange(len(test)), 12).tolist()
-    logits = pooled(F.linear(torch.cat(test), head.weight, head.bias), text_of)
+    logits = pooled(F.linear(torch.cat(test), head.weight, head.bias), text_of, weights=counted)
     expected = torch.arange(len(test)) % 3
     loss = float(F.cross_entropy(logits, expected).detach())
     return float((logits.argmax(dim=1) == expected).float().mean()), loss
@@ -51,6 +51,14 @@ def test_a_head_starts_from_the_windows_that_tell_the_label():
     telling, loss = accuracy(train, targets, test, windows=True)
     assert telling > max(0.85, means + 0.15)
     assert loss < 0.5  # it is not overconfident
+
+
+def test_a_head_learns_where_in_a_text_the_telling_windows_are():
+    targets, found = torch.arange(240) % 3, {}
+    for among in (12, 2):
+        train, test = (windows_of(targets, 1, seed, among, size=0.5) for seed in (0, 1))
+        found[among], _ = accuracy(train, targets, test, windows=True)
+    assert found[2] > found[12] + 0.1
 
 
 @pytest.mark.parametrize("period", [3, 5])

@@ -36,7 +36,7 @@ from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import LongTexts, PromptEncoderConfig
-from ptune.texts import Template
+from ptune.texts import Template, Weights
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
@@ -67,6 +67,7 @@ class Adapter:
             with the backbone.
         max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
         long_texts: What is read of longer texts than the backbone and the user allow.
+        window_weights: How much their windows count by their place in a text; empty: all the same.
         pairs: True if it was trained on pairs of texts; ``None``: not recorded.
         text_columns: The columns with the texts; ``None``: not trained on a table.
         template: The words around each text; ``None``: the text alone.
@@ -85,6 +86,7 @@ class Adapter:
     mechanism: Mechanism | None = None
     max_length: int | None = None
     long_texts: LongTexts = "truncate"
+    window_weights: Weights = ()
     pairs: bool | None = None
     text_columns: list[str] | None = None
     template: Template | None = None
@@ -156,6 +158,7 @@ class Adapter:
                 **self.labels.to_json(),
                 "max_length": self.max_length,
                 "long_texts": self.long_texts,
+                **({"window_weights": self.window_weights} if self.window_weights else {}),
                 "text_pairs": self.pairs,
                 **({"text_columns": self.text_columns} if self.text_columns else {}),
                 "template": self.template and self.template.pattern,
@@ -188,6 +191,7 @@ class Adapter:
             schema.READER: self.config.depth == "reader",
             schema.MASK: self.reads_mask,
             schema.LONG_TEXTS: self.long_texts != "truncate",
+            schema.WINDOW_WEIGHTS: bool(self.window_weights),
             schema.LABEL_OUTPUTS: self.labels.outputs is not None,
         }
         return [name for name, used in features.items() if used]

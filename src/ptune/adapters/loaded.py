@@ -25,7 +25,7 @@ from ptune.prompts.heads import Head
 from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Mechanism
 from ptune.prompts.start import fixed_encoder, new_encoder
-from ptune.texts import Reading, Template
+from ptune.texts import Reading, Template, Weights
 
 
 @dataclass
@@ -38,6 +38,7 @@ class AdapterState:
         head: Parameters and labels.
         max_length: The user's limit on a text's length, in tokens.
         long_texts: What the caller reads of longer texts.
+        window_weights: How much windows of longer texts count by their place.
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         template: The words around each text, which the caller puts there.
         trains: Whether it trains while it is active.
@@ -49,6 +50,7 @@ class AdapterState:
     head: Head
     max_length: int | None = None
     long_texts: LongTexts = "truncate"
+    window_weights: Weights = ()
     pairs: bool | None = None
     template: Template | None = None
     trains: bool = True
@@ -58,6 +60,7 @@ class AdapterState:
         """Take over from an adapter how its texts are read."""
         self.max_length, self.pairs = adapter.max_length, adapter.pairs
         self.template, self.long_texts = adapter.template, adapter.long_texts
+        self.window_weights = adapter.window_weights
 
 
 class _ThreadChoice(threading.local):
@@ -168,7 +171,8 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
     def reading(self, tokenizer: PreTrainedTokenizerBase) -> Reading:
         """How the active adapter's texts are read."""
         state = self.state
-        return Reading(self.max_text_tokens(tokenizer), state.long_texts, state.template)
+        limit = self.max_text_tokens(tokenizer)
+        return Reading(limit, state.long_texts, state.template, state.window_weights)
 
     def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
         """Add a new prompt with a copy of the backbone's original head, without activating it.

@@ -41,7 +41,8 @@ FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
 READER, TEMPLATE, NO_PROMPT, MASK = "reader", "template", "no_prompt", "mask"
 LONG_TEXTS, LABEL_OUTPUTS = "long_texts", "label_outputs"
-FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK, LONG_TEXTS, LABEL_OUTPUTS})
+WINDOW_WEIGHTS = "window_weights"
+FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK, LONG_TEXTS, LABEL_OUTPUTS, WINDOW_WEIGHTS})
 
 # Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
 MAX_JSON = 16_000_000
@@ -88,6 +89,11 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, dict) and len(value) <= 1000 and all(map(_is_number, value.values()))
 
 
+def _is_weights(value: Any) -> bool:
+    is_short = isinstance(value, list | tuple) and len(value) <= 1000
+    return is_short and all(_is_number(v) and v > 0 for v in value)
+
+
 def one_of(*choices: str) -> Kind:
     """A string from a list."""
     *most, last = map(repr, choices)
@@ -105,6 +111,7 @@ STRING = Kind("a string", lambda value: isinstance(value, str))
 STRINGS = Kind("a list of strings", _is_strings)
 POSITIVE = integer(1_000_000_000)
 NUMBER = Kind("a number", _is_number)
+WEIGHTS = Kind("a list of at most 1,000 positive numbers", _is_weights)
 NUMBERS = Kind("an object of at most 1,000 numbers", _is_numbers)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
@@ -195,6 +202,7 @@ INFO_FIELDS = {
     "label_outputs": Field(LABELS),
     "max_length": Field(POSITIVE),
     "long_texts": Field(one_of(*get_args(LongTexts)), "truncate"),
+    "window_weights": Field(WEIGHTS, ()),
     "text_pairs": Field(FLAG),
     "text_columns": Field(STRINGS),
     "template": Field(STRING),
@@ -339,6 +347,7 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
         "pairs": values["text_pairs"],
         "text_columns": values["text_columns"],
         "template": template,
+        "window_weights": tuple(values["window_weights"]),
         **{
             name: values[name]
             for name in ("ptune_version", "max_length", "long_texts", "mechanism")

@@ -126,6 +126,7 @@ def write_onnx(
         **classifier.labels_.to_json(),
         "max_length": reading.max_text_tokens,
         "long_texts": reading.long_texts,
+        "window_weights": reading.window_weights,
         "text_pairs": prompt_model.state.pairs,
         "text_columns": [*map(str, getattr(classifier, "feature_names_in_", ()))] or None,
         "template": reading.template and reading.template.pattern,

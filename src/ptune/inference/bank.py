@@ -281,7 +281,7 @@ class PromptBank:
             found.config.num_virtual_tokens,
             found.config.depth,
         )
-        reading = Reading(longest, found.long_texts, found.template)
+        reading = Reading(longest, found.long_texts, found.template, found.window_weights)
         return Task(info, str(folder.absolute()), stamp, reading, weights)
 
     def _host_for(self, *, at_mask: bool) -> Host:
@@ -476,7 +476,8 @@ class PromptBank:
         for states, chosen in self._read_once(after_text, encoded, longest, batch_size):
             answer(chosen, states)
         means = [task.info.labels_.is_regression for task, _ in window]
-        return pooled(answers, request_of, means), cut
+        weights = [task.reading.window_weights for task, _ in window]
+        return pooled(answers, request_of, means, weights), cut
 
     def _read_once(
         self, requests: list[int], encoded: list[dict[str, list[int]]], k: int, batch_size: int

@@ -196,7 +196,8 @@ def load_exported(
     labels = Labels.from_json(info, EXPORT_INFO_NAME)
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
     template = None if info.get("template") is None else Template(info["template"])
-    reading = Reading(info["max_length"], info.get("long_texts", "truncate"), template)
+    long_texts, weights = info.get("long_texts", "truncate"), info.get("window_weights", ())
+    reading = Reading(info["max_length"], long_texts, template, tuple(weights))
     rest = (reading, batch_size, info.get("text_pairs"))
     classifier = ExportedClassifier(engine, tokenizer, labels, values, *rest)
     if columns := info.get("text_columns"):

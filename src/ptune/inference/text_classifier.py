@@ -120,7 +120,8 @@ class TextClassifier:
         return texts.rows(X, list(getattr(self, "feature_names_in_", ())), self._pairs())
 
     def _window(self, columns: list[list[str]]) -> Found:
-        rows = self._reading().rows(self.tokenizer_, columns)
+        reading = self._reading()
+        rows = reading.rows(self.tokenizer_, columns)
         lengths = [len(ids) for ids in rows.encoded["input_ids"]]
         batches = texts.batches(lengths, self.batch_size, self._most_padding())
         logits = np.empty((len(lengths), len(self.labels_.output_names)), dtype=np.float32)
@@ -128,7 +129,8 @@ class TextClassifier:
             logits[chosen] = found
         cut = np.zeros(len(columns[0]), dtype=bool)
         cut[rows.cut] = True
-        return texts.pooled(logits, rows.text_of, self.labels_.is_regression), cut
+        means, weights = self.labels_.is_regression, reading.window_weights
+        return texts.pooled(logits, rows.text_of, means, weights), cut
 
     def _all(self, X: Text | Iterable[Text]) -> Found:
         """The answers to all texts, with a progress bar if there are many."""

@@ -1,8 +1,7 @@
 """A head that is fitted to its features before training.
 
 Ridge regression gives the head's start, so that training begins at the baseline instead of at
-chance. If texts are read in windows, the start may be a discriminant of the telling windows
-instead.
+chance. If texts are read in windows, the start may be a classifier of the telling windows instead.
 """
 
 from __future__ import annotations
@@ -20,28 +19,29 @@ from ptune.labels import Labels
 from ptune.training.features import LABELS, Features, weights_of
 from ptune.training.telling import fit_telling
 
-# How sure the guesses at telling windows may be; the best one is chosen.
-SHARPNESS = (1.0, 1 / 3)
 # One text in this many is left out, to choose between two starts.
 LEFT_OUT = 5
 # Strengths of the ridge regression, for the mean over the texts.
 _RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)
 
 
-def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
+def fit_head(features: Features, labels: Labels, train: Dataset) -> texts.Weights:
     """Start the last layer of a head with ridge regression on its features.
 
     The strength of the regression and the scale of the logits are those with the smallest loss on
     texts that were left out (one at a time, in closed form), so the start is not overconfident. A
     weight acts as that many copies of the text, which are left out together.
 
-    If texts have windows, a discriminant of the telling ones takes its place where it predicts
+    If texts have windows, a classifier of the telling ones takes its place where it predicts
     texts that were left out better.
 
     Args:
         features: The features. The parameters of their layer change in place.
         labels: The labels.
         train: The tokenised training set.
+
+    Returns:
+        How much windows count by their place in a text, as for `texts.pooled`.
     """
     targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[features.rows])
     targets = targets.long() if labels.is_single else targets
@@ -66,12 +66,13 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> None:
         windows = [standardised(own) for own in features.windows]
         given = windows, features.same[:n], targets[:n], weights[:n]
         start = _telling_start(*given, labels, of_means)
-    coefficients, intercept = start or of_means(torch.arange(len(inputs)))
+    coefficients, intercept, *places = start or of_means(torch.arange(len(inputs)))
     coefficients = coefficients / std
     with torch.no_grad():
         features.weight.copy_(coefficients)
         if features.bias is not None:
             features.bias.copy_(intercept - coefficients @ mean)
+    return tuple(places[0].tolist()) if places else ()
 
 
 def _telling_start(
@@ -81,8 +82,10 @@ def _telling_start(
     weights: Tensor,
     labels: Labels,
     of_means: Callable[[Tensor], tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor] | None:
-    """A layer fitted to telling windows; ``None``: one for the means of windows is better.
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A layer fitted to telling windows, and the weights of their places.
+
+    ``None``: a layer for the means of windows is better.
 
     Args:
         windows: The features of the windows of each text.
@@ -101,22 +104,26 @@ def _telling_start(
     text_of = torch.arange(len(rest)).repeat_interleave(counts).tolist()
     read = torch.cat([windows[i] for i in rest.tolist()])
 
-    def loss(layer: tuple[Tensor, Tensor], factor: float) -> float:
-        logits = texts.pooled(F.linear(read, layer[0] * factor, layer[1] * factor), text_of)
-        losses = labels.losses(logits, targets[rest])
-        return float(losses @ weights[rest] / weights[rest].sum())
+    def losses(factor: float, weight: Tensor, bias: Tensor, *places: Tensor) -> Tensor:
+        own = tuple(places[0].tolist()) if places else ()
+        logits = F.linear(read, weight * factor, bias * factor)
+        logits = texts.pooled(logits, text_of, weights=own)
+        return labels.losses(logits, targets[rest]) * weights[rest] / weights[rest].mean()
 
-    def telling(chosen: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+    def best(layer: Sequence[Tensor]) -> tuple[float, Tensor]:
+        found = [(f, losses(f, *layer)) for f in torch.logspace(-2, 1, 31).tolist()]
+        return min(found, key=lambda one: float(one[1].sum()))
+
+    def telling(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         own = [windows[i] for i in chosen.tolist()]
-        return fit_telling(own, targets[chosen], weights[chosen], len(labels), sharpness)
+        return fit_telling(own, targets[chosen], weights[chosen], len(labels))
 
-    found = {sharpness: telling(some, sharpness) for sharpness in SHARPNESS}
-    factors = torch.logspace(-2, 0.5, 26).tolist()
-    least, sharpness, factor = min((loss(found[s], f), s, f) for s in found for f in factors)
-    if not least < loss(of_means(some), 1.0):
+    (factor, own), (_, others) = best(telling(some)), best(of_means(some))
+    gain = others - own
+    if not gain.mean() > gain.std(correction=0) / len(rest) ** 0.5:  # it could be by chance
         return None
-    coefficients, intercept = telling(torch.arange(len(windows)), sharpness)
-    return factor * coefficients, factor * intercept
+    coefficients, intercept, places = telling(torch.arange(len(windows)))
+    return factor * coefficients, factor * intercept, places
 
 
 class _Ridge:

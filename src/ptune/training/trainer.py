@@ -35,7 +35,7 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, WEIGHT, TaskData,
 from ptune.errors import PtuneError, first_line
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.texts import IN_WINDOWS, Reading, pooled
+from ptune.texts import IN_WINDOWS, Reading, Weights, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
 from ptune.training.features import (
     LABELS,
@@ -223,10 +223,12 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
     Attributes:
         labels: Given if examples have weights, unknown labels or windows, which no Transformers
             loss knows.
+        window_weights: How much windows count by their place in a text.
         pairs: Given if the prompt learns from pairs of texts.
     """
 
     labels: Labels | None = None
+    window_weights: Weights = ()
     pairs: TrainingInPairs | None = None
 
     def compute_loss(
@@ -246,7 +248,8 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
         output = model(**inputs)
         if text_of is not None:
             means = self.labels.is_regression
-            output.logits = pooled(output.logits.float(), text_of.tolist(), means)
+            logits = output.logits.float()
+            output.logits = pooled(logits, text_of.tolist(), means, self.window_weights)
         losses = self.labels.losses(output.logits.float(), targets, weights)
         loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         return (loss, output) if return_outputs else loss
@@ -465,6 +468,7 @@ def build_trainer(
     if show:
         show(train, truncated)
     scale_steps_and_fit_head(trainer, dataset.labels, settings)
+    trainer.window_weights = model.state.window_weights
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, truncated
@@ -486,7 +490,7 @@ def scale_steps_and_fit_head(
     )
     own = model.host.heads.original.parameters
     if features is not None and fits and not compat.was_loaded(own[features.name]):
-        fit_head(features, labels, train)
+        model.state.window_weights = fit_head(features, labels, train)
         if settings.loss == "pairs":
             learn_in_pairs(trainer, labels, settings)
     if settings.prompt == "reader":
