@@ -74,20 +74,23 @@ def fit_telling(
     own = targets[text_of, None]
     scores = x @ _between_means(x, text_of, counts, goal)
     first = (scores.gather(1, own) - scores.mean(dim=1, keepdim=True))[:, 0]
-    telling = _shares(SURE * first / first.std().clamp_min(1e-12), sizes)
-    parts = _part_weights(telling, place, sizes, of_window)
+
+    def guess(scores: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+        telling = _shares(scores + (place @ parts).log(), sizes)
+        return telling, _part_weights(telling, place, sizes, of_window)
+
+    evenly = of_window.new_ones(PARTS)
+    telling, parts = guess(SURE * first / first.std().clamp_min(1e-12), evenly)
     for _ in range(ROUNDS):
         layer, intercepts = _discriminant(x, goal[text_of], telling, of_window)
         scores = (x @ layer + intercepts).gather(1, own)[:, 0]
-        telling = _shares(SHARPNESS * scores + (place @ parts).log(), sizes)
-        parts = _part_weights(telling, place, sizes, of_window)
+        telling, parts = guess(SHARPNESS * scores, parts)
     standard = torch.cat(list(windows)).float()
     found = standard.new_zeros(x.shape[1] + 1, labels)
     for _ in range(LAST_ROUNDS):
         found = _logistic(standard, goal[text_of], telling, of_window, found)
         scores = (standard @ found[:-1] + found[-1]).gather(1, own)[:, 0]
-        telling = _shares(scores + (place @ parts).log(), sizes)
-        parts = _part_weights(telling, place, sizes, of_window)
+        telling, parts = guess(scores, parts)
     return found[:-1].T.double(), found[-1].double(), parts
 
 
