@@ -193,7 +193,7 @@ LENGTHS = [3, 50, 4, 100, 3, 60]
 
 
 def test_every_text_is_in_one_batch_within_the_budget(monkeypatch):
-    monkeypatch.setattr(texts, "TOKENS_PER_TEXT", 10)
+    monkeypatch.setattr(texts.tokens, "TOKENS_PER_TEXT", 10)
     batches = list(texts.batches(LENGTHS, 12))
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     for batch in batches:

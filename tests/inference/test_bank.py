@@ -95,7 +95,7 @@ def assert_same(found, expected):
 def test_a_mixed_batch_gives_each_task_s_own_logits_on_every_architecture(
     architecture, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ptune.texts, "PADDING", 10**6)  # a batch mixes all lengths, too
+    monkeypatch.setattr(ptune.texts.tokens, "PADDING", 10**6)  # a batch mixes all lengths, too
     kind = ARCHITECTURES[architecture]
     tokenizer = tokenizer_that_pads(kind, SENTENCES)
     base = build_model(kind, tokenizer)

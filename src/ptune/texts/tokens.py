@@ -1,0 +1,129 @@
+"""Token ids of texts, and batches of texts of similar length."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ptune.compat import ForkLock
+from ptune.texts.templates import Template
+
+# For each text a list of token ids, and so on: what a tokenizer returns.
+Encoded = dict[str, list[list[int]]]
+# Tokens per text of `batch_size` in a batch for prediction, padding included.
+TOKENS_PER_TEXT = 128
+# Tokens of padding that a CPU computes in the time that another batch would take. A GPU computes
+# thousands.
+PADDING = 128
+# A fast tokenizer fails when two threads use it at once. A copy of one has its own lock.
+_locks: WeakKeyDictionary[PreTrainedTokenizerBase, ForkLock] = WeakKeyDictionary()
+_registry = ForkLock(level=4)
+
+
+def lock_of(tokenizer: PreTrainedTokenizerBase) -> ForkLock:
+    """The lock to hold while a tokenizer works."""
+    lock = _locks.get(tokenizer)
+    if lock is None:
+        # Created outside the registry's lock: a fork holds back new locks, and waits for that one.
+        new = ForkLock(level=3)
+        with _registry:
+            lock = _locks.setdefault(tokenizer, new)
+    return lock
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[Sequence[str]],
+    max_text_tokens: int | Sequence[int | None] | None,
+    truncation_side: str | None = None,
+    template: Template | None = None,
+) -> tuple[Encoded, list[int]]:
+    """Token ids of texts or pairs. Several threads may call it with one tokenizer.
+
+    Args:
+        tokenizer: The backbone's.
+        columns: One column of texts; or two, the first texts and the second texts.
+        max_text_tokens: The longest text in tokens, for all of them or for each; longer texts are
+            cut. ``None``: no limit.
+        truncation_side: Where they are cut: `left` or `right`. ``None``: the tokenizer's own side.
+        template: The words around each text.
+
+    Returns:
+        `input_ids` and so on, one list per text, and the positions of the texts that were cut.
+    """
+    lists = [list(column) for column in columns]
+    limits = max_text_tokens
+    if not isinstance(limits, Sequence):
+        limits = [limits] * len(lists[0])
+    with lock_of(tokenizer):
+        own_side = tokenizer.truncation_side
+        try:
+            tokenizer.truncation_side = truncation_side or own_side
+            if template is not None:
+                return template.encode(tokenizer, lists, limits)
+            return _encode(tokenizer, lists, limits)
+        finally:
+            tokenizer.truncation_side = own_side
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, lists: list[list[str]], limits: Sequence[int | None]
+) -> tuple[Encoded, list[int]]:
+    encoded = dict(tokenizer(*lists, verbose=False))
+    ids = encoded["input_ids"]
+    too_long: dict[int, list[int]] = defaultdict(list)
+    for i, limit in enumerate(limits):
+        if limit and len(ids[i]) > limit:
+            too_long[limit].append(i)
+    for limit, some in too_long.items():
+        part = [[column[i] for i in some] for column in lists]
+        cut = tokenizer(*part, truncation=True, max_length=limit)
+        for key, values in cut.items():
+            for i, value in zip(some, values, strict=True):
+                encoded[key][i] = value
+    return encoded, sorted(i for some in too_long.values() for i in some)
+
+
+def batches(
+    lengths: Sequence[int], batch_size: int, most_padding: int | None = PADDING
+) -> Iterator[list[int]]:
+    """Positions of the texts to classify together: texts of similar length, longest first.
+
+    A batch has at most 128 tokens times `batch_size`, padding included: a few long texts or many
+    short ones.
+
+    Args:
+        lengths: Length of each text, in tokens.
+        batch_size: The setting.
+        most_padding: Tokens of padding in a batch; ``None``: no limit.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        longest = lengths[order[0]]
+        size = max(1, TOKENS_PER_TEXT * batch_size // max(1, longest))
+        if most_padding is not None:
+            padding = itertools.accumulate(longest - lengths[i] for i in order[:size])
+            size = bisect.bisect_right(list(padding), most_padding)
+        yield order[:size]
+        order = order[size:]
+
+
+def most_padding(device: str | torch.device, *, one_row: bool = False) -> int | None:
+    """The `most_padding` of `batches` that a device is fastest with.
+
+    Args:
+        device: The backbone's.
+        one_row: Whether the backbone reads a batch without padding.
+    """
+    return None if one_row or torch.device(device).type != "cpu" else PADDING
+
+
+def take(encoded: Encoded, chosen: Sequence[int]) -> Encoded:
+    """The texts at the chosen positions, ready for `tokenizer.pad`."""
+    return {key: [values[i] for i in chosen] for key, values in encoded.items()}
