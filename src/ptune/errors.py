@@ -17,11 +17,11 @@ class PtuneError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the error's type if it has none.
 
-    A line that ends in a colon needs the lines after it.
+    A line that ends in a colon needs the next one.
     """
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if lines and lines[0].endswith(":"):
-        return " ".join(lines)
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
 
 

@@ -86,8 +86,10 @@ class Explanation:
             {"text": w.text, "column": w.column, "start": w.start, "end": w.end, "weight": w.weight}
             for w in self.words
         ]
-        found = {"label": self.label, "score": self.score, "words": words}
-        return found | ({"nearest": [n._asdict() for n in self.nearest]} if self.nearest else {})
+        found: dict[str, Any] = {"label": self.label, "score": self.score, "words": words}
+        if self.nearest:
+            found["nearest"] = [{"text": n.text, "label": n.label} for n in self.nearest]
+        return found
 
     def to_rich(self) -> RichText:
         """The text in the colours of a terminal: green supports the label, red opposes it."""

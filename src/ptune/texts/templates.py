@@ -163,7 +163,13 @@ class Template:
                 own.append([None] * int(number) if number else None)
             else:
                 said = words if not own and found[0].start() == 0 else space + words
-                own.append(tokenizer(said, add_special_tokens=False)["input_ids"])
+                ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+                if not ids:
+                    raise PtuneError(
+                        f"The template {self.pattern!r} has {{soft:{words}}}, which has no tokens. "
+                        "Name words there, or use {prompt}."
+                    )
+                own.append(ids)
         shared, named = own.count(None), sum(map(len, filter(None, own)))
         k = named if k is None else k
         rest = k - named
