@@ -210,8 +210,8 @@ MESSAGES = {
     "The template '{soft:so} {text} {prompt}' has places for 2 virtual tokens and 1 more of any "
     "size, and the prompt has 2. Set num_virtual_tokens (--num-virtual-tokens) to at least "
     "3.": lambda: Template("{soft:so} {text} {prompt}").placed(train_tokenizer(), 2),
-    "The template '{text} {soft: }' has {soft: }, which has no tokens. Name words there, or use "
-    "{prompt}.": lambda: Template("{text} {soft: }").placed(train_tokenizer(), None),
+    "The template '{soft:}{text}' has {soft:}, which has no tokens. Name words there, or use "
+    "{prompt}.": lambda: Template("{soft:}{text}").placed(train_tokenizer(), None),
     "The template '{prompt:5} {text}' has places for 5 virtual tokens, and the prompt has 6. Set "
     "num_virtual_tokens (--num-virtual-tokens) to 5, or leave it out.": lambda: Template(
         "{prompt:5} {text}"
