@@ -145,7 +145,7 @@ class Evidence:
         return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-def in_words(labels: Labels, row: Any) -> str:
+def target_in_words(labels: Labels, row: Any) -> str:
     """A target or a prediction for people."""
     if labels.is_regression:
         return f"{float(row):.3f}"

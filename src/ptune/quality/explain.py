@@ -18,7 +18,7 @@ from rich.text import Text as RichText
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError, near
 from ptune.inference.text_classifier import TextClassifier
-from ptune.quality.evidence import in_words, training_texts
+from ptune.quality.evidence import target_in_words, training_texts
 from ptune.quality.features import features, nearest
 from ptune.texts import Text
 
@@ -196,7 +196,9 @@ def with_nearest(found: Explanation, data: TaskData, model: str) -> Explanation:
     known, _ = features(columns, model)
     new, _ = features([[text] for text in found.texts], model)
     alike = [
-        Neighbour(" ⏎ ".join(column[i] for column in columns), in_words(data.labels, targets[i]))
+        Neighbour(
+            " ⏎ ".join(column[i] for column in columns), target_in_words(data.labels, targets[i])
+        )
         for i in nearest(new, known)[0]
     ]
     return replace(found, nearest=tuple(alike))

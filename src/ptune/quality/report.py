@@ -24,7 +24,7 @@ from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged, write_
 from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import compute, per_label
 from ptune.quality import bootstrap
-from ptune.quality.evidence import SHOWN, Evidence, in_words, of_run
+from ptune.quality.evidence import SHOWN, Evidence, of_run, target_in_words
 from ptune.quality.features import Show, features, nearest
 from ptune.training import calibration
 from ptune.training import pictures as draw
@@ -231,8 +231,8 @@ def _mistakes(evidence: Evidence, alike: list[list[str]] | None) -> list[dict[st
         row = {
             "row": i + 1,
             "text": " ⏎ ".join(column[i] for column in evidence.columns),
-            "label": in_words(labels, evidence.targets[i]),
-            "predicted": in_words(labels, predicted[i]),
+            "label": target_in_words(labels, evidence.targets[i]),
+            "predicted": target_in_words(labels, predicted[i]),
             "score": round(float(score[i]), 4),
         }
         if not labels.is_regression:

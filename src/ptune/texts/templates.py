@@ -150,8 +150,8 @@ class Template:
 
         Args:
             tokenizer: The backbone's.
-            k: Virtual tokens, of which places without a number or words share the rest; ``None``:
-                as many as the places name.
+            k: Number of virtual tokens. Places without a number or words share what the others
+                leave. ``None``: the sum of the numbers and words of all places.
 
         Raises:
             PtuneError: There are too few for these places, or others than the places name.

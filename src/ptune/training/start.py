@@ -245,12 +245,11 @@ def _start_as_soft_words(
     """Start the virtual tokens of `{soft:…}` among the words of the template as their words."""
     assert settings.template is not None, "`ask_with_words` checks it"
     template, k = Template(settings.template), model.prompt_config.num_virtual_tokens
-    words = dict(enumerate(template.placed(tokenizer, k).words))
-    rows = {row: word for row, word in words.items() if word is not None}
-    if rows:
-        vectors = model.host.tokens.of_words(torch.tensor([*rows.values()]))
+    words = template.placed(tokenizer, k).words
+    if rows := [row for row, word in enumerate(words) if word is not None]:
+        vectors = model.host.tokens.of_words(torch.tensor([words[row] for row in rows]))
         with torch.no_grad():
-            model.prompt_encoder.embedding.weight[[*rows]] = vectors
+            model.prompt_encoder.embedding.weight[rows] = vectors
 
 
 def _keep_texts(model: PromptModel, settings: TrainSettings) -> None:
