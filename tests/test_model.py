@@ -276,6 +276,12 @@ def test_a_model_without_a_head_is_refused():
         PromptModel(build("bert").bert, PromptEncoderConfig())
 
 
+@pytest.mark.parametrize("wrong", ["minilm", torch.nn.Linear(2, 2), None])
+def test_what_is_no_model_of_transformers_is_refused(wrong):
+    with pytest.raises(PtuneError, match=f"type {type(wrong).__name__}; .*PromptClassifier"):
+        PromptModel(wrong)
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -1,13 +1,15 @@
 """Texts in, labels and probabilities out, in order; and scikit-learn's verbs."""
 
 import itertools
+import random
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import build
+from conftest import build, refused
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 
 import ptune
@@ -273,6 +275,8 @@ def test_labels_that_training_never_saw_are_reported_and_count_as_errors(classif
     with pytest.warns(UserWarning, match=r"1 of 8 labels were not in the training data: 'green'"):
         scores = classifier.evaluate(texts, y)
     assert scores["accuracy"] == 7 / 8
+    with pytest.warns(UserWarning, match=r"1 of 8 labels were not in the training data: 'green'"):
+        assert classifier.score(texts, y) == 7 / 8
 
 
 def test_unknown_cells_and_weights_train(estimator, texts):
@@ -302,3 +306,102 @@ def test_fit_evaluates_and_takes_training_arguments(estimator, texts):
         estimator.fit(texts, y, weight_decy=0.5)
     with pytest.raises(PtuneError, match="sample_weight must be 8 numbers"):
         estimator.fit(texts, y, sample_weight=[1.0])
+
+
+def test_an_evaluation_set_may_be_in_a_list_as_for_xgboost(estimator, texts):
+    y = ["a", "b"] * 4
+    estimator.set_params(epochs=1).fit(texts, y, eval_set=[(texts, y)])
+    assert "accuracy" in estimator.history_[0]
+    for wrong in (texts, [(texts, y)] * 2, [(texts,)]):
+        with refused("eval_set must be texts and their labels: eval_set=(X_test, y_test)."):
+            estimator.fit(texts, y, eval_set=wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 3}, "…Write PromptClassifier(epochs=3) or set_params(epochs=…)."),
+        ({"num_train_epochs": 3}, "…Write PromptClassifier(epochs=3) or set_params(epochs=…)."),
+        ({"learning_rate": 0.1}, "learning_rate is a setting of the classifier, and not of fit.…"),
+        (
+            {"validation_data": ()},
+            "fit has no argument 'validation_data'…: sample_weight, eval_set…",
+        ),
+        ({"device": "gpu"}, "There is no device 'gpu' here (…). Leave it out for 'cpu', or …"),
+        ({"device": "cuda:77"}, "There is no device 'cuda:77' here…"),
+    ],
+)
+def test_wrong_arguments_of_fit_are_refused_before_training(estimator, texts, arguments, message):
+    with refused(message):
+        estimator.fit(texts, ["a", "b"] * 4, **arguments)
+    assert not hasattr(estimator, "prompt_model_")
+
+
+def test_a_device_that_is_not_here_is_refused(tmp_path, bert_folder):
+    for load in (ptune.load, ptune.PromptBank.from_folder):
+        with refused("There is no device 'cuda:77' here…"):
+            load(tmp_path, device="cuda:77")
+    with refused("There is no device 'gpu' here…"):
+        PromptClassifier.zero_shot(["a", "b"], model=str(bert_folder), device="gpu")
+
+
+def test_numbers_of_numpy_are_settings(bert_folder, texts):
+    grid = {"num_virtual_tokens": np.arange(2, 3)[0], "epochs": np.float32(1), "seed": np.int8(1)}
+    own = PromptClassifier(str(bert_folder), dtype="float32", label_names=np.bool_(False), **grid)
+    plain = PromptClassifier(
+        str(bert_folder), dtype="float32", label_names=False, num_virtual_tokens=2, epochs=1, seed=1
+    )
+    y = ["a", "b"] * 4
+    np.testing.assert_array_equal(
+        own.fit(texts, y).predict_proba(texts), plain.fit(texts, y).predict_proba(texts)
+    )
+
+
+def test_training_does_not_depend_on_torch_s_modes_of_the_caller(estimator, texts):
+    y = ["a", "b"] * 4
+    expected = estimator.set_params(epochs=1).fit(texts, y).predict_proba(texts)
+    modes = (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16))
+    for mode in modes:
+        with mode:
+            estimator.fit(texts, y)
+        np.testing.assert_array_equal(estimator.predict_proba(texts), expected)
+
+
+def test_training_leaves_the_caller_its_random_numbers(estimator, texts):
+    def drawn(train):
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        train()
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    y = ["a", "b"] * 4
+    expected = drawn(lambda: None)
+    assert drawn(lambda: estimator.set_params(epochs=1).fit(texts, y)) == expected
+
+
+def test_answers_are_those_of_a_model_in_evaluation_mode(classifier, texts):
+    expected = classifier.predict_proba(texts)
+    classifier.prompt_model_.train()
+    np.testing.assert_array_equal(classifier.predict_proba(texts), expected)
+
+
+def test_texts_and_labels_that_changed_places_are_reported(estimator, texts):
+    with pytest.warns(UserWarning, match=r"8 different labels, and only 2 .* changed places"):
+        estimator.set_params(epochs=1).fit(["money", "parcel"] * 4, texts)
+
+
+def test_a_set_of_texts_has_no_order(estimator, classifier, texts):
+    for call in (classifier.predict, lambda X: estimator.fit(X, ["a", "b"] * 4)):
+        with refused("Expected …; found a set, which has no order (pass a list)."):
+            call(set(texts))
+
+
+def test_a_classifier_without_training_says_so(estimator):
+    for change in (
+        lambda: estimator.rename_label("a", "b"),
+        lambda: estimator.merge_labels(["a", "b"], "c"),
+        lambda: estimator.drop_label("a"),
+    ):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            change()

@@ -198,6 +198,12 @@ def check_supported(backbone: PreTrainedModel) -> None:
             predictions depend on padding.
     """
     name = type(backbone).__name__
+    if not isinstance(backbone, PreTrainedModel):
+        raise PtuneError(
+            f"The backbone is of type {name}; expected a model of 🤗 Transformers. Load it with "
+            "AutoModelForSequenceClassification.from_pretrained, or use PromptClassifier, which "
+            "takes a name."
+        )
     if backbone.base_model is backbone:
         raise PtuneError(
             f"{name} has no classification head. Load the backbone with "

@@ -101,6 +101,21 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """The device that is named; ``None``: a GPU if there is one, else the CPU.
+
+    Raises:
+        PtuneError: This machine has no such device.
+    """
+    try:
+        return torch.empty(0, device=device or default_device()).device
+    except (RuntimeError, AssertionError) as error:
+        raise PtuneError(
+            f"There is no device {str(device)!r} here ({first_line(error)}). Leave it out for "
+            f"{default_device()!r}, or name another one."
+        ) from error
+
+
 def cpu_options(dtype: torch.dtype) -> dict[str, Any]:
     """Options for loading a backbone in bfloat16 without a GPU. Also calls `keep_memory`.
 

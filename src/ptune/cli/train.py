@@ -35,7 +35,7 @@ from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged_file, write_json
 from ptune.training.declaration import settings_of
-from ptune.training.settings import DATA, MODEL, TRAINING, TrainSettings
+from ptune.training.settings import DATA, DECIDED, MODEL, TRAINING, TrainSettings
 
 if TYPE_CHECKING:
     from ptune.training.run import Run
@@ -403,8 +403,7 @@ def _check_names(words: list[str], known: set[str]) -> tuple[list[str], list[str
             near = difflib.get_close_matches(name, known | own, n=1)
             hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else "See --help."
             raise PtuneError(f"There is no option {word}. {hint}")
-        if name in ("output_dir", "num_train_epochs", "per_device_train_batch_size"):
-            short = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch-size"}
-            raise PtuneError(f"Use --{short.get(name, 'output-dir')} instead of {word}.")
+        if name in DECIDED:
+            raise PtuneError(f"Use --{DECIDED[name].replace('_', '-')} instead of {word}.")
         names.append(name)
     return words, names

@@ -7,6 +7,7 @@ Whatever the source, the result is a `TaskData` whose 🤗 data sets have the co
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -98,6 +99,13 @@ class TaskData:
         column = read(y)
         check_lengths(columns, column)
         labels = Labels.learn(column, problem_type)
+        different = len(set(zip(*columns, strict=True)))
+        if labels.is_single and len(labels) > different:
+            warnings.warn(
+                f"There are {len(labels)} different labels, and only {different} different texts. "
+                "Have texts and labels changed places?",
+                stacklevel=3,
+            )
         train = dataset_of(columns, labels.encode(column))
         if column.votes is not None:
             train = train.add_column(_SHARES, _shares(labels, column.votes))

@@ -23,7 +23,7 @@ from ptune.adapters.adapter import Adapter
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.fit import check_fits
 from ptune.backbones.loading import (
-    default_device,
+    chosen_device,
     full_name,
     load_backbone,
     load_tokenizer,
@@ -116,7 +116,7 @@ class PromptBank:
         if memory_budget is not None and memory_budget < 0:
             raise PtuneError(f"memory_budget is {memory_budget}; it must be at least 0 bytes.")
         if isinstance(model, str):
-            device = device or default_device()
+            device = chosen_device(device)
             model = load_backbone(model, dtype=dtype)  # type: ignore[arg-type]
         if tokenizer is None:
             if not model.name_or_path:
@@ -158,7 +158,7 @@ class PromptBank:
         Raises:
             PtuneError: There is no such folder; or no backbone was given, and no adapter names one.
         """
-        root = Path(folder)
+        root, device = Path(folder), chosen_device(device)
         if not root.is_dir():
             raise PtuneError(f"There is no folder {root}. {near_path(root)}")
         places = {
@@ -174,7 +174,7 @@ class PromptBank:
         bank = cls(
             load_backbone(model, **how),
             tokenizer=load_tokenizer(model, revision=revision),
-            device=device or default_device(),
+            device=device,
             memory_budget=memory_budget,
             allow_other_backbone=allow_other_backbone,
         )

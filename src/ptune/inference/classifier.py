@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ptune import texts
 from ptune.adapters.adapter import Adapter
-from ptune.backbones.loading import default_device, load_backbone, load_tokenizer
+from ptune.backbones.loading import chosen_device, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, check_lengths, dataset_of
 from ptune.errors import PtuneError, near
 from ptune.files import is_export
@@ -26,8 +27,8 @@ from ptune.inference.text_classifier import Answer, Batch, Found, TextClassifier
 from ptune.labels import Labels, columns_of, edits, read
 from ptune.model import PromptModel
 from ptune.texts import Reading, Text
-from ptune.training.declaration import documented
-from ptune.training.settings import ClassifierSettings, TrainSettings
+from ptune.training.declaration import documented, settings_of
+from ptune.training.settings import DECIDED, ClassifierSettings, TrainSettings
 
 
 @documented
@@ -98,7 +99,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         weights: dict[str, Any] = {"sample_weight": sample_weight, "class_weight": class_weight}
         data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y, problem_type, **weights)
         if eval_set is not None:
-            column, columns = read(eval_set[1]), texts.as_columns(texts.rows(eval_set[0], names))
+            held_out, answers = _one_set(eval_set)
+            column, columns = read(answers), texts.as_columns(texts.rows(held_out, names))
             check_lengths(columns, column)
             data.evaluation[""] = dataset_of(columns, data.labels.encode(column))
         settings = TrainSettings(**self.get_params())
@@ -108,7 +110,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             **_known_arguments(training_arguments),
         }
         if device is not None:
-            settings.training_arguments["use_cpu"] = torch.device(device).type == "cpu"
+            device = chosen_device(device)
+            settings.training_arguments["use_cpu"] = device.type == "cpu"
         with tempfile.TemporaryDirectory(prefix="ptune-") as folder:
             run = train_run(
                 settings, folder, overwrite=True, dataset=data, progress=_progress(verbose)
@@ -139,6 +142,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         return texts.most_padding(model.device, one_row=model.host.takes_one_row)
 
     def _forward(self, batches: Iterable[Batch]) -> Iterator[Answer]:
+        if self.prompt_model_.training:  # the user's own loop left it so
+            self.prompt_model_.eval()
         for chosen, rows in batches:
             with texts.lock_of(self.tokenizer_):
                 batch = self.tokenizer_.pad(rows, return_tensors="pt")
@@ -181,6 +186,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         """
         from ptune.training.start import zero_shot_model
 
+        device = chosen_device(device)
         words = (
             label_words
             if label_words is None or isinstance(label_words, str)
@@ -192,7 +198,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             own, Labels(tuple(labels)), pairs=pairs, calibrate=calibrate
         )
         found.freeze()
-        classifier.prompt_model_ = found.eval().to(device or default_device())
+        classifier.prompt_model_ = found.eval().to(device)
         classifier.template, classifier.label_words = asked.template, asked.label_words
         classifier.tokenizer_, classifier.labels_ = tokenizer, Labels(tuple(labels))
         return classifier
@@ -205,6 +211,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         Raises:
             PtuneError: There is no such label, or another one has the new name.
         """
+        check_is_fitted(self)
         self.labels_ = edits.rename(self.labels_, old, new)
         return self
 
@@ -216,6 +223,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         Raises:
             PtuneError: There are no such labels, or another label has the new name.
         """
+        check_is_fitted(self)
         self.labels_ = edits.merge(self.labels_, old, into)
         return self
 
@@ -225,6 +233,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         Raises:
             PtuneError: There is no such label, or too few would be left.
         """
+        check_is_fitted(self)
         self.labels_ = edits.drop(self.labels_, label)
         return self
 
@@ -276,15 +285,36 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         return hasattr(self, "prompt_model_")
 
 
+def _one_set(eval_set: Any) -> tuple[Any, Any]:
+    """The texts and labels of an evaluation set, which XGBoost's users write in a list.
+
+    Raises:
+        PtuneError: It is anything else.
+    """
+    if isinstance(eval_set, list) and len(eval_set) == 1:
+        (eval_set,) = eval_set
+    if not isinstance(eval_set, tuple) or len(eval_set) != 2:
+        raise PtuneError("eval_set must be texts and their labels: eval_set=(X_test, y_test).")
+    return eval_set[0], eval_set[1]
+
+
 def _known_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `fit` that are fields of `TrainingArguments`.
+    """Arguments of `fit` that are fields of `TrainingArguments`, and nobody else's.
 
     Raises:
         PtuneError: One of them is not.
     """
     from transformers import TrainingArguments  # Imports all of PEFT, if that is installed.
 
-    known = [f.name for f in fields(TrainingArguments)]
+    settings = settings_of(PromptClassifier)
+    for name in arguments:
+        if (own := DECIDED.get(name, name)) in settings:
+            raise PtuneError(
+                f"{name} is a setting of the classifier, and not of fit. Write "
+                f"PromptClassifier({own}={arguments[name]!r}) or set_params({own}=…)."
+            )
+    own_names = list(inspect.signature(PromptClassifier.fit).parameters)[3:-1]
+    known = own_names + [f.name for f in fields(TrainingArguments) if f.name not in DECIDED]
     if unknown := sorted(arguments.keys() - set(known)):
         raise PtuneError(
             f"fit has no argument {unknown[0]!r}, and neither has TrainingArguments; "
@@ -344,6 +374,7 @@ def load(
             f"{source} is an export to ONNX, and no adapter. Name what runs it (`--runtime onnx` "
             "or `openvino`; engine= in Python)."
         )
+    device = chosen_device(device)
     found = Adapter.read(source, own_backbone=model is not None, **where)
     name = model or found.config.base_model_name_or_path
     if not name:
@@ -365,7 +396,6 @@ def load(
     prompt_model = PromptModel.from_adapter(
         backbone, found, allow_other_backbone=allow_other_backbone
     )
-    device = device or default_device()
     tokenizer = load_tokenizer(name, **own)
     how: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype}
     classifier = PromptClassifier(name, **_settings_of(found), **how)

@@ -222,8 +222,9 @@ class TextClassifier:
         With several labels per text, all of a text's labels must be right.
         """
         logits = self._all_logits(X)
-        margins = self.postprocessing_.margins(logits)
-        return self.labels_.score(self._column(y, logits), margins, sample_weight)
+        margins, column = self.postprocessing_.margins(logits), self._column(y, logits)
+        warn_of_unseen(self.labels_.targets(column)[1], len(column))
+        return self.labels_.score(column, margins, sample_weight)
 
     def evaluate(
         self, X: Iterable[Text], y: Any, metrics: Sequence[str] | None = None

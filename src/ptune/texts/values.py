@@ -55,7 +55,7 @@ def rows(X: Any, names: Sequence[str] = (), pairs: bool | None = None) -> Iterab
         return [X]
     columns = columns_of(X)
     X = X if columns is not None else as_iterable(X)
-    no_rows = isinstance(X, Mapping | bytes | bytearray | memoryview | type)
+    no_rows = isinstance(X, Mapping | set | frozenset | bytes | bytearray | memoryview | type)
     if no_rows or not getattr(X, "ndim", 1) or not (columns is not None or hasattr(X, "__iter__")):
         raise PtuneError(
             f"Expected a text, a pair of texts or a collection of them; found {_described(X)}."
@@ -193,8 +193,8 @@ def _refuse(
     places = positions([before + i for i in wrong], first, SHOWN)
     more = f" {len(wrong)} of {before + len(values)} are wrong." if len(wrong) > 1 else ""
     expected = "strings or pairs of strings, not a mixture"
-    if first and is_missing(values[wrong[0]]):
-        expected = "a text in every row"
+    if is_missing(values[wrong[0]]):
+        expected = "a text in every row" if first else "a text at every position"
     raise PtuneError(
         f"Found {_described(values[wrong[0]])} in {where}, at {places}. Expected {expected}.{more} "
         f"{fix}"
@@ -215,6 +215,8 @@ def _described(value: Any) -> str:
         return f"bytes ({bytes(value[:20])!r}; call .decode() on them)"
     if isinstance(value, Mapping):
         return 'a dictionary (take the text out of it, for example row["text"])'
+    if isinstance(value, set | frozenset):
+        return "a set, which has no order (pass a list)"
     if is_container(value) and not isinstance(value, type):
         kind = type(value).__name__
         article = "an" if kind[0] in "aeiouAEIOU" or kind == "ndarray" else "a"

@@ -84,11 +84,14 @@ class Setting:
     def checked(self, value: Any) -> Any:
         """The value, if its type and range are right; whole numbers become floats for a float.
 
+        A grid search passes NumPy's numbers.
+
         Raises:
             PtuneError: The value is not allowed.
         """
         if value is None and type(None) in get_args(self.type):
             return None
+        value = value.item() if getattr(value, "ndim", None) == 0 else value
         if not self._allows(value):
             one_of = "one of " if self.choices else ""
             raise PtuneError(f"{self.name} is {value!r}; expected {one_of}{self.values}.")

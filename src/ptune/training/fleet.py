@@ -29,7 +29,7 @@ from ptune.training import folder as run_folder
 from ptune.training import run as runs
 from ptune.training.defaults import virtual_tokens
 from ptune.training.settings import TrainSettings
-from ptune.training.start import dialect_of, prepare
+from ptune.training.start import dialect_of, prepare, undisturbed
 from ptune.training.together import PART, STATE_NAME, Member, Stack
 
 # The most virtual tokens in a forward pass. More take more memory, and as much time per token.
@@ -95,6 +95,7 @@ class _Task:
         return () if alone else (own.model, own.revision, own.dtype, *size, *kept)
 
 
+@undisturbed()
 def train_fleet(
     tasks: Mapping[str, TrainSettings],
     output_dir: str | Path,

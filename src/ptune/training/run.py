@@ -42,7 +42,14 @@ from ptune.training.folder import (
     prepare_folder,
 )
 from ptune.training.settings import TrainSettings, is_first
-from ptune.training.start import forget_texts, learned, model_for, prepare, sharing_texts
+from ptune.training.start import (
+    forget_texts,
+    learned,
+    model_for,
+    prepare,
+    sharing_texts,
+    undisturbed,
+)
 from ptune.training.summary import Summary
 from ptune.training.trainer import (
     SharingTrainer,
@@ -78,6 +85,7 @@ class Run:
     answers: Answers = field(default_factory=dict)
 
 
+@undisturbed()
 def train_run(
     settings: TrainSettings,
     output_dir: str | Path,
@@ -173,14 +181,18 @@ def trained_in_memory(
         PtuneError: The settings or the data are wrong.
     """
     given = settings
-    settings, dataset, tokenizer = prepare(given, dataset)
-    settings, model = model_for(given, settings, dataset, tokenizer)
-    quiet = {"save_strategy": "no", "logging_strategy": "no", "load_best_model_at_end": False}
-    own = replace(
-        settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
-    )
-    data = learned(settings, dataset)
-    with compat.own_accelerate_state(), tempfile.TemporaryDirectory(prefix="ptune-") as folder:
+    with (
+        undisturbed(),
+        compat.own_accelerate_state(),
+        tempfile.TemporaryDirectory(prefix="ptune-") as folder,
+    ):
+        settings, dataset, tokenizer = prepare(given, dataset)
+        settings, model = model_for(given, settings, dataset, tokenizer)
+        quiet = {"save_strategy": "no", "logging_strategy": "no", "load_best_model_at_end": False}
+        own = replace(
+            settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
+        )
+        data = learned(settings, dataset)
         how = training_arguments(own, folder, len(data.train))
         trainer, _ = build_trainer(model, tokenizer, data, how, own, callbacks=list(callbacks))
         trainer.train()

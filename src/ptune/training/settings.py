@@ -33,6 +33,13 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 # Sections of `ptune train --help` and of the docs, in this order.
 SECTIONS = DATA, MODEL, TRAINING, ADVANCED = "Data", "Model", "Training", "Advanced"
 
+# Fields of 🤗 `TrainingArguments` that settings decide, with the setting's name.
+DECIDED = {
+    "output_dir": "output_dir",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+}
+
 
 def processes() -> int:
     """Number of processes that train together, as set by `torchrun` and `accelerate launch`."""

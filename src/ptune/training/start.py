@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from datasets import Dataset
@@ -19,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ptune import compat
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import (
+    default_device,
     fast_dtype,
     is_masked,
     load_backbone,
@@ -47,6 +50,28 @@ logger = logging.getLogger(__name__)
 FROM_EXAMPLES, FOUND_IN = "auto", 8
 
 _shared = ContextVar[KeptTexts | None]("_shared", default=None)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Train as if the calling program had set nothing, and leave it its random numbers.
+
+    `torch.no_grad`, `inference_mode` and `autocast` end here. Training seeds the generators of
+    Python, NumPy and torch: a program that splits its data by them would get one split each time.
+    """
+    before, numbers = random.getstate(), np.random.get_state()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with (
+            torch.random.fork_rng(gpus),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(default_device(), enabled=False),
+        ):
+            yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numbers)
 
 
 def prepare(
@@ -325,6 +350,7 @@ def model_for(
     return settings, new_model(settings, dataset, tokenizer)
 
 
+@undisturbed()
 def zero_shot_model(
     settings: TrainSettings, labels: Labels, *, pairs: bool, calibrate: bool = True
 ) -> tuple[PromptModel, PreTrainedTokenizerBase, TrainSettings]:
