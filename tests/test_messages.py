@@ -17,6 +17,7 @@ from ptune.data.opening import Dialect
 from ptune.data.tables import Columns, read_table
 from ptune.labels import Labels, read
 from ptune.texts import Template, as_columns, encode, rows
+from ptune.training.settings import TrainSettings
 
 TEXTS = ["a text", "another text"] * 3
 HEADER = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
@@ -105,8 +106,27 @@ MESSAGES = {
     '"…"}.': lambda: table("b.json", '[{"text": "x"}, 5]'),
     "b.parquet could not be read as parquet: …. Is it complete, and is it what its name "
     "says?": lambda: table("b.parquet", b"PAR1 nothing"),
-    "b.csv.gz could not be read (…): it is damaged or incomplete. Write or download it "
-    "again.": lambda: table("b.csv.gz", b"\x1f\x8b\x08nothing"),
+    "b.csv.gz could not be read (…): it is damaged, incomplete, or not what its ending says. Write "
+    "or download it again, or rename it.": lambda: table("b.csv.gz", b"\x1f\x8b\x08nothing"),
+    "a.json is one object (text, label); expected one object per line, or a list of objects, such "
+    'as {"text": "…", "label": "…"}. pandas writes lines with to_json(orient="records", '
+    "lines=True).": lambda: table("a.json", '{"text": ["x", "y"], "label": ["a", "b"]}'),
+    "a.csv is a web page. Download the file itself (on GitHub: Raw, on the Hub: download).": (
+        lambda: table("a.csv", "\n<!DOCTYPE html><html><head></head></html>")
+    ),
+    "a.parquet is a pointer of Git LFS. Fetch the file with `git lfs pull`.": lambda: table(
+        "a.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 12\n"
+    ),
+    "Standard input is not read as a table. Write it to a file and name that, or give `ptune "
+    "predict` the texts as lines, without --file.": lambda: read_table("-"),
+    "a.csv holds no settings; expected the settings.json of a run, or a .yaml file. Examples to "
+    "learn from are named with --train-file.": lambda: TrainSettings.read(
+        written("a.csv", "text,label\nx,a\n")
+    ),
+    "No column of a.jsonl but text is called like a label (…); it has text, a. Name it with "
+    "--label-column, or each column of 0 and 1 with --indicator-column.": lambda: load_files(
+        written("a.jsonl", '{"text": "x", "a": "y"}'), columns=Columns("text")
+    ),
     "Name the labels with --label-column or --indicator-column, not both.": lambda: load_files(
         written("a.csv", "text,a,b\nx,0,1\n"), columns=Columns("text", None, "a", ("b",))
     ),
@@ -151,7 +171,9 @@ MESSAGES = {
     ),
     "mail.ods has a password. Save it without one.": lambda: locked_sheet("mail.ods"),
     "mail.txt ends in '.txt'; ptune reads .csv, .tsv, .json, .jsonl, .parquet, .arrow, .feather, "
-    ".xlsx, .ods.": lambda: read_table("mail.txt"),
+    ".xlsx, .ods. For a text in each line: `ptune predict … < mail.txt`.": lambda: read_table(
+        "mail.txt"
+    ),
     "mail has no ending that says what it is; ptune reads .csv, …": lambda: read_table("mail"),
     "mail is a folder; ptune reads .csv, …": lambda: (Path("mail").mkdir(), read_table("mail")),
     "runs has no adapter_config.json, so it is not an adapter. Name a folder inside it that is "

@@ -292,6 +292,22 @@ def test_lines_of_standard_input_are_texts(run_ptune, trained, words):
     assert [r["text"] for r in json_lines(done.out)] == ["where is it", "thank you"]
 
 
+def test_the_name_of_a_file_is_a_text_with_a_note(run_ptune, trained, mail):
+    done = run_ptune("predict", trained, mail)
+    assert [r["text"] for r in json_lines(done.out)] == [str(mail)]
+    assert f"use --file {mail}" in " ".join(done.err.split())
+
+
+def test_a_text_that_was_read_as_the_header_is_noted(run_ptune, trained, tmp_path):
+    (tmp_path / "a.csv").write_text("where is my parcel?\nno parcel yet\n")
+    done = run_ptune("predict", trained, "--file", tmp_path / "a.csv")
+    assert len(json_lines(done.out)) == 1
+    assert "'where is my parcel?', was read as the header" in " ".join(done.err.split())
+    done = run_ptune("predict", trained, "--file", tmp_path / "a.csv", "--no-header")
+    assert len(json_lines(done.out)) == 2
+    assert not done.err
+
+
 def test_a_tab_in_standard_input_separates_a_pair(run_ptune, trained):
     (record,) = json_lines(run_ptune("predict", trained, stdin="It rains.\tRain falls.\n").out)
     assert (record["text"], record["text_pair"]) == ("It rains.", "Rain falls.")
@@ -434,8 +450,9 @@ def test_train_has_an_option_for_every_setting_and_shows_its_default(run_ptune, 
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info", "export", "demo"])
-def test_every_subcommand_has_help(run_ptune, command):
-    done = run_ptune(command, "--help")
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_subcommand_has_help(run_ptune, command, option):
+    done = run_ptune(command, option)
     assert done.code == 0
     assert f"ptune {command}" in done.out
 
@@ -513,7 +530,9 @@ def no_classifier(tmp_path_factory, tokenizer):
         (["--num-train-epochs", "3"], ["Use --epochs instead"]),
         (["--weight-decay", "much"], ["weight-decay", "'much'", "ptune train --help"]),
         (["--lr-scheduler-type", "linaer"], ["'linaer'", "'linear'", "ptune train --help"]),
+        (["--num-epochs", "3"], ["no option --num-epochs", "Did you mean --epochs?"]),
         (["stray"], ["'stray'", "ptune train --help"]),
+        ([__file__], ["was not expected", f"--train-file {__file__}"]),
         (["--task", "mrpc"], ["--task", "--train-file", "and one only"]),
         (["--text-column", "txet"], ["mail.csv", "'txet'", "did you mean 'text'"]),
         (["--train-file", "nowhere.csv"], ["There is no file nowhere.csv"]),

@@ -191,7 +191,7 @@ def test_a_truncated_compressed_file_is_refused(tmp_path, ending):
     text = "".join(f"some text {i * i},a\n" for i in range(20_000))
     whole = COMPRESSIONS[ending](f"text,label\n{text}".encode())
     (tmp_path / f"a.csv.{ending}").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PtuneError, match=r"a\.csv\.\w+ could not be read .*damaged or incomplete"):
+    with pytest.raises(PtuneError, match=r"a\.csv\.\w+ could not be read .*damaged, incomplete"):
         read_table(tmp_path / f"a.csv.{ending}")
 
 
@@ -323,3 +323,10 @@ def test_labels_of_the_evaluation_file_keep_the_space_that_tells_them_apart(tmp_
     with pytest.warns(UserWarning, match="white space"):
         data = load_files(tmp_path / "a.csv", tmp_path / "b.csv")
     assert [data.labels.names[i] for i in data.evaluation[""]["label"]] == [" a", "a"]
+
+
+def test_rows_that_repeat_the_header_are_no_examples(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\nx,0\ny,1\ntext, label\nz,0\nlabel,1\ntext,label\n")
+    with pytest.warns(UserWarning, match=r"2 rows of .*a\.csv repeat its header, at row 3, 6 "):
+        assert read_table(file) == {"text": ["x", "y", "z", "label"], "label": ["0", "1", "0", "1"]}

@@ -150,6 +150,18 @@ def test_the_command_prints_writes_and_repairs(mails, tmp_path, capsys):
     assert {f["check"] for f in json.loads(capsys.readouterr().out)} >= {"duplicates", "no text"}
 
 
+def test_headers_inside_of_joined_files_are_found_and_left_out(mails, tmp_path, capsys):
+    rows = [(text, i % 2) for i, (text, _) in enumerate(mails[:12])]
+    joined = write(tmp_path / "a.csv", [*rows[:6], ("text", " label"), *rows[6:], rows[-1]])
+    found = found_in(joined)
+    assert rows_of(found, "repeated header") == [7]
+    assert rows_of(found, "no text") == []
+    assert not any("'label'" in f.problem for f in found if f.check == "few examples")
+    assert rows_of(found, "duplicates") == [14]
+    assert call("check", joined, "--fast", "--fix", tmp_path / "b.csv") == 0
+    assert [row["text"] for row in read(tmp_path / "b.csv")] == [text for text, _ in rows]
+
+
 def test_several_labels_and_pairs_are_checked_too(tmp_path):
     rows = [(f"text {i}", "a|b" if i % 2 else "a") for i in range(20)]
     rows += [("text 1", "b"), ("TEXT 0", "a")]

@@ -26,6 +26,7 @@ app = typer.Typer(
     ),
     no_args_is_help=True,
     rich_markup_mode="rich" if WIDE else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for _training in (train.train, tune.tune):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,12 @@ def texts_of(
         return Source.of_file(file, recipe.columns, recipe.dialect)
     if not texts or texts == ["-"]:
         return Source.of_texts(_lines(sys.stdin))
+    for text in filter(os.path.isfile, texts):
+        warnings.warn(
+            f"{text} is a file, and its name is read as a text. For the texts in it, use "
+            f"--file {text}.",
+            stacklevel=2,
+        )
     return Source.of_texts(texts if pair is None else [(texts[0], pair)])
 
 
@@ -205,7 +213,10 @@ def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
             first, tab, second = line.rstrip("\n").partition("\t")
             yield (first, second) if tab else first
     except UnicodeDecodeError as error:
-        raise PtuneError(f"Standard input is not UTF-8: {error}.") from error
+        raise PtuneError(
+            f"Standard input is not UTF-8: {error}. Convert it (`iconv -f cp1252 -t utf-8`), or "
+            "write a CSV file and name its encoding: --file texts.csv --encoding cp1252."
+        ) from error
 
 
 def answer(

@@ -395,12 +395,17 @@ def _check_names(words: list[str], known: set[str]) -> tuple[list[str], list[str
     for i, word in enumerate(words):
         if not word.startswith("--"):
             if i == 0 or (not words[i - 1].startswith("--") and not names):
-                raise PtuneError(f"{word!r} was not expected here. See `ptune train --help`.")
+                hint = "See `ptune train --help`."
+                if Path(word).is_file():
+                    hint = f"Name one file, with --train-file {word}."
+                raise PtuneError(f"{word!r} was not expected here. {hint}")
             continue
         name = word[2:].replace("-", "_")
         words[i] = f"--{name}"
         if name not in known:
-            near = difflib.get_close_matches(name, known | own, n=1)
+            near = difflib.get_close_matches(
+                name, (known | own) - DECIDED.keys() | {"output_dir"}, n=1
+            )
             hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else "See --help."
             raise PtuneError(f"There is no option {word}. {hint}")
         if name in DECIDED:

@@ -97,8 +97,8 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
             yield stream
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise PtuneError(
-            f"{file} could not be read ({first_line(error).rstrip('.')}): it is damaged or "
-            "incomplete. Write or download it again."
+            f"{file} could not be read ({first_line(error).rstrip('.')}): it is damaged, "
+            "incomplete, or not what its ending says. Write or download it again, or rename it."
         ) from error
 
 

@@ -19,7 +19,7 @@ from pyarrow import feather, parquet
 
 from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
 from ptune.data.sheets import SHEETS, sheet_rows
-from ptune.errors import PtuneError, first_line, listed, near
+from ptune.errors import PtuneError, first_line, listed, near, positions
 from ptune.labels import LABEL_NAMES
 
 # Names of columns that hold texts, in order of preference.
@@ -121,8 +121,13 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
         yield batch
 
 
-def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
-    """A file of any of `FORMATS` as it is.
+def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = False) -> Table:
+    """A file of any of `FORMATS`.
+
+    Args:
+        file: The file.
+        dialect: How it is written.
+        as_it_is: Keep rows that repeat the header. Otherwise, a warning names them.
 
     Raises:
         PtuneError: It is not there, empty, damaged, or of another format.
@@ -137,6 +142,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
         table = _table(row for batch in batches for row in batch)
     elif kind in (".json", ".jsonl"):
         table = _table(_records(file, dialect))
+        _check_rows(table, file)
     else:
         ragged: list[Ragged] = []
         rows = _cells(file, dialect, ragged)
@@ -148,7 +154,40 @@ def read_table(file: str | Path, dialect: Dialect = FOUND) -> Table:
             _add_repaired(table, ragged, file, delimiter_of(file, dialect))
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
-    return table
+    return table if as_it_is else _without_headers(table, file)
+
+
+def _check_rows(table: Table, file: Path) -> None:
+    """Refuse a JSON file that is one object with the columns, or with the list of examples."""
+    if table and all(
+        len(cells) == 1 and isinstance(cells[0], list | dict) for cells in table.values()
+    ):
+        raise PtuneError(
+            f"{file} is one object ({listed(list(table))}); expected one object per line, or a "
+            'list of objects, such as {"text": "…", "label": "…"}. pandas writes lines with '
+            'to_json(orient="records", lines=True).'
+        )
+
+
+def header_rows(table: Table) -> list[int]:
+    """Positions of the rows that repeat the header, as in files that were joined."""
+    names = list(table)
+    if len(names) < 2 or names == _numbered(names) or names[0] not in table[names[0]]:
+        return []
+    rows = zip(*table.values(), strict=True)
+    return [i for i, row in enumerate(rows) if [str(cell).strip() for cell in row] == names]
+
+
+def _without_headers(table: Table, file: Path) -> Table:
+    if not (found := header_rows(table)):
+        return table
+    warnings.warn(
+        f"{len(found)} rows of {file} repeat its header, at {positions(found, 1)}. They are left "
+        "out, and further messages count the rows without them.",
+        stacklevel=3,
+    )
+    gone = set(found)
+    return {name: [c for i, c in enumerate(own) if i not in gone] for name, own in table.items()}
 
 
 def is_typed(file: str | Path) -> bool:
@@ -163,11 +202,32 @@ def _kind(file: Path) -> str:
         PtuneError: It is not one that ptune reads.
     """
     kind = format_of(file)
+    if str(file) == "-":
+        raise PtuneError(
+            "Standard input is not read as a table. Write it to a file and name that, or give "
+            "`ptune predict` the texts as lines, without --file."
+        )
     if kind not in FORMATS:
         met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
         met = "is a folder" if file.is_dir() else met
-        raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.")
+        plain = f" For a text in each line: `ptune predict … < {file}`." if kind == ".txt" else ""
+        raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.{plain}")
+    if file.is_file():
+        with file.open("rb") as stream:
+            start = stream.read(64).lstrip().lower()
+        for magic, what in _NO_DATA.items():
+            if start.startswith(magic):
+                raise PtuneError(f"{file} is {what}.")
     return kind
+
+
+# What downloads write in place of the file that was meant.
+_WEB_PAGE = "a web page. Download the file itself (on GitHub: Raw, on the Hub: download)"
+_NO_DATA = {
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
+    b"version https://git-lfs": "a pointer of Git LFS. Fetch the file with `git lfs pull`",
+}
 
 
 def _table(rows: Iterable[dict[str, Any]]) -> Table:
@@ -402,10 +462,11 @@ def find_columns(
     if labelled and label is None and not asked.indicators:
         label = called(LABEL_NAMES, [n for n in names if n not in (text, pair)])
         if label is None:
+            besides = f" but {' and '.join(asked.texts)}" if asked.texts else ""
             raise PtuneError(
-                f"No column of {file} is called like a label ({', '.join(LABEL_NAMES)}); it has "
-                f"{listed(names)}. Name it with --label-column, or each column of 0 and 1 with "
-                "--indicator-column, or use --no-header if the first line is an example."
+                f"No column of {file}{besides} is called like a label ({', '.join(LABEL_NAMES)}); "
+                f"it has {listed(names)}. Name it with --label-column, or each column of 0 and 1 "
+                f"with --indicator-column{_no_header(file, names)}."
             )
     if text is None:
         free = [n for n in names if n not in (label, pair, *(asked.indicators or ()))]
@@ -417,13 +478,24 @@ def find_columns(
         others = [n for n in _without_predictions(names) if n in free]
         others = [n for n in others if not called(LABEL_NAMES, [n])]
         text = called(TEXT_NAMES, free) or (others[0] if len(others) == 1 else None)
+        if text and (len(text.split()) > 2 or text.endswith((".", "?", "!"))):
+            warnings.warn(
+                f"The first line of {file}, {text[:50]!r}, was read as the header. If it is a "
+                "text, use --no-header.",
+                stacklevel=2,
+            )
     if text is None:
         raise PtuneError(
             f"No column of {file} is called like a text ({', '.join(TEXT_NAMES)}); it has "
-            f"{listed(names)}. Name it with --text-column, or use --no-header if the first line "
-            "is an example."
+            f"{listed(names)}. Name it with --text-column{_no_header(file, names)}."
         )
     return Columns(text, pair, label if labelled else None, asked.indicators)
+
+
+def _no_header(file: str | Path, names: list[str]) -> str:
+    if format_of(file) in (".json", ".jsonl", *_ARROW) or names == _numbered(names):
+        return ""
+    return ", or use --no-header if the first line is an example"
 
 
 def called(known: Iterable[str], names: Sequence[str]) -> str | None:

@@ -13,7 +13,15 @@ import numpy as np
 from ptune.backbones.loading import full_name
 from ptune.data.dataset import labels_in
 from ptune.data.opening import FOUND, Dialect
-from ptune.data.tables import BY_NAME, Columns, Table, find_columns, is_typed, read_table
+from ptune.data.tables import (
+    BY_NAME,
+    Columns,
+    Table,
+    find_columns,
+    header_rows,
+    is_typed,
+    read_table,
+)
 from ptune.errors import PtuneError
 from ptune.files import staged_file
 from ptune.inference.files import text_file
@@ -57,7 +65,10 @@ class Examples:
         Raises:
             PtuneError: It cannot be read, its columns cannot be found, or no row is complete.
         """
-        table = read_table(file, dialect)
+        table = read_table(file, dialect, as_it_is=True)
+        for cells in table.values() if (headers := header_rows(table)) else []:
+            for i in headers:
+                cells[i] = ""
         columns = find_columns(table, columns, file)
         how: dict[str, Any] = {"separator": label_separator, "typed": is_typed(file)}
         column = labels_in(table, columns, str(file), **how)
@@ -82,21 +93,22 @@ class Examples:
             columns=own,
         )
         found = cls(Path(file), table, columns, rows)
-        for what, gone in (("text", empty), ("label", missing)):
+        for what, gone in (
+            ("repeated header", set(headers)),
+            ("no text", empty - set(headers)),
+            ("no label", missing),
+        ):
             if gone:
                 found.incomplete.append(_incomplete(what, sorted(gone)))
         return found
 
 
 def _incomplete(what: str, gone: list[int]) -> Finding:
-    return Finding(
-        f"no {what}",
-        "error",
-        f"{len(gone)} rows have no {what}",
-        "Fill it in, or leave them out (--fix).",
-        [i + 1 for i in gone],
-        [""] * len(gone),
-    )
+    problem, advice = f"have {what}", "Fill it in, or leave them out (--fix)."
+    if what == "repeated header":
+        problem, advice = "repeat the header, as in joined files", "Leave them out (--fix)."
+    numbers, remarks = [i + 1 for i in gone], [""] * len(gone)
+    return Finding(what, "error", f"{len(gone)} rows {problem}", advice, numbers, remarks)
 
 
 def check(

@@ -450,6 +450,11 @@ class TrainSettings(ClassifierSettings):
             raise PtuneError(f"There is no file {file}. Expected the {SETTINGS_NAME} of a run.")
         # The first version wrote null for what was left open, but "|" for the separator, which is
         # now a request for several labels per text. It also had two more settings.
+        if file.suffix not in ("", ".json", ".yaml", ".yml"):
+            raise PtuneError(
+                f"{file} holds no settings; expected the {SETTINGS_NAME} of a run, or a .yaml "
+                "file. Examples to learn from are named with --train-file."
+            )
         written = _read_yaml(file) if file.suffix in (".yaml", ".yml") else read_json(file)
         content = {k: v for k, v in written.items() if v is not None}
         if "problem_type" in written.keys() - content.keys():
