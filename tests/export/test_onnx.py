@@ -30,6 +30,7 @@ EXPORTS = {
     "GPT-2, deep": ("GPT-2", DEEP),
     "Llama, input": ("Llama", {"placement": "prefix"}),
     "BERT, reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 2}),
+    "Llama, reader": ("Llama", {"depth": "reader"}),
 }
 # The labels of this one are merged before it is exported.
 MERGED = "BERT, input, prompt"
@@ -65,7 +66,8 @@ def exports(tmp_path_factory):
             adapter = make_adapter(folder, *EXPORTS[name])
             if name == MERGED:
                 relabel(adapter, lambda labels: edits.merge(labels, ["no", "yes"], "decided"))
-            assert ptune.export_onnx(adapter, folder / "out").difference < 1e-5
+            check = ptune.export_onnx(adapter, folder / "out", two_graphs="reader" in name)
+            assert check.difference < 1e-5
             made[name] = adapter, folder / "out"
         return made[name]
 
@@ -118,6 +120,27 @@ def test_an_export_needs_only_onnxruntime_and_tokenizers(export):
         taken = {i.name: np.array(tensors[i.name]) for i in session.get_inputs()}
         (logits,) = session.run(["logits"], taken)
         assert_same(logits, classifier.logits(texts))
+
+
+def test_the_graph_of_a_text_serves_every_reader_on_the_backbone(exports, tmp_path):
+    adapter, folder = exports("BERT, reader")
+    one, other = (ptune.load(adapter, dtype="float32", device="cpu") for _ in range(2))
+    with torch.no_grad():
+        other.prompt_model_.prompt_encoder.embedding.weight.normal_()
+    other.save(tmp_path / "adapter")
+    ptune.export_onnx(tmp_path / "adapter", tmp_path / "out", two_graphs=True)
+    encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(SENTENCES)
+    given = {
+        "input_ids": np.array([e.ids for e in encoded]),
+        "attention_mask": np.array([e.attention_mask for e in encoded]),
+    }
+    names = ["states", "text_mask"]
+    text = onnxruntime.InferenceSession(folder / "text.onnx").run(names, given)
+    for classifier, where in ((one, folder), (other, tmp_path / "out")):
+        reader = onnxruntime.InferenceSession(where / "reader.onnx")
+        (logits,) = reader.run(["logits"], dict(zip(names, text, strict=True)))
+        assert_same(logits, classifier.logits(SENTENCES))
+    assert np.abs(np.array([*one.logits(SENTENCES)]) - [*other.logits(SENTENCES)]).max() > 0.1
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -226,6 +249,8 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
         (["export", "ADAPTER", "FILE", "--to", "onnx"], "is a file"),
         (["export", "ADAPTER", "FOLDER", "--to", "onnx"], "not an export"),
         (["export", "EXPORT", "NEW", "--to", "onnx"], "Name what runs it"),
+        (["export", "ADAPTER", "NEW", "--to", "onnx", "--two-graphs"], "this prompt is input"),
+        (["export", "ADAPTER", "NEW", "--two-graphs"], "--two-graphs is for --to onnx"),
     ],
 )
 def test_wrong_flags_are_explained(bert, tmp_path, capsys, words, message):

@@ -67,6 +67,15 @@ def export(
         option("Data type of a checkpoint's weights.", OUTPUT),
     ] = "float32",
     int8: Annotated[bool, option("Quantise an ONNX graph.", OUTPUT, "--int8")] = False,
+    two_graphs: Annotated[
+        bool,
+        option(
+            "Also write a reader as two ONNX graphs: text.onnx, which serves all readers on the "
+            "backbone, and reader.onnx.",
+            OUTPUT,
+            "--two-graphs",
+        ),
+    ] = False,
     check_file: CheckFile = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
@@ -105,13 +114,15 @@ def export(
                 "--dtype is for --to transformers. An ONNX graph is float32, or quantised with "
                 "--int8."
             )
-        check = export_onnx(adapter, output_dir, int8=int8, **how)
+        check = export_onnx(adapter, output_dir, int8=int8, two_graphs=two_graphs, **how)
         try_it = f'ptune predict {output_dir} "…" --runtime onnx'
     else:
         from ptune.export.checkpoint import export_transformers
 
         if int8:
             raise PtuneError("--int8 is for --to onnx; a checkpoint has --dtype.")
+        if two_graphs:
+            raise PtuneError("--two-graphs is for --to onnx.")
         check = export_transformers(adapter, output_dir, dtype=dtype, **how)
         try_it = f'pipeline("text-classification", "{output_dir}")("…", truncation=True)'
     say(

@@ -7,6 +7,7 @@ tokenizer gives for a text (`input_ids`, `attention_mask` and, for some architec
 | file | contents |
 | --- | --- |
 | `model.onnx` | the graph and its weights (weights over 2 GB are in `model.onnx.data`) |
+| `text.onnx`, `reader.onnx` | with `two_graphs`: the same in two steps |
 | `tokenizer.json` and other files | the tokenizer; it truncates texts and pads batches itself |
 | `ptune_export.json` | labels, problem type, longest text, result of the check |
 """
@@ -19,8 +20,9 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,19 @@ from ptune.export.check import (
 )
 from ptune.files import MODEL_NAME
 from ptune.inference.classifier import PromptClassifier, load
-from ptune.inference.engines import load_exported
+from ptune.inference.engines import OnnxRuntime, Padded, load_exported
+from ptune.inference.text_classifier import Answer
 from ptune.model import PromptModel
 from ptune.prompts.attention import use_eager_attention
+from ptune.prompts.host import Given
+from ptune.prompts.mechanisms import Prompt
+from ptune.prompts.readers import TextStates
 from ptune.texts import Text
 
 # Protocol Buffers cannot exceed 2 GB: the weights of larger graphs go to a second file.
 MAX_ONE_FILE = 1_800_000_000
+# A reader in two steps.
+TEXT_GRAPH, READER_GRAPH = "text.onnx", "reader.onnx"
 
 
 def export_onnx(
@@ -57,6 +65,7 @@ def export_onnx(
     folder: str | os.PathLike[str],
     *,
     int8: bool = False,
+    two_graphs: bool = False,
     check_texts: Sequence[Text] = (),
     overwrite: bool = False,
     model: str | None = None,
@@ -73,6 +82,10 @@ def export_onnx(
         folder: Where to write the export. An earlier export there is replaced.
         int8: Quantise the weights of the embedding and of the matrix products to 8 bits, and their
             inputs while the graph runs. The result reports how much the logits differ.
+        two_graphs: Also write a reader as two graphs. `text.onnx` takes what `model.onnx` takes
+            and returns `states` ``[batch, seq, width]``, the keys and values that readers attend
+            to, and `text_mask` ``[batch, seq]``. It serves every reader on the backbone.
+            `reader.onnx` takes both and returns `logits`.
         check_texts: Texts or pairs to compare, in addition to ptune's own.
         overwrite: Replace a checkpoint that ptune did not export.
         model: The backbone, if the name stored in the adapter cannot be found.
@@ -81,15 +94,17 @@ def export_onnx(
 
     Raises:
         PtuneError: The exporter is not installed; the folder holds something else; the tokenizer
-            is slow; PyTorch cannot export this architecture, or the graph's logits differ. The
-            folder is unchanged.
+            is slow; `two_graphs` is set and the prompt is no reader; PyTorch cannot export this
+            architecture, or the graph's logits differ. The folder is unchanged.
     """
     require_exporter()
     folder = Path(folder).resolve()
     check_target(folder, overwrite=overwrite)
     how: dict[str, Any] = {"model": model, "revision": revision, "dtype": "float32"}
     how |= {"device": "cpu", "allow_other_backbone": allow_other_backbone}
-    return write_onnx(load(source, **how), folder, int8=int8, check_texts=check_texts)
+    return write_onnx(
+        load(source, **how), folder, int8=int8, two_graphs=two_graphs, check_texts=check_texts
+    )
 
 
 def require_exporter() -> None:
@@ -108,6 +123,7 @@ def write_onnx(
     folder: Path,
     *,
     int8: bool = False,
+    two_graphs: bool = False,
     check_texts: Sequence[Text] = (),
 ) -> Check:
     """Write a classifier, which is in float32 on the CPU, as `export_onnx` does.
@@ -118,6 +134,13 @@ def write_onnx(
         PtuneError: As for `export_onnx`.
     """
     prompt_model = classifier.prompt_model_
+    depth = prompt_model.prompt_config.depth
+    if two_graphs and depth != "reader":
+        raise PtuneError(
+            "Only a reader has two graphs, because other prompts change what is computed for the "
+            f"text, and this prompt is {depth}. Leave out --two-graphs, or train with --prompt "
+            "reader."
+        )
     tokenizer = _tokenizer(classifier)
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
     values, reading = classifier.postprocessing_, prompt_model.reading(tokenizer)
@@ -136,9 +159,9 @@ def write_onnx(
         tokenizer.save_pretrained(stage)
         write_info = partial(write_info, **save_quality(values, stage))
         write_info(folder=stage, check=None, weights="float32")
-        _write_graph(prompt_model, tokenizer, stage / MODEL_NAME)
+        _write_graphs(prompt_model, tokenizer, stage, two_graphs=two_graphs)
         del classifier, prompt_model
-        check = comparison.check(load_exported(stage, "onnx").logits)
+        check = _check(comparison, stage)
         if not check.difference <= TOLERANCE:
             raise PtuneError(
                 f"The logits of the exported graph differ from PyTorch's by {check.difference:.1e} "
@@ -147,7 +170,7 @@ def write_onnx(
             )
         if int8:
             _quantize(stage)
-            check = comparison.check(load_exported(stage, "onnx").logits)
+            check = _check(comparison, stage)
             if not np.isfinite(check.difference):
                 raise PtuneError(
                     "This backbone's logits are NaN or infinite in int8. Nothing was written. "
@@ -173,13 +196,13 @@ def _tokenizer(classifier: PromptClassifier) -> Any:
     return tokenizer
 
 
-# The graph.
+# The graphs.
 
 
 class _Logits(nn.Module):
     """The model as a function of tensors, in the order of `names`, that returns logits."""
 
-    def __init__(self, model: PromptModel, names: list[str]) -> None:
+    def __init__(self, model: PromptModel, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
 
@@ -187,54 +210,119 @@ class _Logits(nn.Module):
         return self.model(**dict(zip(self.names, tensors, strict=True))).logits
 
 
+class _States(_Logits):
+    """What readers see of texts, in two tensors."""
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        given = Given(**dict(zip(self.names, tensors, strict=True)))
+        states = self.model.host.read_texts(given)
+        return states.joined(), states.mask
+
+
+class _Answers(nn.Module):
+    """What a reader answers from these two tensors."""
+
+    def __init__(self, model: PromptModel, shapes: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.model, self.shapes = model, shapes
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        states, mask = tensors
+        texts = TextStates.of_joined(states, mask, self.shapes)
+        state, embeddings = self.model.state, self.model.prompt_embeddings()
+        prompt = Prompt.of(state.config, state.mechanism, embeddings)
+        return self.model.host.run([prompt], texts, head=state.head).logits
+
+
 @torch.no_grad()
-def _write_graph(model: PromptModel, tokenizer: Any, file: Path) -> None:
-    backbone = model.backbone
-    use_eager_attention(backbone)  # the runtimes recognise it and fuse it
+def _write_graphs(model: PromptModel, tokenizer: Any, folder: Path, *, two_graphs: bool) -> None:
+    use_eager_attention(model.backbone)  # the runtimes recognise it and fuse it
     inputs = dict(
         tokenizer(["a text", "another, and a longer one"], padding=True, return_tensors="pt")
     )
-    names, tensors = list(inputs), tuple(inputs.values())
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    with _quiet(), _explained(backbone):
-        axes = {
-            0: torch.export.Dim("batch"),
-            # The graph also accepts shorter texts. But the exporter treats a length of 1 as a
-            # constant, and the decoder of an encoder-decoder reads one token less.
-            1: torch.export.Dim("sequence", min=3, max=model.max_text_positions),
-        }
-        program = torch.export.export(
-            _Logits(model, names),
-            tensors,
-            dynamic_shapes=(tuple(axes for _ in names),),
-            strict=False,
-            # Some architectures branch on sizes; the branch is the same for every size here.
-            prefer_deferred_runtime_asserts_over_guards=True,
+    # The graph also accepts shorter texts. But the exporter treats a length of 1 as a constant,
+    # and the decoder of an encoder-decoder reads one token less.
+    longest = torch.export.Dim("sequence", min=3, max=model.max_text_positions)
+    axes = {0: torch.export.Dim("batch"), 1: longest}
+
+    def write(name: str, module: nn.Module, given: Mapping[str, Tensor], found: list[str]) -> None:
+        tensors = tuple(given.values())
+        with _quiet(), _explained(model.backbone):
+            program = torch.export.export(
+                module,
+                tensors,
+                dynamic_shapes=(tuple(axes for _ in given),),
+                strict=False,
+                # Some architectures branch on sizes; the branch is the same for every size here.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            graph = torch.onnx.export(
+                program,
+                tensors,
+                input_names=list(given),
+                output_names=found,
+                dynamo=True,
+                verbose=False,
+            )
+            assert graph is not None
+            graph.save(folder / name, external_data=size > MAX_ONE_FILE)
+
+    write(MODEL_NAME, _Logits(model, list(inputs)), inputs, ["logits"])
+    if two_graphs:
+        states = model.host.read_texts(Given(**inputs))
+        between = {"states": states.joined(), "text_mask": states.mask}
+        write(TEXT_GRAPH, _States(model, list(inputs)), inputs, list(between))
+        write(READER_GRAPH, _Answers(model, states.shapes), between, ["logits"])
+
+
+class _TwoGraphs:
+    """`text.onnx` and `reader.onnx` in place of `model.onnx`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.text, self.reader = (
+            OnnxRuntime(folder / name, "auto") for name in (TEXT_GRAPH, READER_GRAPH)
         )
-        graph = torch.onnx.export(
-            program, tensors, input_names=names, output_names=["logits"], dynamo=True, verbose=False
-        )
-        assert graph is not None
-        graph.save(file, external_data=size > MAX_ONE_FILE)
+        self.inputs = self.text.inputs
+
+    def run(self, batches: Iterable[Padded]) -> Iterator[Answer]:
+        """Run one batch after the other."""
+        for chosen, tensors in batches:
+            states = self.text.session.run(self.reader.inputs, tensors)
+            given = dict(zip(self.reader.inputs, states, strict=True))
+            yield from self.reader.run([(chosen, given)])
+
+
+def _check(comparison: Comparison, folder: Path) -> Check:
+    """Compare all graphs of an export."""
+    exported = load_exported(folder, "onnx")
+    check = comparison.check(exported.logits)
+    if (folder / TEXT_GRAPH).is_file():
+        exported.engine = _TwoGraphs(folder)
+        difference = comparison.check(exported.logits).difference
+        # A NaN counts as the largest.
+        check = replace(check, difference=float(np.max([check.difference, difference])))
+    return check
 
 
 def _quantize(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    former = list(folder.glob(MODEL_NAME + "*"))
-    size = sum(file.stat().st_size for file in former)
-    with tempfile.TemporaryDirectory(dir=folder) as made, _quiet():
-        quantize_dynamic(
-            folder / MODEL_NAME,
-            Path(made) / MODEL_NAME,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            use_external_data_format=size / 4 > MAX_ONE_FILE,
-        )
-        for file in former:
-            file.unlink()
-        for file in Path(made).iterdir():
-            file.replace(folder / file.name)
+    for graph in folder.glob("*.onnx"):
+        former = list(folder.glob(graph.name + "*"))
+        size = sum(file.stat().st_size for file in former)
+        with tempfile.TemporaryDirectory(dir=folder) as made, _quiet():
+            quantize_dynamic(
+                graph,
+                Path(made) / graph.name,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                use_external_data_format=size / 4 > MAX_ONE_FILE,
+            )
+            for file in former:
+                file.unlink()
+            for file in Path(made).iterdir():
+                file.replace(folder / file.name)
 
 
 @contextmanager

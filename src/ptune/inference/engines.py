@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -29,12 +29,21 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Padded = tuple[list[int], dict[str, np.ndarray]]
 
 
-class OnnxRuntime:
-    """A graph on ONNX Runtime's CPU kernels, which compute in the file's number format.
+class Engine(Protocol):
+    """What computes the logits of an exported classifier.
 
     Attributes:
-        inputs: Names of the graph's input tensors.
+        inputs: Names of the tensors that it takes.
     """
+
+    inputs: list[str]
+
+    def run(self, batches: Iterable[Padded]) -> Iterable[Answer]:
+        """Return logits ``[batch, num_labels]`` for batches of texts, in any order."""
+
+
+class OnnxRuntime:
+    """A graph on ONNX Runtime's CPU kernels, which compute in the file's number format."""
 
     def __init__(self, file: Path, dtype: str) -> None:
         try:
@@ -60,9 +69,6 @@ class OpenVino:
 
     Several batches run at a time, one per core, while the next ones are tokenised and padded. With
     MiniLM, two cores are a seventh faster this way than together on one batch.
-
-    Attributes:
-        inputs: Names of the graph's input tensors.
     """
 
     def __init__(self, file: Path, dtype: str) -> None:
@@ -101,10 +107,7 @@ class OpenVino:
         return answers
 
 
-RUNTIMES: dict[str, type[OnnxRuntime] | type[OpenVino]] = {
-    "onnx": OnnxRuntime,
-    "openvino": OpenVino,
-}
+RUNTIMES: dict[str, Callable[[Path, str], Engine]] = {"onnx": OnnxRuntime, "openvino": OpenVino}
 
 
 class ExportedClassifier(TextClassifier):
@@ -112,7 +115,7 @@ class ExportedClassifier(TextClassifier):
 
     def __init__(
         self,
-        engine: OnnxRuntime | OpenVino,
+        engine: Engine,
         tokenizer: Any,
         labels: Labels,
         postprocessing: Postprocessing,

@@ -47,31 +47,36 @@ class TextStates:
         """Heads and width of a head, for every attention."""
         return [(key.shape[1], key.shape[3]) for key, _ in self.key_values]
 
-    def rows(self) -> list[Tensor]:
-        """For each text, a copy of its keys and values in one tensor ``[tokens, width]``."""
+    def joined(self) -> Tensor:
+        """All keys and values in one tensor, ``[batch, seq, width]``."""
         parts = [t.transpose(1, 2).flatten(2) for pair in self.key_values for t in pair]
-        together = torch.cat(parts, dim=2)  # [batch, seq, width]
-        lengths = self.lengths[:, 0].tolist()
-        return [row[:n].clone() for row, n in zip(together, lengths, strict=True)]
+        return torch.cat(parts, dim=2)
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> TextStates:
-        """Undo `rows`.
-
-        Args:
-            rows: ``[tokens, width]`` for each text.
-            shapes: As `shapes`.
-        """
-        together = stacked(list(rows))  # [batch, seq, width]
+    def of_joined(
+        cls, joined: Tensor, mask: Tensor, shapes: Sequence[tuple[int, int]]
+    ) -> TextStates:
+        """Undo `joined`, with `shapes` as the attribute has them."""
         both = [shape for shape in shapes for _ in range(2)]
         sizes = [heads * dim for heads, dim in both]
         parts = [
             part.unflatten(2, shape).transpose(1, 2)  # [batch, heads, seq, head_dim]
-            for part, shape in zip(together.split(sizes, dim=2), both, strict=True)
+            for part, shape in zip(joined.split(sizes, dim=2), both, strict=True)
         ]
-        lengths = torch.tensor([[len(row)] for row in rows], device=together.device)
-        columns = torch.arange(together.shape[1], device=together.device)
-        return cls(list(zip(parts[::2], parts[1::2], strict=True)), columns < lengths)
+        return cls(list(zip(parts[::2], parts[1::2], strict=True)), mask)
+
+    def rows(self) -> list[Tensor]:
+        """For each text, a copy of its keys and values in one tensor ``[tokens, width]``."""
+        lengths = self.lengths[:, 0].tolist()
+        return [row[:n].clone() for row, n in zip(self.joined(), lengths, strict=True)]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> TextStates:
+        """Undo `rows`."""
+        joined = stacked(list(rows))  # [batch, seq, width]
+        lengths = torch.tensor([[len(row)] for row in rows], device=joined.device)
+        columns = torch.arange(joined.shape[1], device=joined.device)
+        return cls.of_joined(joined, columns < lengths, shapes)
 
     def as_cache(self, times: int) -> tuple[Any, Tensor]:
         """A cache of Transformers with every text `times` times, and its mask.
