@@ -250,7 +250,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
         (["export", "ADAPTER", "FOLDER", "--to", "onnx"], "not an export"),
         (["export", "EXPORT", "NEW", "--to", "onnx"], "Name what runs it"),
         (["export", "ADAPTER", "NEW", "--to", "onnx", "--two-graphs"], "this prompt is input"),
-        (["export", "ADAPTER", "NEW", "--two-graphs"], "--two-graphs is for --to onnx"),
+        (["export", "ADAPTER", "NEW", "--two-graphs"], "--two-graphs is for --to onnx. Leave"),
     ],
 )
 def test_wrong_flags_are_explained(bert, tmp_path, capsys, words, message):

@@ -28,6 +28,15 @@ from ptune.training.settings import DATA
 CheckFile = Annotated[
     Path | None, file_option("Also check the result on the texts of this file.", DATA)
 ]
+TwoGraphs = Annotated[
+    bool,
+    option(
+        "Also write a reader as two ONNX graphs: text.onnx, which serves all readers on the "
+        "backbone, and reader.onnx.",
+        OUTPUT,
+        "--two-graphs",
+    ),
+]
 
 
 @with_settings(ServeSettings)
@@ -67,15 +76,7 @@ def export(
         option("Data type of a checkpoint's weights.", OUTPUT),
     ] = "float32",
     int8: Annotated[bool, option("Quantise an ONNX graph.", OUTPUT, "--int8")] = False,
-    two_graphs: Annotated[
-        bool,
-        option(
-            "Also write a reader as two ONNX graphs: text.onnx, which serves all readers on the "
-            "backbone, and reader.onnx.",
-            OUTPUT,
-            "--two-graphs",
-        ),
-    ] = False,
+    two_graphs: TwoGraphs = False,
     check_file: CheckFile = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
@@ -103,9 +104,8 @@ def export(
     if check_file:
         source = Source.of_file(check_file, Columns(text_column, text_pair_column))
         texts = [text for _, some in source.read() for text in some]
-    how: dict[str, Any] = {"check_texts": texts, "overwrite": overwrite}
-    how |= {"model": model, "revision": revision}
-    how["allow_other_backbone"] = allow_other_backbone
+    how: dict[str, Any] = {"check_texts": texts, "overwrite": overwrite, "model": model}
+    how |= {"revision": revision, "allow_other_backbone": allow_other_backbone}
     if to == "onnx":
         from ptune.export.onnx import export_onnx
 
@@ -119,10 +119,9 @@ def export(
     else:
         from ptune.export.checkpoint import export_transformers
 
-        if int8:
-            raise PtuneError("--int8 is for --to onnx; a checkpoint has --dtype.")
-        if two_graphs:
-            raise PtuneError("--two-graphs is for --to onnx.")
+        if int8 or two_graphs:
+            which = "--int8" if int8 else "--two-graphs"
+            raise PtuneError(f"{which} is for --to onnx. Leave it out.")
         check = export_transformers(adapter, output_dir, dtype=dtype, **how)
         try_it = f'pipeline("text-classification", "{output_dir}")("…", truncation=True)'
     say(
