@@ -16,6 +16,7 @@ import pytest
 from conftest import refused
 
 from ptune import PtuneError, texts
+from ptune.errors import Origin
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,8 @@ FIX = "Correct them or leave them out."
         ),
         (
             np.ma.array(TEXTS, mask=[0, 1, 0]),
-            f"Found a missing value (--) in the texts, at position 1 (counting from 0). {MIXED} "
-            f"{FIX}",
+            "Found a missing value (--) in the texts, at position 1 (counting from 0). Expected a "
+            f"text at every position. {FIX}",
         ),
         (
             [("a", "b"), ("c", "\ud800")],
@@ -178,10 +179,10 @@ def test_what_holds_no_texts_is_refused_with_its_position_and_the_fix(wrong, mes
 
 def test_rows_of_files_count_from_one():
     with refused(
-        "Found a missing value (None) in column 'a', at row 12 (counting from 1). Expected a text "
-        f"in every row. {FIX}"
+        "Found a missing value (None) in column 'a' of b.csv, at row 12 (counting from 1). "
+        f"Expected a text in every row. {FIX}"
     ):
-        texts.check(["x", None], "column 'a'", before=10, first=1)
+        texts.check(["x", None], Origin.column("a", "b.csv", before=10))
 
 
 def test_no_texts_at_all_are_refused():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 
 class PtuneError(ValueError):
@@ -45,21 +47,41 @@ def listed(names: Sequence[str], limit: int = 20) -> str:
     return ", ".join(shown) + (", …" if len(names) > limit else "")
 
 
-def positions(found: Sequence[int], first: int, limit: int = 5) -> str:
-    """Where in a collection (counted from 0) or in a file (counted from 1), for a message.
+@dataclass(frozen=True)
+class Origin:
+    """Where values come from, for messages.
 
-    Args:
-        found: Positions, counted from 0.
-        first: The number of the first one: 0 for a collection, 1 for a file.
-        limit: How many to list.
-
-    Example:
-        >>> positions([2, 20], 0)
-        'position 2, 20 (counting from 0)'
+    Attributes:
+        name: What they are, such as a column of a file.
+        in_file: Whether they are rows of a file, which are counted from 1, others from 0.
+        before: Number of values that came before these.
+        fix: What to do about wrong ones.
     """
-    listed = ", ".join(str(i + first) for i in found[:limit])
-    more = ", …" if len(found) > limit else ""
-    return f"{'row' if first else 'position'} {listed}{more} (counting from {first})"
+
+    name: str
+    in_file: bool = False
+    before: int = 0
+    fix: str = "Correct them or leave them out."
+
+    @classmethod
+    def column(cls, name: Any, file: Any, **more: Any) -> Origin:
+        """A column of a file or data set."""
+        return cls(f"column {name!r} of {file}", in_file=True, **more)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def at(self, found: Sequence[int]) -> str:
+        """Where some values are: the first five of these positions, which are counted from 0.
+
+        Example:
+            >>> Origin("the texts", before=10).at([2, 20])
+            'position 12, 30 (counting from 0)'
+        """
+        first = 1 if self.in_file else 0
+        shown = ", ".join(str(self.before + first + i) for i in found[:5])
+        more = ", …" if len(found) > 5 else ""
+        return f"{'row' if self.in_file else 'position'} {shown}{more} (counting from {first})"
 
 
 def missing_package(package: str | None, extra: str) -> PtuneError:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ptune.errors import PtuneError
+from ptune.errors import Origin, PtuneError
 from ptune.labels import MULTI, REGRESSION, LabelColumn, annotated, indicators, is_missing, read
 
 SEPARATOR = "|"
@@ -72,7 +72,7 @@ def label_column(
         values = [_parts(cell, separator or SEPARATOR) for cell in cells]
     if not typed:
         values = _numbers(values, problem_type)
-    return read(values, where, first=1)
+    return read(values, Origin(where, in_file=True))
 
 
 def indicator_columns(table: Mapping[str, Sequence[Any]], where: str) -> LabelColumn:
@@ -90,7 +90,7 @@ def indicator_columns(table: Mapping[str, Sequence[Any]], where: str) -> LabelCo
         for column in table.values()
     ]
     rows = list(zip(*cells, strict=True))
-    return indicators(rows, names=tuple(table), where=where, first=1)
+    return indicators(rows, names=tuple(table), origin=Origin(where, in_file=True))
 
 
 def vote_columns(table: Mapping[str, Sequence[Any]], where: str) -> LabelColumn:
@@ -117,7 +117,7 @@ def vote_columns(table: Mapping[str, Sequence[Any]], where: str) -> LabelColumn:
                     f"Found {cell!r} in row {i}. Correct it, or leave out --problem-type if a text "
                     "can have several labels."
                 )
-    return annotated(votes, where=where, first=1)
+    return annotated(votes, Origin(where, in_file=True))
 
 
 def are_numbers(texts: Sequence[str]) -> bool:

@@ -28,7 +28,7 @@ from ptune.data.tables import (
     read_table,
     rows_where,
 )
-from ptune.errors import PtuneError, listed
+from ptune.errors import Origin, PtuneError, listed
 from ptune.labels import SINGLE, LabelColumn, Labels, annotated, in_words, read
 from ptune.texts import check
 
@@ -43,6 +43,7 @@ Examples: TypeAlias = tuple[list[list[str]], LabelColumn]
 TEXT, PAIR, LABEL, WEIGHT = "text", "text_pair", "label", "weight"
 # The share of annotators who chose each label, until examples are held out.
 _SHARES = "shares"
+_FIX = "Correct them, or leave out rows without a text (--skip-empty)."
 # The number of the text that a row is a window of, in a batch.
 TEXT_NUMBER = "text_number"
 
@@ -415,7 +416,7 @@ def examples_of(
     if notes is not None:
         notes.append("; ".join(said))
     checked = [
-        _checked(text, f"column {name!r} of {source}", typed=typed)
+        _checked(text, Origin.column(name, source, fix=_FIX), typed=typed)
         for text, name in zip(texts, found.texts, strict=True)
     ]
     return _joined(checked, column) if annotators else (checked, column)
@@ -444,13 +445,13 @@ def _joined(texts: list[list[str]], column: LabelColumn) -> Examples:
     if column.check().kind != "one" or column.problem_type != SINGLE:
         raise PtuneError(
             f"--annotators requires one label per row. Found several, or numbers to predict, in "
-            f"{column.where}. Leave it out, or give one label per row."
+            f"{column.origin}. Leave it out, or give one label per row."
         )
     votes: dict[tuple[str, ...], Counter[Any]] = {}
     each = column.votes or [{label: 1} for label in column.values]
     for text, own in zip(zip(*texts, strict=True), each, strict=True):
         votes.setdefault(text, Counter()).update(own)
-    joined = annotated(list(votes.values()), where=column.where, first=column.first)
+    joined = annotated(list(votes.values()), column.origin)
     return [list(own) for own in zip(*votes, strict=True)], joined
 
 
@@ -458,16 +459,15 @@ def _written(cell: Any) -> bool:
     return cell is not None and (not isinstance(cell, str) or bool(cell.strip()))
 
 
-def _checked(cells: list[Any], where: str, *, typed: bool) -> list[str]:
+def _checked(cells: list[Any], origin: Origin, *, typed: bool) -> list[str]:
     """Texts of a file; a column of numbers is more likely the wrong column.
 
     Raises:
         PtuneError: They are numbers, or one of them is not a text.
     """
-    leave_out = "Correct them, or leave out rows without a text (--skip-empty)."
-    checked = check(cells, where, first=1, fix=leave_out)
+    checked = check(cells, origin)
     if not typed and are_numbers(checked):
-        check(list(map(float, checked)), where, first=1)
+        check(list(map(float, checked)), origin)
     return checked
 
 

@@ -14,7 +14,7 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, Examples, TaskData, labelled_t
 from ptune.data.opening import FOUND, Dialect, near_path
 from ptune.data.splits import evaluation_split
 from ptune.data.tables import read_text
-from ptune.errors import PtuneError, first_line, near
+from ptune.errors import Origin, PtuneError, first_line, near
 from ptune.labels import REGRESSION, Labels, finite, read
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ def _examples(
     if label in raw.column_names:
         values = list(raw[label])
         if not spec.labels:
-            result[LABEL] = finite(values, where, 1)
+            result[LABEL] = finite(values, Origin(where, in_file=True))
         elif all(isinstance(v, int) for v in values):  # from the Hub
             result[LABEL] = values
         else:
@@ -305,5 +305,5 @@ def evaluation_sets(
         targets = list(examples[LABEL])
         if not labels.is_regression:
             targets = [labels.values[order[i]] for i in targets]
-        sets[name] = text_columns(examples), read(targets, f"the labels of {task}")
+        sets[name] = text_columns(examples), read(targets, Origin(f"the labels of {task}"))
     return sets, data.metrics

@@ -19,7 +19,7 @@ from pyarrow import feather, parquet
 
 from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
 from ptune.data.sheets import SHEETS, sheet_rows
-from ptune.errors import PtuneError, first_line, listed, near, positions
+from ptune.errors import Origin, PtuneError, first_line, listed, near
 from ptune.labels import LABEL_NAMES
 
 # Names of columns that hold texts, in order of preference.
@@ -182,8 +182,9 @@ def _without_headers(table: Table, file: Path) -> Table:
     if not (found := header_rows(table)):
         return table
     warnings.warn(
-        f"{len(found)} rows of {file} repeat its header, at {positions(found, 1)}. They are left "
-        "out, and further messages count the rows without them.",
+        f"{len(found)} rows of {file} repeat its header, at "
+        f"{Origin(str(file), in_file=True).at(found)}. They are left out, and further messages "
+        "count the rows without them.",
         stacklevel=3,
     )
     gone = set(found)

@@ -33,7 +33,7 @@ from ptune.backbones.loading import (
 )
 from ptune.compat import commit_of
 from ptune.data.opening import near_path
-from ptune.errors import PtuneError, positions
+from ptune.errors import Origin, PtuneError
 from ptune.files import METRICS_NAME, read_json
 from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
 from ptune.inference.text_classifier import WINDOW, Found, TextClassifier
@@ -656,14 +656,15 @@ def _is_request(request: Any) -> bool:
 
 def _checked(request: Any, position: int) -> tuple[str, tuple[str, ...]]:
     """The task and the text, or the two texts, of a request."""
+    origin = Origin("the texts", before=position)
     if not _is_request(request):
         raise PtuneError(
-            f"{request!r}, at {positions([position], 0)}, is not a request; expected a task and a "
-            "text: (task, text)."
+            f"{request!r}, at {origin.at([0])}, is not a request; expected a task and a text: "
+            "(task, text)."
         )
     task, text = request
     try:
-        return str(task), tuple(column for (column,) in as_columns([text], position))
+        return str(task), tuple(column for (column,) in as_columns([text], origin=origin))
     except PtuneError as error:
         raise PtuneError(f"A text for the task {task!r} is refused. {error}") from error
 

@@ -9,7 +9,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ptune.data.dataset import PAIR, TEXT
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
 from ptune.data.tables import Batch, Columns
-from ptune.errors import PtuneError
+from ptune.errors import Origin, PtuneError
 from ptune.inference.bank import PromptBank
 from ptune.inference.text_classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
@@ -44,12 +44,12 @@ class Source:
     Attributes:
         batches: The rows.
         columns: The columns that hold the texts.
-        where: Describes a column in messages.
+        name: Where they come from, for messages.
     """
 
     batches: Iterator[Batch]
     columns: Columns
-    where: Callable[[str], str]
+    name: str
 
     @classmethod
     def of_file(cls, file: Path, columns: Columns, dialect: Dialect = FOUND) -> Source:
@@ -64,7 +64,7 @@ class Source:
         first = list(itertools.islice(batches, 1))
         if first:
             columns = tables.find_columns(_names(first[0]), columns, file, labelled=False)
-        return cls(itertools.chain(first, batches), columns, lambda c: f"column {c!r} of {file}")
+        return cls(itertools.chain(first, batches), columns, str(file))
 
     @classmethod
     def of_texts(cls, texts: Iterable[Text]) -> Source:
@@ -78,7 +78,8 @@ class Source:
         def batches() -> Iterator[Batch]:
             before, pairs = 0, None
             while some := list(itertools.islice(rest, ROWS)):
-                columns = as_columns(some, before, pairs, first=1)
+                origin = Origin("the texts", in_file=True, before=before)
+                columns = as_columns(some, pairs, origin)
                 pairs = len(columns) == 2
                 names = (TEXT, PAIR)[: len(columns)]
                 rows = zip(*columns, strict=True)
@@ -88,7 +89,7 @@ class Source:
         read = batches()
         first = list(itertools.islice(read, 1))
         pair = PAIR if first and PAIR in first[0][0] else None
-        return cls(itertools.chain(first, read), Columns(TEXT, pair), "column {!r}".format)
+        return cls(itertools.chain(first, read), Columns(TEXT, pair), "the texts")
 
     def read(self) -> Iterator[tuple[Batch, list[Text]]]:
         """Yield rows and their texts, batch by batch.
@@ -99,7 +100,7 @@ class Source:
         before = 0
         for batch in self.batches:
             columns = [
-                check(_column(batch, name), self.where(name), before, 1)
+                check(_column(batch, name), Origin.column(name, self.name, before=before))
                 for name in self.columns.texts
             ]
             texts = as_rows(columns)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ptune import texts
-from ptune.errors import PtuneError
+from ptune.errors import Origin, PtuneError
 from ptune.labels import LabelColumn, Labels, Prediction, read
 from ptune.postprocessing import RAW, Postprocessing, check_confidence
 from ptune.texts import Encoded, Reading, Text
@@ -103,7 +103,7 @@ class TextClassifier:
         rows = iter(self._rows(X))
         started, pairs = 0, None
         while window := list(itertools.islice(rows, WINDOW)):
-            columns = texts.as_columns(window, started, pairs)
+            columns = texts.as_columns(window, pairs, Origin("the texts", before=started))
             if pairs is None and self._pairs() not in (None, len(columns) == 2):
                 trained = "pairs of texts" if self._pairs() else "single texts"
                 warnings.warn(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import DataConversionWarning
 
-from ptune.errors import PtuneError, positions
+from ptune.errors import Origin, PtuneError
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 REGRESSION = "regression"
@@ -38,6 +38,9 @@ LABEL_NAMES = (
     "y",
 )
 
+# In Python.
+LABELS = Origin("the labels")
+
 # Types of label values that ptune stores with a classifier.
 SCALARS = (str, bool, int, float, enum.Enum)
 
@@ -52,8 +55,7 @@ class LabelColumn:
         values: One entry per example. Indicators are floats ``[n, num_labels]``; NaN: unknown.
         names: The labels of the columns of indicators.
         dtype: NumPy's type of the values, if they were an array of numbers.
-        where: Where they come from, for messages.
-        first: The number of the first example, for messages: 0 in Python, 1 in files.
+        origin: Where they come from.
         votes: How many annotators chose each label, or their share, for each example, if several
             people labelled them. `values` has the label with the most.
     """
@@ -62,8 +64,7 @@ class LabelColumn:
     values: Any
     names: tuple[Any, ...] | None = None
     dtype: np.dtype[Any] | None = None
-    where: str = "the labels"
-    first: int = 0
+    origin: Origin = LABELS
     votes: Sequence[Mapping[Any, float]] | None = None
 
     def __len__(self) -> int:
@@ -118,9 +119,9 @@ class LabelColumn:
             values = [names[i] for i in self.values.argmax(axis=1).tolist()]
         if wrong or problem_type == REGRESSION:
             raise PtuneError(
-                f"The problem type {problem_type} needs one label per text, but {self.where} "
-                f"are lists or a matrix, at {positions(wrong or [0], self.first)}. Leave out the "
-                f"problem type, or use {MULTI}."
+                f"The problem type {problem_type} needs one label per text, but {self.origin} "
+                f"are lists or a matrix, at {self.origin.at(wrong or [0])}. Leave out the problem "
+                f"type, or use {MULTI}."
             )
         return replace(self, kind="one", values=values, names=None)
 
@@ -130,7 +131,7 @@ class LabelColumn:
         Raises:
             PtuneError: One of them is not a finite number.
         """
-        return finite(self.values, self.where, self.first)
+        return finite(self.values, self.origin)
 
     def check(self) -> LabelColumn:
         """Return the column itself.
@@ -139,25 +140,24 @@ class LabelColumn:
             PtuneError: A label is missing or of a type that cannot be a label.
         """
         if missing := self.missing():
-            option = " (--skip-unlabelled)" if self.first else ""
+            option = " (--skip-unlabelled)" if self.origin.in_file else ""
             raise PtuneError(
-                f"{len(missing)} of {len(self)} labels are missing ({self.where}), at "
-                f"{positions(missing, self.first)}. Fill them in or leave those examples out"
-                f"{option}."
+                f"{len(missing)} of {len(self)} labels are missing ({self.origin}), at "
+                f"{self.origin.at(missing)}. Fill them in or leave those examples out{option}."
             )
         for name in self.names or ():
             if not _is_label(name):
-                _refuse(name, f"the name of a column of {self.where}")
+                _refuse(name, f"the name of a column of {self.origin}")
         if self.kind == "one" and all(map(_is_label, _different(self.values))):
             return self
         for i, value in enumerate([] if self.kind == "indicators" else self.values):
             for label in value if self.kind == "several" else [value]:
                 if not _is_label(label):
-                    _refuse(label, f"{self.where}, {positions([i], self.first)}")
+                    _refuse(label, f"{self.origin}, {self.origin.at([i])}")
         return self
 
 
-def finite(values: Iterable[Any], where: str, first: int) -> list[float]:
+def finite(values: Iterable[Any], origin: Origin) -> list[float]:
     """Values as numbers.
 
     Raises:
@@ -171,8 +171,8 @@ def finite(values: Iterable[Any], where: str, first: int) -> list[float]:
             numbers.append(math.nan)
         if not math.isfinite(numbers[-1]):
             raise PtuneError(
-                f"A regression needs numbers as labels ({where}). Found {value!r} at "
-                f"{positions([i], first)}. Correct it or leave that example out."
+                f"A regression needs numbers as labels ({origin}). Found {value!r} at "
+                f"{origin.at([i])}. Correct it or leave that example out."
             )
     return numbers
 
@@ -228,20 +228,19 @@ def _refuse(label: Any, where: str) -> NoReturn:
     raise PtuneError(f"The label {label!r} is not valid Unicode ({where}).")
 
 
-def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:
+def read(y: Any, origin: Origin = LABELS) -> LabelColumn:
     """Read the labels of examples from whatever holds them.
 
     Args:
         y: A list, tuple, array, sparse matrix, Series, Categorical, DataFrame, Arrow table or
             column, or 🤗 data set.
-        where, first: As in `LabelColumn`.
+        origin: As in `LabelColumn`.
 
     Raises:
         PtuneError: It holds no labels, or a matrix that is not of zeros and ones.
     """
     if isinstance(y, LabelColumn):
         return y
-    how: dict[str, Any] = {"where": where, "first": first}
     columns = columns_of(y)
     y = y if columns is not None else _dense(y)
     dimensions = getattr(y, "ndim", 1)
@@ -252,25 +251,26 @@ def read(y: Any, where: str = "the labels", first: int = 0) -> LabelColumn:
     ):
         kind = type(y).__name__ + (f" with {dimensions} dimensions" if dimensions != 1 else "")
         raise PtuneError(
-            f"Expected one label per example, and {where} are of type {kind}. Pass a list, an "
+            f"Expected one label per example, and {origin} are of type {kind}. Pass a list, an "
             "array or a column of a DataFrame."
         )
     if columns is not None:
-        return _table(y, columns, **how)
+        return _table(y, columns, origin)
     if getattr(y, "ndim", 1) == 2:
         if y.shape[1] == 1:
-            return read(_flattened(y[:, 0]), **how)
+            return read(_flattened(y[:, 0]), origin)
         if y.dtype.kind in "biuf" or _is_binary(y.tolist()):
-            return indicators(y.tolist(), **how)
+            return indicators(y.tolist(), origin=origin)
     values = list(values_of(y))
     if any(is_container(v) for v in values):
-        return _nested(values, **how)
+        return _nested(values, origin)
     dtype = getattr(y, "dtype", None)
     if not isinstance(dtype, np.dtype):  # Arrow, Polars, pandas' own types, lists of scalars
         numpy = hasattr(y, "__array__") or (values and isinstance(values[0], np.generic))
         dtype = np.asarray(y if hasattr(y, "__array__") else values).dtype if numpy else None
     numbers = isinstance(dtype, np.dtype) and dtype.kind in "biuf"
-    return LabelColumn("one", list(map(plain, values)), dtype=dtype if numbers else None, **how)
+    dtype = dtype if numbers else None
+    return LabelColumn("one", list(map(plain, values)), dtype=dtype, origin=origin)
 
 
 def _dense(y: Any) -> Any:
@@ -302,16 +302,16 @@ def values_of(column: Any) -> Iterable[Any]:
     return column.to_pylist() if hasattr(column, "to_pylist") else column
 
 
-def _table(y: Any, columns: list[Any], **how: Any) -> LabelColumn:
+def _table(y: Any, columns: list[Any], origin: Origin) -> LabelColumn:
     """A column for each label, or only one column with the labels."""
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise PtuneError(f"Two columns of {how['where']} are named {twice[0]!r}. Rename one.")
+        raise PtuneError(f"Two columns of {origin} are named {twice[0]!r}. Rename one.")
     if not columns:
-        raise PtuneError(f"The table of {how['where']} has no columns. Pass at least one.")
+        raise PtuneError(f"The table of {origin} has no columns. Pass at least one.")
     if len(columns) == 1:
-        return read(_flattened(y[columns[0]]), **how)
+        return read(_flattened(y[columns[0]]), origin)
     rows = list(zip(*(values_of(y[name]) for name in columns), strict=True))
-    return indicators(rows, names=tuple(map(plain, columns)), **how)
+    return indicators(rows, names=tuple(map(plain, columns)), origin=origin)
 
 
 def _flattened(column: Any) -> Any:
@@ -351,11 +351,13 @@ def _is_binary(rows: Sequence[Any]) -> bool:
     )
 
 
-def _nested(rows: list[Any], **how: Any) -> LabelColumn:
+def _nested(rows: list[Any], origin: Origin) -> LabelColumn:
     """Rows that are lists, tuples or sets."""
     if _is_binary(rows):
         matrix = [list(row) for row in rows]
-        return read(np.array(matrix), **how) if len(matrix[0]) == 1 else indicators(matrix, **how)
+        if len(matrix[0]) == 1:
+            return read(np.array(matrix), origin)
+        return indicators(matrix, origin=origin)
     values: list[Any] = []
     for row in rows:
         if is_container(row):
@@ -369,33 +371,35 @@ def _nested(rows: list[Any], **how: Any) -> LabelColumn:
         if len(lengths := {len(row) for row in values}) > 1:
             raise PtuneError(
                 "A matrix of labels has a column for each label. The rows of 0 and 1 in "
-                f"{how['where']} have from {min(lengths)} to {max(lengths)} values."
+                f"{origin} have from {min(lengths)} to {max(lengths)} values."
             )
         raise PtuneError(
-            f"Expected a matrix of the numbers 0 and 1; {how['where']} hold the strings '0' and "
+            f"Expected a matrix of the numbers 0 and 1; {origin} hold the strings '0' and "
             "'1'. Convert them, for example with np.array(y).astype(int)."
         )
-    return LabelColumn("several", values, **how)
+    return LabelColumn("several", values, origin=origin)
 
 
-def annotated(votes: Sequence[Mapping[Any, float]], **how: Any) -> LabelColumn:
+def annotated(votes: Sequence[Mapping[Any, float]], origin: Origin) -> LabelColumn:
     """One label per example, from how many annotators chose each; ``None`` if nobody did.
 
     Args:
         votes: Numbers or shares of annotators, by label.
-        **how: `where` and `first` of the `LabelColumn`.
+        origin: As in `LabelColumn`.
     """
     most = [max(own, key=own.__getitem__) if any(own.values()) else None for own in votes]
-    return LabelColumn("one", most, votes=votes, **how)
+    return LabelColumn("one", most, votes=votes, origin=origin)
 
 
-def indicators(rows: list[Any], names: tuple[Any, ...] | None = None, **how: Any) -> LabelColumn:
+def indicators(
+    rows: list[Any], names: tuple[Any, ...] | None = None, *, origin: Origin
+) -> LabelColumn:
     """A row of zeros and ones per example; missing values are unknown.
 
     Args:
         rows: The rows.
         names: The labels of the columns.
-        **how: `where` and `first` of the `LabelColumn`.
+        origin: As in `LabelColumn`.
 
     Raises:
         PtuneError: A value is neither 0 nor 1. The message names its column and position.
@@ -406,8 +410,8 @@ def indicators(rows: list[Any], names: tuple[Any, ...] | None = None, **how: Any
             if value == value and (isinstance(value, str) or value not in (0, 1)):
                 raise PtuneError(
                     "A matrix of labels has a column for each label and holds only 0 and 1. Found "
-                    f"{rows[i][j]!r} in column {names[j] if names else j!r} of {how['where']}, at "
-                    f"{positions([i], how['first'])}."
+                    f"{rows[i][j]!r} in column {names[j] if names else j!r} of {origin}, at "
+                    f"{origin.at([i])}."
                 )
     matrix: NDArray[np.float64] = np.array(found, dtype=float).reshape(len(rows), -1)
-    return LabelColumn("indicators", matrix, names, **how)
+    return LabelColumn("indicators", matrix, names, origin=origin)

@@ -253,7 +253,7 @@ class Labels:
         if unseen:
             name, count = unseen.most_common(1)[0]
             raise PtuneError(
-                f"The label {name!r} occurs {count} time(s) ({read(y).where}), and training never "
+                f"The label {name!r} occurs {count} time(s) ({read(y).origin}), and training never "
                 f"saw it; {near(name, self.names)}."
             )
         return targets.tolist()
@@ -314,8 +314,8 @@ class Labels:
         if sorted(order) != list(range(len(self))):
             found = ", ".join(map(str, column.names or [f"{len(order)} columns without names"]))
             raise PtuneError(
-                f"Expected a column for each of the labels {', '.join(self.names)}; {column.where} "
-                f"have {found}."
+                f"Expected a column for each of the labels {', '.join(self.names)}; "
+                f"{column.origin} have {found}."
             )
         return column.values[:, np.argsort(order)]
 

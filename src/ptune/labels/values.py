@@ -182,7 +182,7 @@ def check_names(names: Sequence[str], column: LabelColumn) -> None:
     Raises:
         PtuneError: There is only one label, or nearly one per example, or two have one name.
     """
-    where = column.where
+    where = column.origin
     if not names:
         raise PtuneError(f"No example has a label ({where}). A classifier needs at least two.")
     if len(names) < 2:

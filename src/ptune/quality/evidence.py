@@ -15,7 +15,7 @@ from ptune import texts
 from ptune.data.dataset import LABEL, TaskData, labelled_texts, text_columns
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import Columns, find_columns, read_table
-from ptune.errors import PtuneError, near
+from ptune.errors import Origin, PtuneError, near
 from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import NO_LABEL, Labels
 from ptune.postprocessing import Goal, Postprocessing
@@ -256,7 +256,7 @@ def texts_of(file: Path, columns: Columns, dialect: Dialect) -> list[list[str]]:
     """
     table = read_table(file, dialect)
     found = find_columns(table, columns, file, labelled=False)
-    return [texts.check(table[n], f"column {n!r} of {file}", first=1) for n in found.texts]
+    return [texts.check(table[n], Origin.column(n, file)) for n in found.texts]
 
 
 def training_texts(data: TaskData) -> tuple[list[list[str]], Array]:

@@ -6,11 +6,12 @@ A string is one text. A tuple of two strings is one pair. Anything else iterable
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ptune.errors import PtuneError, positions
+from ptune.errors import Origin, PtuneError
 from ptune.labels import (
     LABEL_NAMES,
     as_iterable,
@@ -23,10 +24,8 @@ from ptune.labels import (
 
 # A text, or a pair of texts.
 Text = str | Sequence[str]
-# Positions that a message lists before it stops.
-SHOWN = 5
-# What to do about values that are not texts.
-FIX = "Correct them or leave them out."
+# In Python.
+TEXTS = Origin("the texts")
 
 
 def is_one(X: Any) -> bool:
@@ -106,15 +105,14 @@ _COLUMNS = {
 
 
 def as_columns(
-    X: Iterable[Any], before: int = 0, pairs: bool | None = None, first: int = 0
+    X: Iterable[Any], pairs: bool | None = None, origin: Origin = TEXTS
 ) -> list[list[str]]:
     """One column of texts; or two for pairs, the first texts and the second texts.
 
     Args:
         X: Texts or pairs, as `rows` returns them.
-        before: Number of texts that came before these, for messages.
         pairs: Whether they must be pairs; ``None``: if the first one is.
-        first: The number of the very first one, for messages: 0 in Python, 1 in files.
+        origin: Where they come from.
 
     Raises:
         PtuneError: There are none, they mix texts and pairs, or one of them is not a text.
@@ -123,11 +121,12 @@ def as_columns(
     if not found:
         raise PtuneError("There are no texts.")
     if not (_is_pair(found[0]) if pairs is None else pairs):
-        return [check(found, "the texts", before, first)]
+        return [check(found, origin)]
     if wrong := [i for i, row in enumerate(found) if not _is_pair(row)]:
-        _refuse(found, wrong, "the pairs of texts", before, first)
-    columns = zip(("first", "second"), zip(*found, strict=True), strict=True)
-    return [check(c, f"the {name} texts of the pairs", before, first) for name, c in columns]
+        _refuse(found, wrong, replace(origin, name="the pairs of texts"))
+    names = [f"the {which} texts of the pairs" for which in ("first", "second")]
+    columns = zip(*found, strict=True)
+    return [check(c, replace(origin, name=n)) for c, n in zip(columns, names, strict=True)]
 
 
 def as_rows(columns: Sequence[Sequence[str]]) -> list[Any]:
@@ -140,21 +139,8 @@ def _is_pair(row: Any) -> bool:
     return not unordered and is_container(row) and len(row) == 2
 
 
-def check(
-    values: Iterable[Any],
-    where: str,
-    before: int = 0,
-    first: int = 0,
-    fix: str = FIX,
-) -> list[str]:
+def check(values: Iterable[Any], origin: Origin) -> list[str]:
     """Return the values as a list of texts, none of which is missing, empty or a number.
-
-    Args:
-        values: The texts.
-        where: What they are, for messages.
-        before: Number of texts that came before these, for messages.
-        first: The number of the very first one, for messages: 0 in Python, 1 in files.
-        fix: What to do about values that are not texts, for messages.
 
     Raises:
         PtuneError: One of them is not a text; the message gives its position.
@@ -165,13 +151,14 @@ def check(
         return values
     numbers = [v for v in values if isinstance(v, int | float | np.number) and v == v]
     if len(numbers) > 1 and len(numbers) == len(values):
-        another = "Name another with --text-column." if first else "Convert numbers with str()."
+        in_python = "Convert numbers with str()."
         raise PtuneError(
-            f"Found numbers such as {numbers[0]} in {where}, at {positions([before], first)}; "
-            f"expected texts. Is it the right column? {another}"
+            f"Found numbers such as {numbers[0]} in {origin}, at {origin.at([0])}; expected texts. "
+            "Is it the right column? "
+            + ("Name another with --text-column." if origin.in_file else in_python)
         )
     if wrong := [i for i, value in enumerate(values) if not _is_text(value)]:
-        _refuse(values, wrong, where, before, first, fix)
+        _refuse(values, wrong, origin)
     # The string of an enum member is its value, and str() would give its name.
     return [value if type(value) is str else str.__str__(value) for value in values]
 
@@ -182,22 +169,15 @@ def _is_text(value: Any) -> bool:
     return is_unicode(value)
 
 
-def _refuse(
-    values: Sequence[Any],
-    wrong: list[int],
-    where: str,
-    before: int,
-    first: int,
-    fix: str = FIX,
-) -> NoReturn:
-    places = positions([before + i for i in wrong], first, SHOWN)
-    more = f" {len(wrong)} of {before + len(values)} are wrong." if len(wrong) > 1 else ""
+def _refuse(values: Sequence[Any], wrong: list[int], origin: Origin) -> NoReturn:
+    count, first = origin.before + len(values), values[wrong[0]]
+    more = f" {len(wrong)} of {count} are wrong." if len(wrong) > 1 else ""
     expected = "strings or pairs of strings, not a mixture"
-    if is_missing(values[wrong[0]]):
-        expected = "a text in every row" if first else "a text at every position"
+    if is_missing(first):
+        expected = "a text in every row" if origin.in_file else "a text at every position"
     raise PtuneError(
-        f"Found {_described(values[wrong[0]])} in {where}, at {places}. Expected {expected}.{more} "
-        f"{fix}"
+        f"Found {_described(first)} in {origin}, at {origin.at(wrong)}. Expected {expected}.{more} "
+        f"{origin.fix}"
     )
 
 
