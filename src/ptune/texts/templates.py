@@ -295,13 +295,8 @@ def _with_virtual_tokens(
     tokenizer: Any, parts: list[list[str]], numbers: list[int], how: dict[str, Any]
 ) -> dict[str, Any]:
     """Tokens of texts in parts, with a number of virtual tokens between each two parts."""
-    if not tokenizer.is_fast:
-        raise PtuneError(
-            f"The backbone's tokenizer, {type(tokenizer).__name__}, is written in Python and does "
-            "not tell where its tokens are, so virtual tokens cannot be placed among them. Use a "
-            "backbone that comes with a tokenizer.json, or a template without {prompt}."
-        )
-    encoded = dict(tokenizer(["".join(own) for own in parts], return_offsets_mapping=True, **how))
+    texts = ["".join(own) for own in parts]
+    encoded = with_places(tokenizer, texts, "a template without {prompt}", **how)
     ends = [[end for _, end in row] for row in encoded.pop("offset_mapping")]
     for i, own in enumerate(parts):
         last = max((n for n, end in enumerate(ends[i]) if end), default=0) + 1
@@ -313,6 +308,27 @@ def _with_virtual_tokens(
                 new = {"input_ids": VIRTUAL, "attention_mask": 1}.get(name, 0)
                 values[i][at:at] = [new] * number
     return encoded
+
+
+def with_places(tokenizer: Any, texts: Sequence[str], otherwise: str, **how: Any) -> dict[str, Any]:
+    """What a tokenizer returns, with where each token is in its text as `offset_mapping`.
+
+    Args:
+        tokenizer: The backbone's; the caller holds its lock.
+        texts: The texts.
+        otherwise: What to use with a tokenizer that cannot tell, for the message.
+        **how: For the tokenizer.
+
+    Raises:
+        PtuneError: The tokenizer is a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise PtuneError(
+            f"The backbone's tokenizer, {type(tokenizer).__name__}, is written in Python and does "
+            "not tell where its tokens are in a text. Use a backbone that comes with a "
+            f"tokenizer.json, or {otherwise}."
+        )
+    return dict(tokenizer(list(texts), return_offsets_mapping=True, **how))
 
 
 def special_before(tokenizer: Any) -> list[int]:

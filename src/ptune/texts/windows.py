@@ -14,8 +14,7 @@ import torch
 from scipy.special import logsumexp
 from transformers import PreTrainedTokenizerBase
 
-from ptune.errors import PtuneError
-from ptune.texts.templates import Template
+from ptune.texts.templates import Template, with_places
 from ptune.texts.tokens import Encoded, encode, lock_of
 
 # How much windows count in equal parts of a text, from its start to its end.
@@ -194,15 +193,11 @@ def pooled(
 
 def _places(tokenizer: Any, texts: list[str]) -> list[list[tuple[int, int]]]:
     """Where each token of each text starts and ends, in characters."""
-    if texts and not tokenizer.is_fast:
-        raise PtuneError(
-            f"The backbone's tokenizer, {type(tokenizer).__name__}, is written in Python and does "
-            "not tell where its tokens are, so long texts can only be truncated "
-            "(long_texts='truncate'). Or use a backbone that comes with a tokenizer.json."
-        )
+    if not texts:
+        return []
+    how = {"add_special_tokens": False, "verbose": False}
     with lock_of(tokenizer):
-        how = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-        return tokenizer(texts, **how)["offset_mapping"] if texts else []
+        return with_places(tokenizer, texts, "long_texts='truncate'", **how)["offset_mapping"]
 
 
 def _divided(
