@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ptune.serving.settings import LIMITS, SERVER
-from ptune.training.declaration import Setting, settings_of
+from ptune.training.declaration import Setting, setting, settings_of
 from ptune.training.settings import ADVANCED, DATA, MODEL, TRAINING, Dtype, TrainSettings, is_first
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -141,8 +142,40 @@ def read_with(options: dict[str, Any]) -> dict[str, Any]:
 
 
 _SETTINGS = settings_of(TrainSettings)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How an adapter is loaded; for `with_settings`."""
+
+    model: str | None = setting(
+        None, "Backbone.", MODEL, metavar="MODEL", unset="the one that the adapter names"
+    )
+    allow_other_backbone: bool = setting(
+        False, "Accept a backbone with other weights than the adapter was trained on.", MODEL
+    )
+    dtype: Dtype = setting("auto", _SETTINGS["dtype"].help, MODEL)
+    runtime: Literal["torch", "onnx", "openvino"] = setting(
+        "torch",
+        "What computes. onnx and openvino run what `ptune export` wrote; an adapter is exported "
+        "once, into the cache folder.",
+        OUTPUT,
+    )
+    revision: str | None = setting(
+        None,
+        "Branch, tag or commit of the adapter on the Hub.",
+        HUB,
+        metavar="REV",
+        unset="the default branch",
+    )
+
+
+def load_with(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options that say how to load an adapter out of the others."""
+    return {name: options.pop(name) for name in settings_of(Loading) if name in options}
+
+
 TextColumn = Annotated[str | None, option_of(_SETTINGS["text_column"])]
-PairColumn = Annotated[str | None, option_of(_SETTINGS["text_pair_column"])]
 Template = Annotated[str | None, option_of(_SETTINGS["template"])]
 LabelWords = Annotated[str | None, option_of(_SETTINGS["label_words"])]
 DtypeOption = Annotated[Dtype, option_of(_SETTINGS["dtype"])]
@@ -153,37 +186,6 @@ Texts = Annotated[
     typer.Argument(help="Texts. Without any, or for -, the lines of standard input."),
 ]
 Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
-Model = Annotated[
-    str | None,
-    option(
-        "Backbone.", MODEL, "--model", default="the one that the adapter names", metavar="MODEL"
-    ),
-]
-OtherBackbone = Annotated[
-    bool,
-    option(
-        "Accept a backbone with other weights than the adapter was trained on.",
-        MODEL,
-        "--allow-other-backbone",
-    ),
-]
-Revision = Annotated[
-    str | None,
-    option(
-        "Branch, tag or commit of the adapter on the Hub.",
-        HUB,
-        default="the default branch",
-        metavar="REV",
-    ),
-]
-Runtime = Annotated[
-    Literal["torch", "onnx", "openvino"],
-    option(
-        "What computes. onnx and openvino run what `ptune export` wrote; an adapter is exported "
-        "once, into the cache folder.",
-        OUTPUT,
-    ),
-]
 AsJson = Annotated[
     bool, option("Print one JSON object to standard output, and nothing else.", OUTPUT, "--json")
 ]

@@ -19,16 +19,13 @@ from ptune.cli.options import (
     READING,
     Adapter,
     AsJson,
-    DtypeOption,
     LabelledFile,
-    Model,
-    OtherBackbone,
-    Revision,
-    Runtime,
+    Loading,
     Texts,
     console,
     errors,
     file_option,
+    load_with,
     option,
     print_json,
     read_with,
@@ -94,6 +91,7 @@ Workers = Annotated[
 ]
 
 
+@with_settings(Loading)
 @with_settings(TrainSettings, *READING)
 def predict(
     adapter: Adapter,
@@ -112,11 +110,6 @@ def predict(
     all_tasks: AllTasks = False,
     abstain: Abstain = None,
     mark_truncated: MarkTruncated = False,
-    model: Model = None,
-    allow_other_backbone: OtherBackbone = False,
-    revision: Revision = None,
-    dtype: DtypeOption = "auto",
-    runtime: Runtime = "torch",
     ray: Ray = False,
     workers: Workers = None,
     **options: Any,
@@ -144,18 +137,10 @@ def predict(
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
     recipe = Recipe(
-        adapter,
-        model=model,
-        revision=revision,
-        dtype=dtype,
-        runtime=runtime,
-        allow_other_backbone=allow_other_backbone,
-        min_confidence=abstain,
-        mark_truncated=mark_truncated,
-        **read_with(options),
+        adapter, min_confidence=abstain, mark_truncated=mark_truncated, **read_with(options)
     )
     if all_tasks:
-        without = (ray, revision, abstain is not None, mark_truncated, format == "table")
+        without = (ray, recipe.revision, abstain is not None, mark_truncated, format == "table")
         bank = _bank(recipe, has_none_of=without)
         source = texts_of(texts, pair, file, recipe)
         _predict_all(bank, source, output, format)
@@ -318,6 +303,7 @@ def print_predictions(texts: Sequence[Any], predictions: Sequence[Prediction]) -
     console.print(table)
 
 
+@with_settings(Loading)
 @with_settings(TrainSettings, "task", "data_dir", "dataset", "dataset_config", *READING, *LABELLED)
 def evaluate(
     adapter: Adapter,
@@ -326,11 +312,6 @@ def evaluate(
         str | None,
         option("Split of the data set.", DATA, default="test, or validation", metavar="NAME"),
     ] = None,
-    model: Model = None,
-    allow_other_backbone: OtherBackbone = False,
-    revision: Revision = None,
-    dtype: DtypeOption = "auto",
-    runtime: Runtime = "torch",
     output: Annotated[Path | None, file_option("Also write the scores to this JSON file.")] = None,
     as_json: AsJson = False,
     **options: Any,
@@ -347,15 +328,7 @@ def evaluate(
     from ptune.inference.jobs import Recipe
     from ptune.texts import as_rows
 
-    recipe = Recipe(
-        adapter,
-        model=model,
-        revision=revision,
-        dtype=dtype,
-        runtime=runtime,
-        allow_other_backbone=allow_other_backbone,
-    )
-    classifier = on_runtime(recipe).load()
+    classifier = on_runtime(Recipe(adapter, **load_with(options))).load()
     how = {"file": file, "split": split, **read_with(options)}
     sets, metrics = evaluation_sets(classifier.labels_, **how)
     scores = {
@@ -369,11 +342,12 @@ def evaluate(
             write_json(written, scores)
 
 
-def info(adapter: Adapter, revision: Revision = None, as_json: AsJson = False) -> None:
+@with_settings(Loading, "revision")
+def info(adapter: Adapter, as_json: AsJson = False, **where: Any) -> None:
     """Print an adapter's backbone, size, labels and scores."""
     from ptune.adapters.adapter import describe
 
-    found = describe(adapter, revision=revision)
+    found = describe(adapter, **where)
     if as_json:
         print_json(found)
         return

@@ -17,12 +17,12 @@ from ptune.cli.options import (
     READING,
     Adapter,
     AsJson,
-    DtypeOption,
     LabelledFile,
-    Model,
+    Loading,
     console,
     errors,
     file_option,
+    load_with,
     option,
     print_json,
     read_with,
@@ -100,6 +100,7 @@ def check(
         raise typer.Exit(1)
 
 
+@with_settings(Loading, "model", "dtype")
 @with_settings(TrainSettings, *READING, *LABELLED)
 def report(
     adapter: Adapter,
@@ -120,8 +121,6 @@ def report(
         bool,
         option("Leave out logistic regression and the nearest training texts.", MODEL, "--fast"),
     ] = False,
-    model: Model = None,
-    dtype: DtypeOption = "auto",
     output: Annotated[
         Path | None, file_option("The page.", default="reports/FILE.html in the run folder")
     ] = None,
@@ -139,7 +138,7 @@ def report(
     from ptune.quality import evidence, report
     from ptune.training.start import dataset_of_run
 
-    classifier = load(adapter, model=model, dtype=dtype)
+    classifier = load(adapter, **load_with(options))
     data = dataset_of_run(Path(adapter), train_file)
     if file is None:
         if data is None:
@@ -164,6 +163,7 @@ def report(
         say(f"Wrote {page}, and next to it {page.stem}.json and {report.mistakes_name(page)}.")
 
 
+@with_settings(Loading, "model", "dtype")
 @with_settings(TrainSettings, *READING)
 def drift(
     adapter: Adapter,
@@ -175,8 +175,6 @@ def drift(
         ),
     ] = None,
     fast: Annotated[bool, option("Leave out the backbone's features.", MODEL, "--fast")] = False,
-    model: Model = None,
-    dtype: DtypeOption = "auto",
     strict: Annotated[
         bool, option("Exit with code 1 if something has shifted.", OUTPUT, "--strict")
     ] = False,
@@ -193,8 +191,8 @@ def drift(
     from ptune.quality import drift as shifts
     from ptune.quality import evidence, report
 
+    classifier = load(adapter, **load_with(options))
     how = read_with(options)
-    classifier = load(adapter, model=model, dtype=dtype)
     if reference is None:
         known = evidence.reference_texts(Path(adapter))
     else:
@@ -215,6 +213,7 @@ def drift(
         raise typer.Exit(1)
 
 
+@with_settings(Loading, "model", "dtype")
 def explain(
     adapter: Adapter,
     text: Annotated[str, typer.Argument(help="The text.")],
@@ -233,9 +232,8 @@ def explain(
         ),
     ] = None,
     output: Annotated[Path | None, file_option("Also write the text as a page.")] = None,
-    model: Model = None,
-    dtype: DtypeOption = "auto",
     as_json: AsJson = False,
+    **loading: Any,
 ) -> None:
     """Show which words of a text decide its label.
 
@@ -249,7 +247,7 @@ def explain(
     from ptune.quality import report
     from ptune.training.start import dataset_of_run
 
-    classifier = load(adapter, model=model, dtype=dtype)
+    classifier = load(adapter, **loading)
     found = explaining.explain(classifier, text if pair is None else (text, pair), label)
     backbone = report.backbone_of(classifier)
     if train_file and backbone and (data := dataset_of_run(Path(adapter), train_file)):

@@ -13,12 +13,11 @@ from ptune.cli.options import (
     LABELLED,
     READING,
     AsJson,
-    DtypeOption,
     LabelledFile,
-    Model,
-    OtherBackbone,
+    Loading,
     console,
     first_score,
+    load_with,
     print_json,
     read_with,
     say,
@@ -87,14 +86,12 @@ def _row(run: Path) -> dict[str, Any]:
     return row | {"backbone": Path(adapter.config.base_model_name_or_path or "").name}
 
 
+@with_settings(Loading, "model", "allow_other_backbone", "dtype")
 @with_settings(TrainSettings, *READING, *LABELLED)
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="A run folder or a Hub id.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another one, with these labels.")],
     file: LabelledFile = None,
-    model: Model = None,
-    allow_other_backbone: OtherBackbone = False,
-    dtype: DtypeOption = "auto",
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
@@ -111,9 +108,8 @@ def compare(
 
     if file is None:
         raise PtuneError("Name a labelled file to compare on: --file gold.csv.")
-    how: dict[str, Any] = {"model": model, "dtype": dtype}
-    how["allow_other_backbone"] = allow_other_backbone
-    right = [_right(load(adapter, **how), file, options) for adapter in (first, second)]
+    loading = load_with(options)
+    right = [_right(load(adapter, **loading), file, options) for adapter in (first, second)]
     only = [int((a & ~b).sum()) for a, b in (right, right[::-1])]
     p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
     result: dict[str, Any] = {

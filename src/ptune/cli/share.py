@@ -11,11 +11,7 @@ from ptune.cli.options import (
     HUB,
     OUTPUT,
     Adapter,
-    Model,
-    OtherBackbone,
-    PairColumn,
-    Revision,
-    TextColumn,
+    Loading,
     file_option,
     option,
     say,
@@ -23,7 +19,7 @@ from ptune.cli.options import (
 )
 from ptune.errors import PtuneError
 from ptune.serving.settings import ServeSettings
-from ptune.training.settings import DATA
+from ptune.training.settings import DATA, TrainSettings
 
 CheckFile = Annotated[
     Path | None, file_option("Also check the result on the texts of this file.", DATA)
@@ -60,6 +56,8 @@ def serve(
     serve(settings, lambda url, tasks: say(f"Serving {tasks} tasks at {url} (Ctrl-C stops)"))
 
 
+@with_settings(Loading, "model", "allow_other_backbone", "revision")
+@with_settings(TrainSettings, "text_column", "text_pair_column")
 def export(
     adapter: Adapter,
     output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the result.")],
@@ -78,14 +76,10 @@ def export(
     int8: Annotated[bool, option("Quantise an ONNX graph.", OUTPUT, "--int8")] = False,
     two_graphs: TwoGraphs = False,
     check_file: CheckFile = None,
-    text_column: TextColumn = None,
-    text_pair_column: PairColumn = None,
     overwrite: Annotated[
         bool, option("Replace a folder that ptune did not export.", OUTPUT, "--overwrite")
     ] = False,
-    model: Model = None,
-    allow_other_backbone: OtherBackbone = False,
-    revision: Revision = None,
+    **options: Any,
 ) -> None:
     """Write a classifier in a format that works without ptune.
 
@@ -101,11 +95,10 @@ def export(
     from ptune.inference.files import Source
 
     texts: list[Any] = []
+    columns = Columns(options.pop("text_column"), options.pop("text_pair_column"))
     if check_file:
-        source = Source.of_file(check_file, Columns(text_column, text_pair_column))
-        texts = [text for _, some in source.read() for text in some]
-    how: dict[str, Any] = {"check_texts": texts, "overwrite": overwrite, "model": model}
-    how |= {"revision": revision, "allow_other_backbone": allow_other_backbone}
+        texts = [text for _, some in Source.of_file(check_file, columns).read() for text in some]
+    how = {"check_texts": texts, "overwrite": overwrite, **options}
     if to == "onnx":
         from ptune.export.onnx import export_onnx
 
