@@ -6,12 +6,13 @@ publish them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,17 @@ MODEL_NAME = "model.onnx"
 def is_export(source: str | os.PathLike[str]) -> bool:
     """True for a folder that `ptune export --to onnx` wrote."""
     return (Path(source) / MODEL_NAME).is_file()
+
+
+def digest_of(files: Iterable[Path | None]) -> str:
+    """A hash of the names and contents of files. Those that do not exist are skipped."""
+    digest = hashlib.sha256()
+    for file in files:
+        if file is not None and file.is_file():
+            with file.open("rb") as content:
+                own = hashlib.file_digest(content, "sha256").hexdigest()
+            digest.update(f"{file.name} {own}\n".encode())
+    return digest.hexdigest()
 
 
 def check_new(folder: Path) -> None:

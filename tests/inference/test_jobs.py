@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
+from safetensors.torch import load_file
 from test_files import read, save_untrained
 
 import ptune
@@ -107,6 +109,19 @@ def test_only_missing_and_changed_files_are_classified_again(
     save_untrained(bert_folder, other, labels=("x", "y"))
     assert predict(folder, out, other) == 41
     assert {r["label"] for r in read(out / "c.csv")} <= {"x", "y"}
+
+
+def test_weights_in_peft_s_older_format_belong_to_what_predictions_are_made_from(
+    classifier, folder, tmp_path
+):
+    old = Path(shutil.copytree(classifier, tmp_path / "old"))
+    tensors = load_file(old / "adapter_model.safetensors")
+    (old / "adapter_model.safetensors").unlink()
+    for _ in range(2):
+        torch.save(tensors, old / "adapter_model.bin")
+        assert predict(folder, tmp_path / "out", old) == ROWS
+        assert predict(folder, tmp_path / "out", old) == 0
+        tensors = {name: -tensor for name, tensor in tensors.items()}
 
 
 def test_a_damaged_file_is_named_and_the_others_are_classified(classifier, folder, rows, tmp_path):

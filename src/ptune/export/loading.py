@@ -20,7 +20,7 @@ from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import chosen_device
 from ptune.errors import PtuneError, missing_package
 from ptune.export.onnx import require_exporter, write_onnx
-from ptune.files import is_export
+from ptune.files import digest_of, is_export
 from ptune.inference.classifier import PromptClassifier
 from ptune.inference.classifier import load as load_adapter
 from ptune.inference.engines import EXPORT_INFO_NAME, RUNTIMES, Dtype, load_exported
@@ -140,10 +140,7 @@ def _graph(source: str | os.PathLike[str], **where: Unpack[Source]) -> Path:
         return Path(source)
     backbone = where.get("model")
     own: Any = {k: v for k, v in where.items() if k not in ("model", "allow_other_backbone")}
-    files, digest = AdapterFiles(source, **own), hashlib.sha256()
-    digest.update(json.dumps([__version__, backbone and os.path.realpath(backbone)]).encode())
-    for name in PREDICTING:
-        if file := files.find(name):
-            digest.update(f"\n{name} {file.stat().st_size}\n".encode() + file.read_bytes())
+    content = digest_of(map(AdapterFiles(source, **own).find, PREDICTING))
+    key = json.dumps([__version__, backbone and os.path.realpath(backbone), content])
     cache = Path(where.get("cache_dir") or constants.HF_HOME)
-    return cache / "ptune" / "onnx" / digest.hexdigest()[:32]
+    return cache / "ptune" / "onnx" / hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -9,7 +9,6 @@ changed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 import shutil
@@ -19,16 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
+from ptune.adapters.adapter import PREDICTING, Adapter
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.quality import QUALITY_NAME
-from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.data import opening
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
-from ptune.files import MODEL_NAME, read_json, staged, write_json
+from ptune.files import MODEL_NAME, digest_of, read_json, staged, write_json
 from ptune.inference.engines import EXPORT_INFO_NAME, open_classifier
 from ptune.inference.files import Source, format_of, write, writer
 from ptune.inference.text_classifier import TextClassifier
@@ -88,18 +86,17 @@ class Recipe:
         Raises:
             PtuneError: The adapter does not exist or is damaged.
         """
-        found = [Path(self.adapter, name) for name in (EXPORT_INFO_NAME, MODEL_NAME, QUALITY_NAME)]
         if self.runtime == "torch":
-            files = AdapterFiles(self.adapter, revision=self.revision)
-            Adapter.read(files, own_backbone=self.model is not None)
-            names = (CONFIG_NAME, WEIGHTS_NAME, INFO_NAME, QUALITY_NAME)
-            found = [files.folder / name for name in names]
-        digest = hashlib.sha256()
-        for file in found:
-            digest.update(file.read_bytes() if file.is_file() else b"none")
+            source = AdapterFiles(self.adapter, revision=self.revision)
+            Adapter.read(source, own_backbone=self.model is not None)
+            files: list[Path | None] = [source.find(name) for name in PREDICTING]
+        else:
+            folder = Path(self.adapter)  # a large graph has its weights in another file
+            files = [folder / EXPORT_INFO_NAME, folder / QUALITY_NAME]
+            files += sorted(folder.glob(MODEL_NAME + "*"))
         rest = dataclasses.asdict(self)
         del rest["adapter"], rest["allow_other_backbone"]
-        return {"adapter": digest.hexdigest(), **rest}
+        return {"adapter": digest_of(files), **rest}
 
 
 @dataclass(frozen=True)
