@@ -162,11 +162,8 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
     def max_text_positions(self) -> int | None:
         """How many of the backbone's positions the prompt leaves for a text. ``None``: no limit."""
         bound = self.architecture.max_positions
-        if bound is None:
-            return None
-        config = self.prompt_config
-        k = 0 if config.placement == "template" else config.num_virtual_tokens
-        return bound - self.state.mechanism.positions_taken(k, shifts=config.shift_positions)
+        taken = self.state.mechanism.positions_of(self.prompt_config)
+        return None if bound is None else bound - taken
 
     def reading(self, tokenizer: PreTrainedTokenizerBase) -> Reading:
         """How the active adapter's texts are read."""

@@ -95,7 +95,7 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
             pair = site.key_values(current, module)
             if current.row is not None:
                 kernel_of = partial(compat.attention_function(kernel, module), module, **kwargs)
-                return _of_row(kernel_of, (query, key, value), pair, current, current.row), None
+                return _of_row(kernel_of, (query, key, value), pair, current.row), None
             if pair is not None:
                 times, k = current.prompts_per_text, pair[0].shape[2]
                 shares = times > 1 and not is_unusual(kwargs)
@@ -124,7 +124,6 @@ def _of_row(
     function: Callable[..., Any],
     states: tuple[Tensor, Tensor, Tensor],
     pair: KeyValue | None,
-    current: Pass,
     row: OneRow,
 ) -> Tensor:
     """Attention of a row of texts, each to itself and to its prompt: ``[1, tokens, heads, dim]``.
@@ -133,19 +132,15 @@ def _of_row(
         function: The kernel.
         states: Query, key and value of the row, ``[1, heads, tokens, dim]``.
         pair: Keys and values of the prompts, ``[1 or batch, heads, k, dim]``.
-        current: The pass.
-        row: Its texts.
+        row: The texts.
     """
     parts = []
     for alike in row.alike:
         query, key, value = map(alike.of, states)
-        mask = alike.mask
         if pair is not None:
-            own, visible = (t if len(t) == 1 else t[alike.texts] for t in pair), current.key_mask
-            visible = None if visible is None else visible[alike.texts]
-            mask = _with_keys(mask, pair[0].shape[2], visible)
+            own = (t if len(t) == 1 else t[alike.texts] for t in pair)
             key, value = map(_after, own, (key, value))
-        parts.append(function(query, key, value, mask)[0])
+        parts.append(function(query, key, value, alike.mask)[0])
     return row.join_alike(parts)
 
 

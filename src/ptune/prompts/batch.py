@@ -156,7 +156,11 @@ class Batch:
     def as_one_row(self, inputs: dict[str, Any], dtype: torch.dtype) -> None:
         """Leave padding out of what `arrange` returned, if there is any."""
         if not self.mask.all():
-            self.current.row = row = layout.OneRow.of(self.mask, dtype)
+            keys, visible = self.current.key_values, self.current.key_mask
+            if visible is None:
+                k = keys[0][0].shape[2] if keys else 0
+                visible = self.mask.new_ones(len(self.mask), k)
+            self.current.row = row = layout.OneRow.of(self.mask, visible, dtype)
             inputs.setdefault("position_ids", self._counted(self.mask))
             for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
                 if name in inputs:

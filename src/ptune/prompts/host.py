@@ -288,7 +288,7 @@ class Host:
         if self.backbone.device.type == "meta" or not readers.by_cache:
             return True
         ids, mask = two_texts(self.backbone)
-        prompt = Prompt(readers, self.tokens.weight.new_full((2, readers.width), 0.1))
+        prompt = Prompt(readers, self.tokens.weight.new_full((2, readers.width), 0.1), 0)
         return self._agree(
             lambda: self.run([prompt], Given(ids, mask)).logits[1:],
             lambda: self.run([prompt], Given(ids[1:, :3])).logits,
@@ -456,7 +456,7 @@ class Host:
     def no_prompt(self) -> Prompt:
         """A prompt without virtual tokens."""
         weight = self.tokens.weight
-        return Prompt(self.mechanism("input"), weight.new_empty(0, weight.shape[1]))
+        return Prompt(self.mechanism("input"), weight.new_empty(0, weight.shape[1]), 0)
 
     @property
     def readers(self) -> Readers:

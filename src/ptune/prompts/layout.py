@@ -133,7 +133,7 @@ class Alike:
     Attributes:
         texts: ``[n]``, their numbers in the batch.
         tokens: ``[n, seq]``, the token of the row at each position; for padding, the text's last.
-        mask: ``[n, 1, 1, seq]``, added to the scores of an attention.
+        mask: ``[n, 1, 1, k + seq]``, added to the scores of an attention with k keys of a prompt.
     """
 
     texts: Tensor
@@ -165,15 +165,22 @@ class OneRow:
     order: Tensor
 
     @classmethod
-    def of(cls, attention_mask: Tensor, dtype: torch.dtype) -> OneRow:
-        """Join the texts of a mask ``[batch, seq]``, whose padding is on the right."""
+    def of(cls, attention_mask: Tensor, key_mask: Tensor, dtype: torch.dtype) -> OneRow:
+        """Join the texts of a mask ``[batch, seq]``, whose padding is on the right.
+
+        Args:
+            attention_mask: Nonzero where there is a token.
+            key_mask: ``[batch, k]``, nonzero where a text attends to a key of its prompt.
+            dtype: That of the scores.
+        """
         mask = attention_mask != 0
         numbers = (mask.flatten().cumsum(0) - 1).clamp_min(0).view(mask.shape)
         lengths, alike, is_token = mask.sum(dim=1).tolist(), [], []
         for some in batches(lengths, sum(lengths)):
             texts, seq = torch.tensor(some), max(1, lengths[some[0]])
             own = mask[texts, :seq]
-            added = torch.where(own, 0.0, torch.finfo(dtype).min).to(dtype)
+            seen = torch.cat([key_mask[texts] != 0, own], dim=1)
+            added = torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
             alike.append(Alike(texts, numbers[texts, :seq], added[:, None, None]))
             is_token.append(own.flatten())
         places = torch.cat(is_token).nonzero()[:, 0]

@@ -70,9 +70,11 @@ class Mechanism:
         """The prompt ``[k, width]`` equivalent to the tokens `ids`, ``[k]``; float32."""
         raise NotImplementedError
 
-    def positions_taken(self, k: int, *, shifts: bool) -> int:
-        """How many of the backbone's positions k virtual tokens take from the text."""
-        return k if self.takes_positions or shifts else 0
+    def positions_of(self, config: PromptEncoderConfig) -> int:
+        """How many of the backbone's positions a prompt takes from the text."""
+        if config.placement == "template":  # its places are among the text's own tokens
+            return 0
+        return config.num_virtual_tokens if self.takes_positions or config.shift_positions else 0
 
     def remove(self) -> None:
         """Detach the mechanism from the backbone."""
@@ -85,18 +87,18 @@ class Prompt:
     Attributes:
         mechanism: How the prompt acts inside the backbone.
         embeddings: ``[k, width]``.
+        positions: How many of the backbone's positions are not available to the text.
         before: How many tokens of the text come before the prompt.
         in_text: Whether its places are among the text's tokens, as ids below 0.
-        shifts: True if the text's positions start at k although the prompt takes none.
         pooling: What the head reads; as in `PromptEncoderConfig`.
         low_rank: Low-rank layers of a reader, ``[2 * rank, width]``.
     """
 
     mechanism: Mechanism
     embeddings: Tensor
+    positions: int
     before: int = 0
     in_text: bool = False
-    shifts: bool = False
     pooling: Pooling = "architecture"
     low_rank: Tensor | None = None
 
@@ -110,9 +112,9 @@ class Prompt:
         return cls(
             mechanism,
             embeddings,
+            mechanism.positions_of(config),
             before=layout.TOKENS_BEFORE[config.placement],
             in_text=config.placement == "template",
-            shifts=config.shift_positions,
             pooling=config.pooling,
             low_rank=low_rank,
         )
@@ -121,12 +123,6 @@ class Prompt:
     def nbytes(self) -> int:
         """Bytes of its numbers."""
         return self.embeddings.nbytes + (0 if self.low_rank is None else self.low_rank.nbytes)
-
-    @property
-    def positions(self) -> int:
-        """How many of the backbone's positions are not available to the text."""
-        k = 0 if self.in_text else len(self.embeddings)
-        return self.mechanism.positions_taken(k, shifts=self.shifts)
 
 
 class InputEmbeddings(Mechanism):
