@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -246,13 +246,10 @@ def new_model(
     backbone = own_backbone(settings, dataset.labels)
     if settings.prompt == "input":
         start_head_at_zero(backbone)
-    config, around = fitted_prompt(settings, dataset, tokenizer)
-    model = PromptModel(backbone, config)
-    model.max_length, model.state.pairs = settings.max_length, dataset.pairs
-    model.state.long_texts = settings.long_texts
-    model.state.template = around
-    if settings.placement == "template":
-        _start_as_soft_words(model, settings, tokenizer)
+    prompt = fitted_prompt(settings, dataset, tokenizer)
+    model = PromptModel(backbone, prompt.config)
+    read_as(model, settings, dataset, prompt)
+    _start_as_soft_words(model, prompt.words)
     if settings.prompt == "reader":
         _keep_texts(model, settings)
     if settings.template and settings.asks_words:
@@ -264,13 +261,8 @@ def new_model(
     return model
 
 
-def _start_as_soft_words(
-    model: PromptModel, settings: TrainSettings, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def _start_as_soft_words(model: PromptModel, words: list[int | None]) -> None:
     """Start the virtual tokens of `{soft:…}` among the words of the template as their words."""
-    assert settings.template is not None, "`ask_with_words` checks it"
-    template, k = Template(settings.template), model.prompt_config.num_virtual_tokens
-    words = template.placed(tokenizer, k).words
     if rows := [row for row, word in enumerate(words) if word is not None]:
         vectors = model.host.tokens.of_words(torch.tensor([words[row] for row in rows]))
         with torch.no_grad():
@@ -317,23 +309,47 @@ def own_backbone(settings: TrainSettings, labels: Labels) -> PreTrainedModel:
     )
 
 
+class FittedPrompt(NamedTuple):
+    """A prompt as it fits the tokenizer.
+
+    Attributes:
+        config: Its configuration.
+        template: The words that stay around each text.
+        words: For each virtual token among them, the token that it starts as; ``None``: any.
+    """
+
+    config: PromptEncoderConfig
+    template: Template | None
+    words: list[int | None]
+
+
 def fitted_prompt(
     settings: TrainSettings, dataset: TaskData, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PromptEncoderConfig, Template | None]:
-    """The prompt as it fits the tokenizer, and the words that stay around each text."""
+) -> FittedPrompt:
+    """The prompt that a run starts with."""
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
     around = None if settings.template is None else Template(settings.template)
+    words: list[int | None] = []
     if around and settings.prompt == "none":
         around = around.without_prompt()
     elif around and settings.placement == "template":
-        around = around.placed(tokenizer, config.num_virtual_tokens).template
+        around, words = around.placed(tokenizer, config.num_virtual_tokens)
     elif around and around.soft_words == settings.prompt_init_text:
         replaced = _replaced_special(settings, situation, tokenizer)
         around = around.without_soft_words(replaces_special=bool(replaced))
         if around.pattern == "{text}":  # the texts themselves, as other tasks read them
             around = None
-    return fit_to_tokenizer(config, tokenizer, around), around
+    return FittedPrompt(fit_to_tokenizer(config, tokenizer, around), around, words)
+
+
+def read_as(
+    model: PromptModel, settings: TrainSettings, dataset: TaskData, prompt: FittedPrompt
+) -> None:
+    """Record how texts are read with the active prompt of a model."""
+    state = model.state
+    state.max_length, state.long_texts = settings.max_length, settings.long_texts
+    state.pairs, state.template = dataset.pairs, prompt.template
 
 
 def model_for(

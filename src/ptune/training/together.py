@@ -47,6 +47,7 @@ from ptune.training.start import (
     new_model,
     own_backbone,
     own_language_model,
+    read_as,
     start_with_words,
 )
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
@@ -338,14 +339,12 @@ class Stack:
             self._starts[key] = _start(settings, dataset)
         start, random = self._starts[key]
         head = Head.of(start, dataset.labels, self.model.device)
-        config, around = fitted_prompt(settings, dataset, self.tokenizer)
+        prompt = fitted_prompt(settings, dataset, self.tokenizer)
         name = f"task-{next(self._numbers)}"
         torch.set_rng_state(random)
-        self.model._put(name, config, head=head)
+        self.model._put(name, prompt.config, head=head)
         self.model.set_adapter(name)
-        state = self.model.state
-        state.max_length, state.pairs = settings.max_length, dataset.pairs
-        state.template, state.long_texts = around, settings.long_texts
+        read_as(self.model, settings, dataset, prompt)
         if settings.asks_words:
             try:
                 dtype = self.model.get_base_model().dtype
