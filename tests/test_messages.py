@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from conftest import SENTENCES, refused, train_tokenizer
 
+from ptune import PromptClassifier, load, train_run
 from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import load_tokenizer
 from ptune.data.dataset import TaskData, load_files
@@ -16,6 +17,7 @@ from ptune.data.glue import evaluation_sets, load_glue
 from ptune.data.opening import Dialect
 from ptune.data.tables import Columns, read_table
 from ptune.labels import Labels, read
+from ptune.labels.metrics import compute
 from ptune.texts import Template, as_columns, encode, rows
 from ptune.training.settings import TrainSettings
 
@@ -119,6 +121,25 @@ MESSAGES = {
     ),
     "Standard input is not read as a table. Write it to a file and name that, or give `ptune "
     "predict` the texts as lines, without --file.": lambda: read_table("-"),
+    "There is no metric 'acc'; did you mean 'accuracy'? There are: accuracy, f1, …": lambda: (
+        compute(["acc"], np.zeros(2), np.zeros(2))
+    ),
+    "labels is the string 'yes,no'; pass a list of labels.": lambda: PromptClassifier.zero_shot(
+        "yes,no"
+    ),
+    "model is a dict; expected a string.": lambda: TrainSettings({"a": "x" * 100}),
+    "Expected TrainSettings(train_file=…) and an output folder, or a TaskData; found a dict. "
+    "PromptClassifier().fit takes texts and labels.": lambda: train_run({}, "run"),
+    "Expected TrainSettings(train_file=…) and an output folder, or a TaskData; found a DataFrame. "
+    "PromptClassifier().fit takes texts and labels.": lambda: train_run(
+        TrainSettings(), "run", dataset=pd.DataFrame()
+    ),
+    "Expected the folder of an adapter, or its name on the Hub; found an object of type "
+    "PromptClassifier. Save a classifier first: classifier.save(folder).": lambda: load(
+        PromptClassifier()
+    ),
+    "Expected the folder of an adapter, or its name on the Hub; found an object of type "
+    "NoneType. …": lambda: AdapterFiles(None),
     "a.csv holds no settings; expected the settings.json of a run, or a .yaml file. Examples to "
     "learn from are named with --train-file.": lambda: TrainSettings.read(
         written("a.csv", "text,label\nx,a\n")

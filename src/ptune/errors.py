@@ -31,6 +31,7 @@ def near(name: str, known: Iterable[str]) -> str:
     """The names that exist, and the one that was probably meant, as the end of a message."""
     known = list(known)
     close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
+    close += [k.lower() for k in known if len(name) > 2 and k.lower().startswith(name.lower())]
     guess = next((k for k in known if close and k.lower() == close[0]), None)
     there = f"here are: {listed(known)}"
     return f"did you mean {guess!r}? T{there}" if guess else f"t{there}"

@@ -47,7 +47,21 @@ MODEL_NAME = "model.onnx"
 
 def is_export(source: str | os.PathLike[str]) -> bool:
     """True for a folder that `ptune export --to onnx` wrote."""
-    return (Path(source) / MODEL_NAME).is_file()
+    return (Path(name_of(source)) / MODEL_NAME).is_file()
+
+
+def name_of(source: str | os.PathLike[str]) -> str:
+    """The folder or repository of an adapter as a string.
+
+    Raises:
+        PtuneError: It is neither, but for example a classifier.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise PtuneError(
+            f"Expected the folder of an adapter, or its name on the Hub; found an object of type "
+            f"{type(source).__name__}. Save a classifier first: classifier.save(folder)."
+        )
+    return os.fspath(source)
 
 
 def digest_of(files: Iterable[Path | None]) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -345,9 +346,9 @@ def test_a_device_that_is_not_here_is_refused(tmp_path, bert_folder):
         PromptClassifier.zero_shot(["a", "b"], model=str(bert_folder), device="gpu")
 
 
-def test_numbers_of_numpy_are_settings(bert_folder, texts):
+def test_numbers_of_numpy_and_paths_are_settings(bert_folder, texts):
     grid = {"num_virtual_tokens": np.arange(2, 3)[0], "epochs": np.float32(1), "seed": np.int8(1)}
-    own = PromptClassifier(str(bert_folder), dtype="float32", label_names=np.bool_(False), **grid)
+    own = PromptClassifier(Path(bert_folder), dtype="float32", label_names=np.bool_(False), **grid)
     plain = PromptClassifier(
         str(bert_folder), dtype="float32", label_names=False, num_virtual_tokens=2, epochs=1, seed=1
     )

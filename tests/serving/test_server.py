@@ -122,7 +122,7 @@ def test_several_tasks_answer_for_each_text_in_one_request(client, stage):
 @pytest.mark.parametrize(
     ("body", "status", "error"),
     [
-        ({"tasks": ["nothing"]}, 404, "There is no such task. GET /tasks lists all tasks."),
+        ({"tasks": ["nothing"]}, 404, "There is no task 'nothing'. GET /tasks lists all tasks."),
         (
             {"tasks": []},
             422,
@@ -558,6 +558,13 @@ def test_status_405_lists_the_allowed_methods(client):
     assert answer.status_code == 405
     assert answer.headers["allow"] == "DELETE, GET, PUT"
     assert answer.json()["error_type"] == "method_not_allowed"
+    assert answer.json()["error"] == "This path does not take PATCH. Use DELETE, GET, PUT."
+
+
+def test_a_path_that_is_not_there_names_the_one_that_is(client):
+    answer = client.post("/task0", json={"inputs": "a text"})
+    assert answer.status_code == 404
+    assert "POST /tasks/TASK/predict classifies" in answer.json()["error"]
 
 
 # Under load and while stopping; `benchmarks/serve.py` does the same for longer.

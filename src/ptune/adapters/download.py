@@ -21,6 +21,7 @@ from ptune import compat
 from ptune.adapters.schema import CONFIG_NAME
 from ptune.data.opening import near_path
 from ptune.errors import PtuneError, first_line, listed
+from ptune.files import name_of
 
 HubHTTPError = compat.connection_error()
 
@@ -57,7 +58,7 @@ class AdapterFiles:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> None:
-        self.source = os.fspath(source)
+        self.source = name_of(source)
         self.is_local = Path(source).is_dir()
         self.folder = Path(source, subfolder or "")
         self._inside, self._revision = subfolder or "", revision

@@ -17,7 +17,7 @@ from huggingface_hub.utils import WeakFileLock
 from ptune import __version__
 from ptune.adapters.adapter import PREDICTING
 from ptune.adapters.download import AdapterFiles
-from ptune.backbones.loading import chosen_device
+from ptune.backbones.loading import default_device
 from ptune.errors import PtuneError, missing_package
 from ptune.export.onnx import require_exporter, write_onnx
 from ptune.files import digest_of, is_export
@@ -94,7 +94,7 @@ def load(
         return load_adapter(source, **options)
     where = {key: options[key] for key in Source.__annotations__ if key in options}  # type: ignore[literal-required]
     at = cast("Source", where)
-    device = chosen_device(options.get("device")).type
+    device = str(options.get("device") or default_device()).partition(":")[0]
     dtype, size = cast("Dtype", options.get("dtype", "auto")), options.get("batch_size", 32)
     has_openvino = importlib.util.find_spec("openvino") is not None
     if engine == "auto":

@@ -186,6 +186,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         """
         from ptune.training.start import zero_shot_model
 
+        if isinstance(labels, str):
+            raise PtuneError(f"labels is the string {labels!r}; pass a list of labels.")
         device = chosen_device(device)
         words = (
             label_words

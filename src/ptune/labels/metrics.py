@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
+from ptune.errors import PtuneError, near
+
 Array = NDArray[Any]
 
 
@@ -39,10 +41,16 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 def compute(names: Iterable[str], labels: Array, predictions: Array) -> dict[str, float]:
     """Each of the named metrics, as a plain float.
 
+    Raises:
+        PtuneError: There is no metric of that name.
+
     Example:
         >>> compute(["accuracy"], np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
         {'accuracy': 0.75}
     """
+    names = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in names if name not in METRICS]:
+        raise PtuneError(f"There is no metric {unknown[0]!r}; {near(unknown[0], METRICS)}.")
     return {name: float(METRICS[name](labels, predictions)) for name in names}
 
 

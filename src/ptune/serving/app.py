@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
@@ -70,7 +70,6 @@ PAGE_HEADERS = {
 PREDICT = "/tasks/{task}/predict"
 _DIRECT = re.compile(f"/tasks/({TASK_NAME.pattern[1:-1]})/predict")
 _DIRECT_ROUTE = SimpleNamespace(path=PREDICT)  # for the log
-UNKNOWN = "There is no such task. GET /tasks lists all tasks."
 Asked = TypeVar("Asked", PredictRequest, ManyTasksRequest, ModerationRequest)
 Scores = list[LabelScore]
 ByTask = dict[str, Scores]
@@ -124,7 +123,9 @@ async def _error_answer(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if not isinstance(body, dict):
         error_type = ERROR_TYPES.get(error.status_code, "bad_request")
-        body = error_body(error.status_code, f"{body}.", error_type)
+        known = "There is no such path. POST /tasks/TASK/predict classifies; GET /docs lists all."
+        sentence = known if error.status_code == 404 else f"{body}."
+        body = error_body(error.status_code, sentence, error_type)
     if request.url.path.startswith("/v1/"):  # OpenAI's form
         message, kind = body["error"], body["error_type"]
         body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
@@ -134,6 +135,7 @@ async def _error_answer(request: Request, error: Exception) -> Response:
             r for r in request.app.routes if isinstance(r, Route) and r.path_regex.match(path)
         ]
         headers["Allow"] = ", ".join(sorted({m for r in routes for m in r.methods or ()}))
+        body["error"] = f"This path does not take {request.method}. Use {headers['Allow']}."
     return JSONResponse(body, error.status_code, headers)
 
 
@@ -144,6 +146,10 @@ async def _failure_answer(_: Request, __: Exception) -> Response:
 async def _name_answer(_: Request, __: Exception) -> Response:
     """The only part of a request that FastAPI itself checks is the task's name."""
     return JSONResponse(error_body(422, NAME_RULE), 422)
+
+
+def _refuse_task(task: str) -> NoReturn:
+    refuse(404, f"There is no task {task[:128]!r}. GET /tasks lists all tasks.")
 
 
 class Direct:
@@ -326,7 +332,7 @@ class Routes:
         try:
             return self.bank.task(task)
         except PtuneError:
-            refuse(404, UNKNOWN)
+            _refuse_task(task)
 
     async def _answers(
         self, infos: list[TaskInfo], job: Job, request: Request, deadline: float
@@ -412,8 +418,9 @@ class Routes:
                 413, f"A text is {error} tokens longer than the task reads, and truncate is false."
             )
         except PtuneError as error:
-            if any(self._known(info.name) is not info for info in infos):
-                refuse(404, UNKNOWN)  # removed and added again in the meantime
+            for info in infos:
+                if self._known(info.name) is not info:  # removed and added again in the meantime
+                    _refuse_task(info.name)
             refuse(422, str(error))
 
     # Tasks.
@@ -452,7 +459,7 @@ class Routes:
         try:
             self.bank.remove(task)
         except PtuneError:
-            refuse(404, UNKNOWN)
+            _refuse_task(task)
         log.info("task removed", extra={"task": task})
 
     # The server itself.

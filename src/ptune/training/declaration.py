@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import textwrap
 import types
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Setting:
     def checked(self, value: Any) -> Any:
         """The value, if its type and range are right; whole numbers become floats for a float.
 
-        A grid search passes NumPy's numbers.
+        A grid search passes NumPy's numbers, and a path is as good as its name.
 
         Raises:
             PtuneError: The value is not allowed.
@@ -92,9 +93,11 @@ class Setting:
         if value is None and type(None) in get_args(self.type):
             return None
         value = value.item() if getattr(value, "ndim", None) == 0 else value
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         if not self._allows(value):
             one_of = "one of " if self.choices else ""
-            raise PtuneError(f"{self.name} is {value!r}; expected {one_of}{self.values}.")
+            shown = repr(value) if len(repr(value)) < 100 else f"a {type(value).__name__}"
+            raise PtuneError(f"{self.name} is {shown}; expected {one_of}{self.values}.")
         return float(value) if self.kind is float else value
 
     def _allows(self, value: Any) -> bool:

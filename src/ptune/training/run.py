@@ -115,9 +115,9 @@ def train_run(
     folder = Path(output_dir)
     check_folder(folder, overwrite=overwrite, resume=resume)
     forget_shapes()
-    Goal.parse(settings.threshold_for or "f1")  # refuses a wrong one
     given = settings
     settings, dataset, tokenizer = prepare(given, dataset)
+    Goal.parse(settings.threshold_for or "f1")  # refuses a wrong one
     if resume:
         check_unchanged(folder, settings, dataset)
     settings, model = model_for(given, settings, dataset, tokenizer)

@@ -77,7 +77,17 @@ def undisturbed() -> Iterator[None]:
 def prepare(
     settings: TrainSettings, dataset: TaskData | None = None
 ) -> tuple[TrainSettings, TaskData, PreTrainedTokenizerBase]:
-    """Load the dataset, unless it is given, and the tokenizer, and resolve the settings."""
+    """Load the dataset, unless it is given, and the tokenizer, and resolve the settings.
+
+    Raises:
+        PtuneError: One of the arguments is something else; or the data or settings are wrong.
+    """
+    for given, expected in ((settings, TrainSettings), (dataset, TaskData | None)):
+        if not isinstance(given, expected):
+            raise PtuneError(
+                f"Expected TrainSettings(train_file=…) and an output folder, or a TaskData; found "
+                f"a {type(given).__name__}. PromptClassifier().fit takes texts and labels."
+            )
     dataset = dataset or load_dataset(settings)
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     settings = ask_with_words(settings, dataset, tokenizer)
