@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy import optimize
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -191,21 +192,32 @@ class _Ridge:
 
     def _calibrated(self, scores: Tensor) -> tuple[float, float]:
         """The smallest loss, and the factor that makes scores logits with it."""
-        factors = [1.0] if self.labels.is_regression else torch.logspace(-1, 2, 25).tolist()
         # As in Platt's calibration: a few right answers are no reason for certainty.
         doubt = 2 / (2 + len(scores) / len(self.labels))
 
-        def loss(factor: float) -> float:
-            logits = (factor * scores + self.shift)[self.of_text]
-            losses = self.labels.losses(logits, self.targets).reshape(len(logits), -1)
+        # Half the time of float64, which the choice of a factor does not need.
+        scores, shift = scores[self.of_text].float(), self.shift.float()
+
+        def loss(log_factor: float) -> float:
+            logits = 10**log_factor * scores + shift  # [m, num_labels]
             if self.labels.is_single:
-                losses = losses - doubt * (losses + logits.log_softmax(dim=1).mean(1, keepdim=True))
-            elif self.labels.is_multi:
+                losses = F.cross_entropy(
+                    logits, self.targets, reduction="none", label_smoothing=doubt
+                )
+            else:
+                losses = self.labels.losses(logits, self.targets)
+            losses = losses.reshape(len(logits), -1)
+            if self.labels.is_multi:
                 undecided = (F.softplus(logits) + F.softplus(-logits)) / 2
                 losses = losses + doubt * (undecided - losses)
             return float((self.example_weights * losses).sum())
 
-        return min((loss(factor), factor) for factor in factors)
+        if self.labels.is_regression:
+            return loss(0), 1.0
+        found = optimize.minimize_scalar(
+            loss, bounds=(-1, 2), method="bounded", options={"xatol": 0.03}
+        )
+        return float(found.fun), 10 ** float(found.x)
 
 
 def _one_column_each(targets: Tensor, labels: Labels, weights: Tensor) -> Tensor:
