@@ -75,6 +75,31 @@ def digest_of(files: Iterable[Path | None]) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder until the end of the context; false if someone else has locked it.
+
+    The lock ends with the process, and leaves no file. Where folders cannot be locked (Windows,
+    some network drives), it is always true.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    handle, free = os.open(folder, os.O_RDONLY), True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        free = False
+    except OSError:
+        pass
+    try:
+        yield free
+    finally:
+        os.close(handle)
+
+
 def check_new(folder: Path) -> None:
     """Refuse a folder to write to that exists and is not empty.
 

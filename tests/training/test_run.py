@@ -421,6 +421,28 @@ def test_a_run_is_replaced_only_on_request_and_resumed_only_with_its_settings(
     assert ptune.TrainSettings.read(tmp_path / "run").seed == 9
 
 
+def test_two_runs_never_write_to_one_folder(bert_folder, table, tmp_path, monkeypatch):
+    folder, own = tmp_path / "run", settings(bert_folder, table, epochs=0.2)
+    prepare, met = training.prepare, []
+
+    def start_another():
+        with refused(f"Another run is writing to {folder}. Wait until it has ended, or …"):
+            ptune.train_run(own, folder, overwrite=True)
+        met.append("during")
+
+    def be_second(*arguments):
+        """Another run starts and ends after this one has found that the folder is free."""
+        monkeypatch.setattr(training, "prepare", prepare)
+        ptune.train_run(own, folder, progress=AtStep(start_another))
+        return prepare(*arguments)
+
+    monkeypatch.setattr(training, "prepare", be_second)
+    with refused(f"The folder {folder} already holds something. …"):
+        ptune.train_run(settings(bert_folder, table, epochs=0.3), folder)
+    assert met
+    assert ptune.TrainSettings.read(folder).epochs == 0.2
+
+
 def test_the_prompt_follows_the_first_token_only_if_that_is_special(tokenizer):
     from conftest import train_tokenizer
 

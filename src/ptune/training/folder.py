@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ptune.files import (
     PICTURES,
     REPORT_NAME,
     SETTINGS_NAME,
+    locked,
     read_json,
     staged,
     write_json,
@@ -79,6 +82,31 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between the settings of two runs, as a part of a sentence; empty: nothing."""
     differing = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     return ", ".join(f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in differing)
+
+
+@contextmanager
+def only_run(
+    folder: Path, settings: TrainSettings, *, overwrite: bool, resume: bool
+) -> Iterator[None]:
+    """Prepare a run folder, and keep other runs out of it.
+
+    Raises:
+        PtuneError: Another run is writing to it, or was first; or it cannot be written.
+    """
+    if not is_first():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) as free:
+        if not free:
+            raise PtuneError(
+                f"Another run is writing to {folder}. Wait until it has ended, or choose another "
+                "folder."
+            )
+        if is_begun(folder):
+            check_folder(folder, overwrite=overwrite, resume=resume)
+        prepare_folder(folder, settings, keep=resume)
+        yield
 
 
 def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None:

@@ -11,7 +11,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from ptune.training.folder import (
     check_unchanged,
     is_begun,
     last_checkpoint,
-    prepare_folder,
+    only_run,
 )
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.start import (
@@ -122,7 +122,7 @@ def train_run(
         check_unchanged(folder, settings, dataset)
     settings, model = model_for(given, settings, dataset, tokenizer)
     data = learned(settings, dataset)
-    with compat.own_accelerate_state():
+    with compat.own_accelerate_state(), ExitStack() as held:
         stop = StopAndSave()
         trainer, truncated = build_trainer(
             model,
@@ -136,7 +136,7 @@ def train_run(
             ),
         )
         # The folder changes only now: from here on, wrong settings cannot end the run.
-        prepare_folder(folder, settings, keep=resume)
+        held.enter_context(only_run(folder, settings, overwrite=overwrite, resume=resume))
         checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
         started = time.perf_counter()
         with stop.listening():
@@ -146,20 +146,22 @@ def train_run(
         seconds = time.perf_counter() - started
         answers = all_answers(trainer)
         further = list(_further_logits(trainer, tokenizer, settings, dataset))
-    sizes = model.get_nb_trainable_parameters()
-    results = results_of(settings, dataset, answers, trainer.state.log_history, trainer.args, sizes)
-    results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
-    if settings.prompt == "reader":
-        results["kept_texts"] = model.kept_texts.summary
-        forget_texts(model)
-    values, results["quality"] = calibrated(settings, dataset.labels, answers, *further)
-    run = Run(folder, model, results, values, answers)
-    if is_first():
-        write_adapter(folder, model.to_adapter(), dataset, values)
-        _write_results(run, dataset)
-        if settings.keep_features:
-            _keep_features(trainer, folder)
-    return run
+        sizes = model.get_nb_trainable_parameters()
+        results = results_of(
+            settings, dataset, answers, trainer.state.log_history, trainer.args, sizes
+        )
+        results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
+        if settings.prompt == "reader":
+            results["kept_texts"] = model.kept_texts.summary
+            forget_texts(model)
+        values, results["quality"] = calibrated(settings, dataset.labels, answers, *further)
+        run = Run(folder, model, results, values, answers)
+        if is_first():
+            write_adapter(folder, model.to_adapter(), dataset, values)
+            _write_results(run, dataset)
+            if settings.keep_features:
+                _keep_features(trainer, folder)
+        return run
 
 
 @contextmanager
