@@ -15,10 +15,7 @@ SOURCE = ROOT / "src" / "ptune"
 MOST_LINES, MOST_METHODS, MOST_MODULES = 60, 20, 9
 # Larger than the rules allow: the size, and the reason.
 LARGE_FUNCTIONS: dict[str, tuple[int, str]] = {}
-LARGE_CLASSES = {
-    "labels/labels.py:Labels": (27, "every question about labels, so that nobody else asks"),
-    "model.py:PromptModel": (22, "the interface that users of Trainer and PEFT expect"),
-}
+LARGE_CLASSES: dict[str, tuple[int, str]] = {}
 
 
 def too_large(sizes, most, exceptions):

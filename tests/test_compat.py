@@ -226,10 +226,10 @@ class Wrapper(compat.ModelOverrides, PreTrainedModel):
         super().__init__(backbone.config)
         self.backbone, self.switched = backbone, 0
 
-    def frozen_names(self):
+    def _frozen_names(self):
         return {n for n, p in self.named_parameters() if not p.requires_grad}
 
-    def on_gradient_checkpointing(self):
+    def _on_gradient_checkpointing(self):
         self.switched += 1
 
     def tie_weights(self, *args, **kwargs):

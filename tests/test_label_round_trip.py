@@ -16,7 +16,7 @@ from serve import Server
 import ptune
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import load_backbone
-from ptune.labels import REGRESSION, Labels
+from ptune.labels import REGRESSION, Labels, labels_to_json
 
 
 def arrays(*dtypes):
@@ -81,7 +81,7 @@ def write(root, bert_folder):
         export = Path(shutil.copytree(graph, root / "exports" / place.name))
         info = json.loads((export / "ptune_export.json").read_text())
         info.pop("label_type", None)
-        (export / "ptune_export.json").write_text(json.dumps({**info, **labels.to_json()}))
+        (export / "ptune_export.json").write_text(json.dumps({**info, **labels_to_json(labels)}))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def _plain(y):
 
 def test_the_files_of_an_adapter_hold_the_types(folders):
     stored = {
-        place.name: Adapter.read(place).labels.to_json().get("label_type", "str")
+        place.name: labels_to_json(Adapter.read(place).labels).get("label_type", "str")
         for place in folders[0].iterdir()
     }
     assert stored["int8"] == "int8"

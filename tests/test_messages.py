@@ -16,7 +16,7 @@ from ptune.data.dataset import TaskData, load_files
 from ptune.data.glue import evaluation_sets, load_glue
 from ptune.data.opening import Dialect
 from ptune.data.tables import Columns, read_table
-from ptune.labels import Labels, read
+from ptune.labels import Labels, labels_from_json, read
 from ptune.labels.metrics import compute
 from ptune.texts import Template, as_columns, encode, rows
 from ptune.training.settings import TrainSettings
@@ -243,7 +243,7 @@ MESSAGES = {
         read(pd.DataFrame({"a": [0, 1], "b": [1, 0]}))
     ).encode(read(pd.DataFrame({"a": [0, 1], "c": [1, 0]}))),
     "ptune.json is damaged: label_type is 'int', which does not fit the labels a, b. Save or "
-    "download it again.": lambda: Labels.from_json(
+    "download it again.": lambda: labels_from_json(
         {"labels": ["a", "b"], "label_type": "int"}, "ptune.json"
     ),
     "A regression has no probabilities; use predict.": lambda: NUMBERS.probabilities([[0.5]]),

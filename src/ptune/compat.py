@@ -320,15 +320,15 @@ def switch_off_checkpointing(model: PreTrainedModel) -> None:
 class ModelOverrides:
     """The private methods of `PreTrainedModel` that a wrapper around a model has to replace.
 
-    Inherit from it before `PreTrainedModel`, and define `frozen_names` and
-    `on_gradient_checkpointing`. Without a method in Transformers, its override is never called.
+    Inherit from it before `PreTrainedModel`, and define `_frozen_names` and
+    `_on_gradient_checkpointing`. Without a method in Transformers, its override is never called.
     """
 
-    def frozen_names(self) -> set[str]:
+    def _frozen_names(self) -> set[str]:
         """Names of the tensors that no checkpoint holds."""
         raise NotImplementedError
 
-    def on_gradient_checkpointing(self) -> None:
+    def _on_gradient_checkpointing(self) -> None:
         """Called after gradient checkpointing has been switched on or off."""
         raise NotImplementedError
 
@@ -340,11 +340,11 @@ class ModelOverrides:
 
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
-        return self.frozen_names()  # `Trainer` accepts a checkpoint without them
+        return self._frozen_names()  # `Trainer` accepts a checkpoint without them
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)  # type: ignore[misc]
-        self.on_gradient_checkpointing()
+        self._on_gradient_checkpointing()
 
 
 # Trainer and Accelerate

@@ -177,7 +177,7 @@ class PromptModel(AdapterSet):
                 layer.training = mode
         return self
 
-    def on_gradient_checkpointing(self) -> None:
+    def _on_gradient_checkpointing(self) -> None:
         """Keep the backbone's dropout off after checkpointing was switched on or off."""
         self.host.wrap_checkpoints(drops_out=self.prompt_config.backbone_dropout)
         self.train(self.training)
@@ -263,7 +263,7 @@ class PromptModel(AdapterSet):
         named = dict(encoder) | {f"backbone.{n}": p for n, p in self._parameters_of(state.head)}
         return {n: p.detach() for n, p in named.items() if p.numel()}
 
-    def frozen_names(self) -> set[str]:
+    def _frozen_names(self) -> set[str]:
         """Names of the frozen tensors, which are not part of a checkpoint."""
         return self.state_dict().keys() - self.trained_state().keys()
 

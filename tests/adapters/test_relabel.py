@@ -14,7 +14,7 @@ from ptune import PromptBank, PtuneError
 from ptune.adapters import schema
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.relabel import relabel
-from ptune.labels import Labels, edits
+from ptune.labels import Labels, edits, labels_from_json, labels_to_json
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_labels_can_be_changed_again_and_again():
     assert (labels.names, labels.outputs) == (("b2", "b"), (0, 1, 0, -1, 0))
     z = np.log(np.array([[0.1, 0.2, 0.3, 0.35, 0.05]]))
     np.testing.assert_allclose(labels.probabilities(z), [[0.45 / 0.65, 0.2 / 0.65]])
-    again = Labels.from_json(labels.to_json(), "ptune.json")
+    again = labels_from_json(labels_to_json(labels), "ptune.json")
     assert again == labels
     numbers = edits.rename(Labels(("1", "2"), value_type="int64"), "1", "one")
     assert numbers.values == ["one", 2]

@@ -324,7 +324,7 @@ def test_a_tasks_labels_are_renumbered_to_the_classifiers_order(glue):
 
 
 def test_a_classifier_with_numbered_labels_is_measured_in_the_tasks_order(glue):
-    labels = Labels.numbered(2)
+    labels = Labels(("LABEL_0", "LABEL_1"))
     sets, _ = measured("qnli", glue("qnli"), labels.names)
     assert labels.encode(sets[""][1]) == [0]
 

@@ -33,7 +33,7 @@ from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
 from ptune.adapters.weights import EMBEDDINGS_KEY, HEAD_PREFIX, check_labels, read_tensors, split
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged, write_json
-from ptune.labels import Labels
+from ptune.labels import Labels, labels_to_json
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import LongTexts, PromptEncoderConfig
 from ptune.texts import Template, Weights
@@ -155,7 +155,7 @@ class Adapter:
                 "format": schema.FORMAT,
                 "requires": self.requires,
                 "ptune_version": __version__,
-                **self.labels.to_json(),
+                **labels_to_json(self.labels),
                 "max_length": self.max_length,
                 "long_texts": self.long_texts,
                 **({"window_weights": self.window_weights} if self.window_weights else {}),

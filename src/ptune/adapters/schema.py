@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from ptune import __version__
 from ptune.errors import PtuneError
-from ptune.labels import Labels
+from ptune.labels import labels_from_json
 from ptune.prompts.config import (
     LIMITS,
     P_TUNING,
@@ -342,7 +342,7 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
         raise PtuneError(f"{file}: {error}") from error
     sizes = parse_fields(values["backbone"] or {}, BACKBONE_FIELDS, f"{file}, backbone")
     return {
-        "labels": Labels.from_json(content, str(file), outputs),
+        "labels": labels_from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
         "pairs": values["text_pairs"],
         "text_columns": values["text_columns"],

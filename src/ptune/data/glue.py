@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,21 @@ def _examples(
     return Dataset.from_dict(result)
 
 
+def _order(own: Labels, other: Labels) -> list[int] | None:
+    """The position of each label in another classifier's order of the same labels.
+
+    An adapter written by PEFT, or trained on label numbers, has numbered labels. They are in
+    this order if there are as many. ``None``: the labels are not the same.
+    """
+    if own.kind != other.kind or len(own) != len(other):
+        return None
+    if all(re.fullmatch(r"(LABEL_)?\d+", name) for name in other.names):
+        return list(range(len(own)))
+    if set(own.names) != set(other.names):
+        return None
+    return [other.names.index(name) for name in own.names]
+
+
 def evaluation_sets(
     labels: Labels,
     *,
@@ -294,7 +310,7 @@ def evaluation_sets(
     data = load_glue(task, data_dir)
     if not data.evaluation:
         raise PtuneError(f"GLUE's {task} has no public labels to evaluate on; use `ptune predict`.")
-    order = data.labels.order_in(labels)
+    order = _order(data.labels, labels)
     if order is None:
         raise PtuneError(
             f"The classifier has the labels {', '.join(labels.names)}, and {task} has "

@@ -47,6 +47,7 @@ from ptune.files import MODEL_NAME
 from ptune.inference.classifier import PromptClassifier, load
 from ptune.inference.engines import OnnxRuntime, Padded, load_exported
 from ptune.inference.text_classifier import Answer
+from ptune.labels import labels_to_json
 from ptune.model import PromptModel
 from ptune.prompts.attention import use_eager_attention
 from ptune.prompts.host import Given
@@ -146,7 +147,7 @@ def write_onnx(
     values, reading = classifier.postprocessing_, prompt_model.reading(tokenizer)
     info: dict[str, Any] = {
         "to": "onnx",
-        **classifier.labels_.to_json(),
+        **labels_to_json(classifier.labels_),
         "max_length": reading.max_text_tokens,
         "long_texts": reading.long_texts,
         "window_weights": reading.window_weights,

@@ -16,7 +16,7 @@ from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import MODEL_NAME, read_json
 from ptune.inference.classifier import load
 from ptune.inference.text_classifier import Answer, Batch, TextClassifier
-from ptune.labels import Labels
+from ptune.labels import Labels, labels_from_json
 from ptune.postprocessing import Postprocessing
 from ptune.texts import Reading, Template
 
@@ -196,7 +196,7 @@ def load_exported(
             f"{file} takes {', '.join(sorted(unknown))}, which the tokenizer in the same folder "
             "does not give: the files come from different exports. Export or download it again."
         )
-    labels = Labels.from_json(info, EXPORT_INFO_NAME)
+    labels = labels_from_json(info, EXPORT_INFO_NAME)
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
     template = None if info.get("template") is None else Template(info["template"])
     long_texts, weights = info.get("long_texts", "truncate"), info.get("window_weights", ())

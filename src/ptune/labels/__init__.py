@@ -23,7 +23,8 @@ from ptune.labels.columns import (
     values_of,
 )
 from ptune.labels.labels import NO_LABEL, Labels, Prediction
-from ptune.labels.metrics import METRICS, compute, mean_and_std, per_label
+from ptune.labels.metrics import METRICS, compute, confusion, majority, mean_and_std, per_label
+from ptune.labels.stored import labels_from_json, labels_to_json
 from ptune.labels.values import in_words
 
 __all__ = [
@@ -41,12 +42,16 @@ __all__ = [
     "as_iterable",
     "columns_of",
     "compute",
+    "confusion",
     "finite",
     "in_words",
     "indicators",
     "is_container",
     "is_missing",
     "is_unicode",
+    "labels_from_json",
+    "labels_to_json",
+    "majority",
     "mean_and_std",
     "per_label",
     "read",

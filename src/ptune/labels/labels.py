@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import enum
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -79,11 +78,6 @@ class Labels:
     outputs: tuple[int, ...] | None = None
 
     @classmethod
-    def numbered(cls, count: int, problem_type: str | None = None) -> Labels:
-        """Labels without names: LABEL_0, LABEL_1 and so on."""
-        return cls(tuple(f"LABEL_{i}" for i in range(count)), problem_type)
-
-    @classmethod
     def learn(cls, y: Any, problem_type: str | None = None) -> Labels:
         """The labels that occur in the training data.
 
@@ -108,68 +102,6 @@ class Labels:
         names, value_type = distinct(column)
         check_names(names, column)
         return cls(names, kind, value_type)
-
-    # In files and in Transformers' configurations.
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: str, count: int = 2) -> Labels:
-        """Read what `to_json` wrote.
-
-        Args:
-            content: A JSON object; its other fields are ignored.
-            where: The file, for messages.
-            count: How many labels there are if the file does not name them.
-
-        Raises:
-            PtuneError: The labels, their type or the problem type are not valid.
-        """
-        names, problem_type = content.get("labels"), content.get("problem_type")
-        value_type = content.get("label_type", "str")
-        again = "Save or download it again."
-        if problem_type not in (None, *PROBLEM_TYPES):
-            raise PtuneError(
-                f"{where} is damaged: problem_type is {str(problem_type)[:80]!r}. Expected one of "
-                f"{', '.join(PROBLEM_TYPES)}. {again}"
-            )
-        if names is None:
-            return cls.numbered(count, problem_type)
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise PtuneError(
-                f"{where} is damaged: labels is {str(names)[:80]}. Expected a list of strings. "
-                f"{again}"
-            )
-        each = tuple(value_type) if isinstance(value_type, list) else value_type
-        outputs = content.get("label_outputs")
-        known = range(-1, len(names))
-        if outputs is not None and not (
-            isinstance(outputs, list)
-            and all(type(n) is int and n in known for n in outputs)
-            and set(outputs) >= set(known[1:])
-            and len(outputs) > len(names)
-        ):
-            raise PtuneError(
-                f"{where} is damaged: label_outputs is {str(outputs)[:80]}. Expected a list with "
-                f"the number of each label, or -1. {again}"
-            )
-        labels = cls(tuple(names), problem_type, each, None if outputs is None else tuple(outputs))
-        try:
-            labels.classes  # noqa: B018
-        except (TypeError, ValueError, OverflowError) as error:
-            raise PtuneError(
-                f"{where} is damaged: label_type is {str(value_type)[:80]!r}, which does not fit "
-                f"the labels {', '.join(names)[:80]}. {again}"
-            ) from error
-        return labels
-
-    def to_json(self) -> dict[str, Any]:
-        """The labels as fields of a JSON object."""
-        content: dict[str, Any] = {"labels": list(self.names), "problem_type": self.problem_type}
-        if self.outputs is not None:
-            content["label_outputs"] = list(self.outputs)
-        if self.value_type == "str":
-            return content
-        each = self.value_type
-        return {**content, "label_type": each if isinstance(each, str) else list(each)}
 
     # What kind of answer.
 
@@ -222,20 +154,6 @@ class Labels:
             MULTI: ("accuracy", "f1_micro", "f1_macro"),
             REGRESSION: ("pearson", "spearman"),
         }[self.kind]
-
-    def order_in(self, other: Labels) -> list[int] | None:
-        """The position of each label in another classifier's order of the same labels.
-
-        An adapter written by PEFT, or trained on label numbers, has numbered labels. They are in
-        this order if there are as many. ``None``: the labels are not the same.
-        """
-        if self.kind != other.kind or len(self) != len(other):
-            return None
-        if all(re.fullmatch(r"(LABEL_)?\d+", name) for name in other.names):
-            return list(range(len(self)))
-        if set(self.names) != set(other.names):
-            return None
-        return [other.names.index(name) for name in self.names]
 
     # From labels to numbers.
 
@@ -418,11 +336,6 @@ class Labels:
             return losses
         return losses * (weights[:, None] if losses.ndim == 2 else weights)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss over all known targets."""
-        losses = self.losses(logits, targets)
-        return losses.sum() / (losses.numel() - targets.isnan().sum())
-
     def scores(self, names: Sequence[str], targets: Array, predictions: Array) -> dict[str, float]:
         """The named metrics; unknown targets (NaN) count neither as right nor as wrong."""
         targets, predictions, _ = self._comparable(targets, predictions)
@@ -448,15 +361,3 @@ class Labels:
         known = np.asarray(~unknown.all(axis=1))
         predictions = np.where(unknown, 0, predictions)[known]
         return np.nan_to_num(targets)[known].astype(int), predictions, known
-
-    def majority(self, targets: Sequence[int]) -> tuple[int, bool]:
-        """The most frequent label number, and whether others are as frequent.
-
-        Of equally frequent labels it is the first in the order of the labels.
-        """
-        counts = np.bincount(targets)
-        return int(counts.argmax()), int((counts == counts.max()).sum()) > 1
-
-    def confusion(self, targets: Array, predictions: Array) -> NDArray[np.int64]:
-        """Counts ``[num_labels, num_labels]`` of one label per text: true labels in rows."""
-        return sk.confusion_matrix(targets, predictions, labels=range(len(self)))

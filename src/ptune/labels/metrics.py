@@ -54,6 +54,20 @@ def compute(names: Iterable[str], labels: Array, predictions: Array) -> dict[str
     return {name: float(METRICS[name](labels, predictions)) for name in names}
 
 
+def confusion(targets: Array, predictions: Array, labels: int) -> NDArray[np.int64]:
+    """Counts ``[labels, labels]`` of one label per text: true labels in rows."""
+    return sk.confusion_matrix(targets, predictions, labels=range(labels))
+
+
+def majority(targets: Sequence[int] | Array) -> tuple[int, bool]:
+    """The most frequent label number, and whether others are as frequent.
+
+    Of equally frequent labels it is the first in the order of the labels.
+    """
+    counts = np.bincount(targets)
+    return int(counts.argmax()), int((counts == counts.max()).sum()) > 1
+
+
 def per_label(targets: Array, predictions: Array, names: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and counts of each label.
 

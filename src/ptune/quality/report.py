@@ -22,7 +22,7 @@ from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged, write_json
 from ptune.inference.text_classifier import TextClassifier
-from ptune.labels import compute, per_label
+from ptune.labels import compute, confusion, majority, per_label
 from ptune.quality import bootstrap
 from ptune.quality.evidence import SHOWN, Evidence, of_run, target_in_words
 from ptune.quality.features import Show, features, nearest
@@ -115,8 +115,8 @@ def _baselines(evidence: Evidence) -> dict[str, dict[str, float]]:
     """Scores of always predicting the most frequent label of the training set."""
     if evidence.train is None or not evidence.labels.is_single:
         return {}
-    majority, _ = evidence.labels.majority(evidence.train[1].tolist())
-    constant = np.full(len(evidence.targets), majority)
+    label, _ = majority(evidence.train[1])
+    constant = np.full(len(evidence.targets), label)
     return {"majority class": compute(evidence.metrics, evidence.targets, constant)}
 
 
@@ -164,7 +164,7 @@ def _coverage(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _confusion(evidence: Evidence) -> dict[str, Any]:
-    matrix = evidence.labels.confusion(evidence.targets, evidence.predicted)
+    matrix = confusion(evidence.targets, evidence.predicted, len(evidence.labels))
     names = evidence.labels.names
     off = matrix * (1 - np.eye(len(matrix), dtype=int))
     pairs = []

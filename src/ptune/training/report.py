@@ -76,12 +76,12 @@ def majority(dataset: TaskData) -> tuple[dict[str, float], bool]:
     """
     if not dataset.labels.is_single:
         return {}, False
-    majority, tie = dataset.labels.majority(dataset.train[LABEL])
+    label, tie = metrics.majority(dataset.train[LABEL])
     scores = {
         (f"{name}_" if name else "") + key: value
         for name, examples in dataset.evaluation.items()
         for key, value in metrics.compute(
-            dataset.metrics, np.asarray(examples[LABEL]), np.full(len(examples), majority)
+            dataset.metrics, np.asarray(examples[LABEL]), np.full(len(examples), label)
         ).items()
     }
     return scores, tie
@@ -123,7 +123,7 @@ def pictures(
             rows = results["label_scores"][part or "eval"]
             own[LABELS_NAME] = draw.label_scores(rows, title)
         if labels.is_single:
-            matrix = labels.confusion(truth, predicted)
+            matrix = metrics.confusion(truth, predicted, len(labels))
             own[CONFUSION_NAME] = draw.confusion(matrix, labels.names, title)
         ending = f"_{part}.png" if part else ".png"
         drawn |= {name.replace(".png", ending): picture for name, picture in own.items()}

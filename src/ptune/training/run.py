@@ -28,7 +28,7 @@ from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import full_name
 from ptune.data.dataset import TaskData, dataset_of
 from ptune.files import METRICS_NAME, SEEDS_NAME, read_json, staged, write_json
-from ptune.labels import Labels, mean_and_std, per_label
+from ptune.labels import Labels, confusion, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.training import calibration, report
@@ -349,7 +349,7 @@ def results_of(
         args: `Trainer`'s arguments.
         sizes: Trained parameters, and all parameters.
     """
-    epochs = report.history(log)
+    epochs, labels = report.history(log), dataset.labels
     majority, tie = report.majority(dataset)
     return {
         "task": dataset.name,
@@ -362,17 +362,17 @@ def results_of(
         "epochs": epochs,
         "majority": majority,
         "majority_tie": tie,
-        "labels": list(dataset.labels.names),
-        "problem_type": dataset.labels.kind,
+        "labels": list(labels.names),
+        "problem_type": labels.kind,
         "confusion_matrix": {
-            name or "eval": dataset.labels.confusion(truth, dataset.labels.decide(logits)).tolist()
+            name or "eval": confusion(truth, labels.decide(logits), len(labels)).tolist()
             for name, (truth, logits) in answers.items()
-            if dataset.labels.is_single
+            if labels.is_single
         },
         "label_scores": {
-            name or "eval": per_label(truth, dataset.labels.decide(logits), dataset.labels.names)
+            name or "eval": per_label(truth, labels.decide(logits), labels.names)
             for name, (truth, logits) in answers.items()
-            if not dataset.labels.is_regression
+            if not labels.is_regression
         },
         "train_examples": len(dataset.train),
         "eval_examples": {n or "eval": len(d) for n, d in dataset.evaluation.items()},

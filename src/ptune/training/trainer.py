@@ -394,7 +394,9 @@ def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
     def compute(prediction: Any) -> dict[str, float]:
         targets, logits = answers_of(prediction)
         # `Trainer`'s own loss counts the examples that fill up the last batch of each process.
-        loss = dataset.labels.loss(torch.tensor(logits), torch.tensor(targets))
+        known = torch.tensor(targets)
+        losses = dataset.labels.losses(torch.tensor(logits), known)
+        loss = losses.sum() / (losses.numel() - known.isnan().sum())
         predicted = dataset.labels.decide(logits)
         scores = dataset.labels.scores(dataset.metrics, targets, predicted)
         return {"loss": float(loss), **scores}
