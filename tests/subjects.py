@@ -22,7 +22,7 @@ from ptune import PromptEncoderConfig, PromptModel
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import load_backbone
 from ptune.postprocessing import Postprocessing
-from ptune.texts import Template, encode
+from ptune.texts import Reading, Template, encode
 
 DEEP = {"depth": "deep", "num_virtual_tokens": 4}
 # How a prompt enters a backbone: an architecture where it does so, and the prompt.
@@ -193,7 +193,8 @@ def write(subject, folder, seed=2):
     if not folder.is_dir():
         backbone, _ = backbone_of(subject, folder / "backbone")
         model = shake(PromptModel(backbone, config_of(subject)), seed)
-        model.state.template = TEMPLATES.get(subject.head) or TEMPLATES.get(subject.mechanism)
+        template = TEMPLATES.get(subject.head) or TEMPLATES.get(subject.mechanism)
+        model.state.reading = Reading(template=template)
         model.save_pretrained(folder / "adapter")
         adapter = Adapter.read(folder / "adapter")
         replace(adapter, postprocessing=postprocessing_of(subject)).save(folder / "adapter")

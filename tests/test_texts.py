@@ -215,18 +215,19 @@ def test_texts_of_other_lengths_start_another_batch(most_padding, expected):
     assert list(texts.batches(LENGTHS, 100, most_padding)) == expected
 
 
-def test_texts_and_pairs_are_cut_to_their_own_limits(tokenizer):
-    words = ["money " * 20, "money " * 3, "parcel " * 20]
+def test_only_texts_and_pairs_that_are_too_long_are_cut(tokenizer):
+    words = ["money " * 20, "money " * 2, "money " * 5]
     whole, none = texts.encode(tokenizer, [words], None)
-    cut, first = texts.encode(tokenizer, [words], [10, 10, None])
+    cut, first = texts.encode(tokenizer, [words], 10)
     assert (none, first) == ([], [0])
     assert len(cut["input_ids"][0]) == 10
     assert cut["input_ids"][1:] == whole["input_ids"][1:]
     alone = tokenizer(words[0], truncation=True, max_length=10)
     assert cut["input_ids"][0] == alone["input_ids"]
-    pairs, all_of_them = texts.encode(tokenizer, [words, words[::-1]], 8)
-    assert all_of_them == [0, 1, 2]
-    assert [len(ids) for ids in pairs["input_ids"]] == [8, 8, 8]
+    limit = len(tokenizer(words[1], words[1])["input_ids"])
+    pairs, too_long = texts.encode(tokenizer, [words, words[::-1]], limit)
+    assert too_long == [0, 2]
+    assert [len(ids) for ids in pairs["input_ids"]] == [limit] * 3
 
 
 def test_threads_share_a_tokenizer(tokenizer):

@@ -34,7 +34,7 @@ from transformers import AutoTokenizer
 import ptune
 from ptune import PromptBank, PromptClassifier, PromptEncoderConfig, PromptModel
 from ptune.backbones.loading import load_backbone
-from ptune.texts import Template
+from ptune.texts import Reading, Template
 
 THREADS, CALLS = 8, 50
 COLOURS = (
@@ -440,7 +440,8 @@ def make_tasks(folder_of, tmp_path_factory):
                 prompt = config_of(subject, num_virtual_tokens=k)
                 model = shake(PromptModel(read_backbone(subject, backbone), prompt), seed=i)
                 if mechanism in TEMPLATES:
-                    model.state.template = Template(f"I say {{prompt:{k}}} {{text}} today")
+                    template = Template(f"I say {{prompt:{k}}} {{text}} today")
+                    model.state.reading = Reading(template=template)
                 model.save_pretrained(root / f"task {i}")
         return folders[mechanism]
 

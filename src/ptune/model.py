@@ -295,11 +295,7 @@ class PromptModel(AdapterSet):
             head={name: p.detach().cpu() for name, p in self._parameters_of(state.head)},
             labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"] or SINGLE),
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
-            max_length=state.max_length,
-            long_texts=state.long_texts,
-            window_weights=state.window_weights,
-            pairs=state.pairs,
-            template=state.template,
+            reading=state.reading,
             backbone=self.host.identity,
         )
 
@@ -362,7 +358,7 @@ class PromptModel(AdapterSet):
         except BaseException:
             model.unload()
             raise
-        model.state.take_over(adapter)
+        model.state.reading = adapter.reading
         if not is_trainable:
             model.freeze()
         return model.train(is_trainable)

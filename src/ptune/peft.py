@@ -632,7 +632,7 @@ class AutoPeftModelForSequenceClassification:
             problem_type=saved.labels.problem_type,
             revision=saved.config.revision,
             token=where.get("token"),
-            at_mask=saved.reads_mask,
+            at_mask=saved.reading.at_mask,
             **kwargs,
         )
         return PeftModel.from_pretrained(

@@ -22,6 +22,7 @@ from ptune.adapters.schema import MAX_VALUE
 from ptune.backbones.loading import load_backbone
 from ptune.labels import Labels
 from ptune.postprocessing import Postprocessing
+from ptune.texts import Reading
 
 # `make fuzz` sets more of them, and another seed.
 MUTATIONS = int(os.environ.get("PTUNE_FUZZ_MUTATIONS", "300"))
@@ -135,7 +136,7 @@ def original(request, tmp_path_factory):
         {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.zeros(3)},
         Labels(("red", "green", "blue")),
         mechanism="input" if depth == "input" else "prefix",
-        max_length=128,
+        reading=Reading(128),
         backbone={"model_type": "bert", "vocab_rows": 400, "weights": {"a[0]": 0.5}},
         postprocessing=Postprocessing(scale=np.ones(3), shift=np.zeros(3), facts={"rows": 9}),
     )

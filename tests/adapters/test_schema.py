@@ -8,6 +8,7 @@ import pytest
 from ptune import PromptEncoderConfig, PtuneError, __version__
 from ptune.adapters import schema
 from ptune.adapters.schema import config_content, parse_config, parse_info
+from ptune.texts import Reading
 
 CONFIG = {"peft_type": "P_TUNING", "task_type": "SEQ_CLS", "num_virtual_tokens": 5}
 UPGRADE = "Upgrade ptune (`pip install -U ptune`)."
@@ -158,8 +159,7 @@ def test_an_empty_file_numbers_the_labels_and_leaves_the_rest_open():
     info = parse_info({}, "f", 3)
     assert info.pop("labels").names == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert info.pop("backbone") == {}
-    assert info.pop("long_texts") == "truncate"
-    assert info.pop("window_weights") == ()
+    assert info.pop("reading") == Reading()
     assert set(info.values()) == {None}
 
 

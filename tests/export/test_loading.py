@@ -52,8 +52,9 @@ def test_the_graph_is_exported_once_for_each_content_of_an_adapter(adapter, tmp_
     assert (first / "model.onnx").stat().st_mtime_ns == written
     assert graph_of(first) == first
     read = Adapter.read(source)
-    renamed = replace(read, labels=edits.rename(read.labels, "no", "never"), pairs=False)
-    replace(renamed, text_columns=["mail"]).save(tmp_path / "renamed")
+    renamed = replace(read, labels=edits.rename(read.labels, "no", "never"))
+    reading = replace(read.reading, pairs=False)
+    replace(renamed, reading=reading, text_columns=["mail"]).save(tmp_path / "renamed")
     classifier = ptune.load(tmp_path / "renamed", engine="onnx", cache_dir=cache)
     assert classifier.labels == ["never", "maybe", "yes"]
     table = pandas.DataFrame({"number": range(8), "mail": SENTENCES})

@@ -41,9 +41,8 @@ def adapter_of(request, folder_of, tmp_path):
         place = tmp_path / long_texts
         if not place.is_dir():
             shutil.copytree(folder_of(Subject(request.param)) / "adapter", place)
-            adapter = Adapter.read(place)
-            how = {"long_texts": long_texts, "window_weights": window_weights}
-            replace(adapter, **how, max_length=LIMIT).save(place)
+            reading = texts.Reading(LIMIT, long_texts, window_weights=window_weights)
+            replace(Adapter.read(place), reading=reading).save(place)
         return place
 
     return write
@@ -80,7 +79,7 @@ def log_of_mean(logits):
 
 def test_windows_with_large_logits_decide_the_logits_of_a_long_text(adapter_of):
     windows = load(adapter_of("windows"))
-    rows = texts.encode_rows(windows.tokenizer_, [[LONG]], LIMIT, "windows")
+    rows = texts.Reading(LIMIT, "windows").rows(windows.tokenizer_, [[LONG]])
     assert all(len(ids) <= LIMIT for ids in rows.encoded["input_ids"])
     parts = [
         windows.tokenizer_.decode(ids, skip_special_tokens=True)
@@ -154,7 +153,7 @@ def test_of_a_pair_the_longer_text_is_divided(adapter_of):
     windows = load(adapter_of("windows"))
     tokenizer = windows.tokenizer_
     for pair in [("red lamp", LONG), (LONG, "red lamp")]:
-        rows = texts.encode_rows(tokenizer, [[part] for part in pair], LIMIT, "windows")
+        rows = texts.Reading(LIMIT, "windows").rows(tokenizer, [[part] for part in pair])
         shown = [tokenizer.decode(ids) for ids in rows.encoded["input_ids"]]
         assert len(shown) > 3
         assert all("red lamp" in row for row in shown)
@@ -171,7 +170,7 @@ def test_a_passage_is_a_paragraph_or_the_sentences_of_one_that_fit(adapter_of):
         return [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
 
     def shown(text):
-        rows = texts.encode_rows(tokenizer, [[text]], LIMIT, "passages")
+        rows = texts.Reading(LIMIT, "passages").rows(tokenizer, [[text]])
         assert all(len(ids) <= LIMIT for ids in rows.encoded["input_ids"])
         assert not rows.cut
         return decoded(rows.encoded["input_ids"])
@@ -188,7 +187,7 @@ def test_a_passage_is_a_paragraph_or_the_sentences_of_one_that_fit(adapter_of):
 def test_a_template_is_around_every_window(adapter_of):
     tokenizer = load(adapter_of("windows")).tokenizer_
     template = texts.Template("send {text} today")
-    rows = texts.encode_rows(tokenizer, [[LONG]], LIMIT, "windows", template=template)
+    rows = texts.Reading(LIMIT, "windows", template).rows(tokenizer, [[LONG]])
     shown = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows.encoded["input_ids"]]
     assert len(shown) > 3
     assert all(row.startswith("send") and row.endswith("today") for row in shown)
@@ -212,8 +211,8 @@ def test_an_export_reads_long_texts_as_the_classifier_does(folder_of, tmp_path):
     some = [LONG, ENDS_OTHERWISE, SENTENCES[0], PARAGRAPHS]
     for long_texts in ("passages", "windows", "head_tail"):
         source = tmp_path / long_texts
-        how = {"long_texts": long_texts, "window_weights": WEIGHTS}
-        replace(adapter, **how, max_length=LIMIT).save(source)
+        reading = texts.Reading(LIMIT, long_texts, window_weights=WEIGHTS)
+        replace(adapter, reading=reading).save(source)
         if long_texts == "passages":
             graph = graph_of(source, cache_dir=tmp_path)
         # The others: as if they had been exported now, which takes long.
@@ -263,7 +262,7 @@ def test_training_reads_every_window(bert_folder, tmp_path, labels):
         mine, same = np.sort(found[second == label], axis=0), np.sort(logits[its == label], axis=0)
         np.testing.assert_allclose(mine, same, atol=1e-4)
     assert run.metrics["truncated_texts"] == {"train": 0, "eval": 0}
-    weights = Adapter.read(tmp_path / "windows").window_weights
+    weights = Adapter.read(tmp_path / "windows").reading.window_weights
     assert (weights[-1] > 2 * weights[0]) if labels == ["a", "b"] else not weights
     assert scores["windows"] > scores["truncate"] + 0.2
 
@@ -309,7 +308,7 @@ def test_many_windows_are_divided_into_passes_of_one_step(bert_folder, tmp_path,
 def test_the_loss_of_a_text_is_that_of_its_windows_together(bert_folder, tmp_path):
     model = PromptModel(build("bert"), PromptEncoderConfig(pooling="mean")).eval()
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
-    rows = texts.encode_rows(tokenizer, [[LONG, "red lamp"]], LIMIT, "windows")
+    rows = texts.Reading(LIMIT, "windows").rows(tokenizer, [[LONG, "red lamp"]])
     data = Dataset.from_dict({"text": [LONG, "red lamp"], "label": [1, 0]})
     encoded, _ = tokenize(tokenizer, data, texts.Reading(LIMIT, "windows"))
     assert list(encoded["labels"]) == [1, 0]

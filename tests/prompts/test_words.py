@@ -267,9 +267,14 @@ def test_places_share_the_virtual_tokens_and_train(asked, tmp_path):
     classifier = PromptClassifier(folder, template=template, prompt="input", head="words", **how)
     classifier.fit(texts, labels)
     model = classifier.prompt_model_
-    assert model.state.template.pattern.startswith("{prompt:3} {text} {prompt:2} and {prompt:2}")
+    assert model.state.reading.template.pattern.startswith(
+        "{prompt:3} {text} {prompt:2} and {prompt:2}"
+    )
     encoded, _ = ptune.texts.encode(
-        classifier.tokenizer_, [["parcel \ue000 phone"]], None, template=model.state.template
+        classifier.tokenizer_,
+        [["parcel \ue000 phone"]],
+        None,
+        template=model.state.reading.template,
     )
     ids = encoded["input_ids"][0]
     runs = [len(list(own)) for id_, own in itertools.groupby(ids) if id_ == ptune.texts.VIRTUAL]
@@ -399,7 +404,7 @@ def test_a_prompt_starts_as_the_soft_words(tmp_path, name, prompt):
     assert model.prompt_config.num_virtual_tokens > 3
     rest = " {text} the label is"
     replaced = "{prompt}" if prompt == "deep" and name in WITH_BOS else ""
-    assert model.state.template == Template(replaced + rest)
+    assert model.state.reading.template == Template(replaced + rest)
     model.to_adapter().save(tmp_path / "adapter")
     started = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu")
     bank = PromptBank(str(tmp_path), dtype="float32", device="cpu")
@@ -419,7 +424,7 @@ def test_a_reader_starts_as_the_soft_words_after_the_text(tmp_path, name, before
         model=str(tmp_path), template=template, head="words", prompt="reader", dtype="float32"
     )
     model, *_ = zero_shot_model(settings, Labels(tuple(LABELS)), pairs=False, calibrate=False)
-    assert model.state.template == (Template(before + "{text}") if before else None)
+    assert model.state.reading.template == (Template(before + "{text}") if before else None)
     model.to_adapter().save(tmp_path / "adapter")
     started = ptune.load(tmp_path / "adapter", dtype="float32", device="cpu")
     expected = own_scores(tmp_path, TEXTS, template)

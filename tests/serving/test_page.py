@@ -11,6 +11,7 @@ from serve import Server
 from ptune import PromptModel
 from ptune.backbones.loading import load_backbone
 from ptune.peft import PromptEncoderConfig
+from ptune.texts import Reading
 
 pytestmark = pytest.mark.browser
 
@@ -57,7 +58,7 @@ def server(bert_folder, tmp_path_factory):
         )
         config = PromptEncoderConfig(num_virtual_tokens=4, encoder_reparameterization_type="NONE")
         model = PromptModel(backbone, config)
-        model.state.pairs = pairs
+        model.state.reading = Reading(pairs=pairs)
         with torch.no_grad():
             for _, parameter in model.head_parameters():
                 parameter.normal_(std=0.3)

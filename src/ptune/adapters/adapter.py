@@ -35,8 +35,8 @@ from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, read_json, staged, write_json
 from ptune.labels import Labels, labels_to_json
 from ptune.postprocessing import RAW, Postprocessing
-from ptune.prompts.config import LongTexts, PromptEncoderConfig
-from ptune.texts import Template, Weights
+from ptune.prompts.config import PromptEncoderConfig
+from ptune.texts import Reading
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 OLD_WEIGHTS_NAME = "adapter_model.bin"
@@ -65,12 +65,8 @@ class Adapter:
             (after the text, which does not attend to it). ``None``: not recorded
             (by PEFT or the first version of ptune); the width of the prompt tells it, together
             with the backbone.
-        max_length: The longest text that the user allowed, in tokens; ``None``: no such bound.
-        long_texts: What is read of longer texts than the backbone and the user allow.
-        window_weights: How much their windows count by their place in a text; empty: all the same.
-        pairs: True if it was trained on pairs of texts; ``None``: not recorded.
+        reading: How its texts are read, with the longest text that the user allowed.
         text_columns: The columns with the texts; ``None``: not trained on a table.
-        template: The words around each text; ``None``: the text alone.
         backbone: Sizes, sampled weights and the commit by which the backbone is recognised; empty
             if PEFT wrote the adapter.
         postprocessing: Calibration, thresholds and the like; empty if nothing was fitted.
@@ -84,12 +80,8 @@ class Adapter:
     head: dict[str, torch.Tensor]
     labels: Labels
     mechanism: Mechanism | None = None
-    max_length: int | None = None
-    long_texts: LongTexts = "truncate"
-    window_weights: Weights = ()
-    pairs: bool | None = None
+    reading: Reading = field(default_factory=Reading)
     text_columns: list[str] | None = None
-    template: Template | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
     postprocessing: Postprocessing = RAW
     source: str = "the adapter"
@@ -156,12 +148,8 @@ class Adapter:
                 "requires": self.requires,
                 "ptune_version": __version__,
                 **labels_to_json(self.labels),
-                "max_length": self.max_length,
-                "long_texts": self.long_texts,
-                **({"window_weights": self.window_weights} if self.window_weights else {}),
-                "text_pairs": self.pairs,
+                **self.reading.to_json(),
                 **({"text_columns": self.text_columns} if self.text_columns else {}),
-                "template": self.template and self.template.pattern,
                 "mechanism": self.mechanism,
                 "backbone": self.backbone,
                 **save_quality(self.postprocessing, stage),
@@ -178,20 +166,15 @@ class Adapter:
             (Path(folder) / name).unlink(missing_ok=True)
 
     @property
-    def reads_mask(self) -> bool:
-        """Whether its head reads at the mask token, so that it needs a masked language model."""
-        return self.template is not None and self.template.has_mask
-
-    @property
     def requires(self) -> list[str]:
         """What a reader must know about, to give the same answers."""
         features = {
-            schema.TEMPLATE: self.template is not None,
+            schema.TEMPLATE: self.reading.template is not None,
             schema.NO_PROMPT: self.config.depth == "none",
             schema.READER: self.config.depth == "reader",
-            schema.MASK: self.reads_mask,
-            schema.LONG_TEXTS: self.long_texts != "truncate",
-            schema.WINDOW_WEIGHTS: bool(self.window_weights),
+            schema.MASK: self.reading.at_mask,
+            schema.LONG_TEXTS: self.reading.long_texts != "truncate",
+            schema.WINDOW_WEIGHTS: bool(self.reading.window_weights),
             schema.LABEL_OUTPUTS: self.labels.outputs is not None,
         }
         return [name for name, used in features.items() if used]
@@ -357,6 +340,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
     files = AdapterFiles(source, **where)
     adapter = Adapter.read(files, own_backbone=True)
     config, width = adapter.config, adapter.prompt_embeddings.shape[1]
+    reading = adapter.reading
     weights = files.find(WEIGHTS_NAME) or files.find(OLD_WEIGHTS_NAME)
     assert weights is not None
     where_it_is = {
@@ -383,9 +367,9 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "file size": f"{weights.stat().st_size / 1000:,.1f} kB",
         "labels": ", ".join(adapter.labels.names),
         "problem type": adapter.labels.problem_type,
-        "template": adapter.template and adapter.template.pattern,
-        "longest text": f"{adapter.max_length} tokens" if adapter.max_length else None,
-        "longer texts": None if adapter.long_texts == "truncate" else adapter.long_texts,
+        "template": reading.template and reading.template.pattern,
+        "longest text": f"{limit} tokens" if (limit := reading.max_text_tokens) else None,
+        "longer texts": None if reading.long_texts == "truncate" else reading.long_texts,
     }
     if file := files.find(METRICS_NAME):
         scores = read_json(file, schema.MAX_JSON)

@@ -97,7 +97,9 @@ def model_card(
     settings = read_if_there(folder / SETTINGS_NAME)
     own = config_content(config).keys() & OWN_FIELDS.keys()
     # PEFT would not put the template's words around texts.
-    in_peft = adapter.template is None and all(OWN_FIELDS[name].training_only for name in own)
+    in_peft = adapter.reading.template is None and all(
+        OWN_FIELDS[name].training_only for name in own
+    )
     name = repo_id.rpartition("/")[2]
     results = list(_eval_results(metrics, settings))
     metadata = ModelCardData(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune import compat
-from ptune.adapters.adapter import Adapter, adapter_of
+from ptune.adapters.adapter import adapter_of
 from ptune.adapters.fit import check_fits
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import loading, smallest
 from ptune.errors import PtuneError
-from ptune.prompts.config import LongTexts, PromptEncoderConfig
+from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.encoder import PromptEncoder
 from ptune.prompts.heads import Head
 from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Mechanism
 from ptune.prompts.start import fixed_encoder, new_encoder
-from ptune.texts import Reading, Template, Weights
+from ptune.texts import Reading
 
 
 @dataclass
@@ -36,11 +36,7 @@ class AdapterState:
         config: The prompt's configuration.
         mechanism: How the prompt acts inside the backbone.
         head: Parameters and labels.
-        max_length: The user's limit on a text's length, in tokens.
-        long_texts: What the caller reads of longer texts.
-        window_weights: How much windows of longer texts count by their place.
-        pairs: Whether it was trained on pairs of texts; ``None``: unknown.
-        template: The words around each text, which the caller puts there.
+        reading: How the caller reads texts, with the user's limit on their length.
         trains: Whether it trains while it is active.
         head_trains: Whether its head then trains too.
     """
@@ -48,19 +44,9 @@ class AdapterState:
     config: PromptEncoderConfig
     mechanism: Mechanism
     head: Head
-    max_length: int | None = None
-    long_texts: LongTexts = "truncate"
-    window_weights: Weights = ()
-    pairs: bool | None = None
-    template: Template | None = None
+    reading: Reading = field(default_factory=Reading)
     trains: bool = True
     head_trains: bool = True
-
-    def take_over(self, adapter: Adapter) -> None:
-        """Take over from an adapter how its texts are read."""
-        self.max_length, self.pairs = adapter.max_length, adapter.pairs
-        self.template, self.long_texts = adapter.template, adapter.long_texts
-        self.window_weights = adapter.window_weights
 
 
 class _ThreadChoice(threading.local):
@@ -144,11 +130,11 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
     @property
     def max_length(self) -> int | None:
         """The user's limit on a text's length, in tokens. It is saved with the adapter."""
-        return self.state.max_length
+        return self.state.reading.max_text_tokens
 
     @max_length.setter
     def max_length(self, length: int | None) -> None:
-        self.state.max_length = length
+        self.state.reading = replace(self.state.reading, max_text_tokens=length)
 
     def max_text_tokens(self, tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
         """The longest text that fits with the prompt, in tokens, including special tokens.
@@ -166,10 +152,8 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
         return None if bound is None else bound - taken
 
     def reading(self, tokenizer: PreTrainedTokenizerBase) -> Reading:
-        """How the active adapter's texts are read."""
-        state = self.state
-        limit = self.max_text_tokens(tokenizer)
-        return Reading(limit, state.long_texts, state.template, state.window_weights)
+        """How the active adapter's texts are read, with the longest text that fits."""
+        return replace(self.state.reading, max_text_tokens=self.max_text_tokens(tokenizer))
 
     def add_adapter(self, name: str, config: PromptEncoderConfig) -> None:
         """Add a new prompt with a copy of the backbone's original head, without activating it.
@@ -215,8 +199,7 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
         with loading():
             self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
         state = self.adapters[adapter_name]
-        state.take_over(adapter)
-        state.trains = is_trainable
+        state.reading, state.trains = adapter.reading, is_trainable
         self._freeze_inactive()
 
     def set_adapter(self, name: str) -> None:

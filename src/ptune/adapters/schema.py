@@ -31,7 +31,7 @@ from ptune.prompts.config import (
     PromptInit,
     Reparameterization,
 )
-from ptune.texts import Template
+from ptune.texts import Reading
 
 CONFIG_NAME = "adapter_config.json"
 INFO_NAME = "ptune.json"
@@ -337,21 +337,15 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
         )
     values = parse_fields(content, INFO_FIELDS, file)
     try:
-        template = None if values["template"] is None else Template(values["template"])
+        reading = Reading.from_json(values)
     except PtuneError as error:
         raise PtuneError(f"{file}: {error}") from error
     sizes = parse_fields(values["backbone"] or {}, BACKBONE_FIELDS, f"{file}, backbone")
     return {
         "labels": labels_from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
-        "pairs": values["text_pairs"],
-        "text_columns": values["text_columns"],
-        "template": template,
-        "window_weights": tuple(values["window_weights"]),
-        **{
-            name: values[name]
-            for name in ("ptune_version", "max_length", "long_texts", "mechanism")
-        },
+        "reading": reading,
+        **{name: values[name] for name in ("ptune_version", "text_columns", "mechanism")},
     }
 
 

@@ -88,8 +88,8 @@ def own_texts(classifier: PromptClassifier) -> list[Text]:
     longest = classifier.prompt_model_.max_text_tokens(classifier.tokenizer_)
     if longest is not None and longest <= LONGEST_CHECK:
         texts += ["very long " * longest, ("long too " * longest, "short")]
-    state = classifier.prompt_model_.state
-    pairs = state.template.takes_pairs if state.template else state.pairs
+    reading = classifier.prompt_model_.state.reading
+    pairs = reading.template.takes_pairs if reading.template else reading.pairs
     if pairs is not None:
         texts = [text for text in texts if isinstance(text, tuple) is pairs]
     return texts

@@ -155,18 +155,18 @@ def _check_prompt(config: PromptEncoderConfig) -> None:
 
 def _check_texts(classifier: PromptClassifier, source: str | os.PathLike[str]) -> None:
     """Refuse texts that are read as no ordinary tokenizer does, and labels that were merged."""
-    state = classifier.prompt_model_.state
+    reading = classifier.prompt_model_.state.reading
     if classifier.labels_.outputs is not None:
         raise PtuneError(
             f"Labels of the classifier {source} were merged or dropped, and an ordinary checkpoint "
             "has one output for each label. Export it with `--to onnx`."
         )
-    if template := state.template:
+    if template := reading.template:
         raise PtuneError(
             f"The classifier {source} puts the words {template.pattern!r} around each text, which "
             "no ordinary checkpoint does. Export it with `--to onnx`."
         )
-    if (how_long := state.long_texts) != "truncate":
+    if (how_long := reading.long_texts) != "truncate":
         raise PtuneError(
             f"The classifier {source} reads long texts in its own way (long_texts={how_long!r}), "
             "which no ordinary checkpoint does. Export it with `--to onnx`."

@@ -144,16 +144,12 @@ def write_onnx(
         )
     tokenizer = _tokenizer(classifier)
     comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
-    values, reading = classifier.postprocessing_, prompt_model.reading(tokenizer)
+    values = classifier.postprocessing_
     info: dict[str, Any] = {
         "to": "onnx",
         **labels_to_json(classifier.labels_),
-        "max_length": reading.max_text_tokens,
-        "long_texts": reading.long_texts,
-        "window_weights": reading.window_weights,
-        "text_pairs": prompt_model.state.pairs,
+        **prompt_model.reading(tokenizer).to_json(),
         "text_columns": [*map(str, getattr(classifier, "feature_names_in_", ()))] or None,
-        "template": reading.template and reading.template.pattern,
     }
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)
     with replaced(folder) as stage:

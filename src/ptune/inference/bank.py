@@ -11,6 +11,7 @@ import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,11 +47,9 @@ from ptune.prompts.readers import TextStates
 from ptune.texts import (
     TOKENS_PER_TEXT,
     Reading,
-    Template,
     Text,
     as_columns,
     batches,
-    encode_rows,
     lock_of,
     most_padding,
     pooled,
@@ -259,14 +258,15 @@ class PromptBank:
         found = Adapter.read(folder, own_backbone=True)
         if stamp_of(folder) != stamp:
             raise PtuneError(f"{folder} changed while it was read. Add it again.")
-        pairs, scores = found.pairs, folder / METRICS_NAME
+        pairs, scores = found.reading.pairs, folder / METRICS_NAME
         if pairs is None and scores.is_file():  # adapters of the first version
             pairs = read_json(scores).get("text_pairs")
         weights = self._weights(found)
-        bound = self._host_for(at_mask=found.reads_mask).architecture.max_positions
+        bound = self._host_for(at_mask=found.reading.at_mask).architecture.max_positions
         if bound is not None:
             bound -= weights.prompt.positions
-        longest = smallest(bound, found.max_length, self.tokenizer.model_max_length)
+        longest = found.reading.max_text_tokens
+        longest = smallest(bound, longest, self.tokenizer.model_max_length)
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         if longest is not None and longest <= special:
             raise PtuneError(
@@ -281,7 +281,7 @@ class PromptBank:
             found.config.num_virtual_tokens,
             found.config.depth,
         )
-        reading = Reading(longest, found.long_texts, found.template, found.window_weights)
+        reading = replace(found.reading, max_text_tokens=longest, pairs=info.pairs)
         return Task(info, str(folder.absolute()), stamp, reading, weights)
 
     def _host_for(self, *, at_mask: bool) -> Host:
@@ -309,7 +309,7 @@ class PromptBank:
 
     def _weights(self, found: Adapter) -> Weights:
         """Move an adapter's tensors to the backbone's device, after checking that they fit."""
-        host = self._host_for(at_mask=found.reads_mask)
+        host = self._host_for(at_mask=found.reading.at_mask)
         recorded = (host, found.config.base_model_name_or_path, found.backbone)
         known = recorded == self._recognised
         check_fits(found, host, allow_other_backbone=self._allow_other or known)
@@ -464,7 +464,7 @@ class PromptBank:
 
         with_text = [i for i, task in enumerate(tasks) if task.info.depth != "reader"]
         for at_mask in (False, True):
-            own = [i for i in with_text if tasks[i].at_mask is at_mask]
+            own = [i for i in with_text if tasks[i].reading.at_mask is at_mask]
             lengths = [len(encoded[i]["input_ids"]) for i in own]
             one_row = bool(own) and self._host_for(at_mask=at_mask).takes_one_row
             padding = most_padding(self.backbone.device, one_row=one_row)
@@ -522,25 +522,19 @@ class PromptBank:
             A row for each request, then the further windows of long texts; the request that each
             row belongs to; and whether the text of each request was cut.
         """
-        readings = [(texts, task.reading) for task, texts in window]
-        asked = [
-            (texts, own.template, own.long_texts, own.max_text_tokens if cut else None)
-            for texts, own in readings
-        ]
+        # Tasks that differ in nothing else read a text alike.
+        same: dict[str, Any] = {"window_weights": (), "pairs": None}
+        same |= {} if cut else {"max_text_tokens": None}
+        readings = {task: replace(task.reading, **same) for task, _ in window}
+        asked = [(texts, readings[task]) for task, texts in window]
         encoded: dict[Any, list[dict[str, list[int]]]] = {text: [] for text in asked}
-        alike: dict[tuple[int, Template | None, str], list[Any]] = {}
+        alike: dict[tuple[int, Reading], list[Any]] = {}
         for text in encoded:
-            alike.setdefault((len(text[0]), *text[1:3]), []).append(text)
+            alike.setdefault((len(text[0]), text[1]), []).append(text)
         was_cut = set()
-        for (columns, template, long_texts), some in alike.items():
-            found = encode_rows(
-                self.tokenizer,
-                [[texts[c] for texts, *_ in some] for c in range(columns)],
-                [limit for *_, limit in some],
-                long_texts,
-                side,
-                template,
-            )
+        for (columns, reading), some in alike.items():
+            lists = [[texts[c] for texts, _ in some] for c in range(columns)]
+            found = reading.rows(self.tokenizer, lists, side)
             for i, number in enumerate(found.text_of):
                 row = {key: values[i] for key, values in found.encoded.items()}
                 encoded[some[number]].append(row)
@@ -567,7 +561,7 @@ class PromptBank:
         number = {task: i for i, task in enumerate(weights)}
         which = [number[task] for task in tasks]
         one = len(weights) == 1 and (isinstance(texts, Given) or len(texts.mask) == len(tasks))
-        host = self._host_for(at_mask=tasks[0].at_mask)
+        host = self._host_for(at_mask=tasks[0].reading.at_mask)
         output = host.run(
             [w.prompt for w in weights.values()],
             texts,
@@ -636,8 +630,8 @@ class _TaskClassifier(TextClassifier):
         self.labels_, self.postprocessing_ = task.info.labels_, task.info.postprocessing
         self.tokenizer_ = bank.tokenizer
 
-    def _pairs(self) -> bool | None:
-        return self._task.info.pairs
+    def _reading(self) -> Reading:
+        return self._task.reading
 
     def _window(self, columns: list[list[str]]) -> Found:
         window = [(self._task, text) for text in zip(*columns, strict=True)]

@@ -134,9 +134,6 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
     def _reading(self) -> Reading:
         return self.prompt_model_.reading(self.tokenizer_)
 
-    def _pairs(self) -> bool | None:
-        return self.prompt_model_.state.pairs
-
     def _most_padding(self) -> int | None:
         model = self.prompt_model_
         return texts.most_padding(model.device, one_row=model.host.takes_one_row)
@@ -350,8 +347,8 @@ def _settings_of(adapter: Adapter) -> dict[str, Any]:
     return {
         "prompt": adapter.config.depth,
         "encoder": adapter.config.encoder_reparameterization_type,
-        "max_length": adapter.max_length,
-        "long_texts": adapter.long_texts,
+        "max_length": adapter.reading.max_text_tokens,
+        "long_texts": adapter.reading.long_texts,
         **{setting: getattr(adapter.config, setting) for setting in _SAME_NAME},
     }
 
@@ -392,7 +389,7 @@ def load(
         labels=found.labels.output_names,
         problem_type=found.labels.kind,
         dtype=dtype,  # type: ignore[arg-type]
-        at_mask=found.reads_mask,
+        at_mask=found.reading.at_mask,
         **own,
     )
     prompt_model = PromptModel.from_adapter(

@@ -18,7 +18,7 @@ from ptune.inference.classifier import load
 from ptune.inference.text_classifier import Answer, Batch, TextClassifier
 from ptune.labels import Labels, labels_from_json
 from ptune.postprocessing import Postprocessing
-from ptune.texts import Reading, Template
+from ptune.texts import Reading
 
 # About an export.
 EXPORT_INFO_NAME = "ptune_export.json"
@@ -121,18 +121,14 @@ class ExportedClassifier(TextClassifier):
         postprocessing: Postprocessing,
         reading: Reading,
         batch_size: int,
-        pairs: bool | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer_ = tokenizer
         self.labels_, self.postprocessing_ = labels, postprocessing
-        self.reading, self.batch_size, self.pairs = reading, batch_size, pairs
+        self.reading, self.batch_size = reading, batch_size
 
     def _reading(self) -> Reading:
         return self.reading
-
-    def _pairs(self) -> bool | None:
-        return self.pairs
 
     def _forward(self, batches: Iterable[Batch]) -> Iterable[Answer]:
         return self.engine.run(self._padded(batches))
@@ -198,11 +194,8 @@ def load_exported(
         )
     labels = labels_from_json(info, EXPORT_INFO_NAME)
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
-    template = None if info.get("template") is None else Template(info["template"])
-    long_texts, weights = info.get("long_texts", "truncate"), info.get("window_weights", ())
-    reading = Reading(info["max_length"], long_texts, template, tuple(weights))
-    rest = (reading, batch_size, info.get("text_pairs"))
-    classifier = ExportedClassifier(engine, tokenizer, labels, values, *rest)
+    reading = Reading.from_json(info)
+    classifier = ExportedClassifier(engine, tokenizer, labels, values, reading, batch_size)
     if columns := info.get("text_columns"):
         classifier.feature_names_in_ = np.array(columns, dtype=object)
     return classifier

@@ -83,12 +83,6 @@ class Task:
     reading: Reading
     weights: Weights | None
 
-    @property
-    def at_mask(self) -> bool:
-        """Whether its head reads at the mask token."""
-        template = self.reading.template
-        return template is not None and template.has_mask
-
 
 class TaskTable:
     """Tasks by name. Any number of threads may use it.

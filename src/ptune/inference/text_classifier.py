@@ -59,10 +59,6 @@ class TextClassifier:
         """How texts are read."""
         raise NotImplementedError
 
-    def _pairs(self) -> bool | None:
-        """Whether it was trained on pairs of texts; ``None``: unknown."""
-        return None
-
     def _most_padding(self) -> int | None:
         """Tokens of padding in a batch; ``None``: no limit."""
         return texts.PADDING
@@ -104,11 +100,12 @@ class TextClassifier:
         started, pairs = 0, None
         while window := list(itertools.islice(rows, WINDOW)):
             columns = texts.as_columns(window, pairs, Origin("the texts", before=started))
-            if pairs is None and self._pairs() not in (None, len(columns) == 2):
-                trained = "pairs of texts" if self._pairs() else "single texts"
+            expected = self._reading().pairs
+            if pairs is None and expected not in (None, len(columns) == 2):
+                trained = "pairs of texts" if expected else "single texts"
                 warnings.warn(
                     f"The classifier was trained on {trained}, and these are "
-                    f"{'single texts' if self._pairs() else 'pairs'}. A pair is a tuple of two "
+                    f"{'single texts' if expected else 'pairs'}. A pair is a tuple of two "
                     "texts; a list of two strings is two texts.",
                     stacklevel=4,
                 )
@@ -117,7 +114,7 @@ class TextClassifier:
             started += len(window)
 
     def _rows(self, X: Any) -> Iterable[Any]:
-        return texts.rows(X, list(getattr(self, "feature_names_in_", ())), self._pairs())
+        return texts.rows(X, list(getattr(self, "feature_names_in_", ())), self._reading().pairs)
 
     def _window(self, columns: list[list[str]]) -> Found:
         reading = self._reading()

@@ -12,7 +12,7 @@ from ptune.texts.tokens import (
     take,
 )
 from ptune.texts.values import Text, as_columns, as_rows, check, columns_of_texts, is_one, rows
-from ptune.texts.windows import IN_WINDOWS, Reading, Weights, encode_rows, in_parts, pooled
+from ptune.texts.windows import IN_WINDOWS, Reading, Weights, in_parts, pooled
 
 __all__ = [
     "IN_WINDOWS",
@@ -30,7 +30,6 @@ __all__ = [
     "check",
     "columns_of_texts",
     "encode",
-    "encode_rows",
     "in_parts",
     "is_one",
     "lock_of",

@@ -223,14 +223,14 @@ class Template:
         return [one(i) for i in range(len(columns[0]))]
 
     def encode(
-        self, tokenizer: Any, columns: Sequence[Sequence[str]], limits: Sequence[int | None]
+        self, tokenizer: Any, columns: Sequence[Sequence[str]], limit: int | None
     ) -> tuple[dict[str, list[list[int]]], list[int]]:
         """Token ids of the filled template. Too long texts are cut, never the template.
 
         Args:
             tokenizer: The backbone's; the caller holds its lock.
             columns: As for `fill`.
-            limits: The largest number of tokens of each text with the template.
+            limit: The largest number of tokens of a text with the template.
 
         Returns:
             `input_ids` and so on, and the positions of the texts that were cut.
@@ -240,7 +240,7 @@ class Template:
         """
         encoded = self._tokens(tokenizer, columns)
         ids, cut = encoded["input_ids"], []
-        for i, limit in enumerate(limits):
+        for i in range(len(ids)):
             if limit is None or len(ids[i]) <= limit:
                 continue
             parts = [column[i] for column in columns]

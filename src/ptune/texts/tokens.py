@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
@@ -40,7 +39,7 @@ def lock_of(tokenizer: PreTrainedTokenizerBase) -> ForkLock:
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     columns: Sequence[Sequence[str]],
-    max_text_tokens: int | Sequence[int | None] | None,
+    max_text_tokens: int | None,
     truncation_side: str | None = None,
     template: Template | None = None,
 ) -> tuple[Encoded, list[int]]:
@@ -49,8 +48,7 @@ def encode(
     Args:
         tokenizer: The backbone's.
         columns: One column of texts; or two, the first texts and the second texts.
-        max_text_tokens: The longest text in tokens, for all of them or for each; longer texts are
-            cut. ``None``: no limit.
+        max_text_tokens: The longest text in tokens; longer texts are cut. ``None``: no limit.
         truncation_side: Where they are cut: `left` or `right`. ``None``: the tokenizer's own side.
         template: The words around each text.
 
@@ -58,36 +56,28 @@ def encode(
         `input_ids` and so on, one list per text, and the positions of the texts that were cut.
     """
     lists = [list(column) for column in columns]
-    limits = max_text_tokens
-    if not isinstance(limits, Sequence):
-        limits = [limits] * len(lists[0])
     with lock_of(tokenizer):
         own_side = tokenizer.truncation_side
         try:
             tokenizer.truncation_side = truncation_side or own_side
             if template is not None:
-                return template.encode(tokenizer, lists, limits)
-            return _encode(tokenizer, lists, limits)
+                return template.encode(tokenizer, lists, max_text_tokens)
+            return _encode(tokenizer, lists, max_text_tokens)
         finally:
             tokenizer.truncation_side = own_side
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, lists: list[list[str]], limits: Sequence[int | None]
+    tokenizer: PreTrainedTokenizerBase, lists: list[list[str]], limit: int | None
 ) -> tuple[Encoded, list[int]]:
     encoded = dict(tokenizer(*lists, verbose=False))
-    ids = encoded["input_ids"]
-    too_long: dict[int, list[int]] = defaultdict(list)
-    for i, limit in enumerate(limits):
-        if limit and len(ids[i]) > limit:
-            too_long[limit].append(i)
-    for limit, some in too_long.items():
-        part = [[column[i] for i in some] for column in lists]
-        cut = tokenizer(*part, truncation=True, max_length=limit)
-        for key, values in cut.items():
-            for i, value in zip(some, values, strict=True):
+    cut = [i for i, ids in enumerate(encoded["input_ids"]) if limit and len(ids) > limit]
+    if cut:
+        part = [[column[i] for i in cut] for column in lists]
+        for key, values in tokenizer(*part, truncation=True, max_length=limit).items():
+            for i, value in zip(cut, values, strict=True):
                 encoded[key][i] = value
-    return encoded, sorted(i for some in too_long.values() for i in some)
+    return encoded, cut
 
 
 def batches(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,87 +45,107 @@ class Rows:
     cut: list[int]
 
 
-def encode_rows(
-    tokenizer: PreTrainedTokenizerBase,
-    columns: Sequence[Sequence[str]],
-    max_text_tokens: int | Sequence[int | None] | None,
-    long_texts: str = "truncate",
-    truncation_side: str | None = None,
-    template: Template | None = None,
-) -> Rows:
-    """Token ids of texts or pairs, as `encode` returns them, with the rows of long texts.
-
-    Of a pair, the longer text is divided, and the other one is in every window. It is shortened if
-    it takes more than half of a window.
-
-    Args:
-        tokenizer, columns, max_text_tokens, truncation_side, template: As for `encode`.
-        long_texts: What is read of a text that is longer than `max_text_tokens`: its start
-            (`truncate`), its start and end (`head_tail`), or everything: in windows that overlap
-            (`windows`), or in paragraphs and, of a longer one, sentences (`passages`).
-
-    Raises:
-        PtuneError: A text has to be divided, and the tokenizer is a slow one.
-    """
-    count, limits = len(columns[0]), max_text_tokens
-    if long_texts == "truncate":
-        encoded, cut = encode(tokenizer, columns, limits, truncation_side, template)
-        return Rows(encoded, list(range(count)), cut)
-    if not isinstance(limits, Sequence):
-        limits = [limits] * count
-    encoded, _ = encode(tokenizer, columns, None, None, template)
-    sizes = [len(ids) for ids in encoded["input_ids"]]
-    fits = [limit is None or n <= limit for n, limit in zip(sizes, limits, strict=True)]
-    long = [i for i in range(count) if not fits[i]]
-    places = [_places(tokenizer, [column[i] for i in long]) for column in columns]
-    parts: list[tuple[str, ...]] = []
-    text_of, cut = list(range(count)), []
-    for n, i in enumerate(long):
-        own, spans = [column[i] for column in columns], [place[n] for place in places]
-        free = (limits[i] or 0) - (sizes[i] - sum(map(len, spans))) - SPARE
-        rows, is_cut = _divided(own, spans, max(2, free), long_texts)
-        parts += rows
-        text_of += [i] * len(rows)
-        cut += [i] if is_cut else []
-    if not parts:
-        return Rows(encoded, text_of, cut)
-    divided = text_of[count:]
-    bounds = [limits[i] for i in divided]
-    more, _ = encode(tokenizer, list(zip(*parts, strict=True)), bounds, None, template)
-    first = {i: divided.index(i) for i in long}
-    rest = [n for n, i in enumerate(divided) if first[i] != n]
-    for key, values in more.items():
-        for i, n in first.items():
-            encoded[key][i] = values[n]
-        encoded[key] += [values[n] for n in rest]
-    return Rows(encoded, [*range(count), *(divided[n] for n in rest)], cut)
-
-
 @dataclass(frozen=True)
 class Reading:
     """How a classifier reads texts.
 
     Attributes:
         max_text_tokens: The longest text in tokens; ``None``: no limit.
-        long_texts: What is read of longer texts, as for `encode_rows`.
+        long_texts: What is read of a longer text: its start (`truncate`), its start and end
+            (`head_tail`), or everything: in windows that overlap (`windows`), or in paragraphs
+            and, of a longer one, sentences (`passages`).
         template: The words around each text; ``None``: the text alone.
         window_weights: How much windows count by their place in a text, as for `pooled`.
+        pairs: Whether it was trained on pairs of texts; ``None``: unknown.
     """
 
     max_text_tokens: int | None = None
     long_texts: str = "truncate"
     template: Template | None = None
     window_weights: Weights = ()
+    pairs: bool | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Reading:
+        """Read what `to_json` wrote.
+
+        Raises:
+            PtuneError: The template is malformed.
+        """
+        template, weights = content.get("template"), content.get("window_weights") or ()
+        return cls(
+            content.get("max_length"),
+            content.get("long_texts", "truncate"),
+            None if template is None else Template(template),
+            tuple(weights),
+            content.get("text_pairs"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Itself as fields of a JSON object."""
+        return {
+            "max_length": self.max_text_tokens,
+            "long_texts": self.long_texts,
+            **({"window_weights": self.window_weights} if self.window_weights else {}),
+            "text_pairs": self.pairs,
+            "template": self.template and self.template.pattern,
+        }
 
     @property
     def in_windows(self) -> bool:
         """Whether a longer text becomes several rows that cover all of it."""
         return self.long_texts in IN_WINDOWS
 
-    def rows(self, tokenizer: PreTrainedTokenizerBase, columns: Sequence[Sequence[str]]) -> Rows:
-        """Token ids of texts or pairs, as `encode_rows` returns them."""
-        limit, how = self.max_text_tokens, self.long_texts
-        return encode_rows(tokenizer, columns, limit, how, template=self.template)
+    @property
+    def at_mask(self) -> bool:
+        """Whether the head reads at the mask token, so that a masked language model is needed."""
+        return self.template is not None and self.template.has_mask
+
+    def rows(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        columns: Sequence[Sequence[str]],
+        truncation_side: str | None = None,
+    ) -> Rows:
+        """Token ids of texts or pairs, as `encode` returns them, with the rows of long texts.
+
+        Of a pair, the longer text is divided, and the other one is in every window. It is
+        shortened if it takes more than half of a window.
+
+        Args:
+            tokenizer, columns, truncation_side: As for `encode`.
+
+        Raises:
+            PtuneError: A text has to be divided, and the tokenizer is a slow one.
+        """
+        count, limit = len(columns[0]), self.max_text_tokens
+        if limit is None or self.long_texts == "truncate":
+            encoded, cut = encode(tokenizer, columns, limit, truncation_side, self.template)
+            return Rows(encoded, list(range(count)), cut)
+        encoded, _ = encode(tokenizer, columns, None, None, self.template)
+        sizes = [len(ids) for ids in encoded["input_ids"]]
+        long = [i for i in range(count) if sizes[i] > limit]
+        places = [_places(tokenizer, [column[i] for i in long]) for column in columns]
+        parts: list[tuple[str, ...]] = []
+        text_of, cut = list(range(count)), []
+        for n, i in enumerate(long):
+            own, spans = [column[i] for column in columns], [place[n] for place in places]
+            free = limit - (sizes[i] - sum(map(len, spans))) - SPARE
+            rows, is_cut = _divided(own, spans, max(2, free), self.long_texts)
+            parts += rows
+            text_of += [i] * len(rows)
+            cut += [i] if is_cut else []
+        if not parts:
+            return Rows(encoded, text_of, cut)
+        divided = text_of[count:]
+        more, _ = encode(tokenizer, list(zip(*parts, strict=True)), limit, None, self.template)
+        first = {i: divided.index(i) for i in long}
+        rest = [n for n, i in enumerate(divided) if first[i] != n]
+        for key, values in more.items():
+            for i, n in first.items():
+                encoded[key][i] = values[n]
+            encoded[key] += [values[n] for n in rest]
+        return Rows(encoded, [*range(count), *(divided[n] for n in rest)], cut)
 
 
 _Logits = TypeVar("_Logits", np.ndarray, list[np.ndarray], torch.Tensor)
@@ -209,7 +229,7 @@ def _divided(
         texts: The text, or the two of a pair.
         spans: Where their tokens are.
         free: Tokens that fit.
-        long_texts: As for `encode_rows`.
+        long_texts: As for `Reading`.
     """
 
     def part(column: int, start: int, end: int) -> str:

@@ -40,7 +40,7 @@ from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.questions import default_question
 from ptune.prompts.words import NoWords, parse_words, start_of_head, words_from_examples
-from ptune.texts import Template, special_before
+from ptune.texts import Reading, Template, special_before
 from ptune.training.defaults import Situation, choose, head_of, question, virtual_tokens
 from ptune.training.settings import TrainSettings
 
@@ -258,7 +258,7 @@ def new_model(
         start_head_at_zero(backbone)
     prompt = fitted_prompt(settings, dataset, tokenizer)
     model = PromptModel(backbone, prompt.config)
-    read_as(model, settings, dataset, prompt)
+    model.state.reading = prompt.reading
     _start_as_soft_words(model, prompt.words)
     if settings.prompt == "reader":
         _keep_texts(model, settings)
@@ -324,12 +324,12 @@ class FittedPrompt(NamedTuple):
 
     Attributes:
         config: Its configuration.
-        template: The words that stay around each text.
-        words: For each virtual token among them, the token that it starts as; ``None``: any.
+        reading: How texts are read with it, with the words that stay around each text.
+        words: For each virtual token among these, the token that it starts as; ``None``: any.
     """
 
     config: PromptEncoderConfig
-    template: Template | None
+    reading: Reading
     words: list[int | None]
 
 
@@ -350,16 +350,8 @@ def fitted_prompt(
         around = around.without_soft_words(replaces_special=bool(replaced))
         if around.pattern == "{text}":  # the texts themselves, as other tasks read them
             around = None
-    return FittedPrompt(fit_to_tokenizer(config, tokenizer, around), around, words)
-
-
-def read_as(
-    model: PromptModel, settings: TrainSettings, dataset: TaskData, prompt: FittedPrompt
-) -> None:
-    """Record how texts are read with the active prompt of a model."""
-    state = model.state
-    state.max_length, state.long_texts = settings.max_length, settings.long_texts
-    state.pairs, state.template = dataset.pairs, prompt.template
+    reading = Reading(settings.max_length, settings.long_texts, around, pairs=dataset.pairs)
+    return FittedPrompt(fit_to_tokenizer(config, tokenizer, around), reading, words)
 
 
 def model_for(

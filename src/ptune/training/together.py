@@ -47,7 +47,6 @@ from ptune.training.start import (
     new_model,
     own_backbone,
     own_language_model,
-    read_as,
     start_with_words,
 )
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
@@ -344,7 +343,7 @@ class Stack:
         torch.set_rng_state(random)
         self.model._put(name, prompt.config, head=head)
         self.model.set_adapter(name)
-        read_as(self.model, settings, dataset, prompt)
+        self.model.state.reading = prompt.reading
         if settings.asks_words:
             try:
                 dtype = self.model.get_base_model().dtype

@@ -12,6 +12,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, WEIGHT, TaskData,
 from ptune.errors import PtuneError, first_line
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.texts import IN_WINDOWS, Reading, Weights, pooled
+from ptune.texts import Reading, Weights, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
 from ptune.training.features import (
     LABELS,
@@ -445,7 +446,7 @@ def build_trainer(
         prompt_learning_rate=settings.prompt_learning_rate,
         weight_decay=args.weight_decay,
     )
-    windows = model.state.long_texts in IN_WINDOWS
+    windows = model.state.reading.in_windows
     if windows:
         limit_tokens(args, train)
     needs_own_loss = windows or WEIGHT in train.column_names or dataset.has_unknown
@@ -470,7 +471,7 @@ def build_trainer(
     if show:
         show(train, truncated)
     scale_steps_and_fit_head(trainer, dataset.labels, settings)
-    trainer.window_weights = model.state.window_weights
+    trainer.window_weights = model.state.reading.window_weights
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, truncated
@@ -492,7 +493,8 @@ def scale_steps_and_fit_head(
     )
     own = model.host.heads.original.parameters
     if features is not None and fits and not compat.was_loaded(own[features.name]):
-        model.state.window_weights = fit_head(features, labels, train)
+        weights = fit_head(features, labels, train)
+        model.state.reading = replace(model.state.reading, window_weights=weights)
         if settings.loss == "pairs":
             learn_in_pairs(trainer, labels, settings)
     if settings.prompt == "reader":
