@@ -14,7 +14,6 @@ from ptune.backbones.loading import fast_dtype, load_tokenizer
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import MODEL_NAME, read_json
-from ptune.inference.classifier import load
 from ptune.inference.text_classifier import Answer, Batch, TextClassifier
 from ptune.labels import Labels, labels_from_json
 from ptune.postprocessing import Postprocessing
@@ -203,28 +202,3 @@ def load_exported(
 
 def _existing(file: Path) -> Path | None:
     return file if file.is_file() else None
-
-
-def open_classifier(
-    source: str,
-    runtime: str = "torch",
-    *,
-    model: str | None = None,
-    revision: str | None = None,
-    dtype: str = "auto",
-    allow_other_backbone: bool = False,
-) -> TextClassifier:
-    """Open an adapter on PyTorch, or an export on another runtime.
-
-    Raises:
-        PtuneError: As for `ptune.load` and `load_exported`; or `model`, `revision` or
-            `allow_other_backbone` is given for an export.
-    """
-    if runtime == "torch":
-        other = allow_other_backbone
-        return load(source, model=model, revision=revision, dtype=dtype, allow_other_backbone=other)
-    given = {"model": model, "revision": revision, "allow-other-backbone": allow_other_backbone}
-    for name, value in given.items():
-        if value not in (None, False):
-            raise PtuneError(f"--{name} is for adapters; an export contains its backbone.")
-    return load_exported(source, runtime, dtype=dtype)  # type: ignore[arg-type]

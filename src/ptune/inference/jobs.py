@@ -27,7 +27,8 @@ from ptune.data.sheets import SHEETS
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import MODEL_NAME, digest_of, read_json, staged, write_json
-from ptune.inference.engines import EXPORT_INFO_NAME, open_classifier
+from ptune.inference.classifier import load
+from ptune.inference.engines import EXPORT_INFO_NAME, load_exported
 from ptune.inference.files import Source, format_of, write, writer
 from ptune.inference.text_classifier import TextClassifier
 
@@ -70,15 +71,21 @@ class Recipe:
     mark_truncated: bool = False
 
     def load(self) -> TextClassifier:
-        """Load the classifier."""
-        return open_classifier(
-            self.adapter,
-            self.runtime,
-            model=self.model,
-            revision=self.revision,
-            dtype=self.dtype,
-            allow_other_backbone=self.allow_other_backbone,
-        )
+        """Load an adapter on PyTorch, or an export on another runtime.
+
+        Raises:
+            PtuneError: As for `ptune.load` and `load_exported`; or an export is to be loaded as an
+                adapter is.
+        """
+        of_adapters = ("model", "revision", "allow_other_backbone")
+        given: dict[str, Any] = {name: getattr(self, name) for name in of_adapters}
+        if self.runtime == "torch":
+            return load(self.adapter, dtype=self.dtype, **given)
+        for name, value in given.items():
+            if value:
+                option = name.replace("_", "-")
+                raise PtuneError(f"--{option} is for adapters; an export contains its backbone.")
+        return load_exported(self.adapter, self.runtime, dtype=self.dtype)  # type: ignore[arg-type]
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides a prediction, with a hash of the adapter's files.

@@ -137,6 +137,12 @@ class TextClassifier:
         logits, cut = map(np.concatenate, parts)
         return logits, cut
 
+    def _lengths(self, columns: list[list[str]]) -> list[int]:
+        """Tokens of each text with the words around it, none of which is cut."""
+        template = self._reading().template
+        encoded, _ = texts.encode(self.tokenizer_, columns, None, template=template)
+        return [len(ids) for ids in encoded["input_ids"]]
+
     def _all_logits(self, X: Text | Iterable[Text]) -> np.ndarray:
         return self._all(X)[0]
 

@@ -186,25 +186,18 @@ class PromptEncoderConfig:
                 f"placement is 'template' and depth is {self.depth!r}; only an input prompt has "
                 "places among the words of a template. Leave placement out, or use depth='input'."
             )
-        if self.depth == "none" and self.encoder_reparameterization_type != "NONE":
+        takes, encoder = _ENCODERS[self.depth], self.encoder_reparameterization_type
+        if encoder not in takes:
+            kind = {"deep": "a deep prompt", "none": "a head alone"}.get(self.depth, "a reader")
             raise PtuneError(
-                f"encoder_reparameterization_type is {self.encoder_reparameterization_type!r}, but "
-                "without a prompt there is nothing to encode; expected 'NONE'."
-            )
-        if self.depth == "deep" and self.encoder_reparameterization_type == "LSTM":
-            raise PtuneError(
-                "encoder_reparameterization_type is 'LSTM'; a deep prompt takes 'MLP' or 'NONE'."
+                f"encoder_reparameterization_type is {encoder!r}; {kind} takes "
+                f"{' or '.join(map(repr, takes))}."
             )
         if self.depth in ("deep", "none") and self.pooling == "prompt":
             has = "a deep prompt has" if self.depth == "deep" else "there are"
             raise PtuneError(
                 f"pooling is 'prompt', but {has} no vectors that the head could read. Use 'mean' "
                 "or 'architecture'."
-            )
-        if self.depth == "reader" and self.encoder_reparameterization_type != "NONE":
-            raise PtuneError(
-                f"encoder_reparameterization_type is {self.encoder_reparameterization_type!r}; a "
-                "reader takes 'NONE'."
             )
         if self.depth == "reader" and self.pooling == "mean":
             raise PtuneError(
@@ -310,6 +303,12 @@ class PromptEncoderConfig:
         ).resolved(decoder=decoder)
 
 
+_ENCODERS: dict[Depth, tuple[Reparameterization, ...]] = {
+    "input": get_args(Reparameterization),
+    "deep": ("MLP", "NONE"),
+    "reader": ("NONE",),
+    "none": ("NONE",),
+}
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "task_type": ("SEQ_CLS", None),
     "peft_type": (P_TUNING, PREFIX_TUNING, PROMPT_TUNING),

@@ -98,9 +98,7 @@ def _numbers(name: str, both: list[Array], form: str) -> Shift:
 
 
 def _lengths(classifier: TextClassifier, both: list[list[list[str]]]) -> Shift:
-    template = classifier._reading().template
-    encoded = [texts.encode(classifier.tokenizer_, c, None, template=template)[0] for c in both]
-    each = [np.array([len(ids) for ids in found["input_ids"]], dtype=float) for found in encoded]
+    each = [np.array(classifier._lengths(columns), dtype=float) for columns in both]
     return _numbers("tokens per text", each, "{:.1f}")
 
 

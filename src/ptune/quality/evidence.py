@@ -102,9 +102,6 @@ class Evidence:
         if chosen_on and values.tensors:
             calibrated, margins = _cross_fitted(labels, values, logits, targets)
             measured_on = CROSS_FITTED
-        template = classifier._reading().template
-        encoded, _ = texts.encode(classifier.tokenizer_, columns, None, template=template)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
         return cls(
             name,
             measured_on,
@@ -114,7 +111,7 @@ class Evidence:
             logits,
             calibrated,
             margins,
-            lengths,
+            classifier._lengths(columns),
             cut,
             **{"metrics": labels.metrics, **more},
         )
