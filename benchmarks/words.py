@@ -26,8 +26,9 @@ from datasets import Dataset
 from ptune.backbones.loading import load_tokenizer
 from ptune.data.dataset import TaskData
 from ptune.labels import Labels
+from ptune.training.asking import ask_with_words
 from ptune.training.settings import TrainSettings
-from ptune.training.start import ask_with_words, new_model, resolve
+from ptune.training.start import new_model, resolve
 
 SIZES: dict[str, Any] = {
     "vocab_size": 30522,

@@ -20,7 +20,7 @@ from ptune.data.glue import GLUE
 from ptune.export.onnx import export_onnx
 from ptune.labels import Labels
 from ptune.prompts.questions import default_question
-from ptune.prompts.words import parse_words, token_of_each, words_from_examples
+from ptune.prompts.words import Asked, parse_words, token_of_each
 from ptune.texts import Template
 from ptune.training.run import train_run
 from ptune.training.settings import TrainSettings
@@ -686,7 +686,7 @@ def test_words_that_examples_find_are_likelier_after_texts_of_their_label(asked)
     template = Template(pattern)
     auto = AutoModelForMaskedLM if template.has_mask else AutoModelForCausalLM
     model, tokenizer = auto.from_pretrained(folder).eval(), load_tokenizer(folder)
-    found = words_from_examples(model, tokenizer, template, [texts], labels, LABELS)
+    found = Asked(model, tokenizer, template).words_from_examples([texts], labels, LABELS)
     assert list(found) == LABELS
     assert not set(found["parcel"]) & set(found["money"])
     for label, own in enumerate(found.values()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,54 +94,6 @@ class Start(NamedTuple):
     bias: Tensor | None
 
 
-@torch.no_grad()
-def words_from_examples(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    template: Template,
-    columns: Sequence[Sequence[str]],
-    labels: Sequence[int],
-    names: Sequence[str],
-    longest: int | None = None,
-) -> Words:
-    """The words that a language model says after texts of one label more than after others.
-
-    For each label those with the largest likelihood ratio, as in PETAL (arXiv 2010.13641), among
-    the words that are likely after any label. A label for which there is none is its own word.
-
-    Args:
-        model, tokenizer, template: As for `start_of_head`.
-        columns: Some labelled texts; or first and second texts.
-        labels: The number of each text's label.
-        names: The labels.
-        longest: The longest text in tokens; longer texts are cut.
-    """
-    head: Any = model.get_output_embeddings()
-    states = _states(model, tokenizer, template, columns, longest)
-    bias = None if head.bias is None else head.bias.float()
-    scores = F.linear(states, head.weight.float(), bias).log_softmax(dim=1)  # [texts, vocabulary]
-    which = torch.tensor(labels, device=scores.device)
-    means = torch.stack([scores[which == i].mean(0) for i in range(len(names))])
-    means = means.nan_to_num(nan=-torch.inf)  # a label without examples
-    ratios = means - (means.exp().sum(0) - means.exp()).div(len(names) - 1).log()
-    spaced, found = template.is_spaced, {}
-    likely = means.amax(0).topk(min(LIKELY, means.shape[1])).indices.tolist()
-    words = {token: word for token in likely if (word := _word_of(tokenizer, token, spaced))}
-    best = {token: int(ratios[:, token].argmax()) for token in words}
-    for i, name in enumerate(names):
-        own = sorted((t for t in words if best[t] == i), key=lambda t: -float(ratios[i, t]))
-        found[name] = [words[t] for t in own[:MOST_WORDS]] or [in_words(name)]
-    return found
-
-
-def _word_of(tokenizer: Any, token: int, spaced: bool) -> str | None:
-    """The word that a token is, if it is a whole one."""
-    text = tokenizer.decode([token])
-    word = text.strip()
-    again = tokenizer((" " if spaced else "") + word, add_special_tokens=False)["input_ids"]
-    return word if word.isalpha() and len(word) > 1 and again == [token] else None
-
-
 def token_of_each(tokenizer: Any, words: Words, *, spaced: bool) -> list[list[list[int]]]:
     """The tokens that stand for each label: for every word a list of tokens to average over.
 
@@ -212,61 +165,105 @@ def _is_linear(model: PreTrainedModel, head: Any, bias: Tensor | None) -> bool:
     return bool((expected - logits).abs().max() <= 0.02 * logits.abs().max())
 
 
-def start_of_head(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    template: Template,
-    words: Words,
-    *,
-    calibrate: bool = True,
-) -> Start:
-    """A head that answers as a language model does.
+@dataclass(frozen=True)
+class Asked:
+    """A language model, and the words around each text that ask it for the label.
 
-    With `calibrate`, texts without content get equal scores (contextual calibration): what the
-    model prefers anyway says nothing about a text. Without a bias, the scores of other texts move
-    by nearly the same amounts, along the mean of the states, which language models share among all
-    texts.
-
-    Args:
+    Attributes:
         model: The language model.
         tokenizer: Its tokenizer.
         template: The words around each text.
-        words: The words of each label.
-
-    Raises:
-        PtuneError: As for `rows_of`.
     """
-    rows, bias = rows_of(model, token_of_each(tokenizer, words, spaced=template.is_spaced))
-    if not calibrate:
-        return Start(rows, bias)
-    columns = [list(WITHOUT_CONTENT)] * (1 + template.takes_pairs)
-    states = _states(model, tokenizer, template, columns)
-    scores = F.linear(states, rows, bias).log_softmax(dim=1).mean(0)  # [labels]
-    excess, mean = scores - scores.mean(), states.mean(0)
-    if bias is not None:
-        return Start(rows, bias - excess)
-    return Start(rows - excess[:, None] * (mean / (mean @ mean)), None)
 
+    model: PreTrainedModel
+    tokenizer: Any
+    template: Template
 
-@torch.no_grad()
-def _states(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    template: Template,
-    columns: Sequence[Sequence[str]],
-    longest: int | None = None,
-) -> Tensor:
-    """What the head reads of each text, ``[texts, hidden]``, float32.
+    @torch.no_grad()
+    def words_from_examples(
+        self,
+        columns: Sequence[Sequence[str]],
+        labels: Sequence[int],
+        names: Sequence[str],
+        longest: int | None = None,
+    ) -> Words:
+        """The words that it says after texts of one label more than after others.
 
-    It is at the mask token of the template, or after the last token.
-    """
-    encoded, _ = encode(tokenizer, columns, longest, template=template)
-    found = []
-    for ids in encoded["input_ids"]:
-        states, _ = _states_and_scores(model, torch.tensor([ids], device=model.device))
-        place = ids.index(tokenizer.mask_token_id) if template.has_mask else -1
-        found.append(states[0, place].float())
-    return torch.stack(found)
+        For each label those with the largest likelihood ratio, as in PETAL (arXiv 2010.13641),
+        among the words that are likely after any label. A label for which there is none is its own
+        word.
+
+        Args:
+            columns: Some labelled texts; or first and second texts.
+            labels: The number of each text's label.
+            names: The labels.
+            longest: The longest text in tokens; longer texts are cut.
+        """
+        head: Any = self.model.get_output_embeddings()
+        states = self._states(columns, longest)
+        bias = None if head.bias is None else head.bias.float()
+        scores = F.linear(states, head.weight.float(), bias).log_softmax(dim=1)  # [texts, vocab]
+        which = torch.tensor(labels, device=scores.device)
+        means = torch.stack([scores[which == i].mean(0) for i in range(len(names))])
+        means = means.nan_to_num(nan=-torch.inf)  # a label without examples
+        ratios = means - (means.exp().sum(0) - means.exp()).div(len(names) - 1).log()
+        likely = means.amax(0).topk(min(LIKELY, means.shape[1])).indices.tolist()
+        words = {token: word for token in likely if (word := self._word_of(token))}
+        best = {token: int(ratios[:, token].argmax()) for token in words}
+        found = {}
+        for i, name in enumerate(names):
+            own = sorted((t for t in words if best[t] == i), key=lambda t: -float(ratios[i, t]))
+            found[name] = [words[t] for t in own[:MOST_WORDS]] or [in_words(name)]
+        return found
+
+    def _word_of(self, token: int) -> str | None:
+        """The word that a token is, if it is a whole one."""
+        word = self.tokenizer.decode([token]).strip()
+        spaced = (" " if self.template.is_spaced else "") + word
+        again = self.tokenizer(spaced, add_special_tokens=False)["input_ids"]
+        return word if word.isalpha() and len(word) > 1 and again == [token] else None
+
+    def start_of_head(self, words: Words, *, calibrate: bool = True) -> Start:
+        """A head that answers as the language model does.
+
+        With `calibrate`, texts without content get equal scores (contextual calibration): what the
+        model prefers anyway says nothing about a text. Without a bias, the scores of other texts
+        move by nearly the same amounts, along the mean of the states, which language models share
+        among all texts.
+
+        Args:
+            words: The words of each label.
+            calibrate: Give texts without content equal scores.
+
+        Raises:
+            PtuneError: As for `rows_of`.
+        """
+        tokens = token_of_each(self.tokenizer, words, spaced=self.template.is_spaced)
+        rows, bias = rows_of(self.model, tokens)
+        if not calibrate:
+            return Start(rows, bias)
+        states = self._states([list(WITHOUT_CONTENT)] * (1 + self.template.takes_pairs))
+        scores = F.linear(states, rows, bias).log_softmax(dim=1).mean(0)  # [labels]
+        excess, mean = scores - scores.mean(), states.mean(0)
+        if bias is not None:
+            return Start(rows, bias - excess)
+        return Start(rows - excess[:, None] * (mean / (mean @ mean)), None)
+
+    @torch.no_grad()
+    def _states(self, columns: Sequence[Sequence[str]], longest: int | None = None) -> Tensor:
+        """What the head reads of each text, ``[texts, hidden]``, float32.
+
+        It is at the mask token of the template, or after the last token.
+        """
+        encoded, _ = encode(self.tokenizer, columns, longest, template=self.template)
+        found = []
+        for ids in encoded["input_ids"]:
+            text = torch.tensor([ids], device=self.model.device)
+            states, _ = _states_and_scores(self.model, text)
+            at_mask = self.template.has_mask
+            place = ids.index(self.tokenizer.mask_token_id) if at_mask else -1
+            found.append(states[0, place].float())
+        return torch.stack(found)
 
 
 def _states_and_scores(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:

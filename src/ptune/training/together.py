@@ -38,6 +38,7 @@ from ptune.files import staged
 from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.host import Given
 from ptune.prompts.mechanisms import Prompt
+from ptune.training.asking import own_language_model, start_with_words
 from ptune.training.folder import CHECKPOINTS
 from ptune.training.run import Answers, tokenized_texts
 from ptune.training.settings import TrainSettings
@@ -46,8 +47,6 @@ from ptune.training.start import (
     learned,
     new_model,
     own_backbone,
-    own_language_model,
-    start_with_words,
 )
 from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
 
