@@ -36,7 +36,7 @@ from ptune.data.dataset import LABEL, PAIR, TEXT, TEXT_NUMBER, WEIGHT, TaskData,
 from ptune.errors import PtuneError, first_line
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.texts import Reading, Weights, pooled
+from ptune.texts import Reading, pooled
 from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
 from ptune.training.features import (
     LABELS,
@@ -224,12 +224,10 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
     Attributes:
         labels: Given if examples have weights, unknown labels or windows, which no Transformers
             loss knows.
-        window_weights: How much windows count by their place in a text.
         pairs: Given if the prompt learns from pairs of texts.
     """
 
     labels: Labels | None = None
-    window_weights: Weights = ()
     pairs: TrainingInPairs | None = None
 
     def compute_loss(
@@ -248,9 +246,9 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
         text_of = inputs.pop(TEXT_NUMBER, None)
         output = model(**inputs)
         if text_of is not None:
-            means = self.labels.is_regression
-            logits = output.logits.float()
-            output.logits = pooled(logits, text_of.tolist(), means, self.window_weights)
+            own: Any = self.model  # `model` may be wrapped
+            means, weighted = self.labels.is_regression, own.state.reading.window_weights
+            output.logits = pooled(output.logits.float(), text_of.tolist(), means, weighted)
         losses = self.labels.losses(output.logits.float(), targets, weights)
         loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         return (loss, output) if return_outputs else loss
@@ -471,7 +469,6 @@ def build_trainer(
     if show:
         show(train, truncated)
     scale_steps_and_fit_head(trainer, dataset.labels, settings)
-    trainer.window_weights = model.state.reading.window_weights
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer, truncated
