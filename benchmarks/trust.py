@@ -11,6 +11,8 @@ sets        coverage of prediction sets on banking77, over random splits
 thresholds  macro F1 on goemotions' test set, with thresholds per label and with 0.5
 ece         calibration error on the test sets of the demo, tweet_irony and banking77, and on
             MRPC's dev set
+fit         the same for classifiers that are trained on all their examples, without an evaluation
+            set: at most 1,000 of them or 20 per label, and 16 per label
 unfamiliar  60 intents of banking77 are known: are texts of the other 17 told apart?
 speed       predictions with calibration, unfamiliar share and truncation, compared with logits
 """
@@ -23,6 +25,7 @@ import itertools
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +203,58 @@ def ece(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def fit(settings: Settings, seeds: int = 2) -> dict[str, Any]:
+    """The calibration error before and after, if the temperature comes from training texts."""
+    mrpc = load_glue("mrpc", DATA / "glue")
+    parts = {
+        "demo": [examples(Path(demo).parent / f"{part}.csv") for part in ("train", "test")],
+        "tweet_irony": [examples(DATA / "tweet_irony" / f"{p}.csv") for p in ("train", "test")],
+        "mrpc": [pairs(rows, mrpc.labels) for rows in (mrpc.train, mrpc.evaluation[""])],
+        "banking77": [
+            examples(DATA / "banking77" / f"{p}.csv", "category") for p in ("train", "test")
+        ],
+    }
+    found = {}
+    for (name, (train, test)), few, seed in itertools.product(
+        parts.items(), (False, True), range(seeds)
+    ):
+        per_label = 16 if few else 20 if name == "banking77" else None
+        given = some(train, None if per_label else 1000, per_label, seed=seed)
+        texts, truth = some(test, 1540 if name == "banking77" else 1000, seed=99)
+        classifier = ptune.PromptClassifier(**settings, seed=seed).fit(*given, verbose=False)
+        labels, values = classifier.labels_, classifier.postprocessing_
+        targets = np.array(labels.encode(truth))
+        logits = np.stack(list(classifier.logits(texts)))
+        p = {
+            n: labels.probabilities(z)
+            for n, z in (("before", logits), ("after", values.calibrated(logits)))
+        }
+        found[f"{name}{', 16 per label' if few else ''}, seed {seed}"] = {
+            "examples": len(given[0]),
+            "accuracy": float((logits.argmax(1) == targets).mean()),
+            "mean probability before": float(p["before"].max(1).mean()),
+            **{name: calibration.ece(labels, own, targets) for name, own in p.items()},
+            "temperature": values.scale is not None and float(1 / values.scale[0]),
+        }
+        print(found, flush=True)
+    return found
+
+
+def some(
+    given: tuple[list[Any], list[str]], most: int | None, per_label: int | None = None, *, seed: int
+) -> tuple[list[Any], list[str]]:
+    """Some of the examples, drawn at random."""
+    texts, names = given
+    seen: Counter[str] = Counter()
+    chosen = []
+    for i in np.random.default_rng(seed).permutation(len(texts)).tolist():
+        seen[names[i]] += 1
+        if per_label is None or seen[names[i]] <= per_label:
+            chosen.append(i)
+    chosen = chosen[:most]
+    return [texts[i] for i in chosen], [names[i] for i in chosen]
+
+
 def unfamiliar(settings: Settings, draws: int = 5) -> dict[str, Any]:
     """Train on 60 intents, of which a fifth of the texts is held out; judge on the test file."""
     texts, names = examples(DATA / "banking77" / "train.csv", "category")
@@ -266,7 +321,7 @@ def speed(settings: Settings, rounds: int = 8) -> dict[str, Any]:
     }
 
 
-PARTS = {part.__name__: part for part in (intervals, sets, thresholds, ece, unfamiliar, speed)}
+PARTS = {part.__name__: part for part in (intervals, sets, thresholds, ece, fit, unfamiliar, speed)}
 
 
 def main() -> None:

@@ -193,6 +193,17 @@ class Postprocessing:
             parts["weights"] = np.array([1.0, float(weight[0]), 0.0, 0.0])
         return cls(**own, unfamiliar=Unfamiliar(**parts) if parts else None, facts=facts)
 
+    @property
+    def calibration(self) -> str | None:
+        """How probabilities were calibrated, for people; ``None``: they were not."""
+        if self.scale is None:
+            return None
+        method = "temperature scaling" if self.shift is None else "Platt scaling"
+        rows, where = self.facts.get("rows"), "fitted on held-out texts"
+        if "fitted_on" in self.facts:
+            where = "cross-fitted on training texts"
+        return f"{method}, {where}" + (f" ({rows:,})" if rows else "")
+
     # From logits to answers.
 
     def calibrated(self, logits: Any) -> Array:

@@ -370,6 +370,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "template": reading.template and reading.template.pattern,
         "longest text": f"{limit} tokens" if (limit := reading.max_text_tokens) else None,
         "longer texts": None if reading.long_texts == "truncate" else reading.long_texts,
+        "calibration": adapter.postprocessing.calibration,
     }
     if file := files.find(METRICS_NAME):
         scores = read_json(file, schema.MAX_JSON)

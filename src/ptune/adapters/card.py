@@ -124,6 +124,7 @@ def model_card(
         backbone=backbone,
         loads_in_peft=in_peft and backbone.on_hub,
         labels=adapter.labels,
+        calibration=adapter.postprocessing.calibration,
         deep=config.depth == "deep",
         prompt_length=config.num_virtual_tokens,
         parameters=sum(t.numel() for t in adapter.tensors().values()),

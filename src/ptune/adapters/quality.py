@@ -34,6 +34,7 @@ KNOWN = {"unfamiliar.known", "unfamiliar.weight"}
 FIELDS = {
     "rows": Field(POSITIVE),
     "calibration": Field(STRING),
+    "fitted_on": Field(STRING),  # if not on the evaluation set
     "threshold_for": Field(STRING),
 }
 

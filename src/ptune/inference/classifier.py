@@ -77,7 +77,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
             y: Their labels.
             sample_weight: A weight for each text.
             eval_set: Texts and labels to evaluate on after each epoch; the scores are in
-                `history_`.
+                `history_`. Probabilities are calibrated on them. Without them, the temperature is
+                cross-fitted on the training texts, with a stand-in for the classifier.
             class_weight: A weight for each label, or `balanced`.
             problem_type: As in Transformers' configurations; ``None``: inferred from the labels.
             device: ``None``: a GPU if there is one.

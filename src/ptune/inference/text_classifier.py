@@ -169,8 +169,8 @@ class TextClassifier:
     def predict_proba(self, X: Text | Iterable[Text]) -> np.ndarray:
         """Probabilities ``[n, num_labels]``, in the order of `classes_`.
 
-        They are calibrated if training had an evaluation set: of the texts with a probability of
-        about 0.8, about 80% have that label.
+        If they are calibrated, about 80% of the texts with a probability of about 0.8 have that
+        label. ``postprocessing_.calibration`` tells how they were calibrated; ``None``: not at all.
         """
         logits = self._all_logits(X)
         return self.labels_.probabilities(self.postprocessing_.calibrated(logits))

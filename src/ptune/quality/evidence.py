@@ -46,6 +46,7 @@ class Evidence:
         targets: As `Labels.encode` returns them.
         logits: As the model computes them, ``[n, num_labels]``.
         calibrated, margins: As `Postprocessing` makes them.
+        calibration: How calibration was fitted; ``None``: there is none.
         lengths: Tokens of each text.
         cut: Whether each text is longer than the classifier reads.
         slices: Columns of the file by whose values scores are split.
@@ -63,6 +64,7 @@ class Evidence:
     margins: Array
     lengths: list[int]
     cut: Array
+    calibration: str | None = None
     slices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     train: tuple[list[list[str]], Array] | None = None
     metrics: tuple[str, ...] = ()
@@ -97,8 +99,9 @@ class Evidence:
             targets = targets.astype(float)
         calibrated, margins = values.calibrated(logits), values.margins(logits)
         measured_on = EVALUATION if chosen_on else TEST
-        # Merged labels are no longer those that the values were fitted to.
-        chosen_on = chosen_on and labels.outputs is None
+        # Merged labels are no longer those that the values were fitted to, and other values were
+        # fitted to training texts.
+        chosen_on = chosen_on and labels.outputs is None and "fitted_on" not in values.facts
         if chosen_on and values.tensors:
             calibrated, margins = _cross_fitted(labels, values, logits, targets)
             measured_on = CROSS_FITTED
@@ -113,7 +116,7 @@ class Evidence:
             margins,
             classifier._lengths(columns),
             cut,
-            **{"metrics": labels.metrics, **more},
+            **{"metrics": labels.metrics, "calibration": values.calibration, **more},
         )
 
     @property

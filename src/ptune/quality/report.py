@@ -142,6 +142,7 @@ def _calibration(evidence: Evidence) -> dict[str, Any]:
     labels, targets, logits = evidence.labels, evidence.targets, evidence.calibrated
     after = labels.probabilities(logits)
     return {
+        "method": evidence.calibration,
         **calibration.before_and_after(labels, evidence.logits, logits, targets),
         "reliability": [
             {"texts": n, "claimed": claimed, "right": right}

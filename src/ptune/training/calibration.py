@@ -155,7 +155,7 @@ def _thinned(ascending: Array, most: int) -> Array:
 # Calibration.
 
 
-def fit_temperature(logits: Array, targets: Array) -> float:
+def fit_temperature(logits: Array, targets: Array, prior: float = PRIOR) -> float:
     """The scale of all logits, one over the temperature, that makes the true labels most likely.
 
     Guo et al., https://arxiv.org/abs/1706.04599.
@@ -164,7 +164,7 @@ def fit_temperature(logits: Array, targets: Array) -> float:
 
     def loss(log_scale: float) -> float:
         log_p = special.log_softmax(logits * np.exp(log_scale), axis=1)
-        return float(-log_p[rows, targets].sum() + 0.5 * (log_scale / PRIOR) ** 2)
+        return float(-log_p[rows, targets].sum() + 0.5 * (log_scale / prior) ** 2)
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
+from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
 from ptune import __version__, compat
@@ -31,8 +32,8 @@ from ptune.files import METRICS_NAME, SEEDS_NAME, read_json, staged, write_json
 from ptune.labels import Labels, confusion, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
-from ptune.training import calibration, report
-from ptune.training.features import Features, keep_features
+from ptune.training import calibration, overconfidence, report
+from ptune.training.features import LABELS, SOME_TEXTS, Features, keep_features
 from ptune.training.folder import (
     CHECKPOINTS,
     check_folder,
@@ -74,7 +75,8 @@ class Run:
         folder: The run folder.
         model: The trained model.
         metrics: The content of `metrics.json`.
-        postprocessing: Calibration and thresholds, fitted on the evaluation sets.
+        postprocessing: Calibration and thresholds, fitted on the evaluation sets; calibration on
+            the training set, if they have too few texts.
         answers: True labels and logits of each evaluation set.
     """
 
@@ -145,16 +147,15 @@ def train_run(
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started
         answers = all_answers(trainer)
-        further = list(_further_logits(trainer, tokenizer, settings, dataset))
+        values, quality = _fitted(trainer, tokenizer, settings, dataset, answers)
         sizes = model.get_nb_trainable_parameters()
         results = results_of(
             settings, dataset, answers, trainer.state.log_history, trainer.args, sizes
         )
-        results |= {"truncated_texts": truncated, "seconds": round(seconds, 1)}
+        results |= {"truncated_texts": truncated, "seconds": round(seconds, 1), "quality": quality}
         if settings.prompt == "reader":
             results["kept_texts"] = model.kept_texts.summary
             forget_texts(model)
-        values, results["quality"] = calibrated(settings, dataset.labels, answers, *further)
         run = Run(folder, model, results, values, answers)
         if is_first():
             write_adapter(folder, model.to_adapter(), dataset, values)
@@ -331,6 +332,25 @@ def calibrated(
     truth, logits = joined(answers)
     goal = Goal.parse(settings.threshold_for or "f1")
     return calibration.fit(labels, logits, truth, goal, known, out_of_scope)
+
+
+def _fitted(
+    trainer: SharingTrainer,
+    tokenizer: Any,
+    settings: TrainSettings,
+    dataset: TaskData,
+    answers: Answers,
+) -> tuple[Postprocessing, dict[str, Any]]:
+    """What `calibrated` returns; from the training texts, if too few texts were held out."""
+    labels, further = dataset.labels, _further_logits(trainer, tokenizer, settings, dataset)
+    found = calibrated(settings, labels, answers, *further)
+    if found[0].tensors or not (settings.calibrate and labels.is_single) or trainer.start is None:
+        return found
+    train: Any = trainer.train_dataset
+    some = train.select(trainer.start.rows[:SOME_TEXTS].tolist())
+    targets, logits = answers_of(trainer.predict(some))
+    loss = float(F.cross_entropy(torch.tensor(logits).float(), torch.tensor(targets)))
+    return overconfidence.fit(labels, trainer.start, train[LABELS], loss)
 
 
 def results_of(

@@ -220,7 +220,8 @@ class ClassifierSettings:
     seed: int = setting(0, "Random seed.", TRAINING, at_least=0)
     calibrate: bool = setting(
         True,
-        "Calibrate probabilities, and choose thresholds, on the evaluation set after training.",
+        "After training, calibrate probabilities and choose thresholds on the evaluation set; with "
+        "fewer than 20 texts in it, calibrate by cross-fitting on the training set.",
         TRAINING,
     )
     threshold_for: str | None = setting(

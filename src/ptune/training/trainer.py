@@ -225,9 +225,11 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
         labels: Given if examples have weights, unknown labels or windows, which no Transformers
             loss knows.
         pairs: Given if the prompt learns from pairs of texts.
+        start: What the head read of training texts before training, if it was fitted to that.
     """
 
     labels: Labels | None = None
+    start: Features | None = None
     pairs: TrainingInPairs | None = None
 
     def compute_loss(
@@ -492,6 +494,7 @@ def scale_steps_and_fit_head(
     if features is not None and fits and not compat.was_loaded(own[features.name]):
         weights = fit_head(features, labels, train)
         model.state.reading = replace(model.state.reading, window_weights=weights)
+        trainer.start = replace(features, windows=())
         if settings.loss == "pairs":
             learn_in_pairs(trainer, labels, settings)
     if settings.prompt == "reader":
