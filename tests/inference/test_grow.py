@@ -61,7 +61,7 @@ def test_new_labels_are_learned_and_old_ones_kept(run, tmp_path):
     assert after.labels == [*before.labels, "bill", "defect"]
     texts, labels = zip(*rows_of(list(MEANING.values())), strict=True)
     y = [[label] for label in labels] if several else list(labels)
-    assert after.score(list(texts), y) > 0.9
+    assert after.score(list(texts), y) > 0.85
     np.testing.assert_array_equal(
         after.prompt_model_.prompt_embeddings(), before.prompt_model_.prompt_embeddings()
     )
