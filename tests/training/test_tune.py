@@ -26,13 +26,15 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_search_ends_with_the_best_classifier_and_a_table(how, tmp_path, capsys):
+def test_a_search_ends_with_the_best_classifier_and_a_table(how, tmp_path, capsys, caplog):
     folder = tmp_path / "run"
     flags = [w for k, v in how.items() for w in (f"--{k.replace('_', '-')}", v)]
     flags += ["--prompt", "input", "--epochs", "1", "--trials", "3", "--folds", "2", "--json"]
     code = call("tune", *flags, "--output-dir", str(folder))
     printed = json.loads(capsys.readouterr().out)
     assert code == 0
+    started = "3 trials of num_virtual_tokens, prompt_learning_rate, learning_rate. Each trains on "
+    assert started in caplog.text
     rows, written = rows_of(folder), json.loads((folder / "tune.json").read_text())
     assert (
         [int(row["trial"]) for row in rows] == [0, 1, 2] == [t["trial"] for t in printed["trials"]]

@@ -27,6 +27,7 @@ from ptune.cli.train import (
     was_typed,
     write_report,
 )
+from ptune.labels import in_words
 from ptune.training.settings import TRAINING, TrainSettings
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def tune(
 
     def show_trial(trial: dict[str, Any]) -> None:
         score = trial[metric := list(trial)[2]]
-        shown = "no score" if score is None else f"{metric.replace('_', ' ')} {score:.3f}"
+        shown = "no score" if score is None else f"{in_words(metric)} {score:.3f}"
         what = ", ".join(f"{name} {_value(v)}" for name, v in list(trial.items())[4:])
         seconds = "" if trial["seconds"] is None else f" in {trial['seconds']:.0f} s"
         say(f"trial {trial['trial'] + 1:3} {trial['state']:8} {shown}{seconds}: {what}", to)

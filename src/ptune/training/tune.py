@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, missing_package
 from ptune.files import read_json, staged, write_json
+from ptune.labels import in_words
 from ptune.training.folder import check_folder, differences, prepare_folder
 from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
@@ -265,12 +266,23 @@ class _Search:
                 self._write(found)
                 show_trial(found[-1])
 
-            left = max(0, trials - len(ended))
-            if left:
+            if left := max(0, trials - len(ended)):
+                logger.warning("%d trials of %s. %s", left, ", ".join(self.names), self._scored)
                 study.optimize(self._objective, n_trials=left, callbacks=[after])
             if not any(t.state == states.COMPLETE for t in study.trials):
                 raise PtuneError("No trial has ended with a score. Raise --trials and resume.")
         return study
+
+    @property
+    def _scored(self) -> str:
+        train, held_out = (
+            len(part) for part in (self.folds[0].train, self.folds[0].evaluation[""])
+        )
+        again = f", {len(self.folds)} times in turn" if len(self.folds) > 1 else ""
+        return (
+            f"Each trains on {train} examples and is scored by {in_words(self.metric)} on "
+            f"{held_out} others{again}."
+        )
 
     def _default(self) -> dict[str, Any]:
         own = dict.fromkeys(MULTIPLES, 1.0)
