@@ -251,7 +251,7 @@ def test_the_parts_of_an_input_are_one_text(url):
 @pytest.mark.parametrize(
     ("body", "status", "part"),
     [
-        ({"model": "nobody", "input": "a"}, 404, "no such task"),
+        ({"model": "nobody", "input": "a"}, 404, "There is no task 'nobody'"),
         ({"model": "stars", "input": "a"}, 422, "predicts a number"),
         ({"model": "pair", "input": "a"}, 422, "trained on pairs"),
         ({"model": "tags", "input": ""}, 422, "Text 1 is empty"),
