@@ -61,7 +61,7 @@ def test_new_labels_are_learned_and_old_ones_kept(run, tmp_path):
     assert after.labels == [*before.labels, "bill", "defect"]
     texts, labels = zip(*rows_of(list(MEANING.values())), strict=True)
     y = [[label] for label in labels] if several else list(labels)
-    assert after.score(list(texts), y) > 0.85
+    assert after.score(list(texts), y) > 0.9
     np.testing.assert_array_equal(
         after.prompt_model_.prompt_embeddings(), before.prompt_model_.prompt_embeddings()
     )
@@ -75,7 +75,7 @@ def test_new_labels_are_learned_and_old_ones_kept(run, tmp_path):
     grown = add_labels(moved, tmp_path / "new.csv", tmp_path / "c", **replayed)
     assert grown.added == ("bill", "defect")
     assert set(grown.accuracy) == {"old texts, before", "old texts", "new texts"}
-    assert grown.accuracy["old texts"] > 0.9
+    assert grown.accuracy["old texts"] > 0.8
     assert grown.accuracy["new texts"] > 0.5
     again = ptune.load(tmp_path / "c", dtype="float32", device="cpu")
     assert np.mean(again.predict(list(texts)) == after.predict(list(texts))) > 0.95
