@@ -559,6 +559,9 @@ def test_status_405_lists_the_allowed_methods(client):
     assert answer.headers["allow"] == "DELETE, GET, PUT"
     assert answer.json()["error_type"] == "method_not_allowed"
     assert answer.json()["error"] == "This path does not take PATCH. Use DELETE, GET, PUT."
+    error = client.get("/v1/moderations").json()["error"]  # in OpenAI's form
+    assert error["message"] == "This path does not take GET. Use POST."
+    assert error["type"] == "method_not_allowed"
 
 
 def test_a_path_that_is_not_there_names_the_one_that_is(client):

@@ -122,20 +122,23 @@ async def _error_answer(request: Request, error: Exception) -> Response:
     body: Any = error.detail
     headers = dict(error.headers or {})
     if not isinstance(body, dict):
+        sentence = f"{body}."
+        if error.status_code == 404:
+            sentence = (
+                "There is no such path. POST /tasks/TASK/predict classifies; GET /docs lists all."
+            )
+        elif error.status_code == 405:  # each route knows only its own method
+            path = request.scope["path"]
+            routes = [
+                r for r in request.app.routes if isinstance(r, Route) and r.path_regex.match(path)
+            ]
+            headers["Allow"] = ", ".join(sorted({m for r in routes for m in r.methods or ()}))
+            sentence = f"This path does not take {request.method}. Use {headers['Allow']}."
         error_type = ERROR_TYPES.get(error.status_code, "bad_request")
-        known = "There is no such path. POST /tasks/TASK/predict classifies; GET /docs lists all."
-        sentence = known if error.status_code == 404 else f"{body}."
         body = error_body(error.status_code, sentence, error_type)
     if request.url.path.startswith("/v1/"):  # OpenAI's form
         message, kind = body["error"], body["error_type"]
         body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    if error.status_code == 405:  # each route knows only its own method
-        path = request.scope["path"]
-        routes = [
-            r for r in request.app.routes if isinstance(r, Route) and r.path_regex.match(path)
-        ]
-        headers["Allow"] = ", ".join(sorted({m for r in routes for m in r.methods or ()}))
-        body["error"] = f"This path does not take {request.method}. Use {headers['Allow']}."
     return JSONResponse(body, error.status_code, headers)
 
 
