@@ -20,7 +20,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -196,39 +196,36 @@ def _tokenizer(classifier: PromptClassifier) -> Any:
 # The graphs.
 
 
-class _Logits(nn.Module):
-    """The model as a function of tensors, in the order of `names`, that returns logits."""
+class _Graph(nn.Module):
+    """A function of a model and of named tensors, as a module that takes the tensors in order."""
 
-    def __init__(self, model: PromptModel, names: Sequence[str]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], model: PromptModel, names: Iterable[str]
+    ) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.function, self.model, self.names = function, model, list(names)
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return self.model(**dict(zip(self.names, tensors, strict=True))).logits
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.function(self.model, **dict(zip(self.names, tensors, strict=True)))
 
 
-class _States(_Logits):
+def _logits(model: PromptModel, **inputs: Tensor) -> Tensor:
+    return model(**inputs).logits
+
+
+def _states(model: PromptModel, **inputs: Tensor) -> tuple[Tensor, Tensor]:
     """What readers see of texts, in two tensors."""
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        given = Given(**dict(zip(self.names, tensors, strict=True)))
-        states = self.model.host.read_texts(given)
-        return states.joined(), states.mask
+    texts = model.host.read_texts(Given(**inputs))
+    return texts.joined(), texts.mask
 
 
-class _Answers(nn.Module):
+def _answers(
+    model: PromptModel, *, shapes: list[tuple[int, int]], states: Tensor, text_mask: Tensor
+) -> Tensor:
     """What a reader answers from these two tensors."""
-
-    def __init__(self, model: PromptModel, shapes: list[tuple[int, int]]) -> None:
-        super().__init__()
-        self.model, self.shapes = model, shapes
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        states, mask = tensors
-        texts = TextStates.of_joined(states, mask, self.shapes)
-        state, embeddings = self.model.state, self.model.prompt_embeddings()
-        prompt = Prompt.of(state.config, state.mechanism, embeddings)
-        return self.model.host.run([prompt], texts, head=state.head).logits
+    texts, own = TextStates.of_joined(states, text_mask, shapes), model.state
+    prompt = Prompt.of(own.config, own.mechanism, model.prompt_embeddings())
+    return model.host.run([prompt], texts, head=own.head).logits
 
 
 @torch.no_grad()
@@ -243,11 +240,13 @@ def _write_graphs(model: PromptModel, tokenizer: Any, folder: Path, *, two_graph
     longest = torch.export.Dim("sequence", min=3, max=model.max_text_positions)
     axes = {0: torch.export.Dim("batch"), 1: longest}
 
-    def write(name: str, module: nn.Module, given: Mapping[str, Tensor], found: list[str]) -> None:
+    def write(
+        name: str, function: Callable[..., Any], given: Mapping[str, Tensor], found: list[str]
+    ) -> None:
         tensors = tuple(given.values())
         with _quiet(), _explained(model.backbone):
             program = torch.export.export(
-                module,
+                _Graph(function, model, given),
                 tensors,
                 dynamic_shapes=(tuple(axes for _ in given),),
                 strict=False,
@@ -265,12 +264,12 @@ def _write_graphs(model: PromptModel, tokenizer: Any, folder: Path, *, two_graph
             assert graph is not None
             graph.save(folder / name, external_data=size > MAX_ONE_FILE)
 
-    write(MODEL_NAME, _Logits(model, list(inputs)), inputs, ["logits"])
+    write(MODEL_NAME, _logits, inputs, ["logits"])
     if two_graphs:
         states = model.host.read_texts(Given(**inputs))
         between = {"states": states.joined(), "text_mask": states.mask}
-        write(TEXT_GRAPH, _States(model, list(inputs)), inputs, list(between))
-        write(READER_GRAPH, _Answers(model, states.shapes), between, ["logits"])
+        write(TEXT_GRAPH, _states, inputs, list(between))
+        write(READER_GRAPH, partial(_answers, shapes=states.shapes), between, ["logits"])
 
 
 class _TwoGraphs:

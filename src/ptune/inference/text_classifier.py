@@ -100,12 +100,11 @@ class TextClassifier:
         started, pairs = 0, None
         while window := list(itertools.islice(rows, WINDOW)):
             columns = texts.as_columns(window, pairs, Origin("the texts", before=started))
-            expected = self._reading().pairs
-            if pairs is None and expected not in (None, len(columns) == 2):
-                trained = "pairs of texts" if expected else "single texts"
+            if pairs is None and (known := self._reading().pairs) not in (None, len(columns) == 2):
+                trained = "pairs of texts" if known else "single texts"
                 warnings.warn(
                     f"The classifier was trained on {trained}, and these are "
-                    f"{'single texts' if expected else 'pairs'}. A pair is a tuple of two "
+                    f"{'single texts' if known else 'pairs'}. A pair is a tuple of two "
                     "texts; a list of two strings is two texts.",
                     stacklevel=4,
                 )

@@ -66,7 +66,8 @@ class Examples:
             PtuneError: It cannot be read, its columns cannot be found, or no row is complete.
         """
         table = read_table(file, dialect, as_it_is=True)
-        for cells in table.values() if (headers := header_rows(table)) else []:
+        headers = set(header_rows(table))
+        for cells in table.values():
             for i in headers:
                 cells[i] = ""
         columns = find_columns(table, columns, file)
@@ -93,22 +94,18 @@ class Examples:
             columns=own,
         )
         found = cls(Path(file), table, columns, rows)
-        for what, gone in (
-            ("repeated header", set(headers)),
-            ("no text", empty - set(headers)),
-            ("no label", missing),
+        fill = "Fill it in, or leave them out (--fix)."
+        repeats = "repeat the header, as in joined files"
+        for what, problem, advice, gone in (
+            ("repeated header", repeats, "Leave them out (--fix).", headers),
+            ("no text", "have no text", fill, empty - headers),
+            ("no label", "have no label", fill, missing),
         ):
             if gone:
-                found.incomplete.append(_incomplete(what, sorted(gone)))
+                numbers, remarks = [i + 1 for i in sorted(gone)], [""] * len(gone)
+                problem = f"{len(gone)} rows {problem}"
+                found.incomplete.append(Finding(what, "error", problem, advice, numbers, remarks))
         return found
-
-
-def _incomplete(what: str, gone: list[int]) -> Finding:
-    problem, advice = f"have {what}", "Fill it in, or leave them out (--fix)."
-    if what == "repeated header":
-        problem, advice = "repeat the header, as in joined files", "Leave them out (--fix)."
-    numbers, remarks = [i + 1 for i in gone], [""] * len(gone)
-    return Finding(what, "error", f"{len(gone)} rows {problem}", advice, numbers, remarks)
 
 
 def check(

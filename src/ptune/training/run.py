@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
 from ptune import __version__, compat
@@ -349,7 +348,7 @@ def _fitted(
     train: Any = trainer.train_dataset
     some = train.select(trainer.start.rows[:SOME_TEXTS].tolist())
     targets, logits = answers_of(trainer.predict(some))
-    loss = float(F.cross_entropy(torch.tensor(logits).float(), torch.tensor(targets)))
+    loss = float(labels.losses(torch.tensor(logits).float(), torch.tensor(targets)).mean())
     return overconfidence.fit(labels, trainer.start, train[LABELS], loss)
 
 
