@@ -531,11 +531,13 @@ def no_classifier(tmp_path_factory, tokenizer):
         (["--weight-decay", "much"], ["weight-decay", "'much'", "ptune train --help"]),
         (["--lr-scheduler-type", "linaer"], ["'linaer'", "'linear'", "ptune train --help"]),
         (["--num-epochs", "3"], ["no option --num-epochs", "Did you mean --epochs?"]),
+        (["--lr", "1e-3"], ["no option --lr", "Did you mean --learning-rate?"]),
+        (["--neftune-noise-alpha", "5"], ["neftune_noise_alpha", "frozen", "Leave it out"]),
         (["stray"], ["'stray'", "ptune train --help"]),
         ([__file__], ["was not expected", f"--train-file {__file__}"]),
         (["--task", "mrpc"], ["--task", "--train-file", "and one only"]),
         (["--text-column", "txet"], ["mail.csv", "'txet'", "did you mean 'text'"]),
-        (["--train-file", "nowhere.csv"], ["There is no file nowhere.csv"]),
+        (["--eval-file", "nowhere.csv"], ["There is no file nowhere.csv"]),
         (["--num-virtual-tokens", "0"], ["num_virtual_tokens is 0", "at least 1"]),
         (["--num-virtual-tokens", "-3"], ["num_virtual_tokens is -3", "at least 1"]),
         (
@@ -582,6 +584,18 @@ def test_a_value_out_of_range_is_refused_by_name_and_leaves_no_folder(
 ):
     refused([*flags, flag, value, "--output-dir", tmp_path / "run"], part)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_file_is_not_dropped_in_silence(run_ptune, flags, mail, tmp_path):
+    words = [*flags, "--train-file", mail, "--dry-run", "--output-dir", tmp_path / "run"]
+    said = run_ptune(*words).err
+    assert f"--train-file was given more than once, and takes one file: {mail} is used." in said
+
+
+def test_a_file_without_its_option_is_refused_with_the_option(run_ptune, mail, tmp_path):
+    done = run_ptune("evaluate", tmp_path, mail)
+    assert done.code == 2
+    assert f"Name the file: --file {mail}" in " ".join(done.err.replace("│", "").split())
 
 
 def test_a_prompt_that_leaves_no_positions_for_a_text_is_refused(refused, flags, tmp_path):

@@ -157,6 +157,13 @@ def test_impossible_jobs_are_refused_and_leave_the_input_unchanged(
     assert times(folder) == before
 
 
+def test_predictions_are_not_mixed_with_a_classifier(classifier, folder):
+    before = times(classifier)
+    with pytest.raises(PtuneError, match="is the folder of a classifier"):
+        predict(folder, classifier, classifier)
+    assert times(classifier) == before
+
+
 def test_a_missing_backbone_is_reported_once(classifier, folder, tmp_path):
     shutil.copytree(classifier, tmp_path / "gone")
     config = tmp_path / "gone/adapter_config.json"

@@ -9,14 +9,36 @@ import logging
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
 from ptune.cli.options import FIRST, WIDE, errors
 from ptune.errors import PtuneError
+
+
+class Command(TyperCommand):
+    """A command that does not drop a file in silence, and says how to name one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        values, words, given = self.make_parser(ctx).parse_args(args=list(args))
+        files = [p for p in self.params if p.metavar == "FILE" and not p.multiple]
+        for option in files:
+            if given.count(option) > 1:
+                warnings.warn(
+                    f"{option.opts[0]} was given more than once, and takes one file: "
+                    f"{values[option.name]} is used.",
+                    stacklevel=2,
+                )
+        free = [option.opts[0] for option in files if option not in given]
+        if free and not ctx.allow_extra_args:
+            for word in filter(os.path.isfile, words):
+                ctx.fail(f"{word} was not expected here. Name the file: {free[0]} {word}.")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="ptune",
@@ -31,6 +53,7 @@ app = typer.Typer(
 )
 for _training in (train.train, tune.tune):
     app.command(
+        cls=Command,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
         epilog=(
             "Every field of 🤗 TrainingArguments is an option too: --weight-decay 0.1, "
@@ -55,9 +78,9 @@ for _command in (
     share.push,
     train.demo,
 ):
-    app.command()(_command)
-app.command("list")(runs.list_runs)
-app.command()(runs.compare)
+    app.command(cls=Command)(_command)
+app.command("list", cls=Command)(runs.list_runs)
+app.command(cls=Command)(runs.compare)
 
 
 # Loggers of packages that warn when they are imported: of a missing Triton, of libraries for GPUs

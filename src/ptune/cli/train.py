@@ -403,9 +403,10 @@ def _check_names(words: list[str], known: set[str]) -> tuple[list[str], list[str
         name = word[2:].replace("-", "_")
         words[i] = f"--{name}"
         if name not in known:
-            near = difflib.get_close_matches(
-                name, (known | own) - DECIDED.keys() | {"output_dir"}, n=1
-            )
+            others = (known | own) - DECIDED.keys() | {"output_dir"}
+            near = difflib.get_close_matches(name, others, n=1) or [
+                other for other in sorted(own) if name == "".join(w[0] for w in other.split("_"))
+            ]
             hint = f"Did you mean --{near[0].replace('_', '-')}?" if near else "See --help."
             raise PtuneError(f"There is no option {word}. {hint}")
         if name in DECIDED:

@@ -21,6 +21,7 @@ from typing import Any
 from ptune.adapters.adapter import PREDICTING, Adapter
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.quality import QUALITY_NAME
+from ptune.adapters.schema import CONFIG_NAME
 from ptune.data import opening
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
@@ -204,6 +205,11 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
     ):
         raise PtuneError(
             f"{output} is the folder of the input, and predictions would be mixed with it. Name "
+            "another folder."
+        )
+    if (below / CONFIG_NAME).is_file():
+        raise PtuneError(
+            f"{output} is the folder of a classifier, and predictions would be mixed with it. Name "
             "another folder."
         )
     found = [file.absolute()] if file.is_file() else sorted(_files(whole))

@@ -98,6 +98,11 @@ def training_arguments(
         )
     except (TypeError, ValueError) as error:
         raise PtuneError(f"TrainingArguments refused these settings: {error}") from error
+    if args.neftune_noise_alpha is not None:
+        raise PtuneError(
+            "neftune_noise_alpha adds noise to token embeddings that are trained, and here they "
+            "are frozen. Leave it out."
+        )
     if args.world_size != settings.processes:
         raise PtuneError(
             f"{settings.processes} processes were started together, but {args.world_size} found "
