@@ -39,6 +39,8 @@ MECHANISMS = {
     "prefix": ("RoBERTa", {**DEEP, "pooling": "mean"}),
     # The same where one module is the attention of all layers.
     "prefix in one module": ("ALBERT", DEEP),
+    # The same with a head that reads several layers.
+    "prefix, layers read": ("BERT", {**DEEP, "pooling": "layers"}),
     # Embeddings in every layer, where attention is out of reach.
     "layers": ("DeBERTa-v2", DEEP),
     # Tokens that attend to the text, which does not attend to them.

@@ -25,6 +25,7 @@ DEEP = {"depth": "deep", "encoder_reparameterization_type": "NONE"}
 EXPORTS = {
     "BERT, input, mean": ("BERT", {"pooling": "mean"}),
     "BERT, input, prompt": ("BERT", {"pooling": "prompt"}),
+    "BERT, deep, layers": ("BERT", {"depth": "deep", "pooling": "layers"}),
     "RoBERTa, deep": ("RoBERTa", DEEP),
     "DeBERTa-v2, deep": ("DeBERTa-v2", DEEP),
     "GPT-2, deep": ("GPT-2", DEEP),

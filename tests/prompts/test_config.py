@@ -64,7 +64,8 @@ def sentence_encoder(bert_folder, tmp_path_factory):
         ({"task_type": "CAUSAL_LM"}, "task_type is 'CAUSAL_LM'; expected one of 'SEQ_CLS'."),
         (
             {"pooling": "first"},
-            "pooling is 'first'; expected one of 'auto', 'architecture', 'mean', 'prompt'.",
+            "pooling is 'first'; expected one of 'auto', 'architecture', 'mean', 'layers', "
+            "'prompt'.",
         ),
         (
             {"prompt_init": "zero"},

@@ -30,6 +30,10 @@ PADDING_MATTERS = {
 }
 
 
+# The last layers that a head can read; see `Architecture.layers_read`.
+LAYERS_READ = 3
+
+
 @dataclass(frozen=True)
 class Attention:
     """One attention of a backbone.
@@ -150,6 +154,11 @@ class Architecture:
             last_layer_end=end,
             mask_token=mask_token_of(backbone),
         )
+
+    @property
+    def layers_read(self) -> int:
+        """Of how many layers a head with the pooling ``"layers"`` reads the means."""
+        return min(LAYERS_READ, len(self.layers))
 
     def mechanism_of(self, depth: str, width: int | None = None) -> str:
         """The name of the mechanism of a prompt, by its width if an adapter does not record it.

@@ -24,6 +24,7 @@ class Command(TyperCommand):
     """A command that does not drop a file in silence, and says how to name one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments as Typer does."""
         values, words, given = self.make_parser(ctx).parse_args(args=list(args))
         files = [p for p in self.params if p.metavar == "FILE" and not p.multiple]
         for option in files:

@@ -13,6 +13,7 @@ from ptune.backbones.architectures import Architecture, flat, positions_read
 from ptune.backbones.cpu import is_traced
 from ptune.errors import PtuneError
 from ptune.prompts import layout
+from ptune.prompts.config import OF_TEXT
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.passes import Pass
 from ptune.prompts.readers import Readers, TextStates
@@ -189,12 +190,14 @@ class Batch:
     def _pool(
         self, attention_mask: Tensor, virtual_mask: Tensor, in_text: Tensor, order: Tensor
     ) -> None:
-        of_text = torch.as_tensor(self._of_texts([p.pooling == "mean" for p in self.prompts]))
+        of_text = torch.as_tensor(self._of_texts([p.pooling in OF_TEXT for p in self.prompts]))
         of_text = of_text.to(attention_mask.device)
         # Virtual tokens among the text's are read with the prompt.
         is_text, is_prompt = (attention_mask != 0) & (of_text ^ in_text), virtual_mask & ~of_text
         self.current.mean_mask = layout.place(is_text, is_prompt, order)
         self.current.mean_texts = self.mean if isinstance(self.mean, Tensor) else None
+        if any(p.pooling == "layers" for p in self.prompts):
+            self.current.earlier_layers = self.own.layers_read - 1
 
     def _width(self, attention_mask: Tensor, width: int, k: int | Tensor) -> int:
         """How many of `width` columns to keep.

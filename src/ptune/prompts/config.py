@@ -21,7 +21,9 @@ PEFT_FORMAT = "0.21.2"
 
 Depth = Literal["input", "deep", "reader", "none"]
 Placement = Literal["prefix", "after_first", "template"]
-Pooling = Literal["auto", "architecture", "mean", "prompt"]
+Pooling = Literal["auto", "architecture", "mean", "layers", "prompt"]
+# What is pooled over the text.
+OF_TEXT: tuple[Pooling, ...] = ("mean", "layers")
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
 # What is read of a text that is longer than the limit: its start, its start and its end, or all of
@@ -86,9 +88,11 @@ class PromptEncoderConfig:
         backbone_dropout: Train with the frozen backbone's own dropout, as PEFT does.
         pooling: What the head reads. ``"architecture"``: the vector that the architecture reads
             (of the first or the last token). ``"mean"``: the mean over the text, as sentence
-            encoders are trained. ``"prompt"``: the mean over the vectors of an input prompt, which
-            have read the text, or of a reader. ``"auto"``: ``"mean"`` for sentence encoders
-            (``"prompt"`` for a reader), else ``"architecture"``; see `resolved`.
+            encoders are trained. ``"layers"``: the means over the text in each of the last three
+            layers, one after the other, for which a head is three times as wide. ``"prompt"``: the
+            mean over the vectors of an input prompt, which have read the text, or of a reader.
+            ``"auto"``: ``"mean"`` for sentence encoders (``"prompt"`` for a reader), else
+            ``"architecture"``; see `resolved`.
         shift_positions: For a deep prompt of key-values: the text's positions start at k, as in
             PEFT's prefix tuning, and not at 0 as in pretraining.
         prompt_init: ``"random"``: the initial values of the encoder. ``"vocab"``: the prompt starts
@@ -199,10 +203,10 @@ class PromptEncoderConfig:
                 f"pooling is 'prompt', but {has} no vectors that the head could read. Use 'mean' "
                 "or 'architecture'."
             )
-        if self.depth == "reader" and self.pooling == "mean":
+        if self.depth == "reader" and self.pooling in OF_TEXT:
             raise PtuneError(
-                "pooling is 'mean', but the head of a reader reads the reader and not the text. "
-                "Use 'prompt' or 'architecture'."
+                f"pooling is {self.pooling!r}, but the head of a reader reads the reader and not "
+                "the text. Use 'prompt' or 'architecture'."
             )
         if self.depth != "reader" and self.reader_rank:
             raise PtuneError(

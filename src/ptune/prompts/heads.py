@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ptune.errors import PtuneError
 from ptune.labels import Labels
-from ptune.prompts.hooks import Hooks, in_own_dtype
+from ptune.prompts.hooks import Hooks, in_own_form
 from ptune.prompts.passes import Passes
 
 
@@ -60,14 +60,34 @@ class Heads:
                         self._places[name].append((module, leaf))
         self.original = self.installed = Head(own, labels_of(backbone))
         modules = dict.fromkeys(m for places in self._places.values() for m, _ in places)
-        self._hooks = [m.register_forward_pre_hook(in_own_dtype) for m in modules]
+        self._hooks = [m.register_forward_pre_hook(in_own_form) for m in modules]
 
-    def new(self) -> Head:
-        """A trainable float32 copy of the original head."""
+    @property
+    def reads(self) -> str | None:
+        """The name of the weight of the layer that reads what is pooled, if that is one."""
+        inside = {id(p) for p in self.backbone.base_model.parameters()}
+        for name, places in self._places.items():
+            layer, leaf = places[0]
+            weight = getattr(layer, leaf)
+            if leaf == "weight" and weight.dim() == 2 and id(weight) not in inside:
+                return name
+        return None
+
+    def new(self, layers: int = 1) -> Head:
+        """A trainable float32 copy of the original head.
+
+        Args:
+            layers: Of how many layers of the backbone it reads the means. What reads those before
+                the last starts at random.
+        """
         copies = {
             name: nn.Parameter(p.detach().clone().float())
             for name, p in self.original.parameters.items()
         }
+        if layers > 1:
+            own = copies[cast("str", self.reads)].data  # [out, hidden]
+            added = torch.randn_like(own.repeat(1, layers - 1)) * own.std()
+            copies[cast("str", self.reads)].data = torch.cat([own, added], dim=1)
         return Head(copies, dict(self.original.labels))
 
     def install(self, head: Head) -> None:
@@ -148,14 +168,23 @@ class HeadPerText(Hooks):
                     "only if the heads consist of Linear and LayerNorm layers. Load the "
                     "classifiers one by one instead (ptune.load)."
                 )
-        hooks = [layer.register_forward_hook(self._after) for layer in self._names]
-        super().__init__(passes, hooks)
+        before = [
+            layer.register_forward_pre_hook(self._before, prepend=True) for layer in self._names
+        ]
+        after = [layer.register_forward_hook(self._after) for layer in self._names]
+        super().__init__(passes, before + after)
+
+    def _before(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # Before a layer takes what the backbone's own head reads of it.
+        if (current := self.passes.current) is not None and current.heads:
+            current.head_inputs[layer] = args[0]
 
     def _after(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         current = self.passes.current
         if current is None or not current.heads:
             return None
-        heads, inputs, names = current.heads, args[0], self._names[layer]
+        heads, names = current.heads, self._names[layer]
+        inputs = current.head_inputs.pop(layer).to(args[0].dtype)
         # [n, texts of a head, positions, in]
         grouped = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).unflatten(
             0, (-1, len(heads))
@@ -189,12 +218,16 @@ def _layer_per_head(
         normal = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
         result = normal * weight[:, None]
     else:
-        result = inputs @ weight.mT  # [heads, positions, out]
+        result = inputs[..., : weight.shape[2]] @ weight.mT  # [heads, positions, out]
     return result if bias is None else result + bias[:, None]
 
 
 def stacked(tensors: list[Tensor]) -> Tensor:
-    """Stack tensors ``[n, …]`` into ``[tensors, longest n, …]``, padding with zeros."""
+    """Stack tensors, padding each with zeros at its end to the largest size of each dimension."""
     if len({t.shape for t in tensors}) == 1:
         return torch.stack(tensors)
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    largest = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    result = tensors[0].new_zeros(len(tensors), *largest)
+    for own, tensor in zip(result, tensors, strict=True):
+        own[tuple(map(slice, tensor.shape))] = tensor
+    return result

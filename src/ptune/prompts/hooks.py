@@ -17,7 +17,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ptune.backbones.architectures import LastLayerEnd, embedding_weight, keep_positions, put_back
+from ptune.backbones.architectures import (
+    Architecture,
+    LastLayerEnd,
+    embedding_weight,
+    keep_positions,
+    put_back,
+)
 from ptune.errors import PtuneError
 from ptune.prompts.passes import Passes
 
@@ -100,11 +106,30 @@ class MeanPooling(Hooks):
 
     Sentence encoders were trained to be read this way. The mean replaces the hidden state at every
     position and the base model's pooled vector, so it does not matter which one the head reads.
-    See `Pass.mean_mask`.
+    See `Pass.mean_mask`. With `Pass.earlier_layers`, the means in earlier layers follow that of the
+    last. A head that reads only the last takes the first numbers (`in_own_form`).
     """
 
-    def __init__(self, backbone: PreTrainedModel, passes: Passes) -> None:
-        super().__init__(passes, [backbone.base_model.register_forward_hook(self._after)])
+    def __init__(self, backbone: PreTrainedModel, own: Architecture, passes: Passes) -> None:
+        last = own.layers[len(own.layers) - own.layers_read + 1 :]
+        hooks = [
+            backbone.get_submodule(name).register_forward_pre_hook(
+                partial(self._before, number), with_kwargs=True
+            )
+            for number, name in enumerate(reversed(last))
+        ]
+        after = backbone.base_model.register_forward_hook(self._after)
+        super().__init__(passes, [*hooks, after])
+
+    def _before(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        current = self.passes.current
+        if current is not None and number < current.earlier_layers:
+            states = args[0] if args else kwargs["hidden_states"]
+            if current.row is not None:
+                states = states[0][current.row.numbers]  # [batch, seq, hidden]
+            current.layer_states[number] = states
 
     def _after(self, base_model: nn.Module, args: Any, output: ModelOutput) -> ModelOutput | None:
         current = self.passes.current
@@ -112,14 +137,19 @@ class MeanPooling(Hooks):
             return None
         states, texts = output.last_hidden_state, current.mean_texts  # [batch, seq, hidden]
         weights = current.mean_mask[..., None].to(states.dtype)
-        mean = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)  # [batch, hidden]
+        count = weights.sum(dim=1).clamp_min(1)
+        earlier = [current.layer_states[i] for i in range(current.earlier_layers)]
+        # [batch, hidden * layers]
+        mean = torch.cat([(s * weights).sum(dim=1) / count for s in (states, *earlier)], dim=1)
+        added = mean.shape[1] - states.shape[2]
         if texts is None:
-            output.last_hidden_state = mean[:, None].expand_as(states)
+            output.last_hidden_state = mean[:, None].expand(-1, states.shape[1], -1)
         else:
+            states = F.pad(states, (0, added))
             output.last_hidden_state = torch.where(texts[..., None], mean[:, None], states)
         if "pooler_output" in output:
             if texts is not None:
-                mean = torch.where(texts, mean, output.pooler_output)
+                mean = torch.where(texts, mean, F.pad(output.pooler_output, (0, added)))
             output.pooler_output = mean
         return output
 
@@ -251,12 +281,21 @@ class FrozenCheckpoint:
         return self.checkpoint(run, *args)
 
 
-def in_own_dtype(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Forward pre-hook that casts inputs to the layer's dtype.
+def in_own_form(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook that gives a layer of a head its inputs in the layer's dtype and width.
 
-    A head is float32, also after a backbone in half precision.
+    A head is float32, also after a backbone in half precision. In a batch for heads of different
+    widths, a narrow one reads the first numbers. Outside of a pass, a wide one reads zeros for
+    the numbers that are missing.
     """
-    dtype = next(module.parameters(recurse=False)).dtype
-    return tuple(
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-    )
+    weight = next(module.parameters(recurse=False))  # or the bias, where that is all there is
+    width = weight.shape[1] if weight.dim() == 2 else None
+
+    def form(value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        if width is not None and value.shape[-1] != width:
+            value = F.pad(value, (0, width - value.shape[-1]))
+        return value.to(weight.dtype)
+
+    return tuple(map(form, args))

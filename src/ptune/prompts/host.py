@@ -8,7 +8,7 @@ handles its own positions, padding and pooling, so this module does not need to 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -131,6 +131,7 @@ class Host:
         self._mechanisms: dict[str, Mechanism] = {}
         self._attentions: Attentions | None = None
         self._takes_one_row: bool | None = None
+        self._reads_layers: bool | None = None
         self._before = _Before.of(backbone)
         try:
             backbone.ptune_hosted = True
@@ -140,7 +141,7 @@ class Host:
             if CpuKernels.are_faster(backbone):
                 self.attach(CpuKernels(backbone))
             self.tokens = self.attach(VirtualTokens(backbone, self.passes))
-            self.attach(MeanPooling(backbone, self.passes))
+            self.attach(MeanPooling(backbone, own, self.passes))
             if end := self.architecture.last_layer_end:
                 self.attach(OnlyPositionsRead(backbone, end, self.passes))
         except BaseException:
@@ -201,12 +202,45 @@ class Host:
                     f"The template has {{mask}}, where the head reads, and pooling is "
                     f"{config.pooling!r}. Use 'architecture', or a template without {{mask}}."
                 )
+        if config.pooling == "layers" and not self.reads_layers:
+            raise PtuneError(
+                f"pooling is 'layers', but ptune cannot give the states of the last layers of "
+                f"{own.name} to its head. Use 'mean' or 'architecture'."
+            )
         if config.pooling == "prompt" and config.depth == "input" and own.is_causal:
             raise PtuneError(
                 "pooling is 'prompt', but this backbone is causal: a prompt before the text cannot "
                 "attend to it. Use 'architecture' or 'mean'."
             )
         return config
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether a head can read several layers, the same in any batch; found out once."""
+        if self._reads_layers is None:
+            with self.passes.lock:
+                self._reads_layers = self._takes_layers()
+        return self._reads_layers
+
+    def _takes_layers(self) -> bool:
+        own = self.architecture
+        if own.is_encoder_decoder or own.mask_token is not None:
+            return False
+        if not own.layers or self.heads.reads is None:
+            return False
+        if self.backbone.device.type == "meta":
+            return True
+        ids, mask = two_texts(self.backbone)
+        prompt = replace(self.no_prompt, pooling="layers")
+        head = self.heads.new(own.layers_read)
+        return self._agree(
+            lambda: self.run([prompt], Given(ids, mask), head=head).logits[1:],
+            lambda: self.run([prompt], Given(ids[1:, :3]), head=head).logits,
+        )
+
+    def new_head(self, config: PromptEncoderConfig) -> Head:
+        """A trainable head for a prompt, as a copy of the backbone's own."""
+        return self.heads.new(self.architecture.layers_read if config.pooling == "layers" else 1)
 
     def _key_heads(self) -> int | None:
         """Number of key-value heads; ``None`` where PEFT's prefix tuning cannot place keys.

@@ -52,11 +52,14 @@ class Pass:
         reader_positions: ``[batch, seq]``: the positions of readers, if they follow a text.
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
         mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
+        earlier_layers: How many layers before the last have their mean read, too.
+        layer_states: Their states ``[batch, seq, hidden]``, by their number counted from the last.
         row: The batch as one row of tokens; ``None``: a row for each text.
         positions: ``[kept]``, indices of batch * seq that the end of the last layer computes.
         kept_shape: The shape from which `positions` were selected.
         heads: Head parameters by name. With n sets, text i of the batch has set i modulo n. Empty:
             the backbone's own.
+        head_inputs: What the layers of the head read, while `heads` are many.
         captured_key_values: Collects the keys and values of every attention, in order.
         captured_states: Collects the input of every layer but the first.
     """
@@ -78,10 +81,13 @@ class Pass:
     reader_positions: Tensor | None = None
     mean_mask: Tensor | None = None
     mean_texts: Tensor | None = None
+    earlier_layers: int = 0
+    layer_states: dict[int, Tensor] = field(default_factory=dict)
     row: OneRow | None = None
     positions: Tensor | None = None
     kept_shape: torch.Size | None = None
     heads: Sequence[Mapping[str, Tensor]] = ()
+    head_inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     captured_key_values: list[KeyValue] | None = None
     captured_states: list[Tensor] | None = None
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ptune.backbones.architectures import LAYERS_READ
 from ptune.backbones.loading import is_decoder
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
@@ -37,7 +38,7 @@ PROMPT_RATES = {
 }
 # That of a prompt that learns from pairs of texts.
 PAIR_RATE = 0.03
-# Learning rate of the head, relative to the scale of what it reads.
+# Learning rate of the head, relative to the scale of what it reads, for the mean in one layer.
 HEAD_RATE = 1e-3
 # A reader starts at words that know nothing of the task, and its low-rank layers start at zero. So
 # neither its start nor what the head reads then is a measure for steps, or a start for the head.
@@ -67,6 +68,8 @@ class Situation:
         few: Whether there are few examples per label.
         names: Whether every label has a telling name.
         labels: Number of labels.
+        plain: Whether a deep prompt of an encoder learns from the labels of enough single texts,
+            each read at once. The head then reads several layers.
     """
 
     backbone: str
@@ -78,6 +81,7 @@ class Situation:
     few: bool = False
     names: bool = False
     labels: int = 2
+    plain: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
@@ -85,6 +89,9 @@ class Situation:
         decoder = is_decoder(settings.model, revision=settings.revision)
         names, examples = dataset.labels.names, len(dataset.train)
         words = dataset.labels.is_single and all(map(_is_word, names))
+        few = examples <= FEW_EXAMPLES * len(names)
+        deep = not decoder and settings.prompt == "deep"
+        at_once = not dataset.pairs and settings.long_texts not in IN_WINDOWS
         return cls(
             backbone="decoder" if decoder else "encoder",
             prompt=settings.prompt,
@@ -92,9 +99,10 @@ class Situation:
             words=words,
             pairs=dataset.pairs,
             single=dataset.labels.is_single,
-            few=examples <= FEW_EXAMPLES * len(names),
+            few=few,
             names=words and all(len(name) >= SHORTEST_NAME for name in names),
             labels=len(names),
+            plain=deep and at_once and not few and settings.loss != "pairs",
         )
 
 
@@ -132,7 +140,8 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "head": head,
         "num_virtual_tokens": virtual_tokens(settings),
         "prompt_learning_rate": PROMPT_RATES.get(kind, READER_RATE),
-        "learning_rate": HEAD_RATE,
+        # The wider the head, the more a step changes its logits.
+        "learning_rate": HEAD_RATE / (LAYERS_READ if settings.pooling == "layers" else 1),
         "shift_positions": kind == ("decoder", "deep"),
         "reader_rank": 0,
     }

@@ -109,8 +109,10 @@ class ClassifierSettings:
     pooling: Pooling = setting(
         PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
-        "(mean) or over the prompt (prompt). auto: mean for a sentence encoder, but prompt for a "
-        "reader, and for pairs with an input prompt; architecture for any other backbone.",
+        "(mean), over it in each of the last three layers (layers), or over the prompt (prompt). "
+        "auto: layers for a sentence encoder with a deep prompt, single texts and enough of them, "
+        "else mean, but prompt for a reader, and for pairs with an input prompt; architecture for "
+        "any other backbone.",
         ADVANCED,
     )
     prompt_init: PromptInit | None = setting(

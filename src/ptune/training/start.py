@@ -100,9 +100,10 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     """
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
+    reads_layers = settings.pooling == "auto" and config.pooling == "mean" and situation.plain
     resolved = replace(
         settings,
-        pooling=config.pooling,
+        pooling="layers" if reads_layers else config.pooling,
         prompt_init=config.prompt_init,
         prompt_init_text=config.prompt_init_text,
         prompt_init_scale=config.prompt_init_scale,
