@@ -68,8 +68,8 @@ class Situation:
         few: Whether there are few examples per label.
         names: Whether every label has a telling name.
         labels: Number of labels.
-        plain: Whether a deep prompt of an encoder learns from the labels of enough single texts,
-            each read at once. The head then reads several layers.
+        plain: Whether a deep prompt of an encoder, or none, learns from the labels of enough single
+            texts, each read at once. The head then reads several layers.
     """
 
     backbone: str
@@ -90,7 +90,7 @@ class Situation:
         names, examples = dataset.labels.names, len(dataset.train)
         words = dataset.labels.is_single and all(map(_is_word, names))
         few = examples <= FEW_EXAMPLES * len(names)
-        deep = not decoder and settings.prompt == "deep"
+        reads = not decoder and settings.prompt in ("deep", "none")
         at_once = not dataset.pairs and settings.long_texts not in IN_WINDOWS
         return cls(
             backbone="decoder" if decoder else "encoder",
@@ -102,7 +102,7 @@ class Situation:
             few=few,
             names=words and all(len(name) >= SHORTEST_NAME for name in names),
             labels=len(names),
-            plain=deep and at_once and not few and settings.loss != "pairs",
+            plain=reads and at_once and not few and settings.loss != "pairs",
         )
 
 
