@@ -227,7 +227,9 @@ def stacked(tensors: list[Tensor]) -> Tensor:
     if len({t.shape for t in tensors}) == 1:
         return torch.stack(tensors)
     largest = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
-    result = tensors[0].new_zeros(len(tensors), *largest)
-    for own, tensor in zip(result, tensors, strict=True):
-        own[tuple(map(slice, tensor.shape))] = tensor
-    return result
+
+    def padded(tensor: Tensor) -> Tensor:
+        missing = [n - size for n, size in zip(largest, tensor.shape, strict=True)]
+        return F.pad(tensor, [n for last in reversed(missing) for n in (0, last)])
+
+    return torch.stack(list(map(padded, tensors)))
