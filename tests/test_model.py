@@ -6,7 +6,8 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import build, each_problem_type, same_backbone
+from architectures import ARCHITECTURES, build_model, build_tokenizer
+from conftest import SENTENCES, build, each_problem_type, same_backbone
 
 from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
@@ -84,6 +85,26 @@ def test_position_ids_are_counted_for_the_text_alone(model):
     start = 2 if model.config.model_type == "roberta" else 0
     positions = torch.arange(start, start + 6)[None]
     torch.testing.assert_close(model(rows, position_ids=positions).logits, model(rows).logits)
+
+
+@torch.no_grad()
+def test_a_head_reads_the_means_of_several_layers():
+    """As computed from the hidden states; the mean in the last layer comes first."""
+    backbone = build("bert")
+    hidden, texts = backbone.config.hidden_size, torch.stack(ids(6, 6))
+    states = backbone.base_model(texts, output_hidden_states=True).hidden_states
+    model = prompt(backbone, depth="none", encoder_reparameterization_type="NONE", pooling="layers")
+    weight, bias = (parameter for _, parameter in model.head_parameters())
+    assert weight.shape == (2, 2 * hidden)
+    read = torch.cat([states[-1].mean(dim=1), states[-2].mean(dim=1)], dim=1)
+    torch.testing.assert_close(model(texts).logits, read @ weight.T + bias)
+    assert model.unload().classifier.weight.shape == (2, hidden)
+
+
+def test_layers_are_refused_where_the_head_cannot_read_them():
+    t5 = ARCHITECTURES["T5"]
+    with pytest.raises(PtuneError, match=r"pooling is 'layers', but .* Use 'mean'"):
+        prompt(build_model(t5, build_tokenizer(t5, SENTENCES)), pooling="layers")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

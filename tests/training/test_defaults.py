@@ -17,6 +17,7 @@ from ptune.adapters.adapter import Adapter
 from ptune.data.dataset import TaskData
 from ptune.training.defaults import PROMPT_RATES, Situation, choose, question
 from ptune.training.run import trained_in_memory
+from ptune.training.start import resolve
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,34 @@ def test_a_reader_of_a_decoder_shows_the_words_that_it_starts_as(
     lines = capsys.readouterr().out.splitlines()
     (found,) = [line for line in lines if line.startswith("Reader prompt from")]
     assert found.startswith('Reader prompt from "\\nThis text is about"; pooling: architecture')
+
+
+MANY = ["yes", "no"] * 100
+
+
+@pytest.mark.parametrize(
+    ("y", "columns", "options", "pooling"),
+    [
+        (MANY, 1, {}, "layers"),
+        (MANY, 1, {"prompt": "none"}, "layers"),
+        (MANY, 1, {"pooling": "mean"}, "mean"),
+        (MANY, 1, {"prompt": "input"}, "mean"),
+        (MANY, 1, {"prompt": "reader"}, "prompt"),
+        (MANY, 1, {"long_texts": "windows"}, "mean"),
+        (MANY, 1, {"loss": "pairs"}, "mean"),
+        (MANY, 2, {}, "mean"),
+        (MANY[:198], 1, {}, "mean"),
+        ([0.5, 1.5] * 100, 1, {}, "mean"),
+        ([["a"], ["a", "b"]] * 100, 1, {}, "mean"),
+    ],
+)
+def test_the_head_reads_several_layers_if_there_are_many_single_texts(y, columns, options, pooling):
+    texts = [f"text {i}" for i in range(len(y))]
+    chosen = resolve(TrainSettings(**options), TaskData.from_lists([texts] * columns, y))
+    assert chosen.pooling == pooling
+    if chosen.prompt != "reader":
+        rate = 1e-3 / 3 if pooling == "layers" else 1e-3
+        assert chosen.learning_rate == pytest.approx(rate)
 
 
 def test_a_reader_that_starts_as_words_takes_larger_steps():

@@ -52,6 +52,8 @@ READER_TOKENS, FEW_READER_TOKENS = 8, 2
 # With at most this many examples per label, a prompt learns from pairs of texts. Names of labels
 # are learned too, if each has at least this many characters. Shorter ones are usually codes.
 FEW_EXAMPLES, SHORTEST_NAME = 32, 3
+# With fewer examples per label, a head that reads several layers fits them too closely.
+MANY_EXAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Situation:
         few: Whether there are few examples per label.
         names: Whether every label has a telling name.
         labels: Number of labels.
-        plain: Whether a deep prompt of an encoder, or none, learns from the labels of enough single
-            texts, each read at once. The head then reads several layers.
+        many: Whether there are many.
     """
 
     backbone: str
@@ -81,7 +82,7 @@ class Situation:
     few: bool = False
     names: bool = False
     labels: int = 2
-    plain: bool = False
+    many: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings, dataset: TaskData) -> Situation:
@@ -89,9 +90,6 @@ class Situation:
         decoder = is_decoder(settings.model, revision=settings.revision)
         names, examples = dataset.labels.names, len(dataset.train)
         words = dataset.labels.is_single and all(map(_is_word, names))
-        few = examples <= FEW_EXAMPLES * len(names)
-        reads = not decoder and settings.prompt in ("deep", "none")
-        at_once = not dataset.pairs and settings.long_texts not in IN_WINDOWS
         return cls(
             backbone="decoder" if decoder else "encoder",
             prompt=settings.prompt,
@@ -99,10 +97,10 @@ class Situation:
             words=words,
             pairs=dataset.pairs,
             single=dataset.labels.is_single,
-            few=few,
+            few=examples <= FEW_EXAMPLES * len(names),
+            many=examples >= MANY_EXAMPLES * len(names),
             names=words and all(len(name) >= SHORTEST_NAME for name in names),
             labels=len(names),
-            plain=reads and at_once and not few and settings.loss != "pairs",
         )
 
 
@@ -124,6 +122,21 @@ def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
         return "words" if settings.at_mask and situation.words else "features"
     reads_end = settings.pooling in ("auto", "architecture")
     return "words" if situation.words and reads_end else "linear"
+
+
+def reads_layers(settings: TrainSettings, situation: Situation) -> bool:
+    """Whether the head of a sentence encoder reads several layers, if the settings leave it open.
+
+    On pairs and regressions, it was no better.
+    """
+    return (
+        (settings.prompt, situation.backbone) in (("deep", "encoder"), ("none", "encoder"))
+        and situation.single
+        and situation.many
+        and not situation.pairs
+        and settings.long_texts not in IN_WINDOWS
+        and settings.loss != "pairs"
+    )
 
 
 def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:

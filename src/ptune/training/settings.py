@@ -110,9 +110,9 @@ class ClassifierSettings:
         PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
         "(mean), over it in each of the last three layers (layers), or over the prompt (prompt). "
-        "auto: layers for a sentence encoder with a deep prompt, single texts and enough of them, "
-        "else mean, but prompt for a reader, and for pairs with an input prompt; architecture for "
-        "any other backbone.",
+        "auto: layers for a sentence encoder with a deep prompt, single texts with one label, and "
+        "at least 100 of each; else mean, but prompt for a reader, and for pairs with an input "
+        "prompt; architecture for any other backbone.",
         ADVANCED,
     )
     prompt_init: PromptInit | None = setting(

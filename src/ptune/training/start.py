@@ -43,7 +43,7 @@ from ptune.training.asking import (
     replaced_special,
     start_with_words,
 )
-from ptune.training.defaults import Situation, choose, question, virtual_tokens
+from ptune.training.defaults import Situation, choose, question, reads_layers, virtual_tokens
 from ptune.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -100,10 +100,12 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     """
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
-    reads_layers = settings.pooling == "auto" and config.pooling == "mean" and situation.plain
+    pooling = config.pooling
+    if settings.pooling == "auto" and pooling == "mean" and reads_layers(settings, situation):
+        pooling = "layers"
     resolved = replace(
         settings,
-        pooling="layers" if reads_layers else config.pooling,
+        pooling=pooling,
         prompt_init=config.prompt_init,
         prompt_init_text=config.prompt_init_text,
         prompt_init_scale=config.prompt_init_scale,
