@@ -255,14 +255,19 @@ def is_mean_pooled(name: str, *, revision: str | None = None) -> bool:
     return bool(pooling.get("pooling_mode_mean_tokens"))
 
 
+def model_type_of(name: str, *, revision: str | None = None) -> str | None:
+    """A backbone's `model_type`, such as ``"bert"``."""
+    return _json_of(name, "config.json", revision).get("model_type")
+
+
 def is_decoder(name: str, *, revision: str | None = None) -> bool:
     """True if a backbone was trained to continue texts; see `architectures.generates`."""
-    return generates(_json_of(name, "config.json", revision).get("model_type"))
+    return generates(model_type_of(name, revision=revision))
 
 
 def is_masked(name: str, *, revision: str | None = None) -> bool:
     """True if a backbone was trained to fill gaps in texts; see `architectures.fills_gaps`."""
-    return fills_gaps(_json_of(name, "config.json", revision).get("model_type"))
+    return fills_gaps(model_type_of(name, revision=revision))
 
 
 def _json_of(name: str, file: str, revision: str | None) -> dict[str, Any]:

@@ -78,16 +78,15 @@ class Heads:
 
         Args:
             layers: Of how many layers of the backbone it reads the means. What reads those before
-                the last starts at random.
+                the last starts at zero.
         """
         copies = {
             name: nn.Parameter(p.detach().clone().float())
             for name, p in self.original.parameters.items()
         }
         if layers > 1:
-            own = copies[cast("str", self.reads)].data  # [out, hidden]
-            added = torch.randn_like(own.repeat(1, layers - 1)) * own.std()
-            copies[cast("str", self.reads)].data = torch.cat([own, added], dim=1)
+            weight = copies[cast("str", self.reads)]  # [out, hidden]
+            weight.data = F.pad(weight, (0, (layers - 1) * weight.shape[1]))
         return Head(copies, dict(self.original.labels))
 
     def install(self, head: Head) -> None:

@@ -232,7 +232,9 @@ class Host:
             return True
         ids, mask = two_texts(self.backbone)
         prompt = replace(self.no_prompt, pooling="layers")
-        head = self.heads.new(own.layers_read)
+        head = self.heads.new()
+        weight = head.parameters[self.heads.reads]
+        weight.data = weight.repeat(1, own.layers_read)
         return self._agree(
             lambda: self.run([prompt], Given(ids, mask), head=head).logits[1:],
             lambda: self.run([prompt], Given(ids[1:, :3]), head=head).logits,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ptune.backbones.architectures import LAYERS_READ
-from ptune.backbones.loading import is_decoder
+from ptune.backbones.loading import is_decoder, model_type_of
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
 from ptune.prompts.config import Depth, PromptEncoderConfig
@@ -127,10 +127,12 @@ def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
 def reads_layers(settings: TrainSettings, situation: Situation) -> bool:
     """Whether the head of a sentence encoder reads several layers, if the settings leave it open.
 
-    On pairs and regressions, it was no better.
+    On pairs and in a regression, it was no better. With a head of several layers, as RoBERTa has,
+    it was not measured.
     """
     return (
-        (settings.prompt, situation.backbone) in (("deep", "encoder"), ("none", "encoder"))
+        model_type_of(settings.model, revision=settings.revision) == "bert"
+        and settings.prompt in ("deep", "none")
         and situation.single
         and situation.many
         and not situation.pairs

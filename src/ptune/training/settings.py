@@ -109,10 +109,9 @@ class ClassifierSettings:
     pooling: Pooling = setting(
         PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
-        "(mean), over it in each of the last three layers (layers), or over the prompt (prompt). "
-        "auto: layers for a sentence encoder with a deep prompt, single texts with one label, and "
-        "at least 100 of each; else mean, but prompt for a reader, and for pairs with an input "
-        "prompt; architecture for any other backbone.",
+        "(mean), the same in each of the last three layers (layers), or the mean over the prompt "
+        "(prompt). auto: for a sentence encoder mean, or layers for many single texts; prompt for "
+        "a reader, and for pairs with an input prompt; else architecture.",
         ADVANCED,
     )
     prompt_init: PromptInit | None = setting(
