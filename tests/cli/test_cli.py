@@ -441,7 +441,7 @@ def test_info_names_backbone_size_labels_and_scores(run_ptune, trained, bert_fol
 
 
 def test_train_has_an_option_for_every_setting_and_shows_its_default(run_ptune, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "500")
     lines = run_ptune("train", "--help").out.splitlines()
     for setting in settings_of(ptune.TrainSettings).values():
         name = f"--{setting.name.replace('_', '-')} "

@@ -109,9 +109,9 @@ class ClassifierSettings:
     pooling: Pooling = setting(
         PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
-        "(mean), the same in each of the last three layers (layers), or the mean over the prompt "
-        "(prompt). auto: for a sentence encoder mean, or layers for many single texts; prompt for "
-        "a reader, and for pairs with an input prompt; else architecture.",
+        "in the last layer (mean) or in each of three (layers), or the mean over the prompt "
+        "(prompt). auto: for a sentence encoder mean, or layers for many texts; prompt for a "
+        "reader, and for pairs with an input prompt; else architecture.",
         ADVANCED,
     )
     prompt_init: PromptInit | None = setting(
