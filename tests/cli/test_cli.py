@@ -16,8 +16,10 @@ import pytest
 import torch
 import transformers
 from conftest import call, cut_short, edit_json, edit_tensors
+from typer.main import get_command
 
 import ptune
+from ptune.cli.app import app
 from ptune.training.declaration import settings_of
 
 COMMAND = str(Path(sys.executable).with_name("ptune"))
@@ -590,6 +592,11 @@ def test_a_second_file_is_not_dropped_in_silence(run_ptune, flags, mail, tmp_pat
     words = [*flags, "--train-file", mail, "--dry-run", "--output-dir", tmp_path / "run"]
     said = run_ptune(*words).err
     assert f"--train-file was given more than once, and takes one file: {mail} is used." in said
+
+
+def test_a_shell_completes_a_command_with_a_stray_file(mail):
+    command = get_command(app).commands["evaluate"]
+    assert command.make_context("evaluate", ["run", str(mail)], resilient_parsing=True)
 
 
 def test_a_file_without_its_option_is_refused_with_the_option(run_ptune, mail, tmp_path):

@@ -25,6 +25,11 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments as Typer does."""
+        if not ctx.resilient_parsing:  # as while a shell completes a command
+            self._check_files(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _check_files(self, ctx: Any, args: list[str]) -> None:
         values, words, given = self.make_parser(ctx).parse_args(args=list(args))
         files = [p for p in self.params if p.metavar == "FILE" and not p.multiple]
         for option in files:
@@ -38,7 +43,6 @@ class Command(TyperCommand):
         if free and not ctx.allow_extra_args:
             for word in filter(os.path.isfile, words):
                 ctx.fail(f"{word} was not expected here. Name the file: {free[0]} {word}.")
-        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
