@@ -171,8 +171,8 @@ def check_fits(adapter: Adapter, host: Host, *, allow_other_backbone: bool = Fal
             f"{own.name} needs. Train and save the adapter with ptune."
         )
     shapes = {name: list(parameter.shape) for name, parameter in head.items()}
-    if adapter.config.pooling == "layers" and host.heads.reads in shapes:
-        shapes[host.heads.reads][1] *= own.layers_read
+    if (reads := host.heads.reads) is not None:
+        shapes[reads][1] *= host.layers_read(adapter.config)
     for shape in shapes.values():
         if shape[0] == labels:  # the layer with one row for each label
             shape[0] = len(adapter.labels.output_names)

@@ -281,7 +281,8 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
             encoder = new_encoder(self.host, config, own)
         else:
             encoder = fixed_encoder(self.host, config, own, embeddings)
-        state = AdapterState(config, own, head or self.host.new_head(config))
+        head = head or self.host.heads.new(self.host.layers_read(config))
+        state = AdapterState(config, own, head)
         with self.host.passes.lock:
             self.prompt_encoders[name], self.adapters[name] = encoder, state
 

@@ -200,16 +200,14 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
     if format is not None:
         raise PtuneError("Files in a folder keep their format. Omit --format.")
     whole, below = (file if file.is_dir() else file.parent).absolute(), output.absolute()
+    holds = "a classifier" if (below / CONFIG_NAME).is_file() else ""
     if below.resolve().is_relative_to(whole.resolve()) and (
         file.is_dir() or below.resolve() == whole.resolve()
     ):
+        holds = "the input"
+    if holds:
         raise PtuneError(
-            f"{output} is the folder of the input, and predictions would be mixed with it. Name "
-            "another folder."
-        )
-    if (below / CONFIG_NAME).is_file():
-        raise PtuneError(
-            f"{output} is the folder of a classifier, and predictions would be mixed with it. Name "
+            f"{output} is the folder of {holds}, and predictions would be mixed with it. Name "
             "another folder."
         )
     found = [file.absolute()] if file.is_file() else sorted(_files(whole))

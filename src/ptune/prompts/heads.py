@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -62,7 +63,7 @@ class Heads:
         modules = dict.fromkeys(m for places in self._places.values() for m, _ in places)
         self._hooks = [m.register_forward_pre_hook(in_own_form) for m in modules]
 
-    @property
+    @cached_property
     def reads(self) -> str | None:
         """The name of the weight of the layer that reads what is pooled, if that is one."""
         inside = {id(p) for p in self.backbone.base_model.parameters()}

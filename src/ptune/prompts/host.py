@@ -240,9 +240,9 @@ class Host:
             lambda: self.run([prompt], Given(ids[1:, :3]), head=head).logits,
         )
 
-    def new_head(self, config: PromptEncoderConfig) -> Head:
-        """A trainable head for a prompt, as a copy of the backbone's own."""
-        return self.heads.new(self.architecture.layers_read if config.pooling == "layers" else 1)
+    def layers_read(self, config: PromptEncoderConfig) -> int:
+        """Of how many layers the head of a prompt reads what it reads."""
+        return self.architecture.layers_read if config.pooling == "layers" else 1
 
     def _key_heads(self) -> int | None:
         """Number of key-value heads; ``None`` where PEFT's prefix tuning cannot place keys.
