@@ -220,6 +220,19 @@ def _stop(name, metrics):
     raise KeyboardInterrupt
 
 
+def test_two_fleets_never_write_to_one_folder(common, tmp_path):
+    tasks, met = tasks_of(common, label_columns=["topic", "tone"]), []
+
+    def start_another(name, metrics):
+        with refused(f"Another run is writing to {tmp_path}. Wait until it has ended, or …"):
+            ptune.train_fleet({"third": tasks["tone"]}, tmp_path)
+        met.append(name)
+
+    ptune.train_fleet(tasks, tmp_path, show=start_another)
+    assert met == ["topic", "tone"]
+    assert not (tmp_path / "third").exists()
+
+
 def test_a_diverging_task_does_not_harm_the_others(common, tmp_path):
     wild = replace(common, label_column="tone", learning_rate=1e38, prompt_learning_rate=1e38)
     fleet = ptune.train_fleet(

@@ -58,13 +58,16 @@ def test_a_search_ends_with_the_best_classifier_and_a_table(how, tmp_path, capsy
 def test_an_interrupted_search_keeps_its_trials_and_resumes(how, tmp_path):
     settings, seen = ptune.TrainSettings(**how, num_virtual_tokens=3, prompt="input"), []
 
+    short = {"search": ["learning_rate"], "folds": 1}
+    settings.epochs = 1.0
+
     def interrupt(trial):
         seen.append(trial)
         if len(seen) == 2:
+            with refused(f"Another run is writing to {tmp_path / 'run'}. …"):
+                ptune.tune(settings, tmp_path / "run", trials=3, **short, resume=True)
             raise KeyboardInterrupt
 
-    short = {"search": ["learning_rate"], "folds": 1}
-    settings.epochs = 1.0
     with pytest.raises(KeyboardInterrupt):
         ptune.tune(settings, tmp_path / "run", trials=3, **short, show_trial=interrupt)
     before = rows_of(tmp_path / "run")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,8 @@ def train_fleet(
         show: Gets the name and the metrics of each task as soon as it is finished.
 
     Raises:
-        PtuneError: A folder must not be written to, or holds a run with other settings. Nothing
-            was overwritten.
+        PtuneError: A folder must not be written to, holds a run with other settings, or another
+            fleet is writing to `output_dir`. Nothing was overwritten.
 
     Example:
         ``train_fleet({"mail": TrainSettings(train_file="mail.csv", prompt="reader")}, "runs")``
@@ -132,18 +133,19 @@ def train_fleet(
             fleet.metrics[task.name] = read_json(task.folder / METRICS_NAME)
         else:
             kinds[task.kind].append(task)
-    for kind, some in kinds.items():
-        if len(kind) and (len(some) > 1 or some[0].was_together):
-            some = _train_together(some, fleet, show)
-        for task in some:
-            how: dict[str, Any] = {"overwrite": overwrite, "resume": task.begun}
-            try:
-                run = runs.train_run(task.given, task.folder, dataset=task.dataset, **how)
-            except PtuneError as error:
-                fleet.refused[task.name] = str(error)
-            else:
-                fleet.metrics[task.name] = run.metrics
-                show(task.name, run.metrics)
+    with run_folder.alone_in(Path(output_dir)) if kinds else nullcontext():
+        for kind, some in kinds.items():
+            if len(kind) and (len(some) > 1 or some[0].was_together):
+                some = _train_together(some, fleet, show)
+            for task in some:
+                how: dict[str, Any] = {"overwrite": overwrite, "resume": task.begun}
+                try:
+                    run = runs.train_run(task.given, task.folder, dataset=task.dataset, **how)
+                except PtuneError as error:
+                    fleet.refused[task.name] = str(error)
+                else:
+                    fleet.metrics[task.name] = run.metrics
+                    show(task.name, run.metrics)
     return fleet
 
 

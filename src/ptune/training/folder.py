@@ -93,6 +93,20 @@ def only_run(
     Raises:
         PtuneError: Another run is writing to it, or was first; or it cannot be written.
     """
+    with alone_in(folder):
+        if is_first() and is_begun(folder):
+            check_folder(folder, overwrite=overwrite, resume=resume)
+        prepare_folder(folder, settings, keep=resume)
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder until the end of the context. It is created.
+
+    Raises:
+        PtuneError: Another run is writing to it.
+    """
     if not is_first():
         yield
         return
@@ -103,9 +117,6 @@ def only_run(
                 f"Another run is writing to {folder}. Wait until it has ended, or choose another "
                 "folder."
             )
-        if is_begun(folder):
-            check_folder(folder, overwrite=overwrite, resume=resume)
-        prepare_folder(folder, settings, keep=resume)
         yield
 
 

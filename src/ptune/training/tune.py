@@ -23,7 +23,7 @@ from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, missing_package
 from ptune.files import read_json, staged, write_json
 from ptune.labels import in_words
-from ptune.training.folder import check_folder, differences, prepare_folder
+from ptune.training.folder import alone_in, check_folder, differences, prepare_folder
 from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
 from ptune.training.start import prepare, sharing_texts
@@ -114,7 +114,8 @@ def tune(
         show_trial: Gets each trial when it has ended.
 
     Raises:
-        PtuneError: Optuna is not installed; or as for `train_run`.
+        PtuneError: Optuna is not installed, or another search is writing to the folder; or as for
+            `train_run`.
         KeyboardInterrupt: Ctrl-C was pressed. The trials that have ended are kept.
     """
     if trials < 1:
@@ -128,14 +129,15 @@ def tune(
     asked = {"settings": settings.to_dict(), "search": names}
     if resume:
         _check_unchanged(folder / TUNE_NAME, asked)
-    else:
-        prepare_folder(folder, resolved, keep=False)
-        for name in (STUDY_NAME, TRIALS_NAME, TUNE_NAME):
-            (folder / name).unlink(missing_ok=True)
     search_of = _Search(settings, _folds(dataset, folds, settings.seed), names, folder, asked)
     how: dict[str, Any] = {"progress": progress, "dataset": dataset, "show": show}
     with sharing_texts():
-        study = search_of.run(trials, show_trial)
+        with alone_in(folder):
+            if not resume:
+                prepare_folder(folder, resolved, keep=False)
+                for name in (STUDY_NAME, TRIALS_NAME, TUNE_NAME):
+                    (folder / name).unlink(missing_ok=True)
+            study = search_of.run(trials, show_trial)
         best = search_of.settings_of(study.best_trial, dataset)
         run = train_run(best, folder, overwrite=True, **how)
     return search_of.finish(study, run, best)
