@@ -130,8 +130,7 @@ class Host:
         self._attached: list[Any] = []  # each has `remove`
         self._mechanisms: dict[str, Mechanism] = {}
         self._attentions: Attentions | None = None
-        self._takes_one_row: bool | None = None
-        self._reads_layers: bool | None = None
+        self._tested: dict[str, bool] = {}
         self._before = _Before.of(backbone)
         try:
             backbone.ptune_hosted = True
@@ -202,7 +201,7 @@ class Host:
                     f"The template has {{mask}}, where the head reads, and pooling is "
                     f"{config.pooling!r}. Use 'architecture', or a template without {{mask}}."
                 )
-        if config.pooling == "layers" and not self.reads_layers:
+        if config.pooling == "layers" and not self._tests(self._takes_layers):
             raise PtuneError(
                 f"pooling is 'layers', but ptune cannot give the states of the last layers of "
                 f"{own.name} to its head. Use 'mean' or 'architecture'."
@@ -214,15 +213,15 @@ class Host:
             )
         return config
 
-    @property
-    def reads_layers(self) -> bool:
-        """Whether a head can read several layers, the same in any batch; found out once."""
-        if self._reads_layers is None:
+    def _tests(self, test: Callable[[], bool]) -> bool:
+        """The result of a test of this backbone, which runs once."""
+        if test.__name__ not in self._tested:
             with self.passes.lock:
-                self._reads_layers = self._takes_layers()
-        return self._reads_layers
+                self._tested[test.__name__] = test()
+        return self._tested[test.__name__]
 
     def _takes_layers(self) -> bool:
+        """Whether a head can read several layers, the same in any batch."""
         own = self.architecture
         if own.is_encoder_decoder or own.mask_token is not None:
             return False
@@ -285,9 +284,7 @@ class Host:
                 "to its attention. Use a deep or an input prompt."
             )
         mechanism = self.mechanism(name)
-        if isinstance(mechanism, Readers) and mechanism.is_exact is None:
-            mechanism.is_exact = self._reads_exactly(mechanism)
-        if isinstance(mechanism, Readers) and not mechanism.is_exact:
+        if name == "reader" and not self._tests(self._reads_exactly):
             raise PtuneError(
                 f"{own.name} cannot have a reader: its answer for a text would depend on the other "
                 "texts in the batch. Use a deep or an input prompt."
@@ -319,8 +316,10 @@ class Host:
             self._use_attentions()
         return _MECHANISMS[name](self.backbone, self.architecture, self.tokens)
 
-    def _reads_exactly(self, readers: Readers) -> bool:
+    def _reads_exactly(self) -> bool:
         """Whether readers answer the same for a text alone and in a batch with a longer one."""
+        readers = self.mechanism("reader")
+        assert isinstance(readers, Readers)
         if self.backbone.device.type == "meta" or not readers.by_cache:
             return True
         ids, mask = two_texts(self.backbone)
@@ -445,14 +444,9 @@ class Host:
 
     @property
     def takes_one_row(self) -> bool:
-        """Whether it can read a batch as one row of tokens, without padding; found out once."""
-        if self._takes_one_row is None:
-            with self.passes.lock:
-                on_cpu = self.backbone.device.type == "cpu"
-                self._takes_one_row = (
-                    on_cpu and self.architecture.takes_one_row and self._reads_one_row()
-                )
-        return self._takes_one_row
+        """Whether it can read a batch as one row of tokens, without padding."""
+        on_cpu = self.backbone.device.type == "cpu"
+        return on_cpu and self.architecture.takes_one_row and self._tests(self._reads_one_row)
 
     def _reads_one_row(self) -> bool:
         """Whether two texts get the same logits without their padding."""

@@ -113,7 +113,6 @@ class Readers(Mechanism):
             its attention does not use `AttentionInterface`.
         continues: Whether positions continue after the text. Otherwise they start at 0, and the
             text has all of the backbone's positions.
-        is_exact: Whether a text's answer does not depend on its batch; ``None``: not tested yet.
         kept: Texts that were read before.
     """
 
@@ -125,7 +124,6 @@ class Readers(Mechanism):
         self.continues = self.takes_positions = own.takes_position_ids and (
             own.takes_use_cache or not _has_learned_positions(backbone)
         )
-        self.is_exact: bool | None = None
         self.kept = KeptTexts()
         self._hook = ReaderStates(backbone, own.layers, tokens.passes)
 

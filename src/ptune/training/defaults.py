@@ -124,7 +124,7 @@ def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
     return "words" if situation.words and reads_end else "linear"
 
 
-def reads_layers(settings: TrainSettings, situation: Situation) -> bool:
+def prefers_layers(settings: TrainSettings, situation: Situation) -> bool:
     """Whether the head of a sentence encoder reads several layers, if the settings leave it open.
 
     On pairs and in a regression, it was no better. With a head of several layers, as RoBERTa has,

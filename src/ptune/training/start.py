@@ -43,7 +43,7 @@ from ptune.training.asking import (
     replaced_special,
     start_with_words,
 )
-from ptune.training.defaults import Situation, choose, question, reads_layers, virtual_tokens
+from ptune.training.defaults import Situation, choose, prefers_layers, question, virtual_tokens
 from ptune.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
     pooling = config.pooling
-    if settings.pooling == "auto" and pooling == "mean" and reads_layers(settings, situation):
+    if settings.pooling == "auto" and pooling == "mean" and prefers_layers(settings, situation):
         pooling = "layers"
     resolved = replace(
         settings,
