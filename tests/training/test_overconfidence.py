@@ -6,7 +6,6 @@ import torch
 from scipy import special
 from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
-from torch.nn import functional as F
 
 import ptune
 from ptune.adapters.adapter import describe
@@ -27,8 +26,9 @@ def drawn(n, sure, seed=0, width=100):
 
 
 def temperature(x, y, loss, same=None):
-    given = torch.from_numpy(x).float(), F.one_hot(torch.from_numpy(y), 2).float()
-    return fit_temperature(*given, torch.arange(len(y)) if same is None else same, loss)
+    given = torch.from_numpy(x).float(), torch.from_numpy(y)
+    own = torch.arange(len(y)) if same is None else same
+    return fit_temperature(Labels(("no", "yes")), *given, own, loss)
 
 
 def test_a_classifier_that_knows_its_texts_by_heart_becomes_honest_about_others():
@@ -39,6 +39,23 @@ def test_a_classifier_that_knows_its_texts_by_heart_becomes_honest_about_others(
     found = temperature(x, y, log_loss(y, network.predict_proba(x)))
     before, after = (ece(labels, labels.probabilities(logits / t), y_new) for t in (1, found))
     assert after < 0.08 < 0.2 < before
+
+
+def test_labels_that_a_text_can_have_together_share_a_temperature():
+    drawings = [drawn(300, sure=3.0, seed=s) for s in (0, 2)]
+    x, y = drawings[0][0], np.stack([drawings[0][1], drawings[1][1]], axis=1)
+    network = MLPClassifier((64,), max_iter=300, random_state=0).fit(x, y)
+    labels = Labels(("a", "b"), problem_type="multi_label_classification")
+    given = torch.from_numpy(x).float(), torch.from_numpy(y).float()
+    known = special.logit(network.predict_proba(x).clip(1e-9, 1 - 1e-9))
+    loss = float(labels.losses(torch.from_numpy(known), given[1].double()).mean())
+    given[1][:10, 1] = torch.nan  # unknown
+    found = fit_temperature(labels, *given, torch.arange(300), loss)
+    x_new, first = drawn(3000, sure=3.0, seed=1)
+    y_new = np.stack([first, np.random.default_rng(3).integers(0, 2, 3000)], axis=1)
+    logits = special.logit(network.predict_proba(x_new).clip(1e-9, 1 - 1e-9))
+    before, after = (ece(labels, labels.probabilities(logits / t), y_new) for t in (1, found))
+    assert after < 0.15 < 0.25 < before
 
 
 def test_it_is_more_sure_if_its_texts_tell_more():
@@ -68,9 +85,9 @@ def memorised(bert_folder, texts):
     how = {"model": str(bert_folder), "num_virtual_tokens": 4, "dtype": "float32", "epochs": 30}
     how |= {"learning_rate": 0.1, "prompt_learning_rate": 0.5}
 
-    def train(**settings):
+    def train(labels=examples[1], **settings):
         own = ptune.PromptClassifier(**how, **settings)
-        return own.fit(*examples, device="cpu", verbose=False)
+        return own.fit(examples[0], labels, device="cpu", verbose=False)
 
     return train, train(), given[100:]
 
@@ -133,6 +150,19 @@ def test_a_run_with_few_held_out_texts_says_where_its_temperature_is_from(
     assert found.measured_on == "evaluation"
     assert found.calibration.startswith("temperature scaling, cross-fitted on training texts")
     np.testing.assert_allclose(found.calibrated, run.postprocessing.calibrated(found.logits))
+
+
+def test_random_labels_give_no_confidence_if_a_text_can_have_several(memorised):
+    train, _, new = memorised
+    rng = np.random.default_rng(1)
+    classifier = train([[name for name in "ab" if rng.random() < 0.5] for _ in range(100)])
+    raw = special.expit(np.stack(list(classifier.logits(new))))
+    probabilities = classifier.predict_proba(new)
+    before, after = (np.abs(p - 0.5).mean() for p in (raw, probabilities))
+    assert before > 0.2
+    assert after < 0.7 * before
+    assert ((raw > 0.5) == (probabilities > 0.5)).all()
+    assert classifier.postprocessing_.facts["fitted_on"] == "training, cross-fitted"
 
 
 def test_calibrate_false_leaves_the_probabilities_as_they_are(memorised):

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 from sklearn.feature_extraction.text import CountVectorizer
 
+from ptune.labels import Labels
 from ptune.quality.features import cross_fitted_logits
 from ptune.training.calibration import fit_temperature
 from ptune.training.summary import on_one_line
@@ -432,7 +432,8 @@ def wrong_labels(rows: Rows, x: Array) -> Iterator[Finding]:
     number = {name: i for i, name in enumerate(names)}
     y = np.array([number[label] for (label,) in rows.labels])
     logits = cross_fitted_logits(x, y, len(names))
-    p = special.softmax(logits * fit_temperature(logits, y), axis=1)  # [n, labels]
+    labels = Labels(tuple(names))
+    p = labels.probabilities(logits * fit_temperature(labels, logits, y))  # [n, labels]
     own, best = p[np.arange(len(y)), y], p.argmax(axis=1)
     suspects = np.flatnonzero((best != y) & (own <= WRONG))
     suspects = suspects[np.argsort(own[suspects], kind="stable")]

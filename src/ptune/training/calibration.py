@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import optimize, special
 from sklearn.metrics import f1_score, roc_auc_score
@@ -109,7 +110,7 @@ def fit_values(labels: Labels, logits: Array, targets: Array, goal: Goal | None)
     """Calibration, and thresholds or scores of sets. The arguments are those of `fit`."""
     facts: dict[str, Any] = {"rows": len(logits)}
     if labels.is_single:
-        scale = np.full(len(labels), fit_temperature(logits, targets.astype(int)))
+        scale = np.full(len(labels), fit_temperature(labels, logits, targets.astype(int)))
         found = Postprocessing(scale, facts={**facts, "calibration": "temperature"})
         p = labels.probabilities(found.calibrated(logits))
         scores = np.sort(1 - p[np.arange(len(p)), targets.astype(int)])
@@ -155,16 +156,16 @@ def _thinned(ascending: Array, most: int) -> Array:
 # Calibration.
 
 
-def fit_temperature(logits: Array, targets: Array, prior: float = PRIOR) -> float:
+def fit_temperature(labels: Labels, logits: Array, targets: Array, prior: float = PRIOR) -> float:
     """The scale of all logits, one over the temperature, that makes the true labels most likely.
 
     Guo et al., https://arxiv.org/abs/1706.04599.
     """
-    rows = np.arange(len(logits))
+    z, truth = torch.from_numpy(logits), torch.from_numpy(targets)
 
     def loss(log_scale: float) -> float:
-        log_p = special.log_softmax(logits * np.exp(log_scale), axis=1)
-        return float(-log_p[rows, targets].sum() + 0.5 * (log_scale / prior) ** 2)
+        losses = labels.losses(z * float(np.exp(log_scale)), truth)
+        return float(losses.sum()) + 0.5 * (log_scale / prior) ** 2
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
 

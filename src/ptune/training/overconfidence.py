@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor
-from torch.nn import functional as F
 
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Postprocessing
@@ -42,10 +41,10 @@ def fit(
     """Calibration without held-out texts.
 
     Args:
-        labels: The labels, one of which each text has.
+        labels: The labels.
         start: What the head read of training texts before training.
         targets: The labels of all training texts.
-        loss: The mean cross-entropy of the trained classifier on some of them.
+        loss: The mean loss of the trained classifier on some of them.
 
     Returns:
         The fitted values, and what `metrics.json` reports. Both are empty for fewer than
@@ -55,44 +54,48 @@ def fit(
     if len(same.unique()) < calibration.MIN_ROWS:
         return RAW, {}
     own = torch.as_tensor(np.asarray(targets)[start.rows[:MOST_TEXTS]])
-    goal = F.one_hot(own, len(labels)).float()
-    temperature = fit_temperature(start.values[:MOST_TEXTS], goal, same, loss)
+    temperature = fit_temperature(labels, start.values[:MOST_TEXTS], own, same, loss)
     facts = {"rows": len(own), "calibration": "temperature", "fitted_on": FITTED_ON}
     values = Postprocessing(np.full(len(labels), 1 / temperature), facts=facts)
     return values, {"fitted_on": FITTED_ON, "rows": len(own), "temperature": temperature}
 
 
-def fit_temperature(features: Tensor, goal: Tensor, same: Tensor, loss: float) -> float:
-    """The temperature of a classifier with one label per text.
+def fit_temperature(
+    labels: Labels, features: Tensor, targets: Tensor, same: Tensor, loss: float
+) -> float:
+    """The temperature of a classifier.
 
     Args:
+        labels: The labels.
         features: What its head read of the training texts before training, ``[n, width]``.
-        goal: 1 for the label of each text, ``[n, num_labels]``.
+        targets: Their labels, ``[n]`` or ``[n, num_labels]``.
         same: The first of them that is the same text, ``[n]``.
-        loss: The mean cross-entropy of the trained classifier on training texts.
+        loss: The mean loss of the trained classifier on training texts.
     """
     inputs = _kernel_features(features)
     low, high = STRENGTHS
-    layer, targets = None, goal.argmax(dim=1)
+    layer = None
     for _ in range(HALVINGS):
         strength = (low + high) / 2
-        layer = _logistic(inputs, goal, 10**strength, layer)
-        fits = F.cross_entropy(_logits(inputs, layer), goal) < loss
+        layer = _logistic(labels, inputs, targets, 10**strength, layer)
+        fits = labels.losses(_logits(inputs, layer), targets).mean() < loss
         low, high = (strength, high) if fits else (low, strength)
-    left_out = torch.empty_like(goal)
+    left_out = torch.empty(len(targets), len(labels))
     fold = _folds(targets, same)
     for i in range(calibration.FOLDS):
-        layer = _logistic(inputs[fold != i], goal[fold != i], 10**strength)
+        layer = _logistic(labels, inputs[fold != i], targets[fold != i], 10**strength)
         left_out[fold == i] = _logits(inputs[fold == i], layer)
-    return 1 / calibration.fit_temperature(left_out.double().numpy(), targets.numpy(), PRIOR)
+    given = left_out.double().numpy(), targets.numpy()
+    return 1 / calibration.fit_temperature(labels, *given, PRIOR)
 
 
 def _folds(targets: Tensor, same: Tensor) -> Tensor:
-    """The fold of each text, ``[n]``. Each has its share of every label, and equal texts meet."""
+    """The fold of each text, ``[n]``. Equal texts meet, and each has its share of every label."""
     shuffled = torch.randperm(len(same), generator=torch.Generator().manual_seed(0))
-    by_label = shuffled[targets[shuffled].argsort(stable=True)]
-    place = torch.empty_like(by_label)
-    place[by_label] = torch.arange(len(same))
+    if targets.ndim == 1:
+        shuffled = shuffled[targets[shuffled].argsort(stable=True)]
+    place = torch.empty_like(shuffled)
+    place[shuffled] = torch.arange(len(same))
     return place[same] % calibration.FOLDS
 
 
@@ -113,28 +116,29 @@ def _logits(inputs: Tensor, layer: Tensor) -> Tensor:
     return inputs @ layer[:-1] + layer[-1]
 
 
-def _logistic(inputs: Tensor, goal: Tensor, strength: float, start: Tensor | None = None) -> Tensor:
+def _logistic(
+    labels: Labels, inputs: Tensor, targets: Tensor, strength: float, start: Tensor | None = None
+) -> Tensor:
     """Logistic regression with a penalty on the squares of its coefficients.
 
     Args:
+        labels: The labels, which know the loss.
         inputs: The features, ``[n, width]``.
-        goal: 1 for the label of a text, ``[n, num_labels]``.
-        strength: The penalty's strength, for the mean over the texts.
+        targets: The labels of each text, ``[n]`` or ``[n, num_labels]``.
+        strength: The penalty's strength, for the mean loss.
         start: Coefficients and intercepts to start from.
 
     Returns:
         Coefficients and, in the last row, intercepts, ``[width + 1, num_labels]``.
     """
-    shape = inputs.shape[1] + 1, goal.shape[1]
+    shape = inputs.shape[1] + 1, len(labels)
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        layer = torch.from_numpy(values).float().view(shape)
-        log_p = _logits(inputs, layer).log_softmax(dim=1)
-        error = (log_p.exp() - goal) / len(goal)
-        penalised = strength * layer[:-1]
-        gradient = torch.cat([inputs.T @ error + penalised, error.sum(0, keepdim=True)])
-        value = -(goal * log_p).sum() / len(goal) + (penalised * layer[:-1]).sum() / 2
-        return float(value), gradient.double().numpy().ravel()
+        layer = torch.from_numpy(values).float().view(shape).requires_grad_()
+        penalty = strength * layer[:-1].square().sum() / 2
+        value = labels.losses(_logits(inputs, layer), targets).mean() + penalty
+        (gradient,) = torch.autograd.grad(value, layer)
+        return value.item(), gradient.double().numpy().ravel()
 
     first = np.zeros(shape).ravel() if start is None else start.double().numpy().ravel()
     options = {"maxiter": STEPS, "ftol": CHANGE}

@@ -343,7 +343,7 @@ def _fitted(
     """What `calibrated` returns; from the training texts, if too few texts were held out."""
     labels, further = dataset.labels, _further_logits(trainer, tokenizer, settings, dataset)
     found = calibrated(settings, labels, answers, *further)
-    if found[0].tensors or not (settings.calibrate and labels.is_single) or trainer.start is None:
+    if found[0].tensors or not settings.calibrate or labels.is_regression or trainer.start is None:
         return found
     train: Any = trainer.train_dataset
     some = train.select(trainer.start.rows[:SOME_TEXTS].tolist())
