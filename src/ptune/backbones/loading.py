@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
@@ -39,10 +39,15 @@ def loading() -> Iterator[None]:
     """Block other threads from building a backbone or a prompt within the context.
 
     While Transformers builds a model, it changes torch's default dtype and its own classes for all
-    threads.
+    threads. What is built is float32, whatever default dtype the calling program has set.
     """
     with _loading:
-        yield
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def quiet_transformers() -> Iterator[None]:
 
     Also blocks other threads from loading, because the setting is global.
     """
-    with _loading, _quiet():
+    with loading(), _quiet():
         yield
 
 
@@ -155,6 +160,9 @@ def load_backbone(
         PtuneError: It does not exist, cannot be reached, or is not a classifier.
     """
     if isinstance(dtype, str):
+        if dtype not in get_args(Dtype):
+            expected = ", ".join(get_args(Dtype))
+            raise PtuneError(f"dtype is {dtype!r}; expected one of {expected}.")
         dtype = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
     assert isinstance(dtype, torch.dtype)
     kwargs = {**cpu_options(dtype), **kwargs}

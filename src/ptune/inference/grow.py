@@ -80,8 +80,8 @@ class _Layer:
     @classmethod
     def fitted(cls, texts: _Set, labels: Labels, *, has_bias: bool) -> _Layer:
         x = texts.features
-        weight = nn.Parameter(torch.zeros(len(labels), x.shape[1]))
-        bias = nn.Parameter(torch.zeros(len(labels))) if has_bias else None
+        weight = nn.Parameter(x.new_zeros(len(labels), x.shape[1]))
+        bias = nn.Parameter(x.new_zeros(len(labels))) if has_bias else None
         mean, std = x.mean(dim=0), never_zero(x.std(dim=0, correction=0))
         features = Features("", weight, bias, x, np.arange(len(x)), torch.arange(len(x)), mean, std)
         fit_head(features, labels, Dataset.from_dict({LABELS: texts.targets.tolist()}))

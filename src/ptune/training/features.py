@@ -99,7 +99,7 @@ class Features:
         same = torch.tensor([first.setdefault(tuple(row), i) for i, row in enumerate(ids)])
         different = same.unique().tolist()
         reader = HeadInput(model, *names)
-        values = torch.empty(len(rows), reader.width)
+        values = torch.empty(len(rows), reader.width, dtype=torch.float32)
         windows: dict[int, Tensor] = {}
         was_training = model.training
         model.eval()
@@ -220,9 +220,10 @@ class HeadInput:
         self.weight = parameters[weight]
         self.bias = parameters[bias] if bias else None
         self.width = self.weight.shape[1]
-        parameters[weight] = nn.Parameter(torch.eye(self.width, device=self.weight.device))
+        how: dict[str, Any] = {"device": self.weight.device, "dtype": torch.float32}
+        parameters[weight] = nn.Parameter(torch.eye(self.width, **how))
         if bias:
-            parameters[bias] = nn.Parameter(torch.zeros(self.width, device=self.weight.device))
+            parameters[bias] = nn.Parameter(torch.zeros(self.width, **how))
         labels = {"id2label": {i: str(i) for i in range(self.width)}, "problem_type": None}
         self.identity = Head(parameters, labels)
         self.checked = False

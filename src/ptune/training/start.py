@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -55,17 +55,20 @@ _shared = ContextVar[KeptTexts | None]("_shared", default=None)
 def undisturbed() -> Iterator[None]:
     """Train as if the calling program had set nothing, and leave it its random numbers.
 
-    `torch.no_grad`, `inference_mode` and `autocast` end here. Training seeds the generators of
-    Python, NumPy and torch: a program that splits its data by them would get one split each time.
+    `torch.no_grad`, `inference_mode`, `autocast` and a default device end here. Training seeds the
+    generators of Python, NumPy and torch: a program that splits its data by them would get one
+    split each time.
     """
     before, numbers = random.getstate(), np.random.get_state()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    cpu = torch.device("cpu")  # as a context, it slows every function of torch down
     try:
         with (
             torch.random.fork_rng(gpus),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast(default_device(), enabled=False),
+            nullcontext() if torch.get_default_device() == cpu else cpu,
         ):
             yield
     finally:
