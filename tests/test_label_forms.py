@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import decimal
 import enum
 import math
 import warnings
@@ -419,6 +420,7 @@ def test_a_missing_label_inside_a_list_is_missing():
         ([1.0, math.inf], "The label inf is not a finite number"),
         (["a", "\ud800"], "not valid Unicode"),
         ([3, "3"], "Two labels of different types are both written '3'"),
+        (["a", 1, True], "The labels 1 and True are equal in Python"),
         (["a", "a"], "Every example has the label 'a'"),
         ([], "No example has a label"),
         ([[], []], "No example has a label"),
@@ -429,6 +431,7 @@ def test_a_missing_label_inside_a_list_is_missing():
         (list, "of type type"),
         (pl.LazyFrame({"y": ["a"]}), "of type LazyFrame"),
         ([b"a", b"b"], r"with \.decode\(\)"),
+        ([decimal.Decimal("1.5"), decimal.Decimal(2)], r"with float\(\)"),
         ([datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)], r"'2020-01-01' is of type date"),
         (np.array(["2020", "2021"], dtype="datetime64[Y]"), "is of type datetime64"),
         (pd.Series(pd.to_timedelta([1, 2])), "is of type Timedelta"),

@@ -27,9 +27,9 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def near(name: object, known: Iterable[str]) -> str:
     """The names that exist, and the one that was probably meant, as the end of a message."""
-    known = list(known)
+    name, known = str(name), list(known)
     close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     close += [k.lower() for k in known if len(name) > 2 and k.lower().startswith(name.lower())]
     guess = next((k for k in known if close and k.lower() == close[0]), None)

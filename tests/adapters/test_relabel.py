@@ -112,6 +112,13 @@ def test_labels_can_be_changed_again_and_again():
     assert special.softmax(z).sum() == pytest.approx(1)
 
 
+def test_a_label_may_be_given_as_the_user_s_own_value():
+    labels = Labels.learn([1, 2, 3])
+    assert edits.rename(labels, 1, "one") == edits.rename(labels, "1", "one")
+    assert edits.merge(labels, [1, 2], "few").names == ("few", "3")
+    assert edits.drop(labels, 2).values == [1, 3]
+
+
 def test_wrong_changes_are_refused(copy_of, tmp_path):
     folder = copy_of(Subject("input"))
     wrong = {

@@ -29,7 +29,7 @@ from ptune.data.tables import (
     rows_where,
 )
 from ptune.errors import Origin, PtuneError, listed
-from ptune.labels import SINGLE, LabelColumn, Labels, annotated, in_words, read
+from ptune.labels import SINGLE, LabelColumn, Labels, annotated, in_words, read, weights_of
 from ptune.texts import check
 
 if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying needs none of it.
@@ -214,23 +214,28 @@ def _weights(
     """A weight for each example, 1 on average."""
     weights = np.ones(len(targets))
     if sample_weight is not None:
-        weights = np.asarray(sample_weight, dtype=float)
-        if weights.shape != (len(targets),) or not (weights >= 0).all() or not weights.any():
-            raise PtuneError(
-                f"sample_weight must be {len(targets)} numbers of at least 0, one for each text, "
-                "and not all of them zero."
-            )
+        weights = weights_of(sample_weight, len(targets))
     if class_weight is not None:
         if labels.is_regression:
             raise PtuneError("A regression has no classes, so class_weight cannot be used.")
+        if np.isnan(np.asarray(targets, dtype=float)).any():
+            raise PtuneError(
+                "It is unknown whether some texts have some labels (NaN), so class_weight cannot "
+                "be used. Use sample_weight."
+            )
         decoded = labels.classes[targets] if labels.is_single else np.asarray(targets, dtype=int)
         from sklearn.utils.class_weight import compute_sample_weight
 
         try:
-            weights = weights * compute_sample_weight(class_weight, decoded)
+            of_classes = compute_sample_weight(class_weight, decoded)
         except ValueError as error:
             raise PtuneError(f"class_weight does not fit the labels: {error}") from error
-    return (weights / weights.mean()).tolist()
+        if not (np.isfinite(of_classes) & (of_classes >= 0)).all():
+            raise PtuneError(f"class_weight is {class_weight}; expected numbers of at least 0.")
+        weights = weights * of_classes
+        if not weights.any():
+            raise PtuneError("By class_weight, the weight of every text is zero. Give one more.")
+    return weights_of(weights, len(targets)).tolist()
 
 
 def check_lengths(columns: Sequence[Sequence[str]], column: LabelColumn) -> None:

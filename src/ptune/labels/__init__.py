@@ -21,6 +21,7 @@ from ptune.labels.columns import (
     is_unicode,
     read,
     values_of,
+    weights_of,
 )
 from ptune.labels.labels import NO_LABEL, Labels, Prediction
 from ptune.labels.metrics import METRICS, compute, confusion, majority, mean_and_std, per_label
@@ -56,4 +57,5 @@ __all__ = [
     "per_label",
     "read",
     "values_of",
+    "weights_of",
 ]

@@ -177,6 +177,25 @@ def finite(values: Iterable[Any], origin: Origin) -> list[float]:
     return numbers
 
 
+def weights_of(weights: Any, count: int) -> NDArray[np.float64]:
+    """A weight for each text, 1 on average, from whatever holds them.
+
+    Raises:
+        PtuneError: They are not `count` finite numbers of at least 0, or all are zero.
+    """
+    try:
+        found = np.asarray(_dense(weights), dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.shape != (count,) or not (np.isfinite(found) & (found >= 0)).all() or not found.any():
+        raise PtuneError(
+            f"sample_weight must be {count} numbers of at least 0, one for each text, and not all "
+            "of them zero."
+        )
+    found = found / found.max()  # the sum of large numbers is infinite
+    return found / found.mean()
+
+
 def is_missing(value: Any) -> bool:
     """True for ``None``, NaN, pandas' NA and NaT, masked cells and blank strings."""
     if isinstance(value, str):
@@ -212,7 +231,8 @@ def is_unicode(text: str) -> bool:
 
 def _refuse(label: Any, where: str) -> NoReturn:
     if not isinstance(label, SCALARS):
-        how = ".decode()" if isinstance(label, bytes) else "str()"
+        how = "float()" if hasattr(label, "__float__") else "str()"
+        how = ".decode()" if isinstance(label, bytes) else how
         raise PtuneError(
             f"The label {str(label)[:50]!r} is of type {type(label).__name__} ({where}). Labels "
             "are strings, integers, floats, booleans or enum members. Convert it, for example "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ptune.errors import PtuneError, near
 from ptune.labels.labels import Labels
 from ptune.labels.values import types_of_each
 
 
-def rename(labels: Labels, old: str, new: str) -> Labels:
+def rename(labels: Labels, old: Any, new: str) -> Labels:
     """Give a label another name.
 
     Raises:
@@ -28,7 +29,7 @@ def rename(labels: Labels, old: str, new: str) -> Labels:
     return replace(labels, names=tuple(names), value_type=tuple(types))
 
 
-def merge(labels: Labels, old: Sequence[str], into: str) -> Labels:
+def merge(labels: Labels, old: Sequence[Any], into: str) -> Labels:
     """Make one label of several: see `Labels.merged`.
 
     Raises:
@@ -37,13 +38,15 @@ def merge(labels: Labels, old: Sequence[str], into: str) -> Labels:
     """
     numbers = sorted({_number(labels, name) for name in old})
     if len(numbers) < 2:
-        raise PtuneError(f"Only {', '.join(old)} is to be merged; expected at least two labels.")
+        raise PtuneError(
+            f"Only {', '.join(map(str, old))} is to be merged; expected at least two labels."
+        )
     _check_new(labels, into, numbers)
     first, *others = numbers
     return rename(_without(labels, others, first), labels.names[first], into)
 
 
-def drop(labels: Labels, old: str) -> Labels:
+def drop(labels: Labels, old: Any) -> Labels:
     """Never answer with a label. The probabilities of the others are larger by its share.
 
     Raises:
@@ -70,15 +73,19 @@ def _without(labels: Labels, gone: list[int], to: int | None) -> Labels:
     )
 
 
-def _number(labels: Labels, name: str) -> int:
+def _number(labels: Labels, name: Any) -> int:
+    """The number of a label that is named, or given as the user's own value."""
     if labels.is_regression:
         raise PtuneError("The classifier predicts a number, so it has no labels to change.")
-    if name not in labels.names:
-        raise PtuneError(f"There is no label {name!r}; {near(name, labels.names)}.")
-    return labels.names.index(name)
+    for known in (labels.names, labels.values):
+        if name in known:
+            return known.index(name)
+    raise PtuneError(f"There is no label {name!r}; {near(name, labels.names)}.")
 
 
 def _check_new(labels: Labels, name: str, numbers: Sequence[int]) -> None:
+    if not isinstance(name, str):
+        raise PtuneError(f"The new label is {name!r}; expected a string.")
     if not name.strip():
         raise PtuneError("The new label is empty. Give it a name.")
     if name in labels.names and labels.names.index(name) not in numbers:

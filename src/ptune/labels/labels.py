@@ -18,8 +18,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptune.errors import PtuneError, near
-from ptune.labels.columns import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, LabelColumn, read
-from ptune.labels.metrics import Array, compute
+from ptune.labels.columns import (
+    MULTI,
+    PROBLEM_TYPES,
+    REGRESSION,
+    SINGLE,
+    LabelColumn,
+    read,
+    weights_of,
+)
+from ptune.labels.metrics import METRICS, Array, compute
 from ptune.labels.values import (
     ValueType,
     as_array,
@@ -93,7 +101,7 @@ class Labels:
         column = read(y).check()
         if problem_type not in (None, *PROBLEM_TYPES):
             raise PtuneError(
-                f"problem_type is {problem_type!r}; {near(str(problem_type), PROBLEM_TYPES)}."
+                f"problem_type is {problem_type!r}; {near(problem_type, PROBLEM_TYPES)}."
             )
         column = column.for_problem(problem_type or column.problem_type)
         if (kind := problem_type or column.problem_type) == REGRESSION:
@@ -101,7 +109,15 @@ class Labels:
             return cls(("score",), REGRESSION)
         names, value_type = distinct(column)
         check_names(names, column)
-        return cls(names, kind, value_type)
+        labels = cls(names, kind, value_type)
+        seen: dict[Any, Any] = {}
+        for value in labels.values:
+            if (first := seen.setdefault(value, value)) is not value:
+                raise PtuneError(
+                    f"The labels {first!r} and {value!r} are equal in Python "
+                    f"({column.origin}). Convert all labels to one type, for example with str()."
+                )
+        return labels
 
     # What kind of answer.
 
@@ -262,7 +278,7 @@ class Labels:
         """
         values = self.merged(logits)
         if self.is_regression:
-            return values.reshape(len(values), -1)[:, 0]
+            return values if values.ndim == 1 else values[:, 0]
         if self.is_multi:
             return (values > 0).astype(int)
         return values.argmax(axis=-1)
@@ -337,14 +353,29 @@ class Labels:
         return losses * (weights[:, None] if losses.ndim == 2 else weights)
 
     def scores(self, names: Sequence[str], targets: Array, predictions: Array) -> dict[str, float]:
-        """The named metrics; unknown targets (NaN) count neither as right nor as wrong."""
+        """The named metrics; unknown targets (NaN) count neither as right nor as wrong.
+
+        Raises:
+            PtuneError: There is no metric of that name, or it is for another kind of answer.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        fitting = list(self.metrics)
+        if self.is_single:
+            # F1 is that of the second label.
+            fitting += ["f1_micro", "matthews_correlation"] + ["f1"] * (len(self) == 2)
+        if wrong := [name for name in names if name in METRICS and name not in fitting]:
+            several = " with more than two labels" if wrong[0] == "f1" and self.is_single else ""
+            raise PtuneError(
+                f"The metric {wrong[0]} is not for {self.kind}{several}. Use one of "
+                f"{', '.join(fitting)}."
+            )
         targets, predictions, _ = self._comparable(targets, predictions)
         return compute(names, targets, predictions)
 
     def score(self, y: Any, logits: Array, sample_weight: Any = None) -> float:
         """scikit-learn's score: accuracy, or R² for a regression."""
         targets, predictions, known = self._comparable(self.targets(y)[0], self.decide(logits))
-        weights = None if sample_weight is None else np.asarray(sample_weight)[known]
+        weights = None if sample_weight is None else weights_of(sample_weight, len(known))[known]
         function = sk.r2_score if self.is_regression else sk.accuracy_score
         return float(function(targets, predictions, sample_weight=weights))
 

@@ -184,7 +184,7 @@ def tasks_of(
         return _by_folder(settings, label_columns, [{"label_column": n} for n in label_columns])
     table = read_table(settings.train_file, dialect_of(settings))
     if group_column not in table:
-        known = near(str(group_column), table)
+        known = near(group_column, table)
         raise PtuneError(f"{settings.train_file} has no column {group_column!r}; {known}.")
     values = list(dict.fromkeys(str(c) for c in table[group_column] if c not in (None, "")))
     return _by_folder(settings, values, [{"where": f"{group_column}={v}"} for v in values])
