@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, build, each_problem_type, same_backbone
+from conftest import SENTENCES, build, each_problem_type, refused, same_backbone
 
 from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
@@ -295,6 +295,11 @@ def test_an_initial_text_without_tokenizer_or_tokens_is_refused(backbone):
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(PtuneError, match="no classification head"):
         PromptModel(build("bert").bert, PromptEncoderConfig())
+
+
+def test_a_prompt_on_a_model_with_a_prompt_is_refused(model):
+    with refused("This PromptModel already carries a prompt. Add another one to its PromptModel …"):
+        PromptModel(model, PromptEncoderConfig())
 
 
 @pytest.mark.parametrize("wrong", ["minilm", torch.nn.Linear(2, 2), None])

@@ -100,6 +100,17 @@ def locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def folder_of(output: str | os.PathLike[str]) -> Path:
+    """A folder to write to.
+
+    Raises:
+        PtuneError: It has no name, or is no path. An empty path would be the current folder.
+    """
+    if not isinstance(output, str | os.PathLike) or not os.fspath(output):
+        raise PtuneError(f"Expected the name of a folder to write to; found {output!r}.")
+    return Path(output)
+
+
 def check_new(folder: Path) -> None:
     """Refuse a folder to write to that exists and is not empty.
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -258,8 +259,8 @@ class Postprocessing:
             PtuneError: `coverage` is not between 0 and 1; texts have not exactly one label; or
                 nothing was held out in training.
         """
-        if not 0 < coverage < 1:
-            raise PtuneError(f"coverage is {coverage}; expected a number between 0 and 1.")
+        if not isinstance(coverage, Real) or not 0 < coverage < 1:
+            raise PtuneError(f"coverage is {coverage!r}; expected a number between 0 and 1.")
         if not labels.is_single:
             raise PtuneError("Prediction sets require a classifier with one label per text.")
         if self.set_scores is None:
@@ -283,8 +284,8 @@ def check_confidence(labels: Labels, min_confidence: float) -> None:
     Raises:
         PtuneError: `min_confidence` is not a probability, or texts have not exactly one label.
     """
-    if not 0 <= min_confidence <= 1:
-        raise PtuneError(f"min_confidence is {min_confidence}; expected a number from 0 to 1.")
+    if not isinstance(min_confidence, Real) or not 0 <= min_confidence <= 1:
+        raise PtuneError(f"min_confidence is {min_confidence!r}; expected a number from 0 to 1.")
     if not labels.is_single:
         raise PtuneError(
             "min_confidence requires a classifier with one label per text. With several, each "

@@ -267,6 +267,11 @@ def test_each_text_is_read_once_for_all_readers(own, shared_bank):
             )
 
 
+def test_a_single_task_may_be_named_without_a_list(shared_bank):
+    task = next(iter(shared_bank))
+    assert list(shared_bank.predict_all(TEXTS[0], task)[0]) == [task]
+
+
 def test_all_tasks_answer_for_every_text(own, shared_bank):
     found = shared_bank.predict_all(iter(TEXTS[:3]))
     assert [list(by_task) for by_task in found] == [list(shared_bank)] * 3
@@ -473,8 +478,20 @@ def test_the_least_recently_used_adapters_are_dropped_first(folder):
 
 
 def test_a_negative_memory_budget_is_refused(folder):
-    with pytest.raises(PtuneError, match="memory_budget is -1"):
-        PromptBank.from_folder(folder, memory_budget=-1)
+    for wrong in (-1, "1 GB"):
+        with pytest.raises(PtuneError, match=f"memory_budget is {wrong!r}"):
+            PromptBank.from_folder(folder, memory_budget=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["minilm"]])
+def test_what_is_no_backbone_is_refused(wrong):
+    with pytest.raises(PtuneError, match="The backbone is of type"):
+        PromptBank(wrong)
+
+
+def test_what_is_no_folder_is_refused(bank):
+    with pytest.raises(PtuneError, match="found an object of type TaskInfo"):
+        bank.add("new", bank.task(next(iter(bank))))
 
 
 @pytest.mark.parametrize("change", ["gone", "another"])

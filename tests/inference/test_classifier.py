@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -305,8 +306,6 @@ def test_fit_evaluates_and_takes_training_arguments(estimator, texts):
     assert {"accuracy", "loss"} <= estimator.history_[0].keys()
     with pytest.raises(PtuneError, match=r"no argument 'weight_decy'.*did you mean 'weight_decay'"):
         estimator.fit(texts, y, weight_decy=0.5)
-    with pytest.raises(PtuneError, match="sample_weight must be 8 numbers"):
-        estimator.fit(texts, y, sample_weight=[1.0])
 
 
 def test_an_evaluation_set_may_be_in_a_list_as_for_xgboost(estimator, texts):
@@ -316,6 +315,118 @@ def test_an_evaluation_set_may_be_in_a_list_as_for_xgboost(estimator, texts):
     for wrong in (texts, [(texts, y)] * 2, [(texts,)]):
         with refused("eval_set must be texts and their labels: eval_set=(X_test, y_test)."):
             estimator.fit(texts, y, eval_set=wrong)
+    pairs = list(zip(texts, texts, strict=True))
+    with refused("Found a tuple of 2 (…) in the texts of eval_set, at position 0, 1, …"):
+        estimator.fit(texts, y, eval_set=(pairs, y))
+    with refused("Found the single text … in the pairs of texts, at position 0, 1, …"):
+        estimator.fit(pairs, y, eval_set=(texts, y))
+
+
+WEIGHTS = "sample_weight must be 8 numbers of at least 0, one for each text, and not all of them …"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[1.0], ["a"] * 8, [1.0] * 7 + [np.inf], [1.0] * 7 + [np.nan], [-1.0] * 8, [0] * 8, iter("ab")],
+    ids=str,
+)
+def test_weights_that_are_no_weights_are_refused(estimator, classifier, texts, wrong):
+    y = ["no", "yes"] * 4
+    with refused(WEIGHTS):
+        estimator.fit(texts, y, sample_weight=wrong)
+    with refused(WEIGHTS):
+        classifier.score(texts, y, sample_weight=wrong)
+
+
+@pytest.mark.parametrize("weights", [{"a": -1, "b": 1}, {"a": np.nan, "b": 1}, {"a": 0, "b": 0}])
+def test_weights_of_classes_that_are_no_weights_are_refused(estimator, texts, weights):
+    with pytest.raises(PtuneError, match="class_weight"):
+        estimator.fit(texts, ["a", "b"] * 4, class_weight=weights)
+
+
+def test_weights_of_classes_where_labels_are_unknown_are_refused(estimator, texts):
+    y = np.array([[0, 1], [1, np.nan]] * 4)
+    with refused("It is unknown whether some texts have some labels (NaN), so class_weight …"):
+        estimator.fit(texts, y, class_weight="balanced")
+
+
+def test_only_the_ratio_of_weights_counts(estimator, texts):
+    y, weights = ["a", "b"] * 4, np.arange(1.0, 9.0)
+    of_tensor = torch.tensor(weights, requires_grad=True)
+    expected = estimator.set_params(epochs=1).fit(texts, y, weights).predict_proba(texts)
+    for scaled in (weights * 2.0**1020, of_tensor):
+        found = estimator.fit(texts, y, sample_weight=scaled).predict_proba(texts)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_no_texts_have_no_answers_and_no_score(adapter_folder):
+    classifier = ptune.load(adapter_folder, dtype="float32")
+    assert len(classifier.predict([])) == 0
+    assert classifier([]) == []
+    for measure in (classifier.score, classifier.evaluate):
+        with refused("There are no texts."):
+            measure([], [])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("pearson", "The metric pearson is not for single_label_classification. Use one of …"),
+        (["f1"], "The metric f1 is not for …classification with more than two labels. Use …"),
+        (["recall"], "There is no metric 'recall'; …"),
+    ],
+)
+def test_a_metric_for_another_kind_of_answer_is_refused(classifier, texts, names, message):
+    with refused(message):
+        classifier.evaluate(texts, ["no", "yes"] * 4, names)
+
+
+def test_metrics_by_name_fit_the_kind_of_answer(adapter_folder, texts):
+    classifier = ptune.load(adapter_folder, dtype="float32")
+    y = classifier.predict(texts)
+    assert set(classifier.evaluate(texts, y)) == set(classifier.labels_.metrics)
+    wrong = "accuracy" if classifier.problem_type_ == "regression" else "spearman"
+    with refused(f"The metric {wrong} is not for {classifier.problem_type_}. Use one of …"):
+        classifier.evaluate(texts, y, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (
+            lambda c, _: c.predict(["a"], min_confidence="0.5"),
+            "min_confidence is '0.5'; expected …",
+        ),
+        (lambda c, _: c.predict_set(["a"], coverage=None), "coverage is None; expected a number …"),
+        (lambda c, _: c.predict(str), "Expected a text, a pair of texts or a collection …"),
+        (lambda c, _: c.save(""), "Expected the name of a folder to write to; found ''."),
+        (lambda c, _: c.save(None), "Expected the name of a folder to write to; found None."),
+        (lambda c, _: c.rename_label("no", 5), "The new label is 5; expected a string."),
+        (lambda c, _: c.rename_label(5, "no"), "There is no label 5; there are: no, maybe, yes."),
+        (lambda _, f: ptune.load(f, dtype="f32"), "dtype is 'f32'; expected one of auto, float32…"),
+        (lambda _, f: ptune.load(f, devise="cpu"), "load has no argument 'devise'; did you mean …"),
+        (lambda _, f: ptune.load(f, batch_size=0).predict(["a"]), "batch_size is 0; expected …"),
+        (
+            lambda _, f: ptune.load(f, batch_size="8").predict(["a"]),
+            "batch_size is '8'; expected …",
+        ),
+    ],
+)
+def test_a_wrong_argument_of_a_trained_classifier_is_named(
+    bert_folder, tmp_path, monkeypatch, use, message
+):
+    monkeypatch.chdir(tmp_path)
+    folder = make_adapter(bert_folder, tmp_path / "a", ["no", "maybe", "yes"], None)
+    before = sorted(tmp_path.iterdir())
+    with refused(message):
+        use(ptune.load(folder, dtype="float32"), folder)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("wrong", ["ab", {"a", "b"}, ["a", "a"], ["a", None], [1, 2]])
+def test_labels_to_ask_for_are_different_strings(bert_folder, wrong):
+    with pytest.raises(PtuneError, match="labels"):
+        PromptClassifier.zero_shot(wrong, model=str(bert_folder))
 
 
 @pytest.mark.parametrize(
@@ -358,11 +469,20 @@ def test_numbers_of_numpy_and_paths_are_settings(bert_folder, texts):
     )
 
 
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_training_does_not_depend_on_torch_s_modes_of_the_caller(estimator, texts):
     y = ["a", "b"] * 4
     expected = estimator.set_params(epochs=1).fit(texts, y).predict_proba(texts)
     modes = (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16))
-    for mode in modes:
+    for mode in (*modes, torch.device("meta"), default_dtype(torch.bfloat16)):
         with mode:
             estimator.fit(texts, y)
         np.testing.assert_array_equal(estimator.predict_proba(texts), expected)

@@ -32,7 +32,7 @@ from ptune.adapters.quality import QUALITY_NAME, read_quality, save_quality
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
 from ptune.adapters.weights import EMBEDDINGS_KEY, HEAD_PREFIX, check_labels, read_tensors, split
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, read_json, staged, write_json
+from ptune.files import METRICS_NAME, folder_of, read_json, staged, write_json
 from ptune.labels import Labels, labels_to_json
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
@@ -137,7 +137,8 @@ class Adapter:
         Raises:
             PtuneError: The folder cannot be written. What was there before is unchanged.
         """
-        with staged(Path(folder)) as stage:
+        folder = folder_of(folder)
+        with staged(folder) as stage:
             config = replace(self.config, inference_mode=True)
             text = schema.config_text(
                 schema.config_content(config, self.prompt_embeddings.shape[1])
@@ -163,7 +164,7 @@ class Adapter:
         stale = [ENCODER_NAME] if state_name != ENCODER_NAME else []
         stale += [] if self.postprocessing.tensors else [QUALITY_NAME]
         for name in stale:
-            (Path(folder) / name).unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
 
     @property
     def requires(self) -> list[str]:

@@ -18,7 +18,7 @@ from ptune import __version__
 from ptune.adapters.adapter import PREDICTING
 from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import default_device
-from ptune.errors import PtuneError, missing_package
+from ptune.errors import PtuneError, missing_package, near
 from ptune.export.onnx import require_exporter, write_onnx
 from ptune.files import digest_of, is_export
 from ptune.inference.classifier import PromptClassifier
@@ -87,6 +87,9 @@ def load(
     Example:
         ``ptune.load("runs/mrpc")(("A pair of texts.", "Two texts."))``
     """
+    arguments = [*Options.__annotations__, "engine"]
+    if unknown := sorted(options.keys() - set(arguments)):
+        raise PtuneError(f"load has no argument {unknown[0]!r}; {near(unknown[0], arguments)}.")
     known = ("torch", *RUNTIMES, "auto")
     if engine not in known:
         raise PtuneError(f"There is no engine {engine!r}. Choose one of {', '.join(known)}.")

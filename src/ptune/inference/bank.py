@@ -23,6 +23,7 @@ from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.fit import check_fits
+from ptune.backbones.architectures import check_supported
 from ptune.backbones.loading import (
     chosen_device,
     full_name,
@@ -35,7 +36,7 @@ from ptune.backbones.loading import (
 from ptune.compat import commit_of
 from ptune.data.opening import near_path
 from ptune.errors import Origin, PtuneError
-from ptune.files import METRICS_NAME, read_json
+from ptune.files import METRICS_NAME, name_of, read_json
 from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
 from ptune.inference.text_classifier import WINDOW, Found, TextClassifier
 from ptune.labels import Prediction
@@ -104,7 +105,7 @@ class PromptBank:
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | os.PathLike[str] | PreTrainedModel,
         *,
         tokenizer: transformers.PreTrainedTokenizerBase | None = None,
         dtype: str = "auto",
@@ -112,11 +113,14 @@ class PromptBank:
         memory_budget: int | None = None,
         allow_other_backbone: bool = False,
     ) -> None:
-        if memory_budget is not None and memory_budget < 0:
-            raise PtuneError(f"memory_budget is {memory_budget}; it must be at least 0 bytes.")
-        if isinstance(model, str):
+        if memory_budget is not None and not (
+            isinstance(memory_budget, int) and memory_budget >= 0
+        ):
+            raise PtuneError(f"memory_budget is {memory_budget!r}; it must be at least 0 bytes.")
+        if isinstance(model, str | os.PathLike):
             device = chosen_device(device)
-            model = load_backbone(model, dtype=dtype)  # type: ignore[arg-type]
+            model = load_backbone(os.fspath(model), dtype=dtype)  # type: ignore[arg-type]
+        check_supported(model)
         if tokenizer is None:
             if not model.name_or_path:
                 raise PtuneError(
@@ -249,7 +253,7 @@ class PromptBank:
 
     def _read(self, name: str, source: str | os.PathLike[str]) -> Task:
         """Read a task from its files."""
-        folder = Path(source)
+        folder = Path(name_of(source))
         if not folder.is_dir():
             files = AdapterFiles(source)
             Adapter.read(files, own_backbone=True)
@@ -415,6 +419,7 @@ class PromptBank:
         Raises:
             PtuneError: As for `logits`.
         """
+        tasks = [tasks] if isinstance(tasks, str) else tasks
         names, given = list(self if tasks is None else tasks), list(rows(texts))
         answers = self.answers([(name, text) for text in given for name in names])
         return [{name: next(answers).prediction for name in names} for _ in given]

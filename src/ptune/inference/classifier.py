@@ -21,7 +21,7 @@ from ptune import texts
 from ptune.adapters.adapter import Adapter
 from ptune.backbones.loading import chosen_device, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, check_lengths, dataset_of
-from ptune.errors import PtuneError, near
+from ptune.errors import Origin, PtuneError, near
 from ptune.files import is_export
 from ptune.inference.text_classifier import Answer, Batch, Found, TextClassifier
 from ptune.labels import Labels, columns_of, edits, read
@@ -29,6 +29,8 @@ from ptune.model import PromptModel
 from ptune.texts import Reading, Text
 from ptune.training.declaration import documented, settings_of
 from ptune.training.settings import DECIDED, ClassifierSettings, TrainSettings
+
+HELD_OUT = Origin("the texts of eval_set")
 
 
 @documented
@@ -101,7 +103,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y, problem_type, **weights)
         if eval_set is not None:
             held_out, answers = _one_set(eval_set)
-            column, columns = read(answers), texts.as_columns(texts.rows(held_out, names))
+            column = read(answers)
+            columns = texts.as_columns(texts.rows(held_out, names), data.pairs, HELD_OUT)
             check_lengths(columns, column)
             data.evaluation[""] = dataset_of(columns, data.labels.encode(column))
         settings = TrainSettings(**self.get_params())
@@ -184,8 +187,14 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         """
         from ptune.training.start import zero_shot_model
 
-        if isinstance(labels, str):
-            raise PtuneError(f"labels is the string {labels!r}; pass a list of labels.")
+        if isinstance(labels, str | set | frozenset):
+            what = f"the string {labels!r}" if isinstance(labels, str) else "a set without order"
+            raise PtuneError(f"labels is {what}; pass a list of labels.")
+        names = tuple(labels)
+        if wrong := [name for name in names if not isinstance(name, str) or names.count(name) > 1]:
+            raise PtuneError(
+                f"Expected different strings as labels; found {wrong[0]!r} in {names}."
+            )
         device = chosen_device(device)
         words = (
             label_words
@@ -195,17 +204,17 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         classifier = cls(model, template=template, head="words", label_words=words, **settings)
         own = TrainSettings(**{**classifier.get_params(), "prompt": "none"})
         found, tokenizer, asked = zero_shot_model(
-            own, Labels(tuple(labels)), pairs=pairs, calibrate=calibrate
+            own, Labels(names), pairs=pairs, calibrate=calibrate
         )
         found.freeze()
         classifier.prompt_model_ = found.eval().to(device)
         classifier.template, classifier.label_words = asked.template, asked.label_words
-        classifier.tokenizer_, classifier.labels_ = tokenizer, Labels(tuple(labels))
+        classifier.tokenizer_, classifier.labels_ = tokenizer, Labels(names)
         return classifier
 
     # Labels, changed after training.
 
-    def rename_label(self, old: str, new: str) -> PromptClassifier:
+    def rename_label(self, old: Any, new: str) -> PromptClassifier:
         """Give a label another name.
 
         Raises:
@@ -215,7 +224,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         self.labels_ = edits.rename(self.labels_, old, new)
         return self
 
-    def merge_labels(self, old: Sequence[str], into: str) -> PromptClassifier:
+    def merge_labels(self, old: Sequence[Any], into: str) -> PromptClassifier:
         """Make one label of several, whose probabilities add up.
 
         If a text can have several labels, it has the new one if it has one of the old ones.
@@ -227,7 +236,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         self.labels_ = edits.merge(self.labels_, old, into)
         return self
 
-    def drop_label(self, label: str) -> PromptClassifier:
+    def drop_label(self, label: Any) -> PromptClassifier:
         """Never answer with a label. Its probability goes to the others.
 
         Raises:

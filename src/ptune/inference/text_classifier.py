@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -254,13 +255,14 @@ class TextClassifier:
 
     def _column(self, y: Any, logits: np.ndarray) -> LabelColumn:
         column = read(y)
+        if not len(logits):
+            raise PtuneError("There are no texts.")
         if len(column) != len(logits):
             raise PtuneError(f"There are {len(logits)} texts and {len(column)} labels.")
         return column
 
     def _with_bar(self, windows: Iterator[Found], X: Any) -> Iterable[Found]:
-        counted = hasattr(X, "__len__") and not texts.is_one(X) and getattr(X, "ndim", 1) != 0
-        total = len(X) if counted else 0
+        total = 1 if texts.is_one(X) else operator.length_hint(X)
         if total < LONG_WORK:
             return windows
         console = Console(stderr=True)

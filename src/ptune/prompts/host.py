@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ptune import compat
@@ -117,7 +117,8 @@ class Host:
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
-        if getattr(backbone, "ptune_hosted", False):
+        parts = backbone.modules() if isinstance(backbone, nn.Module) else ()
+        if any(getattr(part, "ptune_hosted", False) for part in parts):
             raise PtuneError(
                 f"This {type(backbone).__name__} already carries a prompt. Add another one to its "
                 "PromptModel (add_adapter, load_adapter), or restore the backbone first (unload)."

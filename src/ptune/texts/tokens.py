@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import numbers
 from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
+from ptune.errors import PtuneError
 from ptune.texts.templates import Template
 
 # For each text a list of token ids, and so on: what a tokenizer returns.
@@ -92,7 +94,12 @@ def batches(
         lengths: Length of each text, in tokens.
         batch_size: The setting.
         most_padding: Tokens of padding in a batch; ``None``: no limit.
+
+    Raises:
+        PtuneError: `batch_size` is not a number of texts.
     """
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise PtuneError(f"batch_size is {batch_size!r}; expected a whole number of at least 1.")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         longest = lengths[order[0]]
