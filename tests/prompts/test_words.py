@@ -140,7 +140,7 @@ def test_a_head_of_label_words_of_special_language_models(kind, tmp_path):
     expected = own_scores(folder, TEXTS)
     near = 1e-5 * max(1.0, float(np.abs(expected).max()))
     how = {"template": ASKED, "dtype": "float32", "device": "cpu"}
-    asked = PromptClassifier.zero_shot(LABELS, model=str(folder), calibrate=False, **how)
+    asked = PromptClassifier.zero_shot(iter(LABELS), model=str(folder), calibrate=False, **how)
     assert np.stack(list(asked.logits(TEXTS))) == pytest.approx(expected, abs=near)
     embeddings = asked.prompt_model_.backbone.get_input_embeddings().weight.clone()
     assert embeddings.shape[0] >= len(tokenizer) + padding
