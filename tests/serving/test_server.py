@@ -553,12 +553,21 @@ def test_pages_load_nothing_from_other_sites(client):
     assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
 
 
+def test_head_answers_as_get_without_the_body(client):
+    for path in ("/", "/health", "/ready", "/tasks", "/tasks/task0", "/docs"):
+        answer, full = client.head(path), client.get(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == full.headers["content-length"]
+    assert client.head("/tasks/none").status_code == 404
+    assert client.head("/tasks/task0/predict").status_code == 405
+
+
 def test_status_405_lists_the_allowed_methods(client):
     answer = client.patch("/tasks/task0")
     assert answer.status_code == 405
-    assert answer.headers["allow"] == "DELETE, GET, PUT"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PUT"
     assert answer.json()["error_type"] == "method_not_allowed"
-    assert answer.json()["error"] == "This path does not take PATCH. Use DELETE, GET, PUT."
+    assert answer.json()["error"] == "This path does not take PATCH. Use DELETE, GET, HEAD, PUT."
     error = client.get("/v1/moderations").json()["error"]  # in OpenAI's form
     assert error["message"] == "This path does not take GET. Use POST."
     assert error["type"] == "method_not_allowed"

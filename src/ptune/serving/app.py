@@ -132,7 +132,9 @@ async def _error_answer(request: Request, error: Exception) -> Response:
             routes = [
                 r for r in request.app.routes if isinstance(r, Route) and r.path_regex.match(path)
             ]
-            headers["Allow"] = ", ".join(sorted({m for r in routes for m in r.methods or ()}))
+            methods = {m for r in routes for m in r.methods or ()}
+            methods |= {"HEAD"} if "GET" in methods else set()
+            headers["Allow"] = ", ".join(sorted(methods))
             sentence = f"This path does not take {request.method}. Use {headers['Allow']}."
         error_type = ERROR_TYPES.get(error.status_code, "bad_request")
         body = error_body(error.status_code, sentence, error_type)
@@ -165,6 +167,11 @@ class Direct:
         self.app, self.routes = app, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            as_get = {**scope, "method": "GET"}  # uvicorn leaves out the body
+            await self.app(as_get, receive, send)
+            scope["route"] = as_get.get("route")  # for the log
+            return
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         found = _DIRECT.fullmatch(scope["path"]) if is_post else None
         if found is None:

@@ -29,8 +29,8 @@ NO_PAIRS = (
     '["a", "b"] for two texts.'
 )
 EITHER = (
-    "The task does not record whether it was trained on pairs, so inputs could be two texts or "
-    'one pair. Send [["a"], ["b"]] for two texts, or [["a", "b"]] for a pair.'
+    "Whether the task was trained on pairs is not recorded, or the tasks differ, so inputs "
+    'could be two texts or one pair. Send [["a"], ["b"]] for two texts, or [["a", "b"]] for a pair.'
 )
 
 
