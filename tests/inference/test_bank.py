@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -350,6 +351,36 @@ def test_a_half_precision_bank_agrees_with_its_classifiers(folder):
     own = {task: ptune.load(folder / task, dtype="bfloat16") for task in TASKS}
     for one, other in zip(bank.logits(requests), alone(own, requests), strict=True):
         np.testing.assert_allclose(one, other, atol=0.05 * max(1.0, np.abs(other).max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_backbone_may_get_another_number_format_later(folder, own, dtype):
+    bank = PromptBank.from_folder(folder, dtype="float32")
+    bank.backbone.to(dtype)
+    requests = [(task, text) for task in TASKS for text in TEXTS]
+    for one, other in zip(bank.logits(requests), alone(own, requests), strict=True):
+        np.testing.assert_allclose(one, other, atol=0.05 * max(1.0, np.abs(other).max()))
+
+
+def test_a_backbone_in_training_mode_answers_as_in_evaluation_mode(bank, own):
+    requests = [(task, text) for task in TASKS for text in TEXTS]
+    bank.backbone.train()
+    assert_same(bank.logits(requests), alone(own, requests))
+
+
+def test_pairs_for_a_task_of_single_texts_and_the_reverse(bank, folder, tmp_path):
+    for name, pairs in {"one": False, "two": True, "unknown": None}.items():
+        shutil.copytree(folder / "mean", tmp_path / name)
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"text_pairs": pairs}))
+        bank.add(name, tmp_path / name)
+    right = [("one", "a"), ("two", ("a", "b")), ("unknown", "a"), ("unknown", ("a", "b"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bank.predict(right)
+    with pytest.warns(UserWarning, match="Trained on single texts, and asked about pairs: one\\."):
+        bank.predict([*right, ("one", ("a", "b"))])
+    with pytest.warns(UserWarning, match="Trained on pairs, and asked about single texts: two\\."):
+        bank.predict_all(["a"], ["one", "two"])
 
 
 def test_adapters_stored_in_half_precision_answer_as_in_full(folder, bert_folder, tmp_path):

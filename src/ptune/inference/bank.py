@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -35,7 +36,7 @@ from ptune.backbones.loading import (
 )
 from ptune.compat import commit_of
 from ptune.data.opening import near_path
-from ptune.errors import Origin, PtuneError
+from ptune.errors import Origin, PtuneError, listed
 from ptune.files import METRICS_NAME, name_of, read_json
 from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
 from ptune.inference.text_classifier import WINDOW, Found, TextClassifier
@@ -450,14 +451,18 @@ class PromptBank:
         self, requests: Iterable[tuple[str, Text]], batch_size: int, side: str | None
     ) -> Iterator[tuple[list[Task], list[np.ndarray], list[bool]]]:
         """Tasks, logits, and whether each text was cut, for some requests at a time."""
-        pairs = iter(self._tasks_and_texts(requests))
-        while window := list(itertools.islice(pairs, WINDOW)):
+        found = self._tasks_and_texts(requests)
+        _warn_of_form(found)
+        rest = iter(found)
+        while window := list(itertools.islice(rest, WINDOW)):
             yield [task for task, _ in window], *self._window(window, batch_size, side)
 
     def _window(
         self, window: list[tuple[Task, tuple[str, ...]]], batch_size: int, side: str | None
     ) -> tuple[list[np.ndarray], list[bool]]:
         """The logits of each request, and whether its text was cut."""
+        if self.backbone.training:  # the user's own loop left it so
+            self.backbone.eval()
         encoded, request_of, cut = self._encode(window, side=side)
         tasks = [window[i][0] for i in request_of]
         answers = [np.empty(0, dtype=np.float32)] * len(tasks)
@@ -666,6 +671,22 @@ def _checked(request: Any, position: int) -> tuple[str, tuple[str, ...]]:
         return str(task), tuple(column for (column,) in as_columns([text], origin=origin))
     except PtuneError as error:
         raise PtuneError(f"A text for the task {task!r} is refused. {error}") from error
+
+
+def _warn_of_form(requests: list[tuple[Task, tuple[str, ...]]]) -> None:
+    """Warn about pairs for tasks that were trained on single texts, and the reverse."""
+    for trained, name, other in ((False, "single texts", "pairs"), (True, "pairs", "single texts")):
+        wrong = {
+            task.info.name: None
+            for task, texts in requests
+            if task.info.pairs is trained and (len(texts) == 2) is not trained
+        }
+        if wrong:
+            warnings.warn(
+                f"Trained on {name}, and asked about {other}: {listed(list(wrong))}. A pair is a "
+                "tuple of two texts: (task, (first, second)).",
+                stacklevel=4,
+            )
 
 
 def _shown(name: str, revision: str | None) -> str:

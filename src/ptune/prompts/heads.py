@@ -184,7 +184,8 @@ class HeadPerText(Hooks):
         if current is None or not current.heads:
             return None
         heads, names = current.heads, self._names[layer]
-        inputs = current.head_inputs.pop(layer).to(args[0].dtype)
+        # Heads keep their number format when the backbone gets another one (`half()`).
+        inputs = current.head_inputs.pop(layer).to(heads[0][names["weight"]].dtype)
         # [n, texts of a head, positions, in]
         grouped = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1]).unflatten(
             0, (-1, len(heads))

@@ -180,7 +180,7 @@ class OneRow:
             texts, seq = torch.tensor(some), max(1, lengths[some[0]])
             own = mask[texts, :seq]
             seen = torch.cat([key_mask[texts] != 0, own], dim=1)
-            added = torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+            added = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
             alike.append(Alike(texts, numbers[texts, :seq], added[:, None, None]))
             is_token.append(own.flatten())
         places = torch.cat(is_token).nonzero()[:, 0]
