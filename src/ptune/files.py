@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -155,11 +156,27 @@ def staged(folder: Path) -> Iterator[Path]:
 def staged_file(file: Path) -> Iterator[Path]:
     """A path to write to, which replaces `file` once it is complete; see `staged`.
 
+    A link stays, and the file that it names is replaced. A pipe or a device (`/dev/stdout`) is
+    written as it is: a file in its place would destroy it.
+
     Raises:
-        PtuneError: It cannot be written.
+        PtuneError: It cannot be written, or it is a folder.
     """
-    with staged(file.absolute().parent) as stage:
-        yield stage / file.name
+    if file.is_dir():
+        raise PtuneError(f"{file} is a folder. Name a file.")
+    # `/dev/stdout` may lead to a file, which whoever opened it still writes to.
+    if file.exists() and (not file.is_file() or file.absolute().is_relative_to("/dev")):
+        try:
+            yield file
+        except OSError as error:
+            raise PtuneError(
+                f"Writing to {file} failed: {error.strerror or error}. Name a file."
+            ) from error
+        return
+    target = Path(os.path.realpath(file))
+    with staged(target.parent) as stage:
+        yield stage / file.name  # whose ending tells the format
+        (stage / file.name).rename(stage / target.name)
 
 
 # The umask can only be read by setting it, and belongs to the whole process.
@@ -173,6 +190,28 @@ def open_up(folder: Path) -> None:
         os.umask(mask)
     for file in folder.iterdir():
         file.chmod(0o666 & ~mask)
+
+
+def json_line(content: Any) -> str:
+    """JSON on one line, for other programs.
+
+    Types that JSON lacks, such as dates, are strings. NaN and infinity, which most programs refuse
+    to read, are `null`.
+    """
+    how: dict[str, Any] = {"ensure_ascii": False, "default": str, "allow_nan": False}
+    try:
+        return json.dumps(content, **how)
+    except ValueError:
+        return json.dumps(finite(content), **how)
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, with ``None`` for numbers that are NaN or infinite."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,13 +1,16 @@
 """The `ptune` command: exit codes, files, and one line for each error."""
 
 import csv
+import gzip
 import io
 import json
+import os
 import shutil
 import statistics
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -788,6 +791,59 @@ def test_failed_predictions_keep_the_former_output(refused, trained, tmp_path):
     output.write_text("former")
     refused(["predict", trained, "one", "", "--output", output], "empty text")
     assert contents(tmp_path) == {Path("labels.csv"): b"former"}
+
+
+def test_an_output_that_is_a_link_stays_one(run_ptune, trained, mail, tmp_path):
+    (tmp_path / "link.csv.gz").symlink_to("other.gz")
+    for how in (["one"], ["--file", mail]):
+        run_ptune("predict", trained, *how, "--output", tmp_path / "link.csv.gz")
+        assert (tmp_path / "link.csv.gz").is_symlink()
+        assert {p.name for p in tmp_path.iterdir()} == {"link.csv.gz", "other.gz"}
+        with gzip.open(tmp_path / "other.gz", "rt") as f:
+            assert f.readline().startswith("text,label,")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("all_tasks", [False, True])
+def test_a_pipe_gets_the_output_and_stays(run_ptune, trained, mail, tmp_path, all_tasks):
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    adapter = [trained.parent, "--all-tasks"] if all_tasks else [trained]
+    for how in (["one", "two"], ["--file", mail]):
+        reader = threading.Thread(target=lambda: got.append(pipe.read_text()), daemon=True)
+        reader.start()
+        done = run_ptune("predict", *adapter, *how, "--output", pipe)
+        reader.join(20)
+        assert done.code == 0, done.err
+        assert pipe.is_fifo()
+        assert json.loads(got.pop().splitlines()[0])["text"]
+
+
+def test_columns_of_two_tasks_never_replace_each_other(run_ptune, refused, trained, tmp_path):
+    for name in ("mail", "mail score"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    asked = ["predict", tmp_path / "runs", "--all-tasks", "one", "--format"]
+    refused([*asked, "csv"], "Two tasks have a column 'mail score'")
+    assert {"mail", "mail score"} < json.loads(run_ptune(*asked, "jsonl").out).keys()
+
+
+def test_an_output_that_is_a_folder_is_refused(refused, trained, tmp_path):
+    refused(["predict", trained, "one", "--output", tmp_path], "is a folder. Name a file.")
+
+
+def test_scores_that_are_not_numbers_are_null(run_ptune, bert_folder, tmp_path):
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("text,label\n" + "".join(f"the money {i},{i / 7}\n" for i in range(16)))
+    run = ["--train-file", numbers, "--output-dir", tmp_path / "run", "--num-virtual-tokens", 1]
+    done = run_ptune("train", "--model", bert_folder, *run, "--epochs", 1, "--dtype", "float32")
+    assert done.code == 0, done.err
+    (tmp_path / "equal.csv").write_text("text,label\na,1\nb,1\nc,1\n")
+    scores = {"pearson": None, "spearman": None}
+    for how in ([], ["--json"]):
+        output = tmp_path / "scores.json"
+        on = ["--file", tmp_path / "equal.csv", "--output", output]
+        assert json.loads(run_ptune("evaluate", tmp_path / "run", *on, *how).out) == scores
+        assert json.loads(output.read_text()) == scores
 
 
 @pytest.mark.parametrize(

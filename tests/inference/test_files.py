@@ -65,6 +65,14 @@ def test_existing_columns_keep_their_names_and_values(classifier, tmp_path):
     }  # fmt: skip
 
 
+def test_numbers_that_json_lacks_are_null(classifier, tmp_path):
+    numbers = pyarrow.array([float("nan"), float("inf"), 1.5])
+    table = pyarrow.table({"text": ["a", "b", "c"], "x": numbers})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    classify(classifier, tmp_path / "a.parquet", tmp_path / "out.jsonl")
+    assert [row["x"] for row in read(tmp_path / "out.jsonl")] == [None, None, 1.5]
+
+
 def test_a_clashing_column_in_later_rows_is_refused(classifier, texts, tmp_path):
     rows = [
         {"id": i, "text": texts[i % 8]} | ({"label": 1} if i > 3000 else {}) for i in range(4000)

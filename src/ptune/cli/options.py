@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ptune.files import json_line
 from ptune.serving.settings import LIMITS, SERVER
 from ptune.training.declaration import Setting, setting, settings_of
 from ptune.training.settings import ADVANCED, DATA, MODEL, TRAINING, Dtype, TrainSettings, is_first
@@ -40,7 +40,7 @@ def say(text: str, to: Console = console) -> None:
 def print_json(content: Any) -> None:
     """Print one JSON object to standard output, without colours and line breaks of a terminal."""
     if FIRST:
-        print(json.dumps(content, ensure_ascii=False, default=str))
+        print(json_line(content))
 
 
 def first_score(scores: dict[str, Any]) -> str | None:

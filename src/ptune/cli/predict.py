@@ -33,7 +33,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
-from ptune.files import is_export, staged_file, write_json
+from ptune.files import finite, is_export, staged_file, write_json
 from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
@@ -336,6 +336,7 @@ def evaluate(
         for name, (texts, labels) in sets.items()
         for key, value in classifier.evaluate(as_rows(texts), labels, metrics).items()
     }
+    scores = finite(scores)  # a correlation with equal numbers is NaN
     print_json(scores) if as_json else console.print_json(json.dumps(scores))
     if output:
         with staged_file(output) as written:

@@ -24,6 +24,7 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
 from ptune.data.tables import Batch, Columns
 from ptune.errors import Origin, PtuneError
+from ptune.files import json_line
 from ptune.inference.bank import PromptBank
 from ptune.inference.text_classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
@@ -215,11 +216,17 @@ class Rows(Writer):
             names: The columns of the rows around it.
 
         Raises:
-            PtuneError: As for `prefix`.
+            PtuneError: As for `prefix`; or columns of two tasks have the same name.
         """
         new: dict[str, Any] = {}
         for task, prediction in predicted.items():
-            new |= self.columns(task, prediction)
+            own = self.columns(task, prediction)
+            if shared := [name for name in own if name in new]:
+                raise PtuneError(
+                    f"Two tasks have a column {shared[0]!r}. Rename the folder {task!r}, or write "
+                    "JSON lines instead (a .jsonl file)."
+                )
+            new |= own
         p = self.prefix(names, new)
         self.put({**row, **{p + name: value for name, value in new.items()}})
 
@@ -249,8 +256,7 @@ class JsonLines(Rows):
 
     def put(self, row: dict[str, Any]) -> None:
         """Append a row."""
-        # Types that JSON lacks, such as dates, are written as strings.
-        self.out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        self.out.write(json_line(row) + "\n")
 
     def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
         """One column per task, with an object."""

@@ -27,7 +27,7 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
-from ptune.files import MODEL_NAME, digest_of, read_json, staged, write_json
+from ptune.files import MODEL_NAME, digest_of, read_json, staged, staged_file, write_json
 from ptune.inference.classifier import load
 from ptune.inference.engines import EXPORT_INFO_NAME, load_exported
 from ptune.inference.files import Source, format_of, write, writer
@@ -167,8 +167,7 @@ class Worker:
         # The record comes first. It holds the output's time, so it is not valid before the output
         # is in place.
         count = 0
-        with staged(job.target.parent) as stage:
-            file = stage / job.target.name
+        with staged_file(job.target) as file:
             mark = self.recipe.mark_truncated
             with writer(file, job.format, self.classifier, mark_truncated=mark) as out:
                 count, _ = write(self.classifier, source, out, self.recipe.min_confidence)
@@ -185,7 +184,8 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
     Args:
         file: A file, or a folder with files at any depth. Names that start with a dot or an
             underscore are skipped.
-        output: A folder. For a single input file it may be a file, recognised by its extension.
+        output: A folder. For a single input file it may be a file, which exists or has an
+            extension.
         recipe: How to classify.
         format: Format of the output file. ``None``: from its extension.
 
@@ -195,7 +195,7 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
     if not file.is_dir():
         if not file.is_file():
             raise PtuneError(f"There is no file or folder {file}. Check the path.")
-        if output.suffix and not output.is_dir():
+        if not output.is_dir() and (output.suffix or output.exists()):
             return [Job(file, output.absolute(), format or format_of(output))]
     if format is not None:
         raise PtuneError("Files in a folder keep their format. Omit --format.")
