@@ -122,7 +122,7 @@ def wrong_heads(rng):
     for method in ("GET", "HEAD", "OPTIONS", "PATCH", "DELETE", "TRACE", "PUT", "FOO", "CONNECT"):
         yield f"{method} predict", raw(method, PREDICT)
         yield f"{method} moderations", raw(method, "/v1/moderations")
-    for method in ("HEAD", "OPTIONS", "POST", "PATCH"):
+    for method in ("OPTIONS", "POST", "PATCH"):
         yield f"{method} a task", raw(method, "/tasks/task0")
         yield f"{method} tasks", raw(method, "/tasks")
         yield f"{method} the page", raw(method, "/")
