@@ -328,7 +328,6 @@ WEIGHTS = "sample_weight must be 8 numbers of at least 0, one for each text, and
 @pytest.mark.parametrize(
     "wrong",
     [[1.0], ["a"] * 8, [1.0] * 7 + [np.inf], [1.0] * 7 + [np.nan], [-1.0] * 8, [0] * 8, iter("ab")],
-    ids=str,
 )
 def test_weights_that_are_no_weights_are_refused(estimator, classifier, texts, wrong):
     y = ["no", "yes"] * 4
