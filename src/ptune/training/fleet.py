@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -133,19 +132,13 @@ def train_fleet(
             fleet.metrics[task.name] = read_json(task.folder / METRICS_NAME)
         else:
             kinds[task.kind].append(task)
-    with run_folder.alone_in(Path(output_dir)) if kinds else nullcontext():
-        for kind, some in kinds.items():
-            if len(kind) and (len(some) > 1 or some[0].was_together):
-                some = _train_together(some, fleet, show)
-            for task in some:
-                how: dict[str, Any] = {"overwrite": overwrite, "resume": task.begun}
-                try:
-                    run = runs.train_run(task.given, task.folder, dataset=task.dataset, **how)
-                except PtuneError as error:
-                    fleet.refused[task.name] = str(error)
-                else:
-                    fleet.metrics[task.name] = run.metrics
-                    show(task.name, run.metrics)
+    if kinds:
+        with run_folder.alone_in(Path(output_dir)):
+            for kind, some in kinds.items():
+                if len(kind) and (len(some) > 1 or some[0].was_together):
+                    some = _train_together(some, fleet, show)
+                for task in some:
+                    _train_alone(task, fleet, show, overwrite=overwrite)
     return fleet
 
 
@@ -274,6 +267,18 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> list[_Task]
                 stack.remove(member.adapter)
     stack.model.kept_texts.close()
     return alone
+
+
+def _train_alone(task: _Task, fleet: Fleet, show: Show, *, overwrite: bool) -> None:
+    """Train a task by itself. The fleet gets its metrics, or the reason why it has none."""
+    how: dict[str, Any] = {"overwrite": overwrite, "resume": task.begun}
+    try:
+        run = runs.train_run(task.given, task.folder, dataset=task.dataset, **how)
+    except PtuneError as error:
+        fleet.refused[task.name] = str(error)
+    else:
+        fleet.metrics[task.name] = run.metrics
+        show(task.name, run.metrics)
 
 
 def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
