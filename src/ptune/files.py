@@ -164,7 +164,7 @@ def staged_file(file: Path) -> Iterator[Path]:
     """
     if file.is_dir():
         raise PtuneError(f"{file} is a folder. Name a file.")
-    # `/dev/stdout` may lead to a file, which whoever opened it still writes to.
+    # `/dev/stdout` can be a link to a file that the shell has opened. Replaced, it would be lost.
     if file.exists() and (not file.is_file() or file.absolute().is_relative_to("/dev")):
         try:
             yield file
