@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, call
+from conftest import SENTENCES, call, edit_json
 from tokenizers import Tokenizer
 
 import ptune
@@ -295,6 +295,10 @@ def cut(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def set_to(**fields):
+    return lambda file: edit_json(file, **fields)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
@@ -305,12 +309,24 @@ def cut(file):
         ("ptune_export.json", cut, "ptune_export.json is damaged"),
         ("ptune_export.json", lambda f: f.write_text("{}"), "lacks labels"),
         ("ptune_export.json", lambda f: f.unlink(), "not an export to ONNX"),
+        ("ptune_export.json", set_to(max_length="ten"), "max_length is 'ten'; expected an integer"),
+        ("ptune_export.json", set_to(max_length=-5), "max_length is -5; expected an integer"),
+        ("ptune_export.json", set_to(text_columns=3), "text_columns is 3; expected a list"),
+        ("ptune_export.json", set_to(labels=["no", "yes"]), "returns 3 logits; .* expects 2"),
     ],
 )
 def test_a_damaged_file_is_named(bert, tmp_path, runtime, name, damage, message):
     folder = shutil.copytree(bert[1], tmp_path / "out")
     damage(folder / name)
     with pytest.raises(PtuneError, match=message):
+        ptune.load_exported(folder, runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_graph_of_the_text_alone_is_refused(exports, tmp_path, runtime):
+    folder = shutil.copytree(exports("BERT, reader")[1], tmp_path / "out")
+    (folder / "text.onnx").replace(folder / "model.onnx")
+    with pytest.raises(PtuneError, match=r"returns .* text_mask; ptune_export.json .* 3 logits"):
         ptune.load_exported(folder, runtime)
 
 

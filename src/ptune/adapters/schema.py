@@ -192,7 +192,17 @@ OWN_FIELDS = {
     "tokenizer_name_or_path": Field(STRING, training_only=True),
 }
 
+# How texts are read: of an adapter, and of an export.
+READING_FIELDS = {
+    "max_length": Field(POSITIVE),
+    "long_texts": Field(one_of(*get_args(LongTexts)), "truncate"),
+    "window_weights": Field(WEIGHTS, ()),
+    "text_pairs": Field(FLAG),
+    "text_columns": Field(STRINGS),
+    "template": Field(STRING),
+}
 INFO_FIELDS = {
+    **READING_FIELDS,
     "format": Field(POSITIVE, 1),
     "requires": Field(STRINGS, ()),
     "ptune_version": Field(STRING),
@@ -200,12 +210,6 @@ INFO_FIELDS = {
     "problem_type": Field(LABELS),
     "label_type": Field(LABELS),
     "label_outputs": Field(LABELS),
-    "max_length": Field(POSITIVE),
-    "long_texts": Field(one_of(*get_args(LongTexts)), "truncate"),
-    "window_weights": Field(WEIGHTS, ()),
-    "text_pairs": Field(FLAG),
-    "text_columns": Field(STRINGS),
-    "template": Field(STRING),
     "mechanism": Field(one_of(*get_args(Mechanism))),
     "backbone": Field(OBJECT),
     "quality": Field(OBJECT),  # `ptune.adapters.quality` reads it
@@ -336,17 +340,32 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
             f"{FORMAT}. Upgrade ptune (`pip install -U ptune`)."
         )
     values = parse_fields(content, INFO_FIELDS, file)
-    try:
-        reading = Reading.from_json(values)
-    except PtuneError as error:
-        raise PtuneError(f"{file}: {error}") from error
     sizes = parse_fields(values["backbone"] or {}, BACKBONE_FIELDS, f"{file}, backbone")
     return {
         "labels": labels_from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
-        "reading": reading,
-        **{name: values[name] for name in ("ptune_version", "text_columns", "mechanism")},
+        **parse_reading(content, file),
+        **{name: values[name] for name in ("ptune_version", "mechanism")},
     }
+
+
+def parse_reading(content: Mapping[str, Any], file: Path | str) -> dict[str, Any]:
+    """How texts are read, and the columns that they were trained on.
+
+    Args:
+        content: The JSON object of an adapter or an export. Its other fields are ignored.
+        file: Where it comes from, for messages.
+
+    Raises:
+        PtuneError: A field holds something that it may not.
+    """
+    own = {name: content.get(name) for name in READING_FIELDS}
+    values = parse_fields(own, READING_FIELDS, file)
+    try:
+        reading = Reading.from_json(values)
+    except PtuneError as error:
+        raise PtuneError(f"{file}: {error}") from error
+    return {"reading": reading, "text_columns": values["text_columns"]}
 
 
 def parse_fields(

@@ -279,7 +279,7 @@ class _TwoGraphs:
         self.text, self.reader = (
             OnnxRuntime(folder / name, "auto") for name in (TEXT_GRAPH, READER_GRAPH)
         )
-        self.inputs = self.text.inputs
+        self.inputs, self.outputs = self.text.inputs, self.reader.outputs
 
     def run(self, batches: Iterable[Padded]) -> Iterator[Answer]:
         """Run one batch after the other."""

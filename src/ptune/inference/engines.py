@@ -10,10 +10,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ptune.adapters.quality import read_quality
+from ptune.adapters.schema import parse_reading
 from ptune.backbones.loading import fast_dtype, load_tokenizer
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError, first_line, missing_package
-from ptune.files import MODEL_NAME, read_json
+from ptune.files import MODEL_NAME, name_of, read_json
 from ptune.inference.text_classifier import Answer, Batch, TextClassifier
 from ptune.labels import Labels, labels_from_json
 from ptune.postprocessing import Postprocessing
@@ -33,9 +34,12 @@ class Engine(Protocol):
 
     Attributes:
         inputs: Names of the tensors that it takes.
+        outputs: Names of the tensors that it returns, and the last number of their shape; -1:
+            the graph does not tell.
     """
 
     inputs: list[str]
+    outputs: dict[str, int]
 
     def run(self, batches: Iterable[Padded]) -> Iterable[Answer]:
         """Return logits ``[batch, num_labels]`` for batches of texts, in any order."""
@@ -56,6 +60,10 @@ class OnnxRuntime:
             )
         self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         self.inputs = [given.name for given in self.session.get_inputs()]
+        self.outputs = {
+            found.name: found.shape[-1] if isinstance(found.shape[-1], int) else -1
+            for found in self.session.get_outputs()
+        }
 
     def run(self, batches: Iterable[Padded]) -> Iterator[Answer]:
         """Run one batch after the other, on all cores."""
@@ -86,6 +94,9 @@ class OpenVino:
             {"INFERENCE_PRECISION_HINT": precisions[dtype], "PERFORMANCE_HINT": "THROUGHPUT"},
         )
         self.inputs = [given.any_name for given in compiled.inputs]
+        self.outputs = {
+            found.any_name: found.partial_shape[-1].get_max_length() for found in compiled.outputs
+        }
         self.queue = openvino.AsyncInferQueue(compiled)
         self._lock = ForkLock(level=2)  # the queue belongs to one thread at a time
 
@@ -161,7 +172,7 @@ def load_exported(
     Example:
         ``ptune.load_exported("exported/mail", "openvino").predict(texts)``
     """
-    folder = Path(folder)
+    folder = Path(name_of(folder))
     file = folder / MODEL_NAME
     if not file.is_file() or not (folder / EXPORT_INFO_NAME).is_file():
         raise PtuneError(
@@ -192,10 +203,17 @@ def load_exported(
             "does not give: the files come from different exports. Export or download it again."
         )
     labels = labels_from_json(info, EXPORT_INFO_NAME)
+    if engine.outputs not in ({"logits": n} for n in (len(labels.output_names), -1)):
+        found = ", ".join(f"{count} {name}" for name, count in engine.outputs.items())
+        raise PtuneError(
+            f"{file} returns {found}; {EXPORT_INFO_NAME} in the same folder expects "
+            f"{len(labels.output_names)} logits: the files come from different exports. Export or "
+            "download it again."
+        )
     values = read_quality(info, lambda n: _existing(folder / n), labels, folder / EXPORT_INFO_NAME)
-    reading = Reading.from_json(info)
-    classifier = ExportedClassifier(engine, tokenizer, labels, values, reading, batch_size)
-    if columns := info.get("text_columns"):
+    own = parse_reading(info, folder / EXPORT_INFO_NAME)
+    classifier = ExportedClassifier(engine, tokenizer, labels, values, own["reading"], batch_size)
+    if columns := own["text_columns"]:
         classifier.feature_names_in_ = np.array(columns, dtype=object)
     return classifier
 
