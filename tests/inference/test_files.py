@@ -18,7 +18,15 @@ from ptune.data.cells import label_column
 from ptune.data.glue import evaluation_sets
 from ptune.data.opening import Dialect
 from ptune.data.tables import Columns
-from ptune.inference.files import Source, format_of, joined, write, writer
+from ptune.inference.files import (
+    Source,
+    format_of,
+    joined,
+    text_writer,
+    write,
+    write_all,
+    writer,
+)
 from ptune.peft import PromptEncoderConfig
 from ptune.texts import as_rows
 
@@ -208,3 +216,44 @@ def test_predict_takes_the_options_that_say_how_a_file_is_written(classifier, tm
 def test_predictions_are_not_written_as_a_workbook(tmp_path):
     with refused("Predictions are not written as .ods. Name a .csv file; spreadsheets open it."):
         format_of(tmp_path / "out.ods")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_a_file_without_rows_gives_a_header(classifier, tmp_path, kind):
+    source, full = tmp_path / f"none.{kind}", tmp_path / f"one.{kind}"
+    if kind == "parquet":
+        for file, texts in ((source, []), (full, ["hello"])):
+            parquet.write_table(pyarrow.table({"id": texts, "text": texts}), file)
+    else:
+        comma = "," if kind == "csv" else "\t"
+        source.write_text(f"id{comma}text\n")
+        full.write_text(f"id{comma}text\n1{comma}hello\n")
+    for target in ("csv", "tsv"):
+        none, one = (tmp_path / f"{n}-out.{target}" for n in ("none", "one"))
+        assert (classify(classifier, source, none), classify(classifier, full, one)) == (0, 1)
+        assert none.read_text().splitlines() == one.read_text().splitlines()[:1]
+    assert classify(classifier, source, tmp_path / "none.jsonl") == 0
+    assert (tmp_path / "none.jsonl").read_text() == ""
+
+
+def test_a_file_without_rows_and_without_a_text_column_is_refused(classifier, tmp_path):
+    (tmp_path / "a.csv").write_text("where is my parcel,and my lamp\n")
+    with pytest.raises(PtuneError, match="--no-header"):
+        classify(classifier, tmp_path / "a.csv", tmp_path / "out.csv")
+    (tmp_path / "empty.csv").write_text("")
+    assert classify(classifier, tmp_path / "empty.csv", tmp_path / "out.csv") == 0
+
+
+def test_a_file_without_rows_gives_a_header_of_several_tasks(bert_folder, tmp_path):
+    for name in ("a", "b"):
+        save_untrained(bert_folder, tmp_path / "tasks" / name)
+    bank = ptune.PromptBank.from_folder(tmp_path / "tasks", dtype="float32")
+    headers = []
+    for name, rows in (("none", ""), ("one", "1,hello\n")):
+        (tmp_path / f"{name}.csv").write_text("id,text\n" + rows)
+        with (tmp_path / f"{name}-out.csv").open("w+") as out:
+            source = Source.of_file(tmp_path / f"{name}.csv", Columns())
+            assert write_all(bank, source, text_writer(out, "csv")) == len(rows.splitlines())
+            out.seek(0)
+            headers.append(out.readline())
+    assert headers[0] == headers[1] == "id,text,a,a score,b,b score\n"

@@ -124,6 +124,11 @@ def test_several_tasks_answer_for_each_text_in_one_request(client, stage):
     [
         ({"tasks": ["nothing"]}, 404, "There is no task 'nothing'. GET /tasks lists all tasks."),
         (
+            {"tasks": ["*", "nothing"]},
+            404,
+            "There is no task 'nothing'. GET /tasks lists all tasks.",
+        ),
+        (
             {"tasks": []},
             422,
             'tasks must be a list of names of tasks, or ["*"] for all of them.',

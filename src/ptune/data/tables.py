@@ -102,7 +102,8 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
     Only a JSON file that is one list is read as a whole. Cells of CSV and TSV files are strings.
 
     Raises:
-        PtuneError: As for `read_table`, but that a file without rows gives none.
+        PtuneError: As for `read_table`, but that a file with a header and no rows gives one empty
+            Arrow batch, with the names of the columns.
     """
     file = Path(file)
     kind = _kind(file)
@@ -115,10 +116,14 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
             yield batch
         return
     rows = _cells(file, dialect)
-    names = next(rows, [])
+    names, any_rows = next(rows, []), False
     # `strict` would take a tenth of the time; every row is as long as the header.
     while batch := [dict(zip(names, row)) for row in itertools.islice(rows, size)]:  # noqa: B905
         yield batch
+        any_rows = True
+    if names and not any_rows:
+        schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
+        yield pyarrow.RecordBatch.from_pylist([], schema=schema)
 
 
 def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = False) -> Table:

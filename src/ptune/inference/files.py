@@ -108,6 +108,10 @@ class Source:
             yield batch, texts
             before += len(texts)
 
+    def example(self) -> list[Text]:
+        """One text or pair: its prediction has the columns of all, if there are no rows."""
+        return as_rows([["."] for _ in self.columns.texts])
+
 
 def _names(batch: Batch) -> list[str]:
     if isinstance(batch, pyarrow.RecordBatch):
@@ -166,6 +170,14 @@ class Writer:
         """Append rows and their predictions."""
         raise NotImplementedError
 
+    def start(self, names: list[str], prediction: Prediction) -> None:
+        """Write what comes before the first row.
+
+        Args:
+            names: The columns of the input.
+            prediction: One like those that would follow.
+        """
+
     def prefix(self, names: Iterable[str], new: Iterable[str]) -> str:
         """The prefix of the new columns, chosen with the first rows.
 
@@ -200,16 +212,28 @@ class Rows(Writer):
         """Append rows and their predictions."""
         p = self.prefix(_names(batch), self.new)
         for row, prediction in zip(_rows(batch), predicted, strict=True):
-            self.put({**row, **{p + name: v for name, v in self.fields(prediction).items()}})
+            self.put(self.added(row, prediction, p))
+
+    def added(self, row: dict[str, Any], prediction: Prediction, prefix: str) -> dict[str, Any]:
+        """A row with its prediction."""
+        return {**row, **{prefix + name: v for name, v in self.fields(prediction).items()}}
 
     def put(self, row: dict[str, Any]) -> None:
         """Append a row."""
         raise NotImplementedError
 
-    def put_tasks(
+    def header(self, row: dict[str, Any]) -> None:
+        """Write what comes before the first row, which has the names of this one."""
+
+    def start(self, names: list[str], prediction: Prediction) -> None:
+        """Write what comes before the first row."""
+        p = self.prefix(names, self.new)
+        self.header(self.added(dict.fromkeys(names), prediction, p))
+
+    def with_tasks(
         self, row: dict[str, Any], predicted: dict[str, Prediction], names: list[str]
-    ) -> None:
-        """Append a row with the predictions of several tasks.
+    ) -> dict[str, Any]:
+        """A row with the predictions of several tasks.
 
         Args:
             row, predicted: The row, and its predictions by task.
@@ -228,7 +252,7 @@ class Rows(Writer):
                 )
             new |= own
         p = self.prefix(names, new)
-        self.put({**row, **{p + name: value for name, value in new.items()}})
+        return {**row, **{p + name: value for name, value in new.items()}}
 
     def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
         """The columns of a task's prediction."""
@@ -270,26 +294,29 @@ class Delimited(Rows):
         self.out, self.separator = out, separator
         self._writer: csv.DictWriter | None = None
 
-    def write(self, batch: Batch, predicted: list[Prediction]) -> None:
-        """Append rows and their predictions, with a header before the first row."""
-        p = self.prefix(_names(batch), self.new)
-        for row, prediction in zip(_rows(batch), predicted, strict=True):
-            fields = self.fields(prediction)
-            probabilities = fields.pop("probabilities")
-            row = {**row, **{p + name: value for name, value in fields.items()}}
-            for name, probability in probabilities.items():
-                if isinstance(prediction.label, float):
-                    break
-                while name in row:  # a label may have the name of a column
-                    name += " (label)"
-                row[name] = probability
-            self.put(row)
+    def added(self, row: dict[str, Any], prediction: Prediction, prefix: str) -> dict[str, Any]:
+        """A row with its prediction, and a column for each label."""
+        fields = self.fields(prediction)
+        probabilities = fields.pop("probabilities")
+        row = {**row, **{prefix + name: value for name, value in fields.items()}}
+        for name, probability in probabilities.items():
+            if isinstance(prediction.label, float):
+                break
+            while name in row:  # a label may have the name of a column
+                name += " (label)"
+            row[name] = probability
+        return row
+
+    def header(self, row: dict[str, Any]) -> None:
+        """Write the names of the columns."""
+        self._writer = csv.DictWriter(self.out, list(row), delimiter=self.separator)
+        self._writer.writeheader()
 
     def put(self, row: dict[str, Any]) -> None:
         """Append a row, with a header before the first one."""
         if self._writer is None:
-            self._writer = csv.DictWriter(self.out, list(row), delimiter=self.separator)
-            self._writer.writeheader()
+            self.header(row)
+        assert self._writer is not None
         if unknown := [name for name in row if name not in self._writer.fieldnames]:
             raise PtuneError(
                 f"Some rows have a column {unknown[0]!r} and the first row does not, so they "
@@ -411,13 +438,21 @@ def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
-    count, labels = 0, {task: bank.task(task).labels_ for task in bank}
+    count, names = 0, []
+    labels = {task: bank.task(task).labels_ for task in bank}
+
+    def rows(batch: list[dict[str, Any]], texts: list[Text]) -> Iterator[dict[str, Any]]:
+        for row, found in zip(batch, bank.predict_all(texts), strict=True):
+            named = {task: labels[task].by_name(p) for task, p in found.items()}
+            yield out.with_tasks(row, named, names)
+
     for batch, texts in source.read():
         names = _names(batch)
-        for row, found in zip(_rows(batch), bank.predict_all(texts), strict=True):
-            named = {task: labels[task].by_name(p) for task, p in found.items()}
-            out.put_tasks(row, named, names)
+        for row in rows(_rows(batch), texts):
+            out.put(row)
         count += len(texts)
+    if names and not count:
+        out.header(next(rows([dict.fromkeys(names)], source.example())))
     return count
 
 
@@ -433,9 +468,13 @@ def write(
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
-    count = truncated = 0
+    count, truncated, names = 0, 0, []
     for batch, texts, predicted in predictions(classifier, source, min_confidence):
         out.write(batch, predicted)
+        names = _names(batch)
         count += len(texts)
         truncated += sum(prediction.truncated for prediction in predicted)
+    if names and not count:
+        (found,) = classifier.stream(source.example())
+        out.start(names, classifier.labels_.by_name(found))
     return count, truncated
