@@ -198,25 +198,54 @@ def json_line(content: Any) -> str:
     Types that JSON lacks, such as dates, are strings. NaN and infinity, which most programs refuse
     to read, are `null`.
     """
-    how: dict[str, Any] = {"ensure_ascii": False, "default": str, "allow_nan": False}
+    return _dumps(content, default=str)
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """A JSON object as people like to read it. NaN and infinity are `null`, as in `json_line`."""
+    return _dumps(content, indent=2) + "\n"
+
+
+def _dumps(content: Any, **how: Any) -> str:
+    how |= {"ensure_ascii": False, "allow_nan": False}
     try:
         return json.dumps(content, **how)
     except ValueError:
-        return json.dumps(finite(content), **how)
+        return json.dumps(_without_nan(content), **how)
 
 
-def finite(value: Any) -> Any:
-    """A value for JSON, with ``None`` for numbers that are NaN or infinite."""
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
+        return {key: _without_nan(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
+        return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object as people like to read it."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    """Write a JSON object, as `json_text` has it."""
+    file.write_text(json_text(content), "utf-8")
+
+
+def read_metrics(file: Path, limit: int | None = None) -> dict[str, Any]:
+    """The `metrics.json` of a run; empty: there is no such file. Scores that are `null` are NaN.
+
+    Args:
+        file: The file.
+        limit: As for `read_json`.
+
+    Raises:
+        PtuneError: As for `read_json`.
+    """
+    content = read_json(file, limit) if file.is_file() else {}
+    scores = {n: content[n] for n in ("epochs", "eval", "best", "majority") if n in content}
+    return content | {name: _with_nan(found) for name, found in scores.items()}
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: math.nan if part is None else _with_nan(part) for name, part in value.items()}
+    return [_with_nan(part) for part in value] if isinstance(value, list) else value
 
 
 def read_if_there(file: Path) -> dict[str, Any]:

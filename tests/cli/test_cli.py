@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -912,3 +913,30 @@ def test_the_real_command_ends_quietly_when_its_reader_exits(trained, tmp_path):
     process.stdout.close()
     assert own_lines(process.stderr.read()) == []
     assert process.wait(timeout=60) == 1  # like every command made with Click
+
+
+def test_a_score_that_is_no_number_is_null_in_every_file(run_ptune, flags, texts, tmp_path):
+    for name, numbers in (("train", range(8)), ("gold", [2] * 8)):
+        rows = zip(texts, [n + 0.5 for n in numbers], strict=True)
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+    folder, words = tmp_path / "runs", [*flags, "--train-file", tmp_path / "train.csv"]
+    words += ["--eval-file", tmp_path / "gold.csv", "--seeds", 2, "--output-dir", folder]
+    assert run_ptune(*words).code == 0
+    (run, other), scores = sorted(folder.glob("seed-*")), tmp_path / "scores.json"
+    gold = ("--file", tmp_path / "gold.csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # NumPy's, of equal numbers
+        assert run_ptune("report", run, *gold, "--fast").code == 0
+    assert run_ptune("evaluate", run, *gold, "--output", scores).code == 0
+    files = [run / "metrics.json", folder / "seeds.json", run / "reports" / "gold.json", scores]
+    for file in files:
+        json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert json.loads(scores.read_text())["pearson"] is None
+    assert json.loads(files[0].read_text())["eval"]["pearson"] is None
+    assert "pearson nan" in run_ptune("list", folder).out
+    assert "pearson nan" in run_ptune("info", run).out
+    shutil.rmtree(other)
+    (folder / "seeds.json").unlink()
+    assert run_ptune(*words, "--resume").code == 0  # reads the first seed's scores
+    assert json.loads(files[1].read_text())["pearson"] == {"mean": None, "std": None}

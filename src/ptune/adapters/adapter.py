@@ -32,7 +32,7 @@ from ptune.adapters.quality import QUALITY_NAME, read_quality, save_quality
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
 from ptune.adapters.weights import EMBEDDINGS_KEY, HEAD_PREFIX, check_labels, read_tensors, split
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, folder_of, read_json, staged, write_json
+from ptune.files import METRICS_NAME, folder_of, read_json, read_metrics, staged, write_json
 from ptune.labels import Labels, labels_to_json
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
@@ -374,7 +374,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "calibration": adapter.postprocessing.calibration,
     }
     if file := files.find(METRICS_NAME):
-        scores = read_json(file, schema.MAX_JSON)
+        scores = read_metrics(file, schema.MAX_JSON)
         try:
             found["trained on"] = f"{scores['task']}, {scores['train_examples']:,} examples"
             found["scores"] = ", ".join(

@@ -19,7 +19,7 @@ from ptune.adapters.public import PublicBackbone, last_part, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data.glue import GLUE_ON_THE_HUB
-from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_if_there
+from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_if_there, read_metrics
 
 LIBRARY = "ptune"
 # For the Hub's widget, unless the author names a text. A text of the data is never published.
@@ -93,7 +93,7 @@ def model_card(
     adapter = Adapter.read(folder, own_backbone=True)
     config = adapter.config
     backbone = PublicBackbone.of(config.base_model_name_or_path, config.revision)
-    metrics = read_if_there(folder / METRICS_NAME)
+    metrics = read_metrics(folder / METRICS_NAME)
     settings = read_if_there(folder / SETTINGS_NAME)
     own = config_content(config).keys() & OWN_FIELDS.keys()
     # PEFT would not put the template's words around texts.
@@ -216,7 +216,7 @@ def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
     for key, value in _final(metrics).items():
         split, name = _metric_of(key) or ("", key)
         title = _METRICS[name][1] + (f", {split}" if split else "")
-        base = f"{majority[key]:.4f}" if key in majority else ""
+        base = f"{majority[key]:.4f}" if math.isfinite(majority.get(key, math.nan)) else ""
         rows.append({"title": title, "value": f"{value:.4f}", "majority": base})
     return {
         "scores": rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import warnings
@@ -31,7 +30,7 @@ from ptune.adapters.public import PublicBackbone, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError, first_line
-from ptune.files import METRICS_NAME, PICTURES, read_json
+from ptune.files import METRICS_NAME, PICTURES, json_text, read_json
 
 CARD_NAME = "README.md"
 # Files of an adapter or a run, with their contents or the file that holds them.
@@ -157,7 +156,7 @@ def _public_files(folder: Path) -> Files:
     files[WEIGHTS_NAME] = weights if weights.is_file() else as_safetensors()
     if (scores := folder / METRICS_NAME).is_file():
         public = without_paths({**read_json(scores), "model": backbone.name})
-        files[METRICS_NAME] = (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
+        files[METRICS_NAME] = json_text(public).encode()
     unchanged = [INFO_NAME, *PICTURES, CARD_NAME]
     unchanged += [QUALITY_NAME] if adapter.postprocessing.tensors else []
     files |= {name: file for name in unchanged if (file := own_file(folder, name))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -33,7 +32,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
-from ptune.files import finite, is_export, staged_file, write_json
+from ptune.files import is_export, json_line, staged_file, write_json
 from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
@@ -336,8 +335,8 @@ def evaluate(
         for name, (texts, labels) in sets.items()
         for key, value in classifier.evaluate(as_rows(texts), labels, metrics).items()
     }
-    scores = finite(scores)  # a correlation with equal numbers is NaN
-    print_json(scores) if as_json else console.print_json(json.dumps(scores))
+    # A correlation with equal numbers is NaN.
+    print_json(scores) if as_json else console.print_json(json_line(scores))
     if output:
         with staged_file(output) as written:
             write_json(written, scores)

@@ -30,7 +30,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged_file
+from ptune.files import METRICS_NAME, REPORT_NAME, read_metrics, staged_file
 from ptune.training.settings import DATA, MODEL, TrainSettings
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -154,7 +154,7 @@ def report(
         page = output or Path(adapter) / "reports" / f"{file.stem}.html"
     backbone = None if fast else report.backbone_of(classifier)
     content = report.build(found, backbone, _progress)
-    results = read_if_there(Path(adapter) / METRICS_NAME)
+    results = read_metrics(Path(adapter) / METRICS_NAME)
     report.write(content, page, report.pictures(found, content, results))
     if as_json:
         print_json({k: v for k, v in content.items() if k != "mistakes"})

@@ -68,7 +68,7 @@ def list_runs(
 
 def _row(run: Path) -> dict[str, Any]:
     from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
-    from ptune.files import METRICS_NAME, read_if_there
+    from ptune.files import METRICS_NAME, read_metrics
 
     weights = run / WEIGHTS_NAME
     row: dict[str, Any] = {"run": run.name, "task": "", "labels": "", "score": ""}
@@ -76,7 +76,7 @@ def _row(run: Path) -> dict[str, Any]:
     row |= {"backbone": "", "kB": round(weights.stat().st_size / 1000)}
     try:
         adapter = Adapter.read(run, own_backbone=True)
-        metrics = read_if_there(run / METRICS_NAME)
+        metrics = read_metrics(run / METRICS_NAME)
     except PtuneError:
         return row | {"task": "(damaged)"}
     scores = metrics.get("eval", {})

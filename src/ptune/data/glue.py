@@ -16,7 +16,7 @@ from ptune.data.opening import FOUND, Dialect, near_path
 from ptune.data.splits import evaluation_split
 from ptune.data.tables import read_text
 from ptune.errors import Origin, PtuneError, first_line, near
-from ptune.labels import REGRESSION, Labels, finite, read
+from ptune.labels import REGRESSION, Labels, as_numbers, read
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ def _examples(
     if label in raw.column_names:
         values = list(raw[label])
         if not spec.labels:
-            result[LABEL] = finite(values, Origin(where, in_file=True))
+            result[LABEL] = as_numbers(values, Origin(where, in_file=True))
         elif all(isinstance(v, int) for v in values):  # from the Hub
             result[LABEL] = values
         else:

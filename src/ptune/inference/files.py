@@ -438,7 +438,7 @@ def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
-    count, names = 0, []
+    count, names = 0, list[str]()
     labels = {task: bank.task(task).labels_ for task in bank}
 
     def rows(batch: list[dict[str, Any]], texts: list[Text]) -> Iterator[dict[str, Any]]:
@@ -468,7 +468,7 @@ def write(
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
-    count, truncated, names = 0, 0, []
+    count, truncated, names = 0, 0, list[str]()
     for batch, texts, predicted in predictions(classifier, source, min_confidence):
         out.write(batch, predicted)
         names = _names(batch)

@@ -131,7 +131,7 @@ class LabelColumn:
         Raises:
             PtuneError: One of them is not a finite number.
         """
-        return finite(self.values, self.origin)
+        return as_numbers(self.values, self.origin)
 
     def check(self) -> LabelColumn:
         """Return the column itself.
@@ -157,7 +157,7 @@ class LabelColumn:
         return self
 
 
-def finite(values: Iterable[Any], origin: Origin) -> list[float]:
+def as_numbers(values: Iterable[Any], origin: Origin) -> list[float]:
     """Values as numbers.
 
     Raises:

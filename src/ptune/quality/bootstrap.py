@@ -37,6 +37,8 @@ def interval(values: Array) -> tuple[float, float]:
     It is for texts with the strata's shares in the sample. If these shares vary from sample to
     sample, it is slightly too narrow.
     """
+    if np.isnan(values).all():  # a correlation with equal numbers
+        return np.nan, np.nan
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, REPORT_NAME, read_if_there, staged, write_json
+from ptune.files import METRICS_NAME, REPORT_NAME, read_metrics, staged, write_json
 from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import compute, confusion, majority, per_label
 from ptune.quality import bootstrap
@@ -299,7 +299,7 @@ def report_run(folder: Path, classifier: TextClassifier, data: TaskData) -> Path
     for i, one in enumerate(found):
         own = page if i == 0 else page.with_name(f"report_{i + 1}.html")
         content = build(one)
-        write(content, own, pictures(one, content, read_if_there(folder / METRICS_NAME)))
+        write(content, own, pictures(one, content, read_metrics(folder / METRICS_NAME)))
     return page
 
 

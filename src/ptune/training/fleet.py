@@ -22,7 +22,7 @@ from ptune.data.dataset import TaskData
 from ptune.data.opening import format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
-from ptune.files import METRICS_NAME, read_json, staged, write_json
+from ptune.files import METRICS_NAME, read_metrics, staged, write_json
 from ptune.prompts.words import NoWords
 from ptune.texts import IN_WINDOWS
 from ptune.training import folder as run_folder
@@ -129,7 +129,7 @@ def train_fleet(
     for task in _prepared(tasks, Path(output_dir), fleet, overwrite=overwrite, resume=resume):
         if task.begun and (task.folder / METRICS_NAME).is_file():
             fleet.skipped.append(task.name)
-            fleet.metrics[task.name] = read_json(task.folder / METRICS_NAME)
+            fleet.metrics[task.name] = read_metrics(task.folder / METRICS_NAME)
         else:
             kinds[task.kind].append(task)
     if kinds:

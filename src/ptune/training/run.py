@@ -27,7 +27,7 @@ from ptune.adapters.adapter import Adapter
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import full_name
 from ptune.data.dataset import TaskData, dataset_of
-from ptune.files import METRICS_NAME, SEEDS_NAME, read_json, staged, write_json
+from ptune.files import METRICS_NAME, SEEDS_NAME, read_metrics, staged, write_json
 from ptune.labels import Labels, confusion, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
@@ -239,7 +239,7 @@ def train_seeds(
     with sharing_texts():
         for own, here in runs:
             if begun[here] and (here / METRICS_NAME).is_file():
-                scores[own.seed] = read_json(here / METRICS_NAME)["eval"]
+                scores[own.seed] = read_metrics(here / METRICS_NAME)["eval"]
                 continue
             how: dict[str, Any] = {"overwrite": overwrite, "resume": begun[here]}
             run = train_run(own, here, **how, progress=progress, dataset=dataset, show=show)
