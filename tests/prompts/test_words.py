@@ -809,3 +809,8 @@ def test_models_whose_scores_are_not_rows_of_the_head_are_refused(tmp_path):
         "them), so its rows cannot start a head. Use head='linear'."
     ):
         PromptClassifier.zero_shot(LABELS, model=str(tmp_path / "biased"), dtype="float32")
+
+
+def test_labels_with_the_same_words_are_noted():
+    with pytest.warns(UserWarning, match="'a' and 'b' have the same words, good, fine"):
+        parse_words("a=fine|good,b=good|fine", ["a", "b"])

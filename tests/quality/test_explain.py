@@ -7,7 +7,7 @@ import pytest
 from conftest import call, refused
 from subjects import SENTENCES, Subject
 
-from ptune import PromptClassifier
+from ptune import PromptClassifier, PtuneError
 from ptune.quality.explain import explain
 
 HEADS = [Subject("shared"), *(Subject("input", head=h) for h in ("regression", "multi-label"))]
@@ -74,3 +74,10 @@ def test_the_command_prints_and_writes(folder_of, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["label"] == "no"
     assert [w["text"] for w in found["words"]] == text.split()
+
+
+@pytest.mark.parametrize("text", [None, 3, [], ("a", None)])
+def test_what_is_no_text_is_refused(folder_of, text):
+    classifier = HEADS[0].load(folder_of(HEADS[0]))
+    with pytest.raises(PtuneError, match="at position 0"):
+        explain(classifier, text)

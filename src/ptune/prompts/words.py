@@ -9,6 +9,7 @@ of its head, applied to what it knows at that place, classify without any traini
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ def parse_words(given: str | Mapping[str, str | Sequence[str]], labels: Sequence
         found[label] = [words] if isinstance(words, str) else list(words)
         if not found[label] or not all(isinstance(w, str) and w.strip() for w in found[label]):
             raise PtuneError(f"The label {label!r} has no words. Give it at least one.")
+        same = next(other for other, own in found.items() if set(own) == set(found[label]))
+        if same != label:
+            warnings.warn(
+                f"The labels {same!r} and {label!r} have the same words, "
+                f"{', '.join(found[label])}, so the language model cannot tell them apart. Give "
+                "each words of its own (label_words).",
+                stacklevel=2,
+            )
     return found
 
 

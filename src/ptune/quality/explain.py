@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rich.text import Text as RichText
 
 from ptune.data.dataset import TaskData
-from ptune.errors import PtuneError, near
+from ptune.errors import Origin, PtuneError, near
 from ptune.inference.text_classifier import TextClassifier
 from ptune.quality.evidence import target_in_words, training_texts
 from ptune.quality.features import features, nearest
-from ptune.texts import Text
+from ptune.texts import Text, as_columns
 
 # Parts of a text that are left out one by one, at most. In longer texts, a part is several words.
 MOST_PARTS = 256
@@ -141,9 +141,9 @@ def explain(classifier: TextClassifier, text: Text, label: str | None = None) ->
         label: The label's name; ``None``: the most probable one.
 
     Raises:
-        PtuneError: There is no such label, or the text is empty.
+        PtuneError: There is no such label, or the text is empty or no text.
     """
-    texts = (text,) if isinstance(text, str) else tuple(text)
+    texts = tuple(column[0] for column in as_columns([text], None, Origin("the text")))
     places = [
         (column, part[0].start(), part[-1].end())
         for column, one in enumerate(texts)
