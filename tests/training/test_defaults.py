@@ -45,6 +45,28 @@ def test_a_preset_is_the_length_of_a_run(preset):
     assert own.epochs == 3
 
 
+@pytest.mark.parametrize("preset", ["fast", "default", "best"])
+@pytest.mark.parametrize(
+    ("own", "of", "shorter"),
+    [
+        ({}, {}, True),
+        ({"head": "linear"}, {}, False),
+        ({"prompt": "input"}, {}, False),
+        ({}, {"pairs": True}, False),
+        ({}, {"single": False}, False),
+    ],
+)
+def test_a_deep_prompt_with_a_fitted_head_learns_single_texts_in_half_the_passes(
+    own, of, shorter, preset
+):
+    own, of = TrainSettings(preset=preset, **own), {"single": True, **of}
+    chosen = choose(own, Situation("encoder", own.prompt, 3200, **of))
+    few = choose(own, Situation("encoder", own.prompt, 32, **of))
+    usual = {"fast": (4, 100), "default": (8, 200), "best": (20, 500)}
+    half = {"fast": (2, 24), "default": (4, 48), "best": (10, 96)}
+    assert (chosen.epochs, few.epochs) == (half if shorter else usual)[preset]
+
+
 @pytest.mark.parametrize(
     ("labels", "examples", "steps", "share"),
     [(2, 32, 48, 1 / 36), (2, 96, 48, 1 / 4), (4, 48, 48, 1 / 4), (8, 64, 48, 1), (2, 800, 200, 1)],

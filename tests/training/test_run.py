@@ -213,11 +213,15 @@ def test_the_seed_determines_the_adapter(bert_folder, table, tmp_path):
     assert a != c
 
 
-@pytest.mark.parametrize(("loss", "every"), [("labels", 25), ("pairs", 6)])
-def test_a_small_dataset_is_trained_for_200_steps_or_48_in_pairs(
-    loss, every, bert_folder, table, tmp_path
+@pytest.mark.parametrize(
+    ("prompt", "loss", "every"),
+    [("input", "labels", 25), ("deep", "labels", 6), ("deep", "pairs", 6)],
+)
+def test_a_small_dataset_is_trained_for_200_steps_or_48_if_that_is_enough(
+    prompt, loss, every, bert_folder, table, tmp_path
 ):
     small = {"epochs": None, "examples_per_label": 4, "batch_size": 8, "loss": loss}
+    small["prompt"] = prompt
     run = ptune.train_run(settings(bert_folder, table, **small), tmp_path / "run")
     assert [e["step"] for e in run.metrics["epochs"]] == [every * n for n in range(1, 9)]
 

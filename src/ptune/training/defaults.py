@@ -22,7 +22,11 @@ from ptune.training.settings import HeadStart, Preset, TrainSettings
 # The length of a run: passes over the data, and the fewest steps.
 EPOCHS: dict[Preset, int] = {"fast": 4, "default": 8, "best": 20}
 MIN_STEPS: dict[Preset, int] = {"fast": 100, "default": 200, "best": 500}
-# Fewer where further steps make a prompt worse: with pairs of texts, or a head of label words.
+# A head that is fitted to single texts leaves a prompt less to learn, and twice the passes only
+# teach it its examples by heart.
+FITTED_EPOCHS: dict[Preset, int] = {"fast": 2, "default": 4, "best": 10}
+# Fewer steps where further ones make a prompt worse: with such a head, with pairs of texts, or with
+# a head of label words.
 MIN_SHORT_STEPS: dict[Preset, int] = {"fast": 24, "default": 48, "best": 96}
 # However long a run is, it is evaluated so often if the settings leave it open.
 EVALUATIONS = 8
@@ -194,7 +198,9 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         share = min(1.0, steps / _fewest_steps(settings)) ** 2
         rates = {"learning_rate", "prompt_learning_rate"} & left_open.keys()
         settings = replace(settings, **{rate: share * left_open[rate] for rate in rates})
-    return with_schedule(settings, examples)
+    fitted = settings.head == "features" and kind == ("encoder", "deep")
+    fitted = fitted and situation.single and not situation.pairs and settings.loss != "pairs"
+    return with_schedule(settings, examples, fitted=fitted)
 
 
 def steps_per_epoch(settings: TrainSettings, examples: int) -> int:
@@ -208,20 +214,26 @@ def _step_examples(settings: TrainSettings) -> int:
     return settings.batch_size * accumulated * settings.processes
 
 
-def _fewest_steps(settings: TrainSettings) -> int:
-    is_short = settings.loss == "pairs" or settings.asks_words
+def _fewest_steps(settings: TrainSettings, *, fitted: bool = False) -> int:
+    is_short = fitted or settings.loss == "pairs" or settings.asks_words
     return (MIN_SHORT_STEPS if is_short else MIN_STEPS)[settings.preset]
 
 
-def with_schedule(settings: TrainSettings, examples: int) -> TrainSettings:
+def with_schedule(settings: TrainSettings, examples: int, *, fitted: bool = False) -> TrainSettings:
     """Choose the number of epochs if the settings leave it open, and when to evaluate.
 
     Small datasets need a minimum number of steps.
+
+    Args:
+        settings: The settings.
+        examples: Number of training examples.
+        fitted: Whether a deep prompt starts with a head that is fitted to single texts.
     """
     if settings.epochs is not None:
         return settings
     per_epoch = steps_per_epoch(settings, examples)
-    epochs, fewest = EPOCHS[settings.preset], _fewest_steps(settings)
+    epochs = (FITTED_EPOCHS if fitted else EPOCHS)[settings.preset]
+    fewest = _fewest_steps(settings, fitted=fitted)
     if epochs * per_epoch >= fewest:
         return replace(settings, epochs=epochs)
     schedule: dict[str, Any] = {f"{what}_strategy": "steps" for what in SCHEDULED}
