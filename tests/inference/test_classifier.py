@@ -440,6 +440,8 @@ def test_labels_to_ask_for_are_different_strings(bert_folder, wrong):
         ),
         ({"device": "gpu"}, "There is no device 'gpu' here (…). Leave it out for 'cpu', or …"),
         ({"device": "cuda:77"}, "There is no device 'cuda:77' here…"),
+        ({"weight_decay": "a"}, "weight_decay is 'a'; expected a number."),
+        ({"max_steps": None}, "max_steps is None; expected a number."),
     ],
 )
 def test_wrong_arguments_of_fit_are_refused_before_training(estimator, texts, arguments, message):

@@ -93,12 +93,19 @@ def test_what_would_forget_or_add_nothing_is_refused(run, tmp_path):
     ):
         add_labels(moved, tmp_path / "old.csv", tmp_path / "b", **how)
     (moved / "ptune_features.safetensors").unlink()
+
+    def forgets(why):
+        return refused(
+            f"The old labels of {moved} would be forgotten: its training file {why}, and it kept "
+            "no features. Name texts labelled with its labels (--replay), or train with "
+            "--keep-features."
+        )
+
+    assert call("rename-label", moved, "refund", "money back") == 0
+    with forgets("has other labels, as after `ptune rename-label`"):
+        add_labels(moved, new, tmp_path / "b", **how)
     (moved / "settings.json").unlink()
-    with refused(
-        f"The old labels of {moved} would be forgotten: its training file is not here, and it kept "
-        "no features. Name labelled texts with the old labels (--replay), or train with "
-        "--keep-features."
-    ):
+    with forgets("is not here"):
         add_labels(moved, new, tmp_path / "b", **how)
     with refused(f"{tmp_path} already holds something. Name a new folder."):
         add_labels(moved, new, tmp_path, **how)

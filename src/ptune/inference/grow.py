@@ -174,13 +174,13 @@ def _old_texts(
     if (kept := read_features(folder)) is not None:
         return _Set(*kept)
     data = dataset_of_run(folder)
-    if data is None or data.labels.names != labels.names:
-        raise PtuneError(
-            f"The old labels of {source} would be forgotten: its training file is not here, and it "
-            "kept no features. Name labelled texts with the old labels (--replay), or train with "
-            "--keep-features."
-        )
-    return _encoded(classifier, data.train)
+    if data is not None and data.labels.names == labels.names:
+        return _encoded(classifier, data.train)
+    why = "is not here" if data is None else "has other labels, as after `ptune rename-label`"
+    raise PtuneError(
+        f"The old labels of {source} would be forgotten: its training file {why}, and it kept no "
+        "features. Name texts labelled with its labels (--replay), or train with --keep-features."
+    )
 
 
 def _features(classifier: PromptClassifier, examples: Examples, labels: Labels) -> _Set:

@@ -13,8 +13,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -70,6 +72,7 @@ def training_arguments(
     Raises:
         PtuneError: `TrainingArguments` refuses a value, or the processes cannot see each other.
     """
+    _check_numbers(settings.training_arguments)
     settings = with_schedule(settings, examples)
     assert settings.epochs is not None
     steps = math.ceil(settings.epochs * steps_per_epoch(settings, examples) - 1e-6)
@@ -109,6 +112,18 @@ def training_arguments(
             "each other. Start them with torchrun or `accelerate launch`."
         )
     return args
+
+
+def _check_numbers(given: dict[str, Any]) -> None:
+    """`TrainingArguments` takes words for numbers, which fail after the first step."""
+    hints = get_type_hints(TrainingArguments)
+    for name, value in given.items():
+        hint = hints.get(name, Any)
+        kinds = set(get_args(hint) or [hint])
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        allowed = value is None and NoneType in kinds
+        if kinds <= {int, float, NoneType} and not (is_number or allowed):
+            raise PtuneError(f"{name} is {value!r}; expected a number.")
 
 
 class NotFinite(TrainerCallback):
