@@ -198,7 +198,7 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         share = min(1.0, steps / _fewest_steps(settings)) ** 2
         rates = {"learning_rate", "prompt_learning_rate"} & left_open.keys()
         settings = replace(settings, **{rate: share * left_open[rate] for rate in rates})
-    fitted = settings.head == "features" and kind == ("encoder", "deep")
+    fitted = is_fitted and kind == ("encoder", "deep")
     fitted = fitted and situation.single and not situation.pairs and settings.loss != "pairs"
     return with_schedule(settings, examples, fitted=fitted)
 

@@ -164,8 +164,8 @@ class TrainingProgress(TrainerCallback):
         groups = kwargs["optimizer"].param_groups  # the prompt's come first
         rates = " and ".join(f"{groups[i]['initial_lr']:g}" for i in (0, -1))
         self.console.print(
-            f"{_start(kwargs['model'].prompt_config)}; {_epochs(args, state)} epochs, "
-            f"{state.max_steps} steps; learning rates of prompt and head {rates}",
+            f"{_start(kwargs['model'].prompt_config)}; epochs: {_epochs(args, state)}; "
+            f"steps: {state.max_steps}; learning rates of prompt and head: {rates}",
             markup=False,
             highlight=False,
             soft_wrap=True,
