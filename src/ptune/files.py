@@ -237,7 +237,7 @@ def read_metrics(file: Path, limit: int | None = None) -> dict[str, Any]:
     Raises:
         PtuneError: As for `read_json`.
     """
-    content = read_json(file, limit) if file.is_file() else {}
+    content = read_if_there(file, limit)
     scores = {n: content[n] for n in ("epochs", "eval", "best", "majority") if n in content}
     return content | {name: _with_nan(found) for name, found in scores.items()}
 
@@ -248,9 +248,9 @@ def _with_nan(value: Any) -> Any:
     return [_with_nan(part) for part in value] if isinstance(value, list) else value
 
 
-def read_if_there(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty: there is no such file."""
-    return read_json(file) if file.is_file() else {}
+def read_if_there(file: Path, limit: int | None = None) -> dict[str, Any]:
+    """A JSON object from a file, as `read_json` reads it; empty: there is no such file."""
+    return read_json(file, limit) if file.is_file() else {}
 
 
 def read_json(file: Path, limit: int | None = None) -> dict[str, Any]:

@@ -344,16 +344,16 @@ def parse_info(content: Mapping[str, Any], file: Path | str, outputs: int) -> di
     return {
         "labels": labels_from_json(content, str(file), outputs),
         "backbone": {name: size for name, size in sizes.items() if size is not None},
-        **parse_reading(content, file),
-        **{name: values[name] for name in ("ptune_version", "mechanism")},
+        "reading": _reading(values, file),
+        **{name: values[name] for name in ("ptune_version", "text_columns", "mechanism")},
     }
 
 
 def parse_reading(content: Mapping[str, Any], file: Path | str) -> dict[str, Any]:
-    """How texts are read, and the columns that they were trained on.
+    """How texts are read by an export, and the columns that they were trained on.
 
     Args:
-        content: The JSON object of an adapter or an export. Its other fields are ignored.
+        content: The JSON object of the export. Its other fields are ignored.
         file: Where it comes from, for messages.
 
     Raises:
@@ -361,11 +361,14 @@ def parse_reading(content: Mapping[str, Any], file: Path | str) -> dict[str, Any
     """
     own = {name: content.get(name) for name in READING_FIELDS}
     values = parse_fields(own, READING_FIELDS, file)
+    return {"reading": _reading(values, file), "text_columns": values["text_columns"]}
+
+
+def _reading(values: Mapping[str, Any], file: Path | str) -> Reading:
     try:
-        reading = Reading.from_json(values)
+        return Reading.from_json(values)
     except PtuneError as error:
         raise PtuneError(f"{file}: {error}") from error
-    return {"reading": reading, "text_columns": values["text_columns"]}
 
 
 def parse_fields(

@@ -294,7 +294,8 @@ class Routes:
         asked = _parse(ManyTasksRequest, await self._read(request, deadline))
         function, names = asked.function, dict.fromkeys(asked.tasks)
         infos = [self._known(name) for name in names if name != "*"]
-        infos = [self._known(name) for name in sorted(self.bank)] if "*" in names else infos
+        if "*" in names:
+            infos = [self._known(name) for name in sorted(self.bank)]
         if not infos:
             refuse(404, "The server has no tasks.")
         request.state.logged = {"tasks": len(infos)}
