@@ -41,10 +41,14 @@ MECHANISMS = {
     "prefix in one module": ("ALBERT", DEEP),
     # The same with a head that reads several layers.
     "prefix, layers read": ("BERT", {**DEEP, "pooling": "layers"}),
+    # The same with a head that also reads how much the two texts of a pair differ.
+    "prefix, pairs read": ("BERT", {**DEEP, "pooling": "pairs"}),
     # Embeddings in every layer, where attention is out of reach.
     "layers": ("DeBERTa-v2", DEEP),
     # Tokens that attend to the text, which does not attend to them.
     "reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 3}),
+    # The same with a head that also reads what was kept of the text.
+    "reader, layers read": ("BERT", {"depth": "reader", "pooling": "layers"}),
     # The same where the text's keys and values enter as a cache of Transformers.
     "reader by cache": ("Falcon", {"depth": "reader"}),
 }
@@ -163,8 +167,6 @@ def config_of(subject, **options):
     """The subject's prompt."""
     common = {"num_virtual_tokens": 5, "encoder_reparameterization_type": "NONE"}
     own = {**MECHANISMS[subject.mechanism][1], **HEADS[subject.head][2]}
-    if own["depth"] == "reader" and own.get("pooling") == "mean":
-        own["pooling"] = "prompt"  # its head never reads the text itself
     return PromptEncoderConfig(**{**common, **own, **options})
 
 

@@ -12,6 +12,7 @@ from conftest import SENTENCES, build, each_problem_type, refused, same_backbone
 from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
 from ptune.peft import PromptEncoderConfig
+from ptune.prompts.config import PromptEncoderConfig as OwnConfig
 
 PLACEMENTS = ["prefix", "after_first"]
 
@@ -101,10 +102,46 @@ def test_a_head_reads_the_means_of_several_layers():
     assert model.unload().classifier.weight.shape == (2, hidden)
 
 
-def test_layers_are_refused_where_the_head_cannot_read_them():
-    t5 = ARCHITECTURES["T5"]
-    with pytest.raises(PtuneError, match=r"pooling is 'layers', but .* Use 'mean'"):
-        prompt(build_model(t5, build_tokenizer(t5, SENTENCES)), pooling="layers")
+@torch.no_grad()
+def test_a_head_reads_how_much_the_texts_of_a_pair_differ():
+    """In several layers, after the means; the same in a batch with padding."""
+    backbone = build("bert")
+    texts = torch.stack(ids(6, 6))
+    types = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
+    states = backbone.base_model(
+        texts, token_type_ids=types, output_hidden_states=True
+    ).hidden_states
+    model = prompt(backbone, depth="none", encoder_reparameterization_type="NONE", pooling="pairs")
+    weight, bias = (parameter.normal_() for _, parameter in model.head_parameters())
+    last = states[:-3:-1]
+    means = [layer.mean(dim=1) for layer in last]
+    for layer in last:
+        one, other = (
+            torch.stack([row[own].mean(dim=0) for row, own in zip(layer, chosen, strict=True)])
+            for chosen in (types == 0, types == 1)
+        )
+        means.append((one - other).abs())
+    expected = torch.cat(means, dim=1) @ weight.T + bias
+    torch.testing.assert_close(model(texts, token_type_ids=types).logits, expected)
+    padded = {"input_ids": texts, "token_type_ids": types}
+    padded["attention_mask"] = torch.ones_like(texts)
+    padded = {name: torch.nn.functional.pad(own, (0, 3)) for name, own in padded.items()}
+    torch.testing.assert_close(model(**padded).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("T5", {"pooling": "layers"}, r"pooling is 'layers', but .* Use 'mean'"),
+        ("DistilBERT", {"pooling": "pairs"}, r"pooling is 'pairs', but .* no token types"),
+        ("Llama", {"depth": "reader", "pooling": "layers"}, "head of a reader on .* cannot read"),
+    ],
+)
+def test_layers_are_refused_where_the_head_cannot_read_them(name, options, message):
+    architecture = ARCHITECTURES[name]
+    backbone = build_model(architecture, build_tokenizer(architecture, SENTENCES))
+    with pytest.raises(PtuneError, match=message):
+        PromptModel(backbone, OwnConfig(**options))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -26,11 +26,13 @@ EXPORTS = {
     "BERT, input, mean": ("BERT", {"pooling": "mean"}),
     "BERT, input, prompt": ("BERT", {"pooling": "prompt"}),
     "BERT, deep, layers": ("BERT", {"depth": "deep", "pooling": "layers"}),
+    "BERT, deep, pairs": ("BERT", {"depth": "deep", "pooling": "pairs"}),
     "RoBERTa, deep": ("RoBERTa", DEEP),
     "DeBERTa-v2, deep": ("DeBERTa-v2", DEEP),
     "GPT-2, deep": ("GPT-2", DEEP),
     "Llama, input": ("Llama", {"placement": "prefix"}),
     "BERT, reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 2}),
+    "BERT, reader, pairs": ("BERT", {"depth": "reader", "pooling": "pairs"}),
     "Llama, reader": ("Llama", {"depth": "reader"}),
 }
 # The labels of this one are merged before it is exported.
@@ -135,11 +137,12 @@ def test_the_graph_of_a_text_serves_every_reader_on_the_backbone(exports, tmp_pa
         "input_ids": np.array([e.ids for e in encoded]),
         "attention_mask": np.array([e.attention_mask for e in encoded]),
     }
-    names = ["states", "text_mask"]
+    names = ["states", "text_mask", "text_means"]
     text = onnxruntime.InferenceSession(folder / "text.onnx").run(names, given)
     for classifier, where in ((one, folder), (other, tmp_path / "out")):
         reader = onnxruntime.InferenceSession(where / "reader.onnx")
-        (logits,) = reader.run(["logits"], dict(zip(names, text, strict=True)))
+        given = dict(zip(names, text, strict=True))
+        (logits,) = reader.run(["logits"], {i.name: given[i.name] for i in reader.get_inputs()})
         assert_same(logits, classifier.logits(SENTENCES))
     assert np.abs(np.array([*one.logits(SENTENCES)]) - [*other.logits(SENTENCES)]).max() > 0.1
 
@@ -326,7 +329,7 @@ def test_a_damaged_file_is_named(bert, tmp_path, runtime, name, damage, message)
 def test_the_graph_of_the_text_alone_is_refused(exports, tmp_path, runtime):
     folder = shutil.copytree(exports("BERT, reader")[1], tmp_path / "out")
     (folder / "text.onnx").replace(folder / "model.onnx")
-    with pytest.raises(PtuneError, match=r"returns .* text_mask; ptune_export.json .* 3 logits"):
+    with pytest.raises(PtuneError, match=r"returns .* text_means; ptune_export.json .* 3 logits"):
         ptune.load_exported(folder, runtime)
 
 

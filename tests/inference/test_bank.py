@@ -53,10 +53,25 @@ TASKS = {
         "single_label_classification",
         {"num_virtual_tokens": 6, "depth": "deep", "pooling": "layers"},
     ),
+    "pairs": (
+        ["e", "f"],
+        "single_label_classification",
+        {"num_virtual_tokens": 5, "depth": "deep", "pooling": "pairs"},
+    ),
     "reader": (
         ["u", "v", "w"],
         "single_label_classification",
         {"num_virtual_tokens": 4, "depth": "reader", "pooling": "prompt", "reader_rank": 2},
+    ),
+    "reader, layers": (
+        ["x", "y"],
+        "single_label_classification",
+        {"num_virtual_tokens": 2, "depth": "reader", "pooling": "layers"},
+    ),
+    "reader, pairs": (
+        ["g", "h"],
+        "single_label_classification",
+        {"num_virtual_tokens": 3, "depth": "reader", "pooling": "pairs"},
     ),
     "as reader": (
         ["m", "n"],
@@ -64,7 +79,7 @@ TASKS = {
         {"num_virtual_tokens": 2, "depth": "reader"},
     ),
 }
-READERS = ["reader", "as reader"]
+READERS = [task for task in TASKS if "reader" in task]
 # One module is every layer; states have the positions first.
 LAYERS_OUT_OF_REACH = ("ALBERT", "XLNet")
 TEXTS = [*SENTENCES[:4], "the", (SENTENCES[4], SENTENCES[5]), ("the lamp", "red")]
@@ -108,11 +123,13 @@ def test_a_mixed_batch_gives_each_task_s_own_logits_on_every_architecture(
     tokenizer = tokenizer_that_pads(kind, SENTENCES)
     base = build_model(kind, tokenizer)
     own = {}
-    is_causal = Architecture.of(base).is_causal
+    known = Architecture.of(base)
     tasks = [t for t in TASKS if t not in READERS]
-    tasks = [t for t in tasks if not (is_causal and TASKS[t][2].get("pooling") == "prompt")]
+    tasks = [t for t in tasks if not (known.is_causal and TASKS[t][2].get("pooling") == "prompt")]
     if base.config.is_encoder_decoder or architecture in LAYERS_OUT_OF_REACH:
         tasks.remove("layers")
+    if not known.takes_token_types or "layers" not in tasks:
+        tasks.remove("pairs")
     for i, task in enumerate(tasks):
         labels, problem_type, options = TASKS[task]
         backbone = build_model(kind, tokenizer, num_labels=len(labels))
@@ -255,7 +272,7 @@ def test_each_text_is_read_once_for_all_readers(own, shared_bank):
     assert len(runs) == 2
     assert runs[0][0] == len(TEXTS)
     assert runs[0][1] >= longest
-    assert runs[1] == (2 * len(TEXTS), 4)
+    assert runs[1] == (len(READERS) * len(TEXTS), 4)
     assert [list(by_task) for by_task in found] == [READERS] * len(TEXTS)
     for text, by_task in zip(TEXTS, found, strict=True):
         for task, prediction in by_task.items():

@@ -65,7 +65,7 @@ def sentence_encoder(bert_folder, tmp_path_factory):
         (
             {"pooling": "first"},
             "pooling is 'first'; expected one of 'auto', 'architecture', 'mean', 'layers', "
-            "'prompt'.",
+            "'pairs', 'prompt'.",
         ),
         (
             {"prompt_init": "zero"},

@@ -16,6 +16,8 @@ from ptune.prompts.mechanisms import Prompt
 K = 5
 REFUSED = ["MPNet", "DeBERTa", "DeBERTa-v2", "Megatron-BERT", "XLNet", "BART", "T5"]
 READABLE = [name for name in ARCHITECTURES if name not in REFUSED]
+# Those whose head can also read the text.
+READ_TWICE = ["BERT", "RoBERTa", "ELECTRA", "DistilBERT"]
 DECODERS = READABLE[READABLE.index("GPT-2") :]
 TEXTS = [*SENTENCES[:4], "the"]
 
@@ -72,6 +74,32 @@ def test_an_answer_depends_neither_on_the_batch_nor_on_padding(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", READ_TWICE)
+def test_a_head_reads_the_reader_and_then_the_text(name):
+    """What it reads of the text is what a head without a prompt reads."""
+    backbone, tokenizer = made(name)
+    inputs = padded(tokenizer)
+    model, width = reader(backbone, pooling="layers"), backbone.config.hidden_size
+    reads = model.host.heads.reads
+    weight = model.state.head.parameters[reads]
+    layers = model.architecture.layers_read
+    assert weight.shape[1] == (1 + layers) * width
+    both = model(**inputs).logits
+    alone = torch.cat([model(**padded(tokenizer, [text])).logits for text in TEXTS])
+    torch.testing.assert_close(both, alone, atol=1e-5, rtol=1e-4)
+    weight[:, :width] = 0
+    found = model(**inputs).logits
+    assert not torch.allclose(found, both, atol=1e-3)
+    text = weight[:, width:].clone()
+    model.add_adapter("text", PromptEncoderConfig(depth="none", pooling="layers"))
+    model.set_adapter("text")
+    for own, parameter in model.adapters["default"].head.parameters.items():
+        value = text if own == reads else parameter
+        model.state.head.parameters[own].copy_(value)
+    torch.testing.assert_close(model(**inputs).logits, found, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", DECODERS)
 def test_in_a_decoder_a_reader_equals_tokens_after_the_text(name):
     """In a causal model, a text cannot depend on what comes after it, so the two must agree."""
@@ -111,9 +139,12 @@ def test_everything_of_a_reader_gets_a_gradient_and_the_text_none(kind, tokenize
     assert model.host.read_texts(Given(**inputs)).key_values[0][0].grad_fn is None
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_kept_texts_are_read_once_and_give_the_same_answers(kind, tokenizer, texts):
-    model = reader(build(kind))
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [("bert", "architecture"), ("bert", "layers"), ("bert", "pairs"), ("gpt2", "architecture")],
+)
+def test_kept_texts_are_read_once_and_give_the_same_answers(kind, pooling, tokenizer, texts):
+    model = reader(build(kind), pooling=pooling)
     inputs = padded(tokenizer, texts)
     expected = model(**inputs).logits
     kept = model.host.readers.kept
@@ -185,8 +216,9 @@ def written(model, folder, limit=10**8, memory=0):
     return model.kept_texts
 
 
-def test_a_later_run_finds_texts_in_a_folder(tokenizer, texts, tmp_path):
-    model, inputs = reader(build("bert")), padded(tokenizer, texts)
+@pytest.mark.parametrize("pooling", ["architecture", "layers"])
+def test_a_later_run_finds_texts_in_a_folder(pooling, tokenizer, texts, tmp_path):
+    model, inputs = reader(build("bert"), pooling=pooling), padded(tokenizer, texts)
     expected = model(**inputs).logits
     kept = written(model, tmp_path, memory=1000)
     torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-6, rtol=1e-5)
@@ -369,11 +401,6 @@ def test_a_reader_is_saved_with_its_low_rank_layers(tmp_path, tokenizer, texts):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"pooling": "mean"},
-            "pooling is 'mean', but the head of a reader reads the reader and not the text. Use "
-            "'prompt' or 'architecture'.",
-        ),
         (
             {"encoder_reparameterization_type": "MLP"},
             "encoder_reparameterization_type is 'MLP'; a reader takes 'NONE'.",

@@ -54,9 +54,12 @@ def test_a_preset_is_the_length_of_a_run(preset):
         ({"prompt": "input"}, {}, False),
         ({}, {"pairs": True}, False),
         ({}, {"single": False}, False),
+        ({"prompt": "reader", "pooling": "layers"}, {}, True),
+        ({"prompt": "reader"}, {}, False),
+        ({"prompt": "reader", "pooling": "pairs"}, {"pairs": True}, False),
     ],
 )
-def test_a_deep_prompt_with_a_fitted_head_learns_single_texts_in_half_the_passes(
+def test_a_prompt_with_a_head_that_knows_single_texts_learns_in_half_the_passes(
     own, of, shorter, preset
 ):
     own, of = TrainSettings(preset=preset, **own), {"single": True, **of}
@@ -93,6 +96,8 @@ def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate, tokens):
     assert chosen.num_virtual_tokens == tokens
     pairs = Situation(backbone, "reader", 3200, pairs=True)
     assert choose(TrainSettings(prompt="reader"), pairs).num_virtual_tokens == 8
+    differences = TrainSettings(prompt="reader", pooling="pairs")
+    assert choose(differences, Situation("encoder", "reader", 3200)).learning_rate == 2e-3
     no_rank = TrainSettings(prompt="reader", reader_rank=0)
     single = Situation(backbone, "reader", 3200)
     assert choose(no_rank, single).num_virtual_tokens == 8
@@ -120,16 +125,21 @@ MANY = ["yes", "no"] * 100
         (MANY, 1, {"prompt": "none"}, "layers"),
         (MANY, 1, {"pooling": "mean"}, "mean"),
         (MANY, 1, {"prompt": "input"}, "mean"),
-        (MANY, 1, {"prompt": "reader"}, "prompt"),
+        (MANY, 1, {"prompt": "reader"}, "layers"),
+        (MANY, 2, {"prompt": "reader"}, "pairs"),
+        (MANY, 1, {"prompt": "reader", "long_texts": "windows"}, "prompt"),
         (MANY, 1, {"long_texts": "windows"}, "mean"),
         (MANY, 1, {"loss": "pairs"}, "mean"),
         (MANY, 2, {}, "mean"),
         (MANY[:198], 1, {}, "mean"),
         ([0.5, 1.5] * 100, 1, {}, "mean"),
+        ([0.5, 1.5] * 100, 1, {"prompt": "reader"}, "prompt"),
         ([["a"], ["a", "b"]] * 100, 1, {}, "mean"),
     ],
 )
-def test_the_head_reads_several_layers_if_there_are_many_single_texts(y, columns, options, pooling):
+def test_what_the_head_reads_of_the_text_if_the_settings_leave_it_open(
+    y, columns, options, pooling
+):
     texts = [f"text {i}" for i in range(len(y))]
     chosen = resolve(TrainSettings(**options), TaskData.from_lists([texts] * columns, y))
     assert chosen.pooling == pooling

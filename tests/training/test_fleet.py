@@ -105,9 +105,11 @@ def test_tasks_of_a_fleet_tell_unfamiliar_texts(common, tmp_path, texts):
         assert ptune.load(tmp_path / "fleet" / name)(texts[:1])[0].unfamiliar is not None
 
 
-def test_a_task_learns_in_a_fleet_what_it_learns_alone(common, tmp_path):
-    """Same start, and the same gradients as in a batch of its own."""
+@pytest.mark.parametrize("pooling", ["auto", "layers"])
+def test_a_task_learns_in_a_fleet_what_it_learns_alone(common, tmp_path, pooling):
+    """Same start, and the same gradients as in a batch of its own; whatever its head reads."""
     settings = [replace(common, label_column=name) for name in ("topic", "tone")]
+    settings[0] = replace(settings[0], pooling=pooling)
     prepared = [start.prepare(own) for own in settings]
     numbers = {}
     for chosen in ((0, 1), (0,), (1,)):

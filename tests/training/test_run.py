@@ -276,9 +276,10 @@ def test_balanced_class_weights_are_those_of_fit(bert_folder, table, tmp_path):
     assert ptune.train_run(own, tmp_path / "run").metrics["eval"]
 
 
-def test_a_reader_reads_each_text_once_and_learns_the_same(bert_folder, table, tmp_path):
+@pytest.mark.parametrize("pooling", ["prompt", "layers"])
+def test_a_reader_reads_each_text_once_and_learns_the_same(bert_folder, table, tmp_path, pooling):
     """Whether texts are kept changes no number of the adapter beyond rounding."""
-    options = {"prompt": "reader", "reader_rank": 2, "pooling": "prompt"}
+    options = {"prompt": "reader", "reader_rank": 2, "pooling": pooling}
     folder = {"keep_texts_in": str(tmp_path / "texts")}
     ways = {
         "memory": {"keep_texts": 1.0, **folder},

@@ -172,7 +172,7 @@ def check_fits(adapter: Adapter, host: Host, *, allow_other_backbone: bool = Fal
         )
     shapes = {name: list(parameter.shape) for name, parameter in head.items()}
     if (reads := host.heads.reads) is not None:
-        shapes[reads][1] *= host.layers_read(adapter.config)
+        shapes[reads][1] *= host.means_read(adapter.config)
     for shape in shapes.values():
         if shape[0] == labels:  # the layer with one row for each label
             shape[0] = len(adapter.labels.output_names)

@@ -281,7 +281,7 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
             encoder = new_encoder(self.host, config, own)
         else:
             encoder = fixed_encoder(self.host, config, own, embeddings)
-        head = head or self.host.heads.new(self.host.layers_read(config))
+        head = head or self.host.heads.new(self.host.means_read(config))
         state = AdapterState(config, own, head)
         with self.host.passes.lock:
             self.prompt_encoders[name], self.adapters[name] = encoder, state

@@ -79,6 +79,7 @@ class Architecture:
         padding_side: Left if the head reads the last position of the sequence.
         takes_position_ids, takes_use_cache, takes_cache: Whether its forward method has these
             arguments (`past_key_values` for the last).
+        takes_token_types: Whether it tells the two texts of a pair apart by `token_type_ids`.
         is_encoder_decoder: As in its configuration.
         head_names: Names of the head's parameters.
         layers: Names of its layers, in order; in an encoder-decoder, those of the encoder.
@@ -105,6 +106,7 @@ class Architecture:
     takes_position_ids: bool
     takes_use_cache: bool
     takes_cache: bool
+    takes_token_types: bool
     is_encoder_decoder: bool
     head_names: tuple[str, ...]
     layers: tuple[str, ...]
@@ -145,6 +147,8 @@ class Architecture:
             or ("kwargs" in inputs and "position_ids" in inside),
             takes_use_cache="use_cache" in inputs,
             takes_cache="past_key_values" in inputs,
+            takes_token_types="token_type_ids" in inputs
+            and getattr(config, "type_vocab_size", 0) > 1,
             is_encoder_decoder=bool(backbone.config.is_encoder_decoder),
             head_names=tuple(names_of_head(backbone)),
             layers=tuple(layers),

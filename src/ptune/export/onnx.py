@@ -52,13 +52,15 @@ from ptune.model import PromptModel
 from ptune.prompts.attention import use_eager_attention
 from ptune.prompts.host import Given
 from ptune.prompts.mechanisms import Prompt
-from ptune.prompts.readers import TextStates
+from ptune.prompts.readers import StatesShape, TextStates
 from ptune.texts import Text
 
 # Protocol Buffers cannot exceed 2 GB: the weights of larger graphs go to a second file.
 MAX_ONE_FILE = 1_800_000_000
 # A reader in two steps.
 TEXT_GRAPH, READER_GRAPH = "text.onnx", "reader.onnx"
+# What the second one reads of a text besides its keys and values, if heads can read it.
+MEANS = "text_means"
 
 
 def export_onnx(
@@ -85,8 +87,9 @@ def export_onnx(
             inputs while the graph runs. The result reports how much the logits differ.
         two_graphs: Also write a reader as two graphs. `text.onnx` takes what `model.onnx` takes
             and returns `states` ``[batch, seq, width]``, the keys and values that readers attend
-            to, and `text_mask` ``[batch, seq]``. It serves every reader on the backbone.
-            `reader.onnx` takes both and returns `logits`.
+            to, `text_mask` ``[batch, seq]`` and, on an encoder, `text_means` ``[batch, width]``,
+            which heads may read. It serves every reader on the backbone. `reader.onnx` takes these
+            and returns `logits`.
         check_texts: Texts or pairs to compare, in addition to ptune's own.
         overwrite: Replace a checkpoint that ptune did not export.
         model: The backbone, if the name stored in the adapter cannot be found.
@@ -213,17 +216,24 @@ def _logits(model: PromptModel, **inputs: Tensor) -> Tensor:
     return model(**inputs).logits
 
 
-def _states(model: PromptModel, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """What readers see of texts, in two tensors."""
+def _states(model: PromptModel, **inputs: Tensor) -> tuple[Tensor, ...]:
+    """What readers see of texts, in two or three tensors."""
     texts = model.host.read_texts(Given(**inputs))
-    return texts.joined(), texts.mask
+    found = texts.joined(), texts.mask, texts.means
+    return found if texts.shape.means else found[:2]
 
 
 def _answers(
-    model: PromptModel, *, shapes: list[tuple[int, int]], states: Tensor, text_mask: Tensor
+    model: PromptModel,
+    *,
+    shape: StatesShape,
+    states: Tensor,
+    text_mask: Tensor,
+    text_means: Tensor | None = None,
 ) -> Tensor:
-    """What a reader answers from these two tensors."""
-    texts, own = TextStates.of_joined(states, text_mask, shapes), model.state
+    """What a reader answers from these tensors."""
+    means = states[:, 0, :0] if text_means is None else text_means
+    texts, own = TextStates.of_joined(states, text_mask, means, shape), model.state
     prompt = Prompt.of(own.config, own.mechanism, model.prompt_embeddings())
     return model.host.run([prompt], texts, head=own.head).logits
 
@@ -238,7 +248,8 @@ def _write_graphs(model: PromptModel, tokenizer: Any, folder: Path, *, two_graph
     # The graph also accepts shorter texts. But the exporter treats a length of 1 as a constant,
     # and the decoder of an encoder-decoder reads one token less.
     longest = torch.export.Dim("sequence", min=3, max=model.max_text_positions)
-    axes = {0: torch.export.Dim("batch"), 1: longest}
+    fixed = {0: torch.export.Dim("batch")}
+    axes = {**fixed, 1: longest}
 
     def write(
         name: str, function: Callable[..., Any], given: Mapping[str, Tensor], found: list[str]
@@ -248,7 +259,7 @@ def _write_graphs(model: PromptModel, tokenizer: Any, folder: Path, *, two_graph
             program = torch.export.export(
                 _Graph(function, model, given),
                 tensors,
-                dynamic_shapes=(tuple(axes for _ in given),),
+                dynamic_shapes=(tuple(fixed if own == MEANS else axes for own in given),),
                 strict=False,
                 # Some architectures branch on sizes; the branch is the same for every size here.
                 prefer_deferred_runtime_asserts_over_guards=True,
@@ -268,8 +279,10 @@ def _write_graphs(model: PromptModel, tokenizer: Any, folder: Path, *, two_graph
     if two_graphs:
         states = model.host.read_texts(Given(**inputs))
         between = {"states": states.joined(), "text_mask": states.mask}
+        if states.shape.means:
+            between[MEANS] = states.means
         write(TEXT_GRAPH, _states, inputs, list(between))
-        write(READER_GRAPH, partial(_answers, shapes=states.shapes), between, ["logits"])
+        write(READER_GRAPH, partial(_answers, shape=states.shape), between, ["logits"])
 
 
 class _TwoGraphs:

@@ -13,7 +13,7 @@ from ptune.backbones.architectures import Architecture, flat, positions_read
 from ptune.backbones.cpu import is_traced
 from ptune.errors import PtuneError
 from ptune.prompts import layout
-from ptune.prompts.config import OF_TEXT
+from ptune.prompts.config import OF_LAYERS, OF_TEXT
 from ptune.prompts.mechanisms import Prompt
 from ptune.prompts.passes import Pass
 from ptune.prompts.readers import Readers, TextStates
@@ -121,6 +121,9 @@ class Batch:
             inputs["position_ids"] = self._counted(inputs["attention_mask"]) + shift
         if isinstance(self.mean, Tensor) or self.mean:
             self._pool(attention_mask, virtual_mask, in_text, order)
+            if any(p.pooling == "pairs" for p in self.prompts):
+                types = inputs.get("token_type_ids", torch.zeros_like(inputs["input_ids"]))
+                self.current.second_mask = types > 0
         self.mask, self.ids = inputs["attention_mask"], inputs["input_ids"]
         return inputs
 
@@ -134,6 +137,7 @@ class Batch:
             which = None  # the same readers again and again
         readers.enter_low_rank(self.current, low_rank, which)
         self.current.prompts_per_text = times
+        self.current.text_means = texts.means.repeat_interleave(times, dim=0)
         lengths = texts.lengths
         if times > 1:
             lengths = lengths.repeat_interleave(times, dim=0)  # [rows, 1]
@@ -196,7 +200,7 @@ class Batch:
         is_text, is_prompt = (attention_mask != 0) & (of_text ^ in_text), virtual_mask & ~of_text
         self.current.mean_mask = layout.place(is_text, is_prompt, order)
         self.current.mean_texts = self.mean if isinstance(self.mean, Tensor) else None
-        if any(p.pooling == "layers" for p in self.prompts):
+        if any(p.pooling in OF_LAYERS for p in self.prompts):
             self.current.earlier_layers = self.own.layers_read - 1
 
     def _width(self, attention_mask: Tensor, width: int, k: int | Tensor) -> int:

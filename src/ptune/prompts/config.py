@@ -21,9 +21,10 @@ PEFT_FORMAT = "0.21.2"
 
 Depth = Literal["input", "deep", "reader", "none"]
 Placement = Literal["prefix", "after_first", "template"]
-Pooling = Literal["auto", "architecture", "mean", "layers", "prompt"]
-# What is pooled over the text.
-OF_TEXT: tuple[Pooling, ...] = ("mean", "layers")
+Pooling = Literal["auto", "architecture", "mean", "layers", "pairs", "prompt"]
+# What is pooled over the text, and of this, what is in several layers.
+OF_TEXT: tuple[Pooling, ...] = ("mean", "layers", "pairs")
+OF_LAYERS: tuple[Pooling, ...] = ("layers", "pairs")
 Reparameterization = Literal["MLP", "LSTM", "NONE"]
 PromptInit = Literal["random", "vocab", "text"]
 # What is read of a text that is longer than the limit: its start, its start and its end, or all of
@@ -89,8 +90,11 @@ class PromptEncoderConfig:
         pooling: What the head reads. ``"architecture"``: the vector that the architecture reads
             (of the first or the last token). ``"mean"``: the mean over the text, as sentence
             encoders are trained. ``"layers"``: the means over the text in each of the last three
-            layers, one after the other, for which a head is three times as wide. ``"prompt"``: the
+            layers, one after the other, for which a head is three times as wide. ``"pairs"``: the
+            same, and in each of these layers how much the means over the two texts of a pair
+            differ, without the sign, for which a head is six times as wide. ``"prompt"``: the
             mean over the vectors of an input prompt, which have read the text, or of a reader.
+            The head of a reader that reads the text's means reads its own mean first.
             ``"auto"``: ``"mean"`` for sentence encoders (``"prompt"`` for a reader), else
             ``"architecture"``; see `resolved`.
         shift_positions: For a deep prompt of key-values: the text's positions start at k, as in
@@ -203,11 +207,6 @@ class PromptEncoderConfig:
                 f"pooling is 'prompt', but {has} no vectors that the head could read. Use 'mean' "
                 "or 'architecture'."
             )
-        if self.depth == "reader" and self.pooling in OF_TEXT:
-            raise PtuneError(
-                f"pooling is {self.pooling!r}, but the head of a reader reads the reader and not "
-                "the text. Use 'prompt' or 'architecture'."
-            )
         if self.depth != "reader" and self.reader_rank:
             raise PtuneError(
                 f"reader_rank is {self.reader_rank} and depth is {self.depth!r}; only a reader has "
@@ -230,6 +229,11 @@ class PromptEncoderConfig:
     def rows(self) -> int:
         """Rows of the prompt embeddings: the virtual tokens, and a reader's low-rank layers."""
         return self.num_virtual_tokens + 2 * self.reader_rank
+
+    @property
+    def reads_reader_and_text(self) -> bool:
+        """Whether the head reads a reader and, after it, the text's means."""
+        return self.depth == "reader" and self.pooling in OF_TEXT
 
     def resolved(
         self,

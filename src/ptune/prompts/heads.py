@@ -74,21 +74,29 @@ class Heads:
                 return name
         return None
 
-    def new(self, layers: int = 1) -> Head:
+    def new(self, means: int = 1) -> Head:
         """A trainable float32 copy of the original head.
 
         Args:
-            layers: Of how many layers of the backbone it reads the means. What reads those before
-                the last starts at zero.
+            means: As for `widened`.
         """
         copies = {
             name: nn.Parameter(p.detach().clone().float())
             for name, p in self.original.parameters.items()
         }
-        if layers > 1:
-            weight = copies[cast("str", self.reads)]  # [out, hidden]
-            weight.data = F.pad(weight, (0, (layers - 1) * weight.shape[1]))
-        return Head(copies, dict(self.original.labels))
+        return self.widened(Head(copies, dict(self.original.labels)), means)
+
+    def widened(self, head: Head, means: int) -> Head:
+        """A head that reads one vector, made to read several, one after the other.
+
+        Args:
+            head: Changed in place.
+            means: How many; see `Host.means_read`. What reads those after the first starts at zero.
+        """
+        if means > 1:
+            weight = head.parameters[cast("str", self.reads)]  # [out, hidden]
+            weight.data = F.pad(weight.data, (0, (means - 1) * weight.shape[1]))
+        return head
 
     def install(self, head: Head) -> None:
         """Put a head into the backbone. The previous head keeps its current values and labels."""

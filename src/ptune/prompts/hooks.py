@@ -107,7 +107,9 @@ class MeanPooling(Hooks):
     Sentence encoders were trained to be read this way. The mean replaces the hidden state at every
     position and the base model's pooled vector, so it does not matter which one the head reads.
     See `Pass.mean_mask`. With `Pass.earlier_layers`, the means in earlier layers follow that of the
-    last. A head that reads only the last takes the first numbers (`in_own_form`).
+    last. With `Pass.second_mask`, the differences within pairs come after these, and with
+    `Pass.text_means`, all that was kept of a reader's text. A head that reads only the first mean
+    takes the first numbers (`in_own_form`).
     """
 
     def __init__(self, backbone: PreTrainedModel, own: Architecture, passes: Passes) -> None:
@@ -136,11 +138,14 @@ class MeanPooling(Hooks):
         if current is None or current.mean_mask is None:
             return None
         states, texts = output.last_hidden_state, current.mean_texts  # [batch, seq, hidden]
-        weights = current.mean_mask[..., None].to(states.dtype)
-        count = weights.sum(dim=1).clamp_min(1)
-        earlier = [current.layer_states[i] for i in range(current.earlier_layers)]
-        # [batch, hidden * layers]
-        mean = torch.cat([(s * weights).sum(dim=1) / count for s in (states, *earlier)], dim=1)
+        layers = [states, *(current.layer_states[i] for i in range(current.earlier_layers))]
+        means = _means(layers, current.mean_mask)
+        if (second := current.second_mask) is not None:
+            both = (_means(layers, current.mean_mask & own) for own in (~second, second))
+            means += [(one - other).abs() for one, other in zip(*both, strict=True)]
+        if current.text_means is not None:
+            means.append(current.text_means.to(states.dtype))
+        mean = torch.cat(means, dim=1)  # [batch, hidden * means]
         added = mean.shape[1] - states.shape[2]
         if texts is None:
             output.last_hidden_state = mean[:, None].expand(-1, states.shape[1], -1)
@@ -152,6 +157,13 @@ class MeanPooling(Hooks):
                 mean = torch.where(texts, mean, F.pad(output.pooler_output, (0, added)))
             output.pooler_output = mean
         return output
+
+
+def _means(states: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+    """The means of states ``[batch, seq, hidden]`` over some positions; 0 where there is none."""
+    weights = mask[..., None].to(states[0].dtype)
+    count = weights.sum(dim=1).clamp_min(1)
+    return [(s * weights).sum(dim=1) / count for s in states]
 
 
 class OnlyPositionsRead(Hooks):

@@ -31,7 +31,7 @@ from ptune.backbones.fingerprint import exact_fingerprint, fingerprint
 from ptune.errors import PtuneError
 from ptune.prompts.attention import Attentions
 from ptune.prompts.batch import Batch
-from ptune.prompts.config import PREFIX_TUNING, PromptEncoderConfig
+from ptune.prompts.config import OF_LAYERS, PREFIX_TUNING, Pooling, PromptEncoderConfig
 from ptune.prompts.heads import Head, Heads
 from ptune.prompts.hooks import FrozenCheckpoint, MeanPooling, OnlyPositionsRead, VirtualTokens
 from ptune.prompts.kept import text_keys
@@ -202,10 +202,20 @@ class Host:
                     f"The template has {{mask}}, where the head reads, and pooling is "
                     f"{config.pooling!r}. Use 'architecture', or a template without {{mask}}."
                 )
-        if config.pooling == "layers" and not self._tests(self._takes_layers):
+        if config.pooling in OF_LAYERS and not self._tests(self._takes_layers):
             raise PtuneError(
-                f"pooling is 'layers', but ptune cannot give the states of the last layers of "
-                f"{own.name} to its head. Use 'mean' or 'architecture'."
+                f"pooling is {config.pooling!r}, but ptune cannot give the states of the last "
+                f"layers of {own.name} to its head. Use 'mean' or 'architecture'."
+            )
+        if config.pooling == "pairs" and not own.takes_token_types:
+            raise PtuneError(
+                f"pooling is 'pairs', but {own.name} has no token types, by which ptune tells the "
+                "two texts of a pair apart. Use 'layers', 'mean' or 'architecture'."
+            )
+        if config.reads_reader_and_text and self._read_of_texts == "architecture":
+            raise PtuneError(
+                f"pooling is {config.pooling!r}, but the head of a reader on {own.name} cannot "
+                "read the text. Use 'prompt' or 'architecture'."
             )
         if config.pooling == "prompt" and config.depth == "input" and own.is_causal:
             raise PtuneError(
@@ -240,9 +250,10 @@ class Host:
             lambda: self.run([prompt], Given(ids[1:, :3]), head=head).logits,
         )
 
-    def layers_read(self, config: PromptEncoderConfig) -> int:
-        """Of how many layers the head of a prompt reads what it reads."""
-        return self.architecture.layers_read if config.pooling == "layers" else 1
+    def means_read(self, config: PromptEncoderConfig) -> int:
+        """How many vectors the head of a prompt reads, one after the other."""
+        layers = self.architecture.layers_read if config.pooling in OF_LAYERS else 1
+        return layers * (1 + (config.pooling == "pairs")) + config.reads_reader_and_text
 
     def _key_heads(self) -> int | None:
         """Number of key-value heads; ``None`` where PEFT's prefix tuning cannot place keys.
@@ -315,7 +326,17 @@ class Host:
             )
         if name in (SHARED, "prefix") or (name == "reader" and self.architecture.attentions):
             self._use_attentions()
-        return _MECHANISMS[name](self.backbone, self.architecture, self.tokens)
+        mechanism = _MECHANISMS[name](self.backbone, self.architecture, self.tokens)
+        if isinstance(mechanism, Readers):
+            mechanism.of_text = self._read_of_texts
+        return mechanism
+
+    @property
+    def _read_of_texts(self) -> Pooling:
+        """The pooling with all that heads can read of a text; ``"architecture"``: nothing."""
+        if self.architecture.is_causal or not self._tests(self._takes_layers):
+            return "architecture"
+        return "pairs" if self.architecture.takes_token_types else "layers"
 
     def _reads_exactly(self) -> bool:
         """Whether readers answer the same for a text alone and in a batch with a longer one."""
@@ -523,11 +544,12 @@ class Host:
             index = torch.tensor(list(missing.values()), device=input_ids.device)
             types = None if token_type_ids is None else token_type_ids[index]
             states = self._read(Given(input_ids[index], attention_mask[index], types))
-            kept.shapes = states.shapes
+            kept.shape = states.shape
             new = dict(zip(missing, states.rows(), strict=True))
             kept.add(new)
             found |= new
-        return TextStates.of_rows([cast("Tensor", found[key]) for key in keys], kept.shapes)
+        assert kept.shape is not None
+        return TextStates.of_rows([cast("Tensor", found[key]) for key in keys], kept.shape)
 
     def _read(self, given: Given) -> TextStates:
         """Run the backbone on texts without a prompt and keep all keys and values."""
@@ -540,17 +562,18 @@ class Host:
             )
         current = Pass(captured_key_values=None if by_cache else captured)
         with self.passes.running(current):
-            _, inputs = self._arranged([self.no_prompt], None, current, given)
+            none = replace(self.no_prompt, pooling=self.readers.of_text)
+            batch, inputs = self._arranged([none], None, current, given)
             mask = inputs["attention_mask"] != 0
             if self.architecture.takes_use_cache:
                 inputs["use_cache"] = by_cache  # type: ignore[assignment]
-            if self.architecture.last_layer_end and not is_traced():
-                # Nothing reads the last hidden states.
-                current.positions = torch.zeros(1, dtype=torch.long, device=mask.device)
+            if not self._needs_everything(inputs):
+                batch.compute_only_what_is_read()
             output = self.backbone.base_model(**inputs)
             if by_cache:
                 captured = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
-        return TextStates(captured, mask)
+            means = output.last_hidden_state[:, 0]  # the same everywhere
+        return TextStates(captured, mask, means[:, :0] if none.pooling == "architecture" else means)
 
     def _version(self) -> object:
         """Differs between hosts, and whenever the frozen part of the backbone changes."""
@@ -571,7 +594,7 @@ class Host:
         """Which backbone this is, and how it computes, for texts that are kept in a folder."""
         device = self.tokens.weight.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        how = (compat.attention_of(self.backbone), device, autocast)
+        how = (compat.attention_of(self.backbone), device, autocast, self.readers.of_text)
         return exact_fingerprint(self.backbone, self.architecture.head_names, how)
 
     def _given_ids(self, given: Given) -> Tensor:

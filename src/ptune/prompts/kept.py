@@ -7,7 +7,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,25 @@ from torch import Tensor
 from ptune.errors import PtuneError
 
 
+class StatesShape(NamedTuple):
+    """The shape of what is kept of texts.
+
+    Attributes:
+        heads: Heads and width of a head, for every attention.
+        means: Numbers of a text's means.
+    """
+
+    heads: list[tuple[int, int]]
+    means: int
+
+    @property
+    def width(self) -> int:
+        """Numbers of the keys and values of a token."""
+        return sum(2 * heads * dim for heads, dim in self.heads)
+
+
 class KeptTexts:
-    """The keys and values of texts that were read before, up to a number of bytes.
+    """What readers have read of texts (`TextStates`), up to a number of bytes.
 
     A text is known by its token ids, so it does not matter which tokenizer made them or how they
     were cut. Everything is forgotten when the backbone's weights, number format, device or
@@ -31,13 +48,13 @@ class KeptTexts:
         read: Texts that were read by the backbone.
         reused: Texts that were not.
         from_folder: Texts among these that came from the folder.
-        shapes: As `TextStates.shapes`.
+        shape: The shape of what is kept; ``None``: no text was read yet.
     """
 
     def __init__(self, *, shared: bool = False) -> None:
         self.shared = shared
         self.limit = self.nbytes = self.read = self.reused = self.from_folder = 0
-        self.shapes: list[tuple[int, int]] = []
+        self.shape: StatesShape | None = None
         self._rows: dict[bytes, Tensor] = {}
         self._like = torch.empty(0)  # has the format and the device of rows
         self._version: object = None
@@ -67,7 +84,7 @@ class KeptTexts:
     def forget(self) -> None:
         """Free the memory."""
         self._rows.clear()
-        self.nbytes, self.shapes = 0, []
+        self.nbytes, self.shape = 0, None
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -100,13 +117,12 @@ class KeptTexts:
     def get(self, key: bytes) -> Tensor | None:
         """The row of a text, see `TextStates.rows`."""
         row = self._rows.get(key)
-        # Before the first text is read, the width of a row is unknown.
-        if row is None and self._file is not None and self.shapes:
+        # Before the first text is read, the format of a row is unknown.
+        if row is None and self._file is not None and self.shape is not None:
             row = self._file.get(key, self._like.dtype)
             if row is not None:
                 self.from_folder += 1
-                width = sum(2 * heads * dim for heads, dim in self.shapes)
-                row = row.view(-1, width).to(self._like.device)
+                row = row.to(self._like.device)
                 self._remember(key, row)
         return row
 

@@ -109,13 +109,15 @@ class Prompt:
         if len(embeddings) > config.num_virtual_tokens:
             k, rest = config.num_virtual_tokens, len(embeddings) - config.num_virtual_tokens
             embeddings, low_rank = embeddings.split([k, rest])
+        # The text is not in a reader's pass, and what its head reads of it was kept.
+        pooling = "prompt" if config.reads_reader_and_text else config.pooling
         return cls(
             mechanism,
             embeddings,
             mechanism.positions_of(config),
             before=layout.TOKENS_BEFORE[config.placement],
             in_text=config.placement == "template",
-            pooling=config.pooling,
+            pooling=pooling,
             low_rank=low_rank,
         )
 

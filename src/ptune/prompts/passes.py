@@ -53,6 +53,9 @@ class Pass:
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
         mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
         earlier_layers: How many layers before the last have their mean read, too.
+        second_mask: ``[batch, seq]``, true at the second text of a pair, if heads read how much the
+            two differ; ``None``: they do not.
+        text_means: What the head of a reader reads of its text, ``[batch, width]``.
         layer_states: Their states ``[batch, seq, hidden]``, by their number counted from the last.
         row: The batch as one row of tokens; ``None``: a row for each text.
         positions: ``[kept]``, indices of batch * seq that the end of the last layer computes.
@@ -82,6 +85,8 @@ class Pass:
     mean_mask: Tensor | None = None
     mean_texts: Tensor | None = None
     earlier_layers: int = 0
+    second_mask: Tensor | None = None
+    text_means: Tensor | None = None
     layer_states: dict[int, Tensor] = field(default_factory=dict)
     row: OneRow | None = None
     positions: Tensor | None = None

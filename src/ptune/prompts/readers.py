@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from ptune import compat
 from ptune.backbones.architectures import Architecture
+from ptune.prompts.config import Pooling
 from ptune.prompts.heads import stacked
 from ptune.prompts.hooks import ReaderStates, VirtualTokens
-from ptune.prompts.kept import KeptTexts
+from ptune.prompts.kept import KeptTexts, StatesShape
 from ptune.prompts.mechanisms import Mechanism
 from ptune.prompts.passes import KeyValue, Pass
 
@@ -32,10 +33,13 @@ class TextStates:
     Attributes:
         key_values: Keys and values of every attention, ``[batch, heads, seq, head_dim]``.
         mask: ``[batch, seq]``, true at tokens. Padding is on the right.
+        means: The means over each text in the last layers, the last one first,
+            ``[batch, width]``; without numbers where no head can read them.
     """
 
     key_values: list[KeyValue]
     mask: Tensor
+    means: Tensor
 
     @property
     def lengths(self) -> Tensor:
@@ -43,9 +47,10 @@ class TextStates:
         return self.mask.sum(dim=1, keepdim=True)
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """Heads and width of a head, for every attention."""
-        return [(key.shape[1], key.shape[3]) for key, _ in self.key_values]
+    def shape(self) -> StatesShape:
+        """What `of_joined` and `of_rows` need to know."""
+        heads = [(key.shape[1], key.shape[3]) for key, _ in self.key_values]
+        return StatesShape(heads, self.means.shape[1])
 
     def joined(self) -> Tensor:
         """All keys and values in one tensor, ``[batch, seq, width]``."""
@@ -54,29 +59,35 @@ class TextStates:
 
     @classmethod
     def of_joined(
-        cls, joined: Tensor, mask: Tensor, shapes: Sequence[tuple[int, int]]
+        cls, joined: Tensor, mask: Tensor, means: Tensor, shape: StatesShape
     ) -> TextStates:
-        """Undo `joined`, with `shapes` as the attribute has them."""
-        both = [shape for shape in shapes for _ in range(2)]
+        """Undo `joined`."""
+        both = [heads for heads in shape.heads for _ in range(2)]
         sizes = [heads * dim for heads, dim in both]
         parts = [
-            part.unflatten(2, shape).transpose(1, 2)  # [batch, heads, seq, head_dim]
-            for part, shape in zip(joined.split(sizes, dim=2), both, strict=True)
+            part.unflatten(2, own).transpose(1, 2)  # [batch, heads, seq, head_dim]
+            for part, own in zip(joined.split(sizes, dim=2), both, strict=True)
         ]
-        return cls(list(zip(parts[::2], parts[1::2], strict=True)), mask)
+        return cls(list(zip(parts[::2], parts[1::2], strict=True)), mask, means)
 
     def rows(self) -> list[Tensor]:
-        """For each text, a copy of its keys and values in one tensor ``[tokens, width]``."""
+        """For each text, a copy of its keys, values and means in one tensor ``[numbers]``."""
         lengths = self.lengths[:, 0].tolist()
-        return [row[:n].clone() for row, n in zip(self.joined(), lengths, strict=True)]
+        return [
+            torch.cat([row[:n].flatten(), mean.to(row.dtype)])
+            for row, n, mean in zip(self.joined(), lengths, self.means, strict=True)
+        ]
 
     @classmethod
-    def of_rows(cls, rows: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> TextStates:
+    def of_rows(cls, rows: Sequence[Tensor], shape: StatesShape) -> TextStates:
         """Undo `rows`."""
-        joined = stacked(list(rows))  # [batch, seq, width]
-        lengths = torch.tensor([[len(row)] for row in rows], device=joined.device)
+        parts = [row.tensor_split([len(row) - shape.means]) for row in rows]
+        texts = [tokens.view(-1, shape.width) for tokens, _ in parts]
+        joined = stacked(texts)  # [batch, seq, width]
+        lengths = torch.tensor([[len(text)] for text in texts], device=joined.device)
         columns = torch.arange(joined.shape[1], device=joined.device)
-        return cls.of_joined(joined, columns < lengths, shapes)
+        means = torch.stack([mean for _, mean in parts])
+        return cls.of_joined(joined, columns < lengths, means, shape)
 
     def as_cache(self, times: int) -> tuple[Any, Tensor]:
         """A cache of Transformers with every text `times` times, and its mask.
@@ -113,10 +124,12 @@ class Readers(Mechanism):
             its attention does not use `AttentionInterface`.
         continues: Whether positions continue after the text. Otherwise they start at 0, and the
             text has all of the backbone's positions.
+        of_text: The pooling with all that heads can read of a text; ``"architecture"``: nothing.
         kept: Texts that were read before.
     """
 
     name = "reader"
+    of_text: Pooling = "architecture"
 
     def __init__(self, backbone: PreTrainedModel, own: Architecture, tokens: VirtualTokens) -> None:
         super().__init__(backbone, tokens, own.input_widths)

@@ -14,7 +14,7 @@ from ptune.backbones.architectures import LAYERS_READ
 from ptune.backbones.loading import is_decoder, model_type_of
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
-from ptune.prompts.config import Depth, PromptEncoderConfig
+from ptune.prompts.config import Depth, Pooling, PromptEncoderConfig
 from ptune.prompts.questions import FEW, listed
 from ptune.texts import IN_WINDOWS
 from ptune.training.settings import HeadStart, Preset, TrainSettings
@@ -22,9 +22,9 @@ from ptune.training.settings import HeadStart, Preset, TrainSettings
 # The length of a run: passes over the data, and the fewest steps.
 EPOCHS: dict[Preset, int] = {"fast": 4, "default": 8, "best": 20}
 MIN_STEPS: dict[Preset, int] = {"fast": 100, "default": 200, "best": 500}
-# A head that is fitted to single texts leaves a prompt less to learn, and twice the passes only
-# teach it its examples by heart.
-FITTED_EPOCHS: dict[Preset, int] = {"fast": 2, "default": 4, "best": 10}
+# A head that is fitted to single texts, or reads them besides a reader, leaves a prompt less to
+# learn, and twice the passes only teach it its examples by heart.
+SHORT_EPOCHS: dict[Preset, int] = {"fast": 2, "default": 4, "best": 10}
 # Fewer steps where further ones make a prompt worse: with such a head, with pairs of texts, or with
 # a head of label words.
 MIN_SHORT_STEPS: dict[Preset, int] = {"fast": 24, "default": 48, "best": 96}
@@ -44,10 +44,14 @@ PROMPT_RATES = {
 PAIR_RATE = 0.03
 # Learning rate of the head, relative to the scale of what it reads, for the mean in one layer.
 HEAD_RATE = 1e-3
+# How many vectors a head reads, if not one.
+WIDTHS: dict[Pooling, int] = {"layers": LAYERS_READ, "pairs": 2 * LAYERS_READ}
 # A reader starts at words that know nothing of the task, and its low-rank layers start at zero. So
 # neither its start nor what the head reads then is a measure for steps, or a start for the head.
 READER_RATE = 1e-3
 READER_HEAD_RATE = {"encoder": 5e-3, "decoder": 1e-4}
+# With how much the texts of a pair differ, the head reads twice as much, and learns it by heart.
+READER_PAIR_HEAD_RATE = 2e-3
 # From words that ask for the label, with a head of label words, larger steps learn more.
 READER_RATE_FROM_WORDS = 1e-2
 READER_RANK = {"encoder": 32, "decoder": 0}
@@ -71,6 +75,7 @@ class Situation:
         words: Whether every label is a word, and a text has exactly one.
         pairs: Whether texts come in pairs.
         single: Whether a text has exactly one label.
+        regression: Whether a number is predicted.
         few: Whether there are few examples per label.
         names: Whether every label has a telling name.
         labels: Number of labels.
@@ -83,6 +88,7 @@ class Situation:
     words: bool = False
     pairs: bool = False
     single: bool = False
+    regression: bool = False
     few: bool = False
     names: bool = False
     labels: int = 2
@@ -101,6 +107,7 @@ class Situation:
             words=words,
             pairs=dataset.pairs,
             single=dataset.labels.is_single,
+            regression=dataset.labels.is_regression,
             few=examples <= FEW_EXAMPLES * len(names),
             many=examples >= MANY_EXAMPLES * len(names),
             names=words and all(len(name) >= SHORTEST_NAME for name in names),
@@ -128,21 +135,20 @@ def head_of(settings: TrainSettings, situation: Situation) -> HeadStart:
     return "words" if situation.words and reads_end else "linear"
 
 
-def prefers_layers(settings: TrainSettings, situation: Situation) -> bool:
-    """Whether the head of a sentence encoder reads several layers, if the settings leave it open.
+def pooling_of(settings: TrainSettings, situation: Situation) -> Pooling | None:
+    """What the head of a sentence encoder reads; ``None``: the mean in the last layer.
 
-    On pairs and in a regression, it was no better. With a head of several layers, as RoBERTa has,
-    it was not measured.
+    In a regression, more was no better, and a deep prompt gained nothing on pairs. With a head of
+    several layers, as RoBERTa has, nothing else was measured.
     """
-    return (
-        model_type_of(settings.model, revision=settings.revision) == "bert"
-        and settings.prompt in ("deep", "none")
-        and situation.single
-        and situation.many
-        and not situation.pairs
-        and settings.long_texts not in IN_WINDOWS
-        and settings.loss != "pairs"
-    )
+    is_bert = model_type_of(settings.model, revision=settings.revision) == "bert"
+    in_windows = settings.long_texts in IN_WINDOWS
+    if not is_bert or in_windows or settings.loss == "pairs" or situation.regression:
+        return None
+    if settings.prompt == "reader":
+        return "pairs" if situation.pairs else "layers"
+    takes = settings.prompt in ("deep", "none") and situation.single and situation.many
+    return "layers" if takes and not situation.pairs else None
 
 
 def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
@@ -160,7 +166,7 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "num_virtual_tokens": virtual_tokens(settings),
         "prompt_learning_rate": PROMPT_RATES.get(kind, READER_RATE),
         # The wider the head, the more a step changes its logits.
-        "learning_rate": HEAD_RATE / (LAYERS_READ if settings.pooling == "layers" else 1),
+        "learning_rate": HEAD_RATE / WIDTHS.get(settings.pooling, 1),
         "shift_positions": kind == ("decoder", "deep"),
         "reader_rank": 0,
     }
@@ -184,6 +190,8 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
             chosen["prompt_learning_rate"] = READER_RATE_FROM_WORDS
         else:
             chosen["learning_rate"] = READER_HEAD_RATE[situation.backbone]
+            if settings.pooling == "pairs":
+                chosen["learning_rate"] = READER_PAIR_HEAD_RATE
         chosen["reader_rank"] = usual if rank is None else rank
         if chosen["reader_rank"] and not situation.pairs:
             chosen["num_virtual_tokens"] = FEW_READER_TOKENS
@@ -198,9 +206,10 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         share = min(1.0, steps / _fewest_steps(settings)) ** 2
         rates = {"learning_rate", "prompt_learning_rate"} & left_open.keys()
         settings = replace(settings, **{rate: share * left_open[rate] for rate in rates})
-    fitted = is_fitted and kind == ("encoder", "deep")
-    fitted = fitted and situation.single and not situation.pairs and settings.loss != "pairs"
-    return with_schedule(settings, examples, fitted=fitted)
+    short = is_fitted and kind == ("encoder", "deep") and settings.loss != "pairs"
+    short = short or (situation.prompt == "reader" and settings.pooling == "layers")
+    short = short and situation.single and not situation.pairs
+    return with_schedule(settings, examples, short=short)
 
 
 def steps_per_epoch(settings: TrainSettings, examples: int) -> int:
@@ -214,12 +223,12 @@ def _step_examples(settings: TrainSettings) -> int:
     return settings.batch_size * accumulated * settings.processes
 
 
-def _fewest_steps(settings: TrainSettings, *, fitted: bool = False) -> int:
-    is_short = fitted or settings.loss == "pairs" or settings.asks_words
+def _fewest_steps(settings: TrainSettings, *, short: bool = False) -> int:
+    is_short = short or settings.loss == "pairs" or settings.asks_words
     return (MIN_SHORT_STEPS if is_short else MIN_STEPS)[settings.preset]
 
 
-def with_schedule(settings: TrainSettings, examples: int, *, fitted: bool = False) -> TrainSettings:
+def with_schedule(settings: TrainSettings, examples: int, *, short: bool = False) -> TrainSettings:
     """Choose the number of epochs if the settings leave it open, and when to evaluate.
 
     Small datasets need a minimum number of steps.
@@ -227,13 +236,13 @@ def with_schedule(settings: TrainSettings, examples: int, *, fitted: bool = Fals
     Args:
         settings: The settings.
         examples: Number of training examples.
-        fitted: Whether a deep prompt starts with a head that is fitted to single texts.
+        short: Whether the head leaves the prompt little to learn.
     """
     if settings.epochs is not None:
         return settings
     per_epoch = steps_per_epoch(settings, examples)
-    epochs = (FITTED_EPOCHS if fitted else EPOCHS)[settings.preset]
-    fewest = _fewest_steps(settings, fitted=fitted)
+    epochs = (SHORT_EPOCHS if short else EPOCHS)[settings.preset]
+    fewest = _fewest_steps(settings, short=short)
     if epochs * per_epoch >= fewest:
         return replace(settings, epochs=epochs)
     schedule: dict[str, Any] = {f"{what}_strategy": "steps" for what in SCHEDULED}

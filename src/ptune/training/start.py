@@ -43,7 +43,7 @@ from ptune.training.asking import (
     replaced_special,
     start_with_words,
 )
-from ptune.training.defaults import Situation, choose, prefers_layers, question, virtual_tokens
+from ptune.training.defaults import Situation, choose, pooling_of, question, virtual_tokens
 from ptune.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
     pooling = config.pooling
-    if settings.pooling == "auto" and pooling == "mean" and prefers_layers(settings, situation):
-        pooling = "layers"
+    if settings.pooling == "auto" and pooling != "architecture":
+        pooling = pooling_of(settings, situation) or pooling
     resolved = replace(
         settings,
         pooling=pooling,

@@ -336,8 +336,9 @@ class Stack:
         if key not in self._starts:
             self._starts[key] = _start(settings, dataset)
         start, random = self._starts[key]
-        head = Head.of(start, dataset.labels, self.model.device)
         prompt = fitted_prompt(settings, dataset, self.tokenizer)
+        host, head = self.model.host, Head.of(start, dataset.labels, self.model.device)
+        head = host.heads.widened(head, host.means_read(prompt.config))
         name = f"task-{next(self._numbers)}"
         torch.set_rng_state(random)
         self.model._put(name, prompt.config, head=head)
