@@ -326,9 +326,11 @@ class Host:
             )
         if name in (SHARED, "prefix") or (name == "reader" and self.architecture.attentions):
             self._use_attentions()
+        # Tested before anything is attached, so that an exception leaves the backbone as it was.
+        of_text = self._read_of_texts if name == "reader" else "architecture"
         mechanism = _MECHANISMS[name](self.backbone, self.architecture, self.tokens)
         if isinstance(mechanism, Readers):
-            mechanism.of_text = self._read_of_texts
+            mechanism.of_text = of_text
         return mechanism
 
     @property
