@@ -96,6 +96,7 @@ def readers(lengths: list[int], rank: int) -> dict[str, dict[str, Any]]:
             "depth": "reader",
             "num_virtual_tokens": n,
             "reader_rank": rank,
+            "pooling": "layers" if rank else "auto",  # the default on MiniLM and on SmolLM2
         }
         for n in lengths
     }

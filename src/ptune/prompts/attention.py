@@ -91,7 +91,9 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
         current = None if site is None else site.passes.current
         if site is not None and current is not None:
             if current.captured_key_values is not None:
-                current.captured_key_values.append((key, value))
+                row = current.row
+                own = (key, value) if row is None else (row.apart(key), row.apart(value))
+                current.captured_key_values.append(own)
             pair = site.key_values(current, module)
             if current.row is not None:
                 kernel_of = partial(compat.attention_function(kernel, module), module, **kwargs)

@@ -458,13 +458,19 @@ class Host:
                 inputs |= arranged
             if self.architecture.takes_use_cache:
                 inputs.setdefault("use_cache", False)  # nothing is generated
-            if not self._needs_everything(inputs):
-                batch.compute_only_what_is_read()
-                if one_row is None:
-                    one_row = not torch.is_grad_enabled() and self.takes_one_row
-                if one_row:
-                    batch.as_one_row(inputs, self.tokens.weight.dtype)
+            self._leave_out_what_is_not_read(batch, inputs, one_row)
             return self.backbone(**inputs)
+
+    def _leave_out_what_is_not_read(
+        self, batch: Batch, inputs: dict[str, Any], one_row: bool | None = None
+    ) -> None:
+        """Compute neither positions that nothing reads nor, with `one_row`, padding."""
+        if not self._needs_everything(inputs):
+            batch.compute_only_what_is_read()
+            if one_row is None:
+                one_row = not torch.is_grad_enabled() and self.takes_one_row
+            if one_row:
+                batch.as_one_row(inputs, self.tokens.weight.dtype)
 
     @property
     def takes_one_row(self) -> bool:
@@ -569,8 +575,7 @@ class Host:
             mask = inputs["attention_mask"] != 0
             if self.architecture.takes_use_cache:
                 inputs["use_cache"] = by_cache  # type: ignore[assignment]
-            if not self._needs_everything(inputs):
-                batch.compute_only_what_is_read()
+            self._leave_out_what_is_not_read(batch, inputs)
             output = self.backbone.base_model(**inputs)
             if by_cache:
                 captured = [(layer.keys, layer.values) for layer in output.past_key_values.layers]

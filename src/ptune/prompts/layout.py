@@ -191,6 +191,10 @@ class OneRow:
         """``[batch, seq, …]`` to ``[1, tokens, …]``."""
         return values.flatten(0, 1).index_select(0, self.tokens)[None]
 
+    def apart(self, states: Tensor) -> Tensor:
+        """``[1, heads, tokens, dim]`` to ``[batch, heads, seq, dim]``, with any padding."""
+        return states[0][:, self.numbers].transpose(0, 1)
+
     def join_alike(self, parts: list[Tensor]) -> Tensor:
         """``[n, seq, …]`` for each of `alike` to ``[1, tokens, …]``."""
         return torch.cat([part.flatten(0, 1) for part in parts]).index_select(0, self.order)[None]
