@@ -110,7 +110,7 @@ def test_other_unknown_fields_are_warned_about_by_name():
         ("encoder_reparameterization_type", "CNN", "'MLP', 'LSTM' or 'NONE'"),
         ("encoder_dropout", float("nan"), "a number"),
         ("depth", 3, "'input', 'deep', 'reader' or 'none'"),
-        ("pooling", ["mean"], "'family', 'architecture', 'mean', 'layers' or 'prompt'"),
+        ("pooling", ["mean"], "'family', 'architecture', 'mean', 'layers', 'pairs' or 'prompt'"),
         ("prompt_init_scale", "big", "a number"),
         ("prompt_init_scale", 1e300, "a number"),
     ],

@@ -109,11 +109,10 @@ class ClassifierSettings:
     pooling: Pooling = setting(
         PromptEncoderConfig.pooling,
         "What the head reads: what its architecture does (architecture), the mean over the text "
-        "in the last layer (mean) or in each of three (layers), these and how much the texts of a "
-        "pair differ in each (pairs), or the mean over the prompt (prompt). The head of a reader "
-        "reads the reader first. auto: for a sentence encoder mean, or layers for many texts and "
-        "for a reader; pairs for a reader of pairs; prompt for pairs with an input prompt; else "
-        "architecture.",
+        "in the last layer (mean) or in three (layers), these and how much the texts of a pair "
+        "differ (pairs), or the mean over the prompt (prompt). auto: for a sentence encoder mean, "
+        "layers for many texts, layers or pairs besides a reader, prompt for pairs with an input "
+        "prompt; else architecture.",
         ADVANCED,
     )
     prompt_init: PromptInit | None = setting(
