@@ -216,11 +216,14 @@ def _logits(model: PromptModel, **inputs: Tensor) -> Tensor:
     return model(**inputs).logits
 
 
+def _between(texts: TextStates) -> dict[str, Tensor]:
+    """What readers see of texts, as the tensors that one graph hands to the other."""
+    found = {"states": texts.joined(), "text_mask": texts.mask}
+    return found | ({MEANS: texts.means} if texts.shape.means else {})
+
+
 def _states(model: PromptModel, **inputs: Tensor) -> tuple[Tensor, ...]:
-    """What readers see of texts, in two or three tensors."""
-    texts = model.host.read_texts(Given(**inputs))
-    found = texts.joined(), texts.mask, texts.means
-    return found if texts.shape.means else found[:2]
+    return tuple(_between(model.host.read_texts(Given(**inputs))).values())
 
 
 def _answers(
@@ -278,9 +281,7 @@ def _write_graphs(model: PromptModel, tokenizer: Any, folder: Path, *, two_graph
     write(MODEL_NAME, _logits, inputs, ["logits"])
     if two_graphs:
         states = model.host.read_texts(Given(**inputs))
-        between = {"states": states.joined(), "text_mask": states.mask}
-        if states.shape.means:
-            between[MEANS] = states.means
+        between = _between(states)
         write(TEXT_GRAPH, _states, inputs, list(between))
         write(READER_GRAPH, partial(_answers, shape=states.shape), between, ["logits"])
 

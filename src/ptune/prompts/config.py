@@ -40,6 +40,11 @@ LIMITS = {
 }
 
 
+def vectors_of(pooling: Pooling, layers: int) -> int:
+    """How many vectors a pooling gives, if `layers` layers can be read."""
+    return {"layers": layers, "pairs": 2 * layers}.get(pooling, 1)
+
+
 def start_of(depth: Depth, *, decoder: bool) -> tuple[PromptInit, float]:
     """What a prompt starts from if its configuration leaves it open, and the factor for it.
 

@@ -31,7 +31,13 @@ from ptune.backbones.fingerprint import exact_fingerprint, fingerprint
 from ptune.errors import PtuneError
 from ptune.prompts.attention import Attentions
 from ptune.prompts.batch import Batch
-from ptune.prompts.config import OF_LAYERS, PREFIX_TUNING, Pooling, PromptEncoderConfig
+from ptune.prompts.config import (
+    OF_LAYERS,
+    PREFIX_TUNING,
+    Pooling,
+    PromptEncoderConfig,
+    vectors_of,
+)
 from ptune.prompts.heads import Head, Heads
 from ptune.prompts.hooks import FrozenCheckpoint, MeanPooling, OnlyPositionsRead, VirtualTokens
 from ptune.prompts.kept import text_keys
@@ -252,8 +258,8 @@ class Host:
 
     def means_read(self, config: PromptEncoderConfig) -> int:
         """How many vectors the head of a prompt reads, one after the other."""
-        layers = self.architecture.layers_read if config.pooling in OF_LAYERS else 1
-        return layers * (1 + (config.pooling == "pairs")) + config.reads_reader_and_text
+        own = vectors_of(config.pooling, self.architecture.layers_read)
+        return own + config.reads_reader_and_text
 
     def _key_heads(self) -> int | None:
         """Number of key-value heads; ``None`` where PEFT's prefix tuning cannot place keys.

@@ -14,7 +14,7 @@ from ptune.backbones.architectures import LAYERS_READ
 from ptune.backbones.loading import is_decoder, model_type_of
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
-from ptune.prompts.config import Depth, Pooling, PromptEncoderConfig
+from ptune.prompts.config import Depth, Pooling, PromptEncoderConfig, vectors_of
 from ptune.prompts.questions import FEW, listed
 from ptune.texts import IN_WINDOWS
 from ptune.training.settings import HeadStart, Preset, TrainSettings
@@ -44,8 +44,6 @@ PROMPT_RATES = {
 PAIR_RATE = 0.03
 # Learning rate of the head, relative to the scale of what it reads, for the mean in one layer.
 HEAD_RATE = 1e-3
-# How many vectors a head reads, if not one.
-WIDTHS: dict[Pooling, int] = {"layers": LAYERS_READ, "pairs": 2 * LAYERS_READ}
 # A reader starts at words that know nothing of the task, and its low-rank layers start at zero. So
 # neither its start nor what the head reads then is a measure for steps, or a start for the head.
 READER_RATE = 1e-3
@@ -166,7 +164,7 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         "num_virtual_tokens": virtual_tokens(settings),
         "prompt_learning_rate": PROMPT_RATES.get(kind, READER_RATE),
         # The wider the head, the more a step changes its logits.
-        "learning_rate": HEAD_RATE / WIDTHS.get(settings.pooling, 1),
+        "learning_rate": HEAD_RATE / vectors_of(settings.pooling, LAYERS_READ),
         "shift_positions": kind == ("decoder", "deep"),
         "reader_rank": 0,
     }

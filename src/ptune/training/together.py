@@ -337,7 +337,8 @@ class Stack:
             self._starts[key] = _start(settings, dataset)
         start, random = self._starts[key]
         prompt = fitted_prompt(settings, dataset, self.tokenizer)
-        host, head = self.model.host, Head.of(start, dataset.labels, self.model.device)
+        host = self.model.host
+        head = Head.of(start, dataset.labels, self.model.device)
         head = host.heads.widened(head, host.means_read(prompt.config))
         name = f"task-{next(self._numbers)}"
         torch.set_rng_state(random)
