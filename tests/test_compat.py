@@ -40,7 +40,7 @@ def test_the_suite_runs_with_the_tested_releases_or_says_so():
 
 
 def test_nothing_is_missing_from_the_installed_libraries():
-    assert compat.missing() == []
+    assert compat.missing() == compat.missing(training=True) == []
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,18 @@ print(sum(issubclass(w.category, compat.UntestedVersion) for w in caught))
 
 def test_the_warning_names_what_a_newer_release_lacks(monkeypatch):
     monkeypatch.setattr(compat, "TESTED", {"transformers": "5.0.0"})
+    monkeypatch.delattr(PreTrainedModel, "_supports_sdpa")
+    with pytest.warns(compat.UntestedVersion, match="_supports_sdpa .attention runs the eager"):
+        compat.warn_if_untested()
+
+
+def test_what_training_lacks_is_named_when_training_is_imported(monkeypatch, recwarn):
+    monkeypatch.setattr(compat, "TESTED", {"transformers": "5.0.0"})
+    compat.warn_if_untested(training=True)
+    assert not recwarn.list
     monkeypatch.delattr(trainer_pt_utils, "LengthGroupedSampler")
     with pytest.warns(compat.UntestedVersion, match="LengthGroupedSampler .training in several"):
-        compat.warn_if_untested()
+        compat.warn_if_untested(training=True)
 
 
 # torch

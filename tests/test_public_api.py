@@ -115,14 +115,17 @@ def test_every_public_name_is_declared_for_type_checkers():
     ("work", "packages"),
     [
         ("import ptune", ["torch", "transformers", "numpy", "sklearn", "datasets"]),
-        (
-            "ptune.load; import ptune.inference.jobs",
-            ["datasets", "peft", "matplotlib", "onnx", "ray"],
+        *(
+            (
+                f"{before}ptune.load; import ptune.inference.jobs",
+                ["datasets", "peft", "matplotlib", "onnx", "ray"],
+            )
+            for before in ("", "ptune.compat.TESTED['safetensors'] = '0.1.0'; ")  # an older one
         ),
     ],
 )
 def test_nothing_is_imported_that_is_not_needed(work, packages):
-    code = f"import sys, ptune; {work}; print(*set({packages}) & sys.modules.keys())"
+    code = f"import sys, ptune, ptune.compat; {work}; print(*set({packages}) & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

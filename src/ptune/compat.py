@@ -59,13 +59,19 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def warn_if_untested() -> None:
-    """Warn about untested versions, and name what ptune misses in them. It never refuses one."""
+def warn_if_untested(*, training: bool = False) -> None:
+    """Warn about untested versions, and name what ptune misses in them. It never refuses one.
+
+    Args:
+        training: Look for what only training uses, and warn only if something is missing.
+    """
     newer = untested()
     if not newer:
         return
     listed = ", ".join(f"{name} {v} (tested: {TESTED[name]})" for name, v in newer.items())
-    gone = missing()
+    gone = missing(training=training)
+    if training and not gone:
+        return
     found = f"Missing there: {'; '.join(gone)}." if gone else "Every internal that it uses exists."
     warnings.warn(
         f"ptune has not been tested with {listed}. {found} If something fails, install the tested "
@@ -75,18 +81,22 @@ def warn_if_untested() -> None:
     )
 
 
-def missing() -> list[str]:
-    """The private names that the installed libraries lack, each with the consequence."""
+def missing(*, training: bool = False) -> list[str]:
+    """The private names that the installed libraries lack, each with the consequence.
+
+    Args:
+        training: Those that only training uses, instead of the others. Prediction must not wait
+            for these imports.
+    """
+    checks = _training_names() if training else _names()
+    return [f"{name} ({effect})" for owner, name, effect in checks if not hasattr(owner, name)]
+
+
+def _names() -> list[tuple[Any, str, str]]:
     import huggingface_hub
     import torch
     from accelerate import state
-    from transformers import (
-        PreTrainedConfig,
-        PreTrainedModel,
-        Trainer,
-        modeling_layers,
-        trainer_pt_utils,
-    )
+    from transformers import PreTrainedConfig, PreTrainedModel, modeling_layers
 
     model, ops = PreTrainedModel, torch.ops
     states = (state.PartialState, state.AcceleratorState, state.GradientState)
@@ -97,21 +107,25 @@ def missing() -> list[str]:
         (model, "_check_and_adjust_attn_implementation", "building a PromptModel may fail"),
         (model, "_check_and_adjust_experts_implementation", "building a PromptModel may fail"),
         (model, "_keys_to_ignore_on_save", "Trainer reports frozen weights as missing"),
-        (
-            Trainer,
-            "_save_checkpoint",
-            "checkpoints on a full disk fail with another library's error",
-        ),
         (PreTrainedConfig, "_attn_implementation", "backbones fail to load"),
         (modeling_layers, "GradientCheckpointingLayer", "gradient checkpointing is unavailable"),
-        (trainer_pt_utils, "LengthGroupedSampler", "training in several processes fails"),
         (huggingface_hub, "_CACHED_NO_EXIST", "offline use needs every optional file in the cache"),
         (ops.aten, "_softmax_backward_data", "training on a CPU is slower"),
         *((owner, "_shared_state", "trainings in threads disturb each other") for owner in states),
     ]
     if torch.backends.mkldnn.is_available():
         checks += [(ops.mkldnn, name, "bfloat16 is slower on a CPU") for name in _PACKED_LINEAR]
-    return [f"{name} ({effect})" for owner, name, effect in checks if not hasattr(owner, name)]
+    return checks
+
+
+def _training_names() -> list[tuple[Any, str, str]]:
+    from transformers import Trainer, trainer_pt_utils
+
+    on_a_full_disk = "checkpoints on a full disk fail with another library's error"
+    return [
+        (Trainer, "_save_checkpoint", on_a_full_disk),
+        (trainer_pt_utils, "LengthGroupedSampler", "training in several processes fails"),
+    ]
 
 
 # torch

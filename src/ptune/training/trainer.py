@@ -55,6 +55,8 @@ from ptune.training.steps import ScaledSteps, prompt_scales
 
 logger = logging.getLogger(__name__)
 
+compat.warn_if_untested(training=True)
+
 # The most tokens that a device trains on at once if texts are read in windows.
 MOST_TOKENS = 16384
 
