@@ -14,9 +14,12 @@ import csv
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -152,36 +155,61 @@ def label_pairs(folder: Path, count: int) -> Iterator[tuple[Path, list[str], lis
         yield file, [text for text, _ in asked], [label for _, label in asked]
 
 
+def command(*arguments: str) -> float:
+    """Processor time of a command of ptune, on one thread."""
+
+    def taken() -> float:
+        own = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return own.ru_utime + own.ru_stime
+
+    started, environment = taken(), {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "ptune", *arguments]
+    subprocess.run(line, check=True, env=environment, stdout=subprocess.DEVNULL)
+    return taken() - started
+
+
 def fleet(count: int, alone: int, tokens: int) -> dict[str, dict[str, str]]:
     """Processor time per task and accuracy of small tasks, together and by a run for each."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tasks = list(label_pairs(folder, count))
-        settings = {
-            file.stem: TrainSettings(
-                train_file=str(file), prompt="reader", num_virtual_tokens=tokens, reader_rank=32
+        folder, data = Path(name), Path(name) / "data"
+        data.mkdir()
+        tasks = list(label_pairs(data, count))
+        options = ["--prompt", "reader", "--num-virtual-tokens", str(tokens)]
+
+        def by_command(*own: str) -> float:
+            return command("train", *options, *own)
+
+        def in_process(file: Path) -> None:
+            settings = TrainSettings(
+                train_file=str(file), prompt="reader", num_virtual_tokens=tokens
             )
-            for file, _, _ in tasks
-        }
+            ptune.train_run(settings, folder / "process" / file.stem)
 
-        def some_alone() -> None:
-            for task, own in list(settings.items())[:alone]:
-                ptune.train_run(own, folder / "alone" / task)
-
+        files = [file for file, _, _ in tasks[:alone]]
+        together = by_command("--tasks-dir", str(data), "--output-dir", str(folder / "together"))
         taken = {
-            "together": seconds(lambda: ptune.train_fleet(settings, folder / "together")) / count,
-            "alone": seconds(some_alone) / alone,
+            f"{alone} tasks, a command for each": sum(
+                by_command("--train-file", str(f), "--output-dir", str(folder / "command" / f.stem))
+                for f in files
+            )
+            / alone,
+            f"{alone} tasks, a run for each in one process": sum(
+                seconds(lambda file=file: in_process(file)) for file in files
+            )
+            / alone,
+            f"{count} tasks together": together / count,
         }
         rows = {}
-        for how, number in (("alone", alone), ("together", count)):
+        for how, title in zip(("command", "process", "together"), taken, strict=True):
             bank = PromptBank.from_folder(folder / how)
             hits = [
                 sum(map(str.__eq__, bank[file.stem].predict(texts).tolist(), labels)) / len(labels)
-                for file, texts, labels in tasks[:number]
+                for file, texts, labels in tasks
+                if file.stem in bank
             ]
             print(how, hits, flush=True)
-            rows[f"{number} tasks {how}"] = {
-                "processor time per task": f"{taken[how]:.1f} s",
+            rows[title] = {
+                "processor time per task": f"{taken[title]:.1f} s",
                 f"accuracy of the first {alone}": f"{sum(hits[:alone]) / alone:.3f}",
                 "accuracy of all": f"{sum(hits) / len(hits):.3f}",
             }
