@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 import scipy.sparse
 import torch
-from conftest import Colour, Level
+from conftest import Colour, Level, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import DataConversionWarning
@@ -385,6 +385,18 @@ def test_a_damaged_type_is_refused_by_name(labels, label_type):
 def test_damaged_labels_are_refused_by_name(labels):
     with pytest.raises(PtuneError, match=r"ptune\.json is damaged: labels is .*list of strings"):
         labels_from_json({"labels": labels}, "ptune.json")
+
+
+@pytest.mark.parametrize(
+    ("labels", "label_type", "twice"),
+    [(["a", "b", "a"], "str", "a"), (["1", "1.0"], "float64", "1.0")],
+)
+def test_a_label_that_is_there_twice_is_refused(labels, label_type, twice):
+    with refused(
+        f"ptune.json has the label '{twice}' twice. Give each label its own name. To make one "
+        "label of several, use `ptune merge-labels`."
+    ):
+        labels_from_json({"labels": labels, "label_type": label_type}, "ptune.json")
 
 
 # What is not a label.

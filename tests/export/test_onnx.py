@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -15,6 +17,7 @@ from tokenizers import Tokenizer
 import ptune
 from ptune import PromptModel, PtuneError
 from ptune.adapters.relabel import relabel
+from ptune.export.check import Comparison
 from ptune.labels import edits
 from ptune.peft import PromptEncoderConfig
 
@@ -275,6 +278,42 @@ def test_wrong_flags_are_explained(bert, tmp_path, capsys, words, message):
     assert not (tmp_path / "new").exists()
 
 
+def test_texts_of_the_other_form_are_noted_once(bert):
+    classifier = ptune.load(bert[0], dtype="float32")
+    state = classifier.prompt_model_.state
+    state.reading = replace(state.reading, pairs=False)
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        comparison = Comparison(classifier, PAIRS)
+        assert comparison.check(classifier.logits).difference < 1e-6
+    assert len([str(w.message) for w in noted if "was trained on single" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "count"),
+    [
+        (None, 0),
+        ("one text", 1),
+        (PAIRS[0], 1),
+        (["a", PAIRS[0], list(PAIRS[1])], 3),
+        (np.array(["a", "b"]), 2),
+        (iter(["a", "b", "c"]), 3),
+    ],
+)
+def test_any_texts_can_be_compared(bert, texts, count):
+    classifier = ptune.load(bert[0], dtype="float32")
+    sets = [Comparison(classifier, some).sets for some in ((), texts)]
+    assert sum(map(len, sets[1])) - sum(map(len, sets[0])) == count
+
+
+def test_what_is_not_a_text_is_refused_before_an_export(bert, tmp_path):
+    with pytest.raises(PtuneError, match=r"Found an empty text in the texts, at position 1 \("):
+        ptune.export_onnx(bert[0], tmp_path / "out", check_texts=["a", ""])
+    with pytest.raises(PtuneError, match="found '5' of type int"):
+        ptune.export_onnx(bert[0], tmp_path / "out", check_texts=5)
+    assert not (tmp_path / "out").exists()
+
+
 # Errors.
 
 
@@ -294,6 +333,10 @@ def test_the_message_says_how_to_install_the_exporter(bert, monkeypatch, tmp_pat
         ptune.export_onnx(bert[0], tmp_path / "out")
 
 
+def empty(file):
+    file.write_bytes(b"")
+
+
 def cut(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -306,9 +349,11 @@ def set_to(**fields):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("model.onnx", cut, "one of its files is damaged"),
-        ("tokenizer.json", cut, "damaged"),
-        ("tokenizer.json", lambda f: f.unlink(), "damaged|could not be loaded"),
+        ("model.onnx", cut, r"^\S+model\.onnx could not be opened: it is missing, damaged [^:]*$"),
+        ("model.onnx", empty, r"^\S+model\.onnx could not be opened: it is missing, [^:]*$"),
+        ("tokenizer.json", cut, r"tokenizer\.json could not be opened: it is missing, damaged"),
+        ("tokenizer.json", empty, r"tokenizer\.json could not be opened: it is missing, damaged"),
+        ("tokenizer.json", lambda f: f.unlink(), r"tokenizer\.json could not be opened: it is"),
         ("ptune_export.json", cut, "ptune_export.json is damaged"),
         ("ptune_export.json", lambda f: f.write_text("{}"), "lacks labels"),
         ("ptune_export.json", lambda f: f.unlink(), "not an export to ONNX"),
@@ -316,6 +361,7 @@ def set_to(**fields):
         ("ptune_export.json", set_to(max_length=-5), "max_length is -5; expected an integer"),
         ("ptune_export.json", set_to(text_columns=3), "text_columns is 3; expected a list"),
         ("ptune_export.json", set_to(labels=["no", "yes"]), "returns 3 logits; .* expects 2"),
+        ("ptune_export.json", set_to(labels=["no", "yes", "no"]), "has the label 'no' twice"),
     ],
 )
 def test_a_damaged_file_is_named(bert, tmp_path, runtime, name, damage, message):

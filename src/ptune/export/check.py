@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,9 @@ from ptune.errors import PtuneError
 from ptune.files import open_up, write_json
 from ptune.inference.classifier import PromptClassifier
 from ptune.inference.engines import EXPORT_INFO_NAME
-from ptune.inference.text_classifier import TextClassifier
+from ptune.labels import is_container
 from ptune.prompts.config import PromptEncoderConfig
-from ptune.texts import Text
+from ptune.texts import Text, as_columns, as_rows, rows
 
 # The largest accepted difference from ptune's logits in float32, relative to the largest logit.
 TOLERANCE = 1e-4
@@ -48,20 +49,32 @@ class Check:
 
 
 class Comparison:
-    """Texts, and the logits that ptune gives for them.
+    """ptune's own texts and those of a user, and the logits that ptune gives for them.
 
     Args:
         classifier: The classifier to export.
-        texts: Texts and pairs.
+        more: The user's texts and pairs; ``None``: none.
         calibrated: Compare calibrated logits.
+
+    Raises:
+        PtuneError: One of the user's is not a text.
     """
 
     def __init__(
-        self, classifier: TextClassifier, texts: Sequence[Text], *, calibrated: bool = False
+        self,
+        classifier: PromptClassifier,
+        more: Text | Iterable[Text] | None,
+        *,
+        calibrated: bool = False,
     ) -> None:
-        singles = [text for text in texts if isinstance(text, str)]
-        pairs = [text for text in texts if not isinstance(text, str)]
-        self.sets: list[list[Any]] = [some for some in (singles, pairs) if some]
+        own, added = own_texts(classifier), list(rows(() if more is None else more))
+        self.sets: list[list[Any]] = []
+        for pairs in (False, True):
+            some = [text for text in added if is_container(text) is pairs]
+            checked = as_rows(as_columns(some, pairs)) if some else []
+            together = [text for text in own if isinstance(text, tuple) is pairs] + checked
+            if together:
+                self.sets.append(together)
         turn = classifier.postprocessing_.calibrated if calibrated else np.asarray
         self.expected = [turn(list(classifier.logits(some))) for some in self.sets]
 
@@ -70,8 +83,11 @@ class Comparison:
         largest = max(float(np.abs(expected).max()) for expected in self.expected)
         difference = 0.0
         for texts, expected in zip(self.sets, self.expected, strict=True):
-            together = list(logits(texts))
-            alone = [next(iter(logits([text]))) for text in texts[:4]]
+            with warnings.catch_warnings():
+                # What there is to say about the texts was said when ptune read them.
+                warnings.simplefilter("ignore", UserWarning)
+                together = list(logits(texts))
+                alone = [next(iter(logits([text]))) for text in texts[:4]]
             for found in (together, alone):
                 gap = np.abs(np.asarray(found) - expected[: len(found)]).max()
                 difference = max(difference, float(gap)) if np.isfinite(gap) else np.inf

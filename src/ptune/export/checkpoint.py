@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -35,7 +35,6 @@ from ptune.export.check import (
     Check,
     Comparison,
     check_target,
-    own_texts,
     replaced,
     require_fast_tokenizer,
     write_export_info,
@@ -60,7 +59,7 @@ def export_transformers(
     folder: str | os.PathLike[str],
     *,
     dtype: ExportDtype = "float32",
-    check_texts: Sequence[Text] = (),
+    check_texts: Text | Iterable[Text] | None = None,
     overwrite: bool = False,
     model: str | None = None,
     revision: str | None = None,
@@ -98,8 +97,7 @@ def export_transformers(
     _check_texts(classifier, source)
     labels, device = classifier.labels, classifier.prompt_model_.device
     tokenizer, ids = _tokenizer(classifier)
-    texts = [*own_texts(classifier), *check_texts]
-    comparison = Comparison(classifier, texts, calibrated=True)
+    comparison = Comparison(classifier, check_texts, calibrated=True)
     backbone = _backbone(classifier.prompt_model_, ids, classifier.postprocessing_)
     del classifier
     with replaced(folder) as stage, quiet_transformers():

@@ -20,7 +20,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -38,7 +38,6 @@ from ptune.export.check import (
     Check,
     Comparison,
     check_target,
-    own_texts,
     replaced,
     require_fast_tokenizer,
     write_export_info,
@@ -69,7 +68,7 @@ def export_onnx(
     *,
     int8: bool = False,
     two_graphs: bool = False,
-    check_texts: Sequence[Text] = (),
+    check_texts: Text | Iterable[Text] | None = None,
     overwrite: bool = False,
     model: str | None = None,
     revision: str | None = None,
@@ -128,7 +127,7 @@ def write_onnx(
     *,
     int8: bool = False,
     two_graphs: bool = False,
-    check_texts: Sequence[Text] = (),
+    check_texts: Text | Iterable[Text] | None = None,
 ) -> Check:
     """Write a classifier, which is in float32 on the CPU, as `export_onnx` does.
 
@@ -146,7 +145,7 @@ def write_onnx(
             "reader."
         )
     tokenizer = _tokenizer(classifier)
-    comparison = Comparison(classifier, [*own_texts(classifier), *check_texts])
+    comparison = Comparison(classifier, check_texts)
     values = classifier.postprocessing_
     info: dict[str, Any] = {
         "to": "onnx",

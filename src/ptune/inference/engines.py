@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,7 +14,7 @@ from ptune.adapters.quality import read_quality
 from ptune.adapters.schema import parse_reading
 from ptune.backbones.loading import fast_dtype, load_tokenizer
 from ptune.compat import ForkLock
-from ptune.errors import PtuneError, first_line, missing_package
+from ptune.errors import PtuneError, missing_package
 from ptune.files import MODEL_NAME, name_of, read_json
 from ptune.inference.text_classifier import Answer, Batch, TextClassifier
 from ptune.labels import Labels, labels_from_json
@@ -22,6 +23,7 @@ from ptune.texts import Reading
 
 # About an export.
 EXPORT_INFO_NAME = "ptune_export.json"
+TOKENIZER_NAME = "tokenizer.json"
 
 Runtime = Literal["onnx", "openvino"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -45,6 +47,20 @@ class Engine(Protocol):
         """Return logits ``[batch, num_labels]`` for batches of texts, in any order."""
 
 
+@contextmanager
+def _opening(file: Path) -> Iterator[None]:
+    """Name the file of an export that a library cannot open, whose message names lines of C++."""
+    try:
+        if not file.stat().st_size:
+            raise EOFError(f"{file} is empty")
+        yield
+    except Exception as error:  # Each library raises its own exceptions.
+        raise PtuneError(
+            f"{file} could not be opened: it is missing, damaged or incomplete, or was written by "
+            "a newer version. Export or download it again."
+        ) from error
+
+
 class OnnxRuntime:
     """A graph on ONNX Runtime's CPU kernels, which compute in the file's number format."""
 
@@ -58,7 +74,8 @@ class OnnxRuntime:
                 f"ONNX Runtime computes in the file's number format, not in {dtype}. Omit --dtype, "
                 "or use the runtime openvino."
             )
-        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        with _opening(file):
+            self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.outputs = {
             found.name: found.shape[-1] if isinstance(found.shape[-1], int) else -1
@@ -88,11 +105,9 @@ class OpenVino:
             dtype = str(fast_dtype("cpu")).removeprefix("torch.")
         if dtype not in precisions:
             raise PtuneError(f"OpenVINO computes in float32 or bfloat16 on a CPU, not in {dtype}.")
-        compiled = openvino.Core().compile_model(
-            file,
-            "CPU",
-            {"INFERENCE_PRECISION_HINT": precisions[dtype], "PERFORMANCE_HINT": "THROUGHPUT"},
-        )
+        hints = {"INFERENCE_PRECISION_HINT": precisions[dtype], "PERFORMANCE_HINT": "THROUGHPUT"}
+        with _opening(file):
+            compiled = openvino.Core().compile_model(file, "CPU", hints)
         self.inputs = [given.any_name for given in compiled.inputs]
         self.outputs = {
             found.any_name: found.partial_shape[-1].get_max_length() for found in compiled.outputs
@@ -187,16 +202,9 @@ def load_exported(
             f"{folder / EXPORT_INFO_NAME} is damaged: it lacks {', '.join(sorted(missing))}. "
             "Export or download it again."
         )
-    try:
-        engine = RUNTIMES[runtime](file, dtype)
+    engine = RUNTIMES[runtime](file, dtype)
+    with _opening(folder / TOKENIZER_NAME):
         tokenizer = load_tokenizer(str(folder))
-    except PtuneError:
-        raise
-    except Exception as error:  # Each library raises its own exceptions for damaged files.
-        raise PtuneError(
-            f"{folder} could not be opened ({first_line(error)}): one of its files is damaged, or "
-            "was written by a newer version. Export or download it again."
-        ) from error
     if unknown := set(engine.inputs) - set(tokenizer("a").keys()):
         raise PtuneError(
             f"{file} takes {', '.join(sorted(unknown))}, which the tokenizer in the same folder "

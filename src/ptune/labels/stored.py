@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def labels_from_json(content: Mapping[str, Any], where: str, count: int = 2) -> 
         count: How many labels there are if the file does not name them: LABEL_0, LABEL_1 and so on.
 
     Raises:
-        PtuneError: The labels, their type or the problem type are not valid.
+        PtuneError: The labels, their type or the problem type are not valid, or a label is there
+            twice.
     """
 
     def damaged(what: str) -> PtuneError:
@@ -67,4 +69,9 @@ def labels_from_json(content: Mapping[str, Any], where: str, count: int = 2) -> 
             f"label_type is {str(value_type)[:80]!r}, which does not fit the labels "
             f"{', '.join(names)[:80]}"
         ) from error
+    if twice := [value for value, count in Counter(labels.values).items() if count > 1]:
+        raise PtuneError(
+            f"{where} has the label {str(twice[0])[:80]!r} twice. Give each label its own name. To "
+            "make one label of several, use `ptune merge-labels`."
+        )
     return labels
