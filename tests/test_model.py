@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, build_model, build_tokenizer
-from conftest import SENTENCES, build, each_problem_type, refused, same_backbone
+from conftest import KINDS, SENTENCES, build, each_problem_type, refused, same_backbone
 
 from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
@@ -332,6 +332,19 @@ def test_an_initial_text_without_tokenizer_or_tokens_is_refused(backbone):
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(PtuneError, match="no classification head"):
         PromptModel(build("bert").bert, PromptEncoderConfig())
+
+
+@pytest.mark.parametrize("kind", ["CausalLM", "TokenClassification", "QuestionAnswering"])
+def test_a_model_with_another_head_is_refused_and_left_unchanged(kind):
+    auto = getattr(transformers, f"AutoModelFor{kind}")
+    model = auto.from_config(KINDS["gpt2"]())
+    before = list(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    with refused(
+        f"{type(model).__name__} does not give one row of logits for each text, so it does not "
+        "classify texts. Load the backbone with AutoModelForSequenceClassification."
+    ):
+        PromptModel(model, PromptEncoderConfig())
+    assert (list(model.state_dict()), [p.requires_grad for p in model.parameters()]) == before
 
 
 def test_a_prompt_on_a_model_with_a_prompt_is_refused(model):

@@ -455,7 +455,7 @@ def _watch(
         for watched in ends:
             stack.callback(watched.remove)
         try:
-            read(backbone, ids, mask)
+            logits = getattr(read(backbone, ids, mask), "logits", None)
         except Exception as error:  # whatever the backbone's own code raises
             if backbone.device.type == "meta":
                 return tuple(seen), None
@@ -464,6 +464,13 @@ def _watch(
                 f"({first_line(error).rstrip('.')}). Check that its configuration is complete and "
                 "that it classifies texts without ptune."
             ) from error
+        if logits is None or logits.ndim != 2:
+            # Such as a language model, which answers at every token.
+            raise PtuneError(
+                f"{type(backbone).__name__} does not give one row of logits for each text, so it "
+                "does not classify texts. Load the backbone with "
+                "AutoModelForSequenceClassification."
+            )
         attentions = tuple(seen)
         return attentions, next(filter(None, (e.find(backbone, ids, mask) for e in ends)), None)
 
