@@ -62,6 +62,12 @@ def test_several_labels_a_text_are_right_only_together():
     )
 
 
+@pytest.mark.parametrize("name", ["f1_micro", "f1_macro"])
+def test_the_f1_of_the_only_label_a_text_may_have_is_that_of_the_label(name):
+    labels, predictions = np.array([[1], [0], [0], [0]]), np.array([[1], [1], [0], [0]])
+    assert compute([name], labels, predictions) == {name: 2 / 3}
+
+
 def test_every_metric_that_a_task_names_is_there():
     named = {m for task in GLUE.values() for m in task.metrics}
     named |= {m for kind in PROBLEM_TYPES for m in Labels((), kind).metrics}

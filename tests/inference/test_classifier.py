@@ -17,6 +17,8 @@ from sklearn.model_selection import cross_val_score
 import ptune
 from ptune import PromptClassifier, PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
+from ptune.inference.text_classifier import warn_of_unseen
+from ptune.labels import Labels
 from ptune.peft import PromptEncoderConfig
 
 
@@ -279,6 +281,13 @@ def test_labels_that_training_never_saw_are_reported_and_count_as_errors(classif
     assert scores["accuracy"] == 7 / 8
     with pytest.warns(UserWarning, match=r"1 of 8 labels were not in the training data: 'green'"):
         assert classifier.score(texts, y) == 7 / 8
+
+
+def test_unseen_labels_are_counted_among_all_labels_of_the_texts():
+    labels = Labels(("red", "blue"), "multi_label_classification")
+    found = labels.targets([["red", "green"], ["blue", "green"], []])
+    with pytest.warns(UserWarning, match="2 of 4 labels were not in the training data: 'green'"):
+        warn_of_unseen(*found)
 
 
 def test_unknown_cells_and_weights_train(estimator, texts):

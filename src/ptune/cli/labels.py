@@ -126,6 +126,6 @@ def _change(adapter: str, change: Callable[[Labels], Labels], output: Path | Non
     from ptune.adapters.relabel import relabel
 
     labels, backup = relabel(adapter, change, output)
-    say(f"{len(labels)} labels in {output or adapter}: {', '.join(labels.names)}", console)
+    say(f"Labels in {output or adapter}: {', '.join(labels.names)} ({len(labels)})", console)
     if backup is not None:
         say(f"The former ptune.json is {backup}.", console)

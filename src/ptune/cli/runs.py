@@ -146,7 +146,7 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
         raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
     ((texts, column),) = evaluation_sets(labels, file=file, **read_with(options))[0].values()
     targets, unseen = labels.targets(column)
-    warn_of_unseen(unseen, len(targets))
+    warn_of_unseen(targets, unseen)
     predicted = np.asarray(classifier.predict(as_rows(texts)))
     if labels.is_single:
         names = [*labels.classes.tolist(), *[None] * (int(np.max(targets, initial=0)) + 1)]

@@ -203,13 +203,12 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         )
         classifier = cls(model, template=template, head="words", label_words=words, **settings)
         own = TrainSettings(**{**classifier.get_params(), "prompt": "none"})
-        found, tokenizer, asked = zero_shot_model(
-            own, Labels(names), pairs=pairs, calibrate=calibrate
-        )
+        answers = Labels(names)
+        found, tokenizer, asked = zero_shot_model(own, answers, pairs=pairs, calibrate=calibrate)
         found.freeze()
         classifier.prompt_model_ = found.eval().to(device)
         classifier.template, classifier.label_words = asked.template, asked.label_words
-        classifier.tokenizer_, classifier.labels_ = tokenizer, Labels(names)
+        classifier.tokenizer_, classifier.labels_ = tokenizer, answers
         return classifier
 
     # Labels, changed after training.

@@ -226,7 +226,7 @@ class TextClassifier:
         """
         logits = self._all_logits(X)
         margins, column = self.postprocessing_.margins(logits), self._column(y, logits)
-        warn_of_unseen(self.labels_.targets(column)[1], len(column))
+        warn_of_unseen(*self.labels_.targets(column))
         return self.labels_.score(column, margins, sample_weight)
 
     def evaluate(
@@ -248,7 +248,7 @@ class TextClassifier:
         """
         logits = self._all_logits(X)
         targets, unseen = self.labels_.targets(self._column(y, logits))
-        warn_of_unseen(unseen, len(targets))
+        warn_of_unseen(targets, unseen)
         names = self.labels_.metrics if metrics is None else metrics
         decided = self.labels_.decide(self.postprocessing_.margins(logits))
         return self.labels_.scores(names, targets, decided)
@@ -276,9 +276,10 @@ class TextClassifier:
         )
 
 
-def warn_of_unseen(unseen: Counter[str], labels: int) -> None:
-    """Warn about labels that training never saw."""
+def warn_of_unseen(targets: np.ndarray, unseen: Counter[str]) -> None:
+    """Warn about labels that training never saw, from what `Labels.targets` returns."""
     if unseen:
+        labels = len(targets) if targets.ndim == 1 else int(np.nansum(targets))
         listed = ", ".join(f"{name!r} ({n})" for name, n in unseen.most_common(5))
         warnings.warn(
             f"{unseen.total()} of {labels} labels were not in the training data: "

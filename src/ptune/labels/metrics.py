@@ -26,12 +26,21 @@ def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[Arra
     return correlation
 
 
+def _f1(average: str) -> Callable[[Array, Array], float]:
+    def f1(labels: Array, predictions: Array) -> float:
+        # For scikit-learn, a single column holds the classes 0 and 1. Here it is one label.
+        only = [1] if labels.ndim == 2 and labels.shape[1] == 1 else None
+        return sk.f1_score(labels, predictions, labels=only, average=average, zero_division=0.0)
+
+    return f1
+
+
 METRICS: dict[str, Callable[[Array, Array], float]] = {
     "accuracy": sk.accuracy_score,
     # Of the label with the number 1, also if the data has labels that training never saw.
     "f1": lambda y, p: sk.f1_score(y, p, labels=[1], average="macro", zero_division=0.0),
-    "f1_macro": lambda y, p: sk.f1_score(y, p, average="macro", zero_division=0.0),
-    "f1_micro": lambda y, p: sk.f1_score(y, p, average="micro", zero_division=0.0),
+    "f1_macro": _f1("macro"),
+    "f1_micro": _f1("micro"),
     "matthews_correlation": sk.matthews_corrcoef,
     "pearson": _correlation(stats.pearsonr),
     "spearman": _correlation(stats.spearmanr),
