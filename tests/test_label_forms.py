@@ -512,6 +512,7 @@ def test_a_problem_type_that_is_given_decides(y, problem_type, targets):
         ([[1, 0], [1, 1]], SINGLE, "needs one label per text.*position 1"),
         ([["a"], ["b"]], REGRESSION, "needs one label per text"),
         (["a", "b"], REGRESSION, "A regression needs numbers.*'a' at position 0"),
+        (["0.5", "-0,5"], REGRESSION, r"'-0,5' at position 1 .*\. Write a point for the comma\.$"),
         (["a", "b"], "classification", "problem_type is 'classification'"),
     ],
 )

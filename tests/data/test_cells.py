@@ -100,6 +100,13 @@ def test_examples_without_a_label_can_be_left_out(tmp_path, caplog):
     assert "Left out 1 of 3 examples without a label." in caplog.text
 
 
+def test_nothing_is_left_of_examples_without_texts_or_labels(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n,a\nx,\n")
+    with refused(f"No row of {file} has both a text and a label. Check the columns."):
+        labelled_texts(file, skip_unlabelled=True, skip_empty=True)
+
+
 def test_commas_without_quotes_belong_to_the_text_if_the_last_cells_are_labels(tmp_path):
     file = tmp_path / "a.csv"
     rows = [f"one, two {i},{'ab'[i % 2]}" for i in range(10)]

@@ -175,6 +175,18 @@ def test_several_labels_and_pairs_are_checked_too(tmp_path):
     assert rows_of(found, "no text") == [22]
 
 
+def test_a_single_label_and_what_is_not_a_text_are_found(tmp_path):
+    found = found_in(write(tmp_path / "a.csv", [(f"text {i}", "yes") for i in range(20)]))
+    assert [f.level for f in found if f.check == "one label"] == ["error"]
+    values = ["a text", ["a", "list"], {"a": 1}, 5, None, "another text"]
+    rows = [{"text": v, "label": "no" if i % 2 else "yes"} for i, v in enumerate(values)]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = found_in(tmp_path / "b.jsonl")
+    assert rows_of(found, "not a text") == [2, 3, 4]
+    assert rows_of(found, "no text") == [5]
+    assert [f for f in found if f.check == "one label"] == []
+
+
 def test_files_that_cannot_be_checked_or_written_are_refused(tmp_path):
     with refused(f"No row of {tmp_path / 'a.csv'} has both a text and a label. Check the columns."):
         Examples.read(write(tmp_path / "a.csv", [("", "x"), ("a text", "")]))

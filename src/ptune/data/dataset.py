@@ -416,6 +416,8 @@ def examples_of(
             logger.warning("Left out %d of %d examples without %s.", len(gone), len(column), what)
             said.append(f"{len(gone)} of {len(column)} rows without {what} left out")
     if out := {*missing, *(empty if skip_empty else [])}:
+        if len(out) == len(column):
+            raise PtuneError(f"No row of {source} has both a text and a label. Check the columns.")
         texts = [[t for i, t in enumerate(text) if i not in out] for text in texts]
         column = column.without(sorted(out))
     if notes is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -170,9 +171,11 @@ def as_numbers(values: Iterable[Any], origin: Origin) -> list[float]:
         except (TypeError, ValueError):
             numbers.append(math.nan)
         if not math.isfinite(numbers[-1]):
+            comma = re.fullmatch(r"\s*[+-]?\d+,\d+\s*", str(value))
+            fix = "Write a point for the comma" if comma else "Correct it or leave that example out"
             raise PtuneError(
                 f"A regression needs numbers as labels ({origin}). Found {value!r} at "
-                f"{origin.at([i])}. Correct it or leave that example out."
+                f"{origin.at([i])}. {fix}."
             )
     return numbers
 

@@ -73,8 +73,10 @@ class Examples:
         columns = find_columns(table, columns, file)
         how: dict[str, Any] = {"separator": label_separator, "typed": is_typed(file)}
         column = labels_in(table, columns, str(file), **how)
-        texts = [["" if is_missing(v) else str(v) for v in table[name]] for name in columns.texts]
-        empty = {i for text in texts for i, value in enumerate(text) if not value.strip()}
+        cells = [["" if is_missing(v) else v for v in table[name]] for name in columns.texts]
+        no_text = {i for text in cells for i, v in enumerate(text) if not isinstance(v, str)}
+        texts = [[str(value) for value in text] for text in cells]
+        empty = {i for text in texts for i, value in enumerate(text) if not value.strip()} | no_text
         missing = set(column.missing()) - empty
         kept = [i for i in range(len(column)) if i not in empty | missing]
         if not kept:
@@ -94,11 +96,12 @@ class Examples:
             columns=own,
         )
         found = cls(Path(file), table, columns, rows)
-        fill = "Fill it in, or leave them out (--fix)."
+        fill, fix = (f"{what}, or leave them out (--fix)." for what in ("Fill it in", "Correct it"))
         repeats = "repeat the header, as in joined files"
         for what, problem, advice, gone in (
             ("repeated header", repeats, "Leave them out (--fix).", headers),
-            ("no text", "have no text", fill, empty - headers),
+            ("no text", "have no text", fill, empty - headers - no_text),
+            ("not a text", "have something other than a text, such as a list", fix, no_text),
             ("no label", "have no label", fill, missing),
         ):
             if gone:

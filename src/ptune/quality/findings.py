@@ -355,6 +355,13 @@ def label_names(rows: Rows) -> Iterator[Finding]:
                 [rows.numbers[i] for i in chosen],
                 [f"{rare} instead of {usual_}?"] * len(chosen),
             )
+    if len(names) == 1:
+        yield Finding(
+            "one label",
+            "error",
+            f"all {len(rows.labels)} rows have no other label than {names[0]!r}",
+            "A classifier needs at least two. Is it the right column (--label-column)?",
+        )
     few = [name for name in names if counts[name] < FEW]
     if few:
         chosen = [i for i, labels in enumerate(rows.labels) if set(few) & set(labels)]
