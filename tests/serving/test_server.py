@@ -1,6 +1,7 @@
 """`ptune serve`: a real server process on a free port of this machine."""
 
 import asyncio
+import http.client
 import importlib
 import json
 import re
@@ -362,6 +363,33 @@ def test_a_text_with_too_many_characters_is_refused(client):
     answer = client.post("/tasks/task0/predict", json={"inputs": "a" * 20_001})
     assert answer.status_code == 413
     assert "20,001 characters" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("where", ["/tasks/task0/predict", "/nowhere"])
+def test_a_client_that_wants_to_close_reads_why_its_large_body_is_refused(server, where):
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=20)
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    connection.request("POST", where, b" " * 20_000_000, headers)
+    answer = connection.getresponse()
+    assert answer.status == (404 if where == "/nowhere" else 413)
+    assert "error" in json.loads(answer.read())
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "part"),
+    [
+        (b'{"inputs": "caf\xe9"}', {}, 400, "The body is not UTF-8"),
+        (json.dumps({"inputs": "a"}).encode("utf-16"), {}, 400, "The body is not UTF-8"),
+        (b"{'inputs': 'a'}", {}, 400, "Invalid JSON"),
+        (b"\x1f\x8b", {"Content-Encoding": "gzip"}, 415, "has the Content-Encoding 'gzip'"),
+        (b'\xef\xbb\xbf{"inputs": "a"}', {}, 400, "begins with a byte-order mark"),
+    ],
+)
+def test_the_encoding_of_a_body_is_named_if_it_is_wrong(client, content, headers, status, part):
+    headers = {"Content-Type": "application/json", **headers}
+    answer = client.post("/tasks/task0/predict", content=content, headers=headers)
+    assert answer.status_code == status
+    assert part in answer.json()["error"]
 
 
 def ask_without_batches(stage, body):

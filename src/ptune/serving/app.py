@@ -369,6 +369,8 @@ class Routes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             refuse(415, "The body must be JSON, with Content-Type: application/json.")
+        if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+            refuse(415, f"The body has the Content-Encoding {packed!r}. Send it as it is.")
         too_large = f"The body is larger than {self.settings.max_body:,} bytes."
         # h11 accepts only digits.
         if int(request.headers.get("content-length", 0)) > self.settings.max_body:
@@ -522,7 +524,13 @@ def _json_body(model: type[BaseModel]) -> dict[str, Any]:
 
 def _parse(model: type[Asked], body: bytes) -> Asked:
     try:
-        return model.model_validate_json(body)
+        text = body.decode()
+    except UnicodeDecodeError:
+        refuse(400, "The body is not UTF-8. Send JSON in UTF-8.")
+    if text.startswith("\ufeff"):
+        refuse(400, "The body begins with a byte-order mark. Leave it out.")
+    try:
+        return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         if first["type"] == "json_invalid":

@@ -19,6 +19,32 @@ BUSY_SECONDS = 1.0
 IDLE_SECONDS = 65.0
 
 
+class _Transport:
+    """A transport that stays open after an answer until its client has sent everything.
+
+    Closed at once, what the client still sends would destroy the answer.
+    """
+
+    def __init__(self, transport: Any, conn: h11.Connection) -> None:
+        self.transport, self.conn, self.lingers = transport, conn, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+    def is_closing(self) -> bool:
+        """True if nothing is to be sent any more."""
+        return self.lingers or self.transport.is_closing()
+
+    def close(self) -> None:
+        """Close it, the second time or if the client has sent everything, at once."""
+        if self.lingers or self.conn.their_state is not h11.SEND_BODY:
+            self.transport.close()
+        else:
+            self.lingers = True
+            self.transport.resume_reading()
+            self.transport.write_eof()
+
+
 class Connection(H11Protocol):
     """A connection that is closed if its client is too slow, or if there are too many clients.
 
@@ -28,6 +54,8 @@ class Connection(H11Protocol):
         uvicorn: Arguments of uvicorn's protocol.
     """
 
+    transport: Any
+
     def __init__(self, *, max_connections: int, seconds: float, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self.max_connections, self.seconds = max_connections, seconds
@@ -36,6 +64,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:  # noqa: D102
+        transport = _Transport(transport, self.conn)
         super().connection_made(transport)
         self.is_excess = len(self.connections) > self.max_connections
         self._limit(BUSY_SECONDS if self.is_excess else self.seconds)
@@ -51,7 +80,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
-        if self.is_excess:
+        if self.is_excess or self.transport.lingers:
             return
         if self._is_idle:
             self._is_idle = False
