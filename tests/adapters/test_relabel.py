@@ -15,6 +15,7 @@ from ptune.adapters import schema
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.relabel import relabel
 from ptune.labels import Labels, edits, labels_from_json, labels_to_json
+from ptune.postprocessing import Postprocessing
 
 
 @pytest.fixture
@@ -110,6 +111,29 @@ def test_labels_can_be_changed_again_and_again():
     numbers = edits.rename(Labels(("1", "2"), value_type="int64"), "1", "one")
     assert numbers.values == ["one", 2]
     assert special.softmax(z).sum() == pytest.approx(1)
+
+
+def test_a_label_that_others_are_merged_into_keeps_its_value():
+    labels = edits.merge(Labels.learn([1, 2, 3]), [1, 2], "2")
+    assert (labels.values, labels.outputs) == ([2, 3], (0, 0, 1))
+    assert labels.classes.dtype == np.int64
+    assert edits.rename(Labels.learn([1, 2, 3]), 1, "1").values == [1, 2, 3]
+
+
+def test_sets_of_merged_labels_start_with_the_most_probable(copy_of):
+    """Calibration changes how much merged labels gain from being several."""
+    classifier = load(copy_of(Subject("input"))).merge_labels(["yes", "no"], "decided")
+    scale, scores = np.full(3, 0.05), np.linspace(0.1, 0.99, 30)
+    classifier.postprocessing_ = Postprocessing(scale, set_scores=scores)
+    first = [found[0] for found in classifier.predict_set(SENTENCES, 0.96)]
+    assert first == classifier.predict(SENTENCES).tolist()
+
+
+def test_the_trained_prompt_encoder_stays(copy_of):
+    folder = copy_of(Subject("input"))
+    (folder / "model.safetensors").rename(folder / "prompt_encoder.safetensors")
+    assert call("rename-label", folder, "no", "nein") == 0
+    assert (folder / "prompt_encoder.safetensors").is_file()
 
 
 def test_a_label_may_be_given_as_the_user_s_own_value():

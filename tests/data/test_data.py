@@ -11,10 +11,10 @@ from pyarrow import parquet
 
 from ptune import PtuneError
 from ptune import labels as metrics
-from ptune.data.dataset import TaskData, labelled_texts, load_files
+from ptune.data.dataset import LABEL, TaskData, labelled_texts, load_files
 from ptune.data.glue import GLUE, evaluation_sets, load_glue
 from ptune.data.tables import Columns, read_batches
-from ptune.labels import Labels
+from ptune.labels import Labels, edits
 
 
 def rows_of(batch):
@@ -897,3 +897,32 @@ def test_few_examples_of_each_label_need_one_label_a_text():
 def test_every_glue_task_asks_something():
     """An input prompt starts as these words."""
     assert all(len(spec.question.split()) > 3 for spec in GLUE.values())
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda labels: edits.rename(labels, "a", "z"), (["z", "b", "c"], [0, 1, 2, 0])),
+        (lambda labels: edits.merge(labels, ["a", "c"], "x"), (["x", "b"], [0, 1, 0, 0])),
+        (lambda labels: edits.drop(labels, "a"), (["b", "c"], [0, 1])),
+    ],
+)
+def test_the_data_of_a_run_follows_its_labels(change, expected, several):
+    y = ["a", "b", "c", "a"]
+    data = TaskData.from_lists(
+        [["one", "two", "three", "four"]], [[v] for v in y] if several else y
+    )
+    data.evaluation[""] = data.train
+    found = data.for_labels(change(data.labels))
+    names, targets = expected
+    assert list(found.labels.names) == names
+    for examples in (found.train, found.evaluation[""]):
+        if several:
+            rows = np.asarray(examples[LABEL])
+            assert rows.shape == (4, len(names))
+            assert rows[rows.any(axis=1)].argmax(axis=1).tolist() == targets
+        else:
+            assert examples[LABEL] == targets
+    other = TaskData.from_lists([["one", "two", "three"]], ["b", "c", "d"])
+    assert other.for_labels(change(data.labels)) is None

@@ -5,15 +5,18 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import call, refused
+from conftest import call, edit_json, refused
 
 import ptune
 from ptune import PromptBank
-from ptune.inference.grow import add_labels
+from ptune.data.tables import Columns
+from ptune.inference.grow import _grown, add_labels
+from ptune.labels import Labels, read
 from ptune.training.settings import TrainSettings
 
 WORDS = ["please", "today", "the red one", "again", "quickly", "for me", "now", "by mail"]
 MEANING = {"parcel": "delivery", "money": "refund", "lamp": "defect", "invoice": "bill"}
+OTHER = ["delivery", "defect"]
 
 
 def rows_of(labels, several=False):
@@ -101,8 +104,8 @@ def test_what_would_forget_or_add_nothing_is_refused(run, tmp_path):
             "--keep-features."
         )
 
-    assert call("rename-label", moved, "refund", "money back") == 0
-    with forgets("has other labels, as after `ptune rename-label`"):
+    edit_json(moved / "settings.json", train_file=str(write(tmp_path / "e.csv", rows_of(OTHER))))
+    with forgets("has other labels by now"):
         add_labels(moved, new, tmp_path / "b", **how)
     (moved / "settings.json").unlink()
     with forgets("is not here"):
@@ -110,3 +113,50 @@ def test_what_would_forget_or_add_nothing_is_refused(run, tmp_path):
     with refused(f"{tmp_path} already holds something. Name a new folder."):
         add_labels(moved, new, tmp_path, **how)
     assert not (tmp_path / "b").exists()
+
+
+def test_labels_are_added_after_one_was_renamed(run, tmp_path):
+    """The training file has the old name."""
+    folder, several = run
+    how = {"label_separator": "|" if several else None}
+    shutil.copytree(folder, moved := tmp_path / "a")
+    (moved / "ptune_features.safetensors").unlink()
+    assert call("rename-label", moved, "refund", "money back") == 0
+    new = write(tmp_path / "new.csv", rows_of(["bill"]))
+    grown = add_labels(moved, new, tmp_path / "b", **how)
+    assert grown.labels.names == ("delivery", "money back", "bill")
+    assert grown.accuracy["old texts, before"] > 0.9
+
+
+def test_pairs_are_not_added_to_single_texts(run, tmp_path):
+    folder, _ = run
+    (tmp_path / "new.csv").write_text("a,b,label\n" + "money,parcel,bill\n" * 5)
+    pairs = Columns("a", "b")
+    with refused(
+        f"The classifier was trained on single texts, and {tmp_path / 'new.csv'} has pairs of "
+        "texts. Name the columns with the texts (--text-column, --text-pair-column)."
+    ):
+        add_labels(folder, tmp_path / "new.csv", tmp_path / "b", columns=pairs)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "column", "names"),
+    [
+        ([1, 2, 3], [1.0, 2.0, 4.0], ("1", "2", "3", "4.0")),
+        ([1, 2, 3], ["1", "4"], ("1", "2", "3", "4")),
+        (["1", "no"], [1, 2], ("1", "no", "2")),
+        ([True, False], ["true", "maybe"], ("False", "True", "maybe")),
+    ],
+)
+def test_a_label_in_another_form_is_not_a_new_one(before, column, names):
+    labels = _grown(Labels.learn(before), ([["a"] * len(column)], read(column)), "new.csv")
+    assert labels.names == names
+    assert all(value in labels for value in column)
+    assert "none of them" not in labels
+    assert labels.encode(labels.values) == list(range(len(labels)))
+
+
+def test_labels_that_look_like_old_ones_are_noted():
+    with pytest.warns(UserWarning, match="'refund' and 'Refund'"):
+        _grown(Labels(("refund", "bill")), ([["a"]], read(["Refund"])), "new.csv")

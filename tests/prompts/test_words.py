@@ -487,6 +487,47 @@ def test_fit_continues_from_the_question(zero_shot):
     assert list(classifier.predict(TEXTS[:1])) <= LABELS
 
 
+def test_a_loaded_classifier_is_trained_with_its_template(zero_shot, tmp_path):
+    """`fit` after `load` asks as before: also where nothing was trained yet."""
+    labels = ["parcel", "money", "parcel"]
+    for place in (tmp_path / "zero-shot", tmp_path / "trained"):
+        zero_shot.save(place)
+        loaded = ptune.load(place, dtype="float32", device="cpu")
+        expected = zero_shot.prompt_model_.state.reading.template
+        loaded.set_params(epochs=1, batch_size=2).fit(TEXTS, labels)
+        assert loaded.prompt_model_.state.reading.template == expected
+        depth = zero_shot.prompt_model_.prompt_config.depth
+        assert loaded.prompt_model_.prompt_config.depth == depth
+        zero_shot.set_params(epochs=1, batch_size=2).fit(TEXTS, labels)
+
+
+def test_a_template_without_its_prompt_or_with_nothing_around_the_text(asked):
+    """Without a prompt, its places are no tokens; and an empty text can be no token at all."""
+    folder, template = asked
+    how = {"model": folder, "dtype": "float32", "device": "cpu"}
+    template = template.removeprefix("{soft:is the text parcel or money} ")
+    found = PromptClassifier.zero_shot(LABELS, template="{prompt:3} " + template, **how)
+    expected = PromptClassifier.zero_shot(LABELS, template=template, **how)
+    np.testing.assert_array_equal(found.predict_proba(TEXTS), expected.predict_proba(TEXTS))
+    if template != GAP:
+        bare = PromptClassifier.zero_shot(LABELS, template="{text}", **how)
+        assert bare.predict_proba(TEXTS).shape == (3, 2)
+
+
+def test_settings_of_a_zero_shot_classifier_are_those_of_its_training(asked):
+    folder, template = asked
+    classifier = PromptClassifier.zero_shot(
+        LABELS, model=folder, template=template, head="words-frozen", prompt="input"
+    )
+    assert (classifier.head, classifier.prompt) == ("words-frozen", "input")
+    with refused("labels is None; pass a list of labels."):
+        PromptClassifier.zero_shot(None)
+    with refused(
+        "label_words is ['great']; pass words by label, such as {'positive': ['good', 'great']}."
+    ):
+        PromptClassifier.zero_shot(LABELS, label_words=["great"])
+
+
 def test_a_frozen_head_stays_the_language_models_rows(asked):
     folder, template = asked
     classifier = PromptClassifier(
@@ -667,8 +708,16 @@ def test_words_may_be_given_in_three_ways(tmp_path):
     file.write_text(json.dumps({"a": ["good", "great"]}))
     for given in ({"a": ["good", "great"]}, "a=good|great", str(file)):
         assert parse_words(given, ["a", "b"]) == expected
-    with refused("There are words for the label 'c', but the labels are a, b."):
+    with refused(
+        "There are words for the label 'c', but the labels are a, b. Leave its words out "
+        "(label_words)."
+    ):
         parse_words({"c": "x"}, ["a", "b"])
+    for words, wrong in ((3, 3), (None, None), (["x", 3], 3)):
+        with refused(
+            f"The label 'a' has the words {wrong}; expected a string or a list of strings."
+        ):
+            parse_words({"a": words}, ["a", "b"])
 
 
 def test_the_first_token_that_tells_the_labels_apart_stands_for_a_label(decoder):

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def test_a_training_ends_with_a_report_on_its_evaluation_set(run):
     # The folds are others, because `Trainer` takes the texts in another order.
     assert content["calibration"]["ece"] == pytest.approx(metrics["quality"]["ece"], abs=0.05)
     assert content["baselines"]["majority class"]["accuracy"] == metrics["majority"]["accuracy"]
+
+
+def test_a_report_on_a_run_without_one_of_its_labels(run, tmp_path):
+    folder, labels = run
+    shutil.copytree(folder, changed := tmp_path / "run")
+    assert call("drop-label", changed, labels[2]) == 0
+    assert call("report", changed, "--dtype", "float32") == 0
+    content = read_json(changed / "report.json")
+    examples = {row["label"]: row["examples"] for row in content["per_label"]}
+    assert set(examples) == set(labels[:2])
+    assert sum(examples.values()) == content["rows"] < 32
+    assert content["baselines"]["logistic regression on features"]["accuracy"] > 0.8
 
 
 def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys):

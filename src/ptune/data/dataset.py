@@ -144,6 +144,38 @@ class TaskData:
         weights = _weights(self.labels, list(train[LABEL]), sample_weight, class_weight)
         return replace(self, train=train.add_column(WEIGHT, weights))
 
+    def for_labels(self, labels: Labels) -> TaskData | None:
+        """The same data, with labels that were renamed, merged or dropped after training.
+
+        Texts of dropped labels are left out. ``None``: the labels are others. Those that both have
+        must be in the same places.
+
+        Args:
+            labels: The classifier's.
+        """
+        if self.labels.names == labels.names:
+            return self
+        places = np.array(labels.outputs or range(len(labels)))
+        own = dict(zip(labels.names, range(len(labels)), strict=True))
+        if (len(places), labels.kind) != (len(self.labels), self.labels.kind) or any(
+            own.get(name, place) != place
+            for name, place in zip(self.labels.names, places.tolist(), strict=True)
+        ):
+            return None
+
+        def changed(examples: Dataset) -> Dataset:
+            targets = np.asarray(examples[LABEL])
+            if labels.is_single:
+                rows = np.flatnonzero(places[targets] >= 0)
+                examples, targets = examples.select(rows), places[targets[rows]]
+            else:
+                each = [targets[:, places == i].max(axis=1) for i in range(len(labels))]
+                targets = np.stack(each, axis=1)
+            return dataset_of(text_columns(examples), targets.tolist())
+
+        evaluation = {name: changed(examples) for name, examples in self.evaluation.items()}
+        return replace(self, labels=labels, train=changed(self.train), evaluation=evaluation)
+
     def with_label_names(self) -> TaskData:
         """The same data with the name of each label as a further training text of it.
 

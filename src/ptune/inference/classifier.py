@@ -187,8 +187,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         """
         from ptune.training.start import zero_shot_model
 
-        if isinstance(labels, str | set | frozenset):
-            what = f"the string {labels!r}" if isinstance(labels, str) else "a set without order"
+        if isinstance(labels, str | set | frozenset) or not isinstance(labels, Iterable):
+            what = f"the string {labels!r}" if isinstance(labels, str) else repr(labels)
+            what = "a set without order" if isinstance(labels, set | frozenset) else what
             raise PtuneError(f"labels is {what}; pass a list of labels.")
         names = tuple(labels)
         if wrong := [name for name in names if not isinstance(name, str) or names.count(name) > 1]:
@@ -196,13 +197,15 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
                 f"Expected different strings as labels; found {wrong[0]!r} in {names}."
             )
         device = chosen_device(device)
-        words = (
-            label_words
-            if label_words is None or isinstance(label_words, str)
-            else json.dumps(dict(label_words))
-        )
-        classifier = cls(model, template=template, head="words", label_words=words, **settings)
-        own = TrainSettings(**{**classifier.get_params(), "prompt": "none"})
+        if not isinstance(label_words, str | Mapping | None):
+            raise PtuneError(
+                f"label_words is {label_words!r}; pass words by label, such as "
+                "{'positive': ['good', 'great']}."
+            )
+        words = json.dumps(dict(label_words)) if isinstance(label_words, Mapping) else label_words
+        asked_by: dict[str, Any] = {"template": template, "label_words": words}
+        classifier = cls(model, **{"head": "words", **settings, **asked_by})
+        own = TrainSettings(**{**classifier.get_params(), "prompt": "none", "head": "words"})
         answers = Labels(names)
         found, tokenizer, asked = zero_shot_model(own, answers, pairs=pairs, calibrate=calibrate)
         found.freeze()
@@ -341,7 +344,6 @@ def _progress(verbose: bool | None) -> Any:
 
 # Settings of a classifier that are fields of a prompt's configuration.
 _SAME_NAME = (
-    "num_virtual_tokens",
     "reader_rank",
     "placement",
     "pooling",
@@ -353,11 +355,14 @@ _SAME_NAME = (
 
 def _settings_of(adapter: Adapter) -> dict[str, Any]:
     """The settings with which an adapter was trained, as far as it records them."""
+    template = adapter.reading.template
     return {
         "prompt": adapter.config.depth,
         "encoder": adapter.config.encoder_reparameterization_type,
         "max_length": adapter.reading.max_text_tokens,
         "long_texts": adapter.reading.long_texts,
+        "template": template.pattern if template else None,
+        "num_virtual_tokens": adapter.config.num_virtual_tokens or None,  # of no prompt: any
         **{setting: getattr(adapter.config, setting) for setting in _SAME_NAME},
     }
 

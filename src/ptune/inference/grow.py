@@ -23,7 +23,13 @@ from ptune.errors import PtuneError
 from ptune.files import check_new
 from ptune.inference.classifier import PromptClassifier, load
 from ptune.labels import Labels
-from ptune.labels.values import distinct, types_of_each
+from ptune.labels.values import (
+    distinct,
+    type_of_all,
+    types_of_each,
+    value_of,
+    warn_of_alike,
+)
 from ptune.postprocessing import Goal
 from ptune.training import calibration
 from ptune.training.features import (
@@ -132,7 +138,7 @@ def add_labels(
     new_texts = labelled_texts(train_file, **how)
     labels = _grown(before, new_texts, train_file)
     old = _old_texts(classifier, source, replay, **how)
-    new = _features(classifier, new_texts, labels)
+    new = _features(classifier, new_texts, labels, train_file)
     old = _Set(old.features, _widened(old.targets, before, labels))
     adapter = classifier._adapter()
     weight, bias = names
@@ -149,17 +155,18 @@ def add_labels(
 
 def _grown(before: Labels, examples: Examples, file: str | Path) -> Labels:
     """The old labels, and then those that only the new file has."""
-    names, kind = distinct(examples[1].check().for_problem(before.kind))
+    column = examples[1].check().for_problem(before.kind)
+    names, kind = distinct(column)
     types = dict(zip(names, types_of_each(kind, len(names)), strict=True))
-    added = [name for name in names if name not in before.names]
+    added = [name for name in names if value_of(name, types[name]) not in before]
     if not added:
         raise PtuneError(
             f"{file} has no new label; the classifier knows {', '.join(names[:5])}"
             f"{', …' if len(names) > 5 else ''}. Train it again to learn from more texts."
         )
+    warn_of_alike([*before.names, *added], column.origin)
     each = [*types_of_each(before.value_type, len(before)), *(types[name] for name in added)]
-    value_type = each[0] if len(set(each)) == 1 else tuple(each)
-    return Labels((*before.names, *added), before.problem_type, value_type)
+    return Labels((*before.names, *added), before.problem_type, type_of_all(each))
 
 
 def _old_texts(
@@ -170,21 +177,31 @@ def _old_texts(
 ) -> _Set:
     labels, folder = classifier.labels_, Path(source)
     if replay is not None:
-        return _features(classifier, labelled_texts(replay, known=labels.names, **how), labels)
+        texts = labelled_texts(replay, known=labels.names, **how)
+        return _features(classifier, texts, labels, replay)
     if (kept := read_features(folder)) is not None:
         return _Set(*kept)
     data = dataset_of_run(folder)
-    if data is not None and data.labels.names == labels.names:
-        return _encoded(classifier, data.train)
-    why = "is not here" if data is None else "has other labels, as after `ptune rename-label`"
+    if data is not None and (own := data.for_labels(labels)) is not None:
+        return _encoded(classifier, own.train)
+    why = "is not here" if data is None else "has other labels by now"
     raise PtuneError(
         f"The old labels of {source} would be forgotten: its training file {why}, and it kept no "
         "features. Name texts labelled with its labels (--replay), or train with --keep-features."
     )
 
 
-def _features(classifier: PromptClassifier, examples: Examples, labels: Labels) -> _Set:
+def _features(
+    classifier: PromptClassifier, examples: Examples, labels: Labels, file: str | Path
+) -> _Set:
     columns, column = examples
+    pairs = classifier._reading().pairs
+    if pairs not in (None, len(columns) == 2):
+        trained, found = ("pairs of texts", "single texts")[:: 1 if pairs else -1]
+        raise PtuneError(
+            f"The classifier was trained on {trained}, and {file} has {found}. Name the columns "
+            "with the texts (--text-column, --text-pair-column)."
+        )
     return _encoded(classifier, dataset_of(columns, labels.encode(column)))
 
 

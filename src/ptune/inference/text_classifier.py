@@ -213,7 +213,8 @@ class TextClassifier:
         """
         logits, values = self._all_logits(X), self.labels_.values
         chosen = self.postprocessing_.label_sets(self.labels_, logits, coverage)
-        order = np.argsort(-self.labels_.merged(logits), axis=1, kind="stable")
+        calibrated = self.labels_.merged(self.postprocessing_.calibrated(logits))
+        order = np.argsort(-calibrated, axis=1, kind="stable")
         return [
             [values[i] for i in ranked if inside[i]]
             for ranked, inside in zip(order, chosen, strict=True)

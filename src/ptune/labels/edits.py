@@ -8,7 +8,7 @@ from typing import Any
 
 from ptune.errors import PtuneError, near
 from ptune.labels.labels import Labels
-from ptune.labels.values import types_of_each
+from ptune.labels.values import type_of_all, types_of_each
 
 
 def rename(labels: Labels, old: Any, new: str) -> Labels:
@@ -18,19 +18,20 @@ def rename(labels: Labels, old: Any, new: str) -> Labels:
         PtuneError: There is no such label, or another one has the new name.
     """
     number = _number(labels, old)
-    if new != old:
-        _check_new(labels, new, [number])
+    _check_new(labels, new, [number])
+    if new == labels.names[number]:
+        return labels
     names = [new if i == number else name for i, name in enumerate(labels.names)]
-    if labels.value_type == "str":
-        return replace(labels, names=tuple(names))
     # A number or an enum member that is renamed becomes a string.
     types = list(types_of_each(labels.value_type, len(labels)))
     types[number] = "str"
-    return replace(labels, names=tuple(names), value_type=tuple(types))
+    return replace(labels, names=tuple(names), value_type=type_of_all(types))
 
 
 def merge(labels: Labels, old: Sequence[Any], into: str) -> Labels:
     """Make one label of several: see `Labels.merged`.
+
+    If the new one has the name of one of them, that one stays as it is, with its value and place.
 
     Raises:
         PtuneError: There are no such labels, or another label has the new name; or the answer is a
@@ -42,8 +43,9 @@ def merge(labels: Labels, old: Sequence[Any], into: str) -> Labels:
             f"Only {', '.join(map(str, old))} is to be merged; expected at least two labels."
         )
     _check_new(labels, into, numbers)
-    first, *others = numbers
-    return rename(_without(labels, others, first), labels.names[first], into)
+    kept = labels.names.index(into) if into in labels.names else numbers[0]
+    gone = [number for number in numbers if number != kept]
+    return rename(_without(labels, gone, kept), labels.names[kept], into)
 
 
 def drop(labels: Labels, old: Any) -> Labels:
@@ -68,7 +70,7 @@ def _without(labels: Labels, gone: list[int], to: int | None) -> Labels:
     return Labels(
         tuple(labels.names[i] for i in kept),
         labels.problem_type,
-        "str" if labels.value_type == "str" else tuple(types[i] for i in kept),
+        type_of_all([types[i] for i in kept]),
         tuple(place.get(i, -1) for i in labels.outputs or range(len(labels))),
     )
 

@@ -237,6 +237,10 @@ class Labels:
     def _number(self, value: Any) -> int | None:
         return next((self._numbers[key] for key in keys(value) if key in self._numbers), None)
 
+    def __contains__(self, value: Any) -> bool:
+        """Whether a value is one of the labels, in any form that `encode` accepts."""
+        return self._number(value) is not None
+
     def _rearranged(self, column: LabelColumn) -> Array:
         """Indicators with the columns in the order of the labels."""
         if column.names is None:

@@ -86,6 +86,11 @@ def types_of_each(value_type: ValueType, count: int) -> tuple[str, ...]:
     return (value_type,) * count if isinstance(value_type, str) else value_type
 
 
+def type_of_all(types: Sequence[str]) -> ValueType:
+    """The value type of labels whose values have these types."""
+    return types[0] if len(set(types)) == 1 else tuple(types)
+
+
 def _name(value: Any, value_type: str) -> str:
     if isinstance(value, enum.Enum):
         return value.name
@@ -177,7 +182,7 @@ def _visible(name: str) -> str:
 
 
 def check_names(names: Sequence[str], column: LabelColumn) -> None:
-    """Refuse too few and too many labels, and warn about labels that look the same.
+    """Refuse too few and too many labels, and warn about those that look the same.
 
     Raises:
         PtuneError: There is only one label, or nearly one per example, or two have one name.
@@ -203,6 +208,16 @@ def check_names(names: Sequence[str], column: LabelColumn) -> None:
             f"Two labels of different types are both written {twice[0]!r} ({where}). Convert all "
             "labels to one type, for example with str()."
         )
+    warn_of_alike(names, where)
+
+
+def warn_of_alike(names: Sequence[str], where: Any) -> None:
+    """Warn about labels that look the same.
+
+    Args:
+        names: Names of the labels.
+        where: Where they are from.
+    """
     alike = defaultdict(list)
     for name in names:
         alike[_visible(name)].append(name)
@@ -212,5 +227,5 @@ def check_names(names: Sequence[str], column: LabelColumn) -> None:
             f"Some labels differ only in case, white space or Unicode form ({where}): "
             f"{'; '.join(groups[:3])}. They are different labels. If that is a mistake, correct "
             "them (`ptune check --fix` does) and train again.",
-            stacklevel=2,
+            stacklevel=3,
         )

@@ -56,13 +56,18 @@ def parse_words(given: str | Mapping[str, str | Sequence[str]], labels: Sequence
     if unknown := sorted(given.keys() - set(labels)):
         raise PtuneError(
             f"There are words for the label {unknown[0]!r}, but the labels are "
-            f"{', '.join(labels[:20])}."
+            f"{', '.join(labels[:20])}. Leave its words out (label_words)."
         )
-    found = {}
+    found: Words = {}
     for label in labels:
-        words = given.get(label, in_words(label))
-        found[label] = [words] if isinstance(words, str) else list(words)
-        if not found[label] or not all(isinstance(w, str) and w.strip() for w in found[label]):
+        words: Any = given.get(label, in_words(label))
+        found[label] = list(words) if isinstance(words, list | tuple) else [words]
+        if wrong := [word for word in found[label] if not isinstance(word, str)]:
+            raise PtuneError(
+                f"The label {label!r} has the words {wrong[0]!r}; expected a string or a list of "
+                "strings."
+            )
+        if not found[label] or not all(word.strip() for word in found[label]):
             raise PtuneError(f"The label {label!r} has no words. Give it at least one.")
         same = next(other for other, own in found.items() if set(own) == set(found[label]))
         if same != label:
@@ -262,11 +267,12 @@ class Asked:
     def _states(self, columns: Sequence[Sequence[str]], longest: int | None = None) -> Tensor:
         """What the head reads of each text, ``[texts, hidden]``, float32.
 
-        It is at the mask token of the template, or after the last token.
+        It is at the mask token of the template, or after the last token. An empty text that is
+        all of its template, and gets no special token, has none.
         """
         encoded, _ = encode(self.tokenizer, columns, longest, template=self.template)
         found = []
-        for ids in encoded["input_ids"]:
+        for ids in filter(None, encoded["input_ids"]):
             text = torch.tensor([ids], device=self.model.device)
             states, _ = _states_and_scores(self.model, text)
             at_mask = self.template.has_mask

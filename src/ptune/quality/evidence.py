@@ -167,7 +167,19 @@ def _cross_fitted(
 
 
 def of_run(classifier: TextClassifier, data: TaskData) -> list[Evidence]:
-    """A classifier's answers to the evaluation sets of its own run."""
+    """A classifier's answers to the evaluation sets of its own run.
+
+    Raises:
+        PtuneError: The run's data has other labels.
+    """
+    own = data.for_labels(classifier.labels_)
+    if own is None:
+        raise PtuneError(
+            f"{data.name} has the labels {', '.join(data.labels.names[:5])}, …, and the classifier "
+            f"{', '.join(classifier.labels[:5])}, …: the training file has changed. Name a file "
+            "with the classifier's labels (--file)."
+        )
+    data = own
     train = training_texts(data)
     return [
         Evidence.collect(
@@ -199,7 +211,7 @@ def of_file(
         file: The file.
         dialect: How it is written.
         slices: Columns by whose values scores are split.
-        data: The data of the run.
+        data: The data of the run. If it has other labels by now, it is not used.
         **how: `columns`, `label_separator` and `skip_unlabelled`, as for `examples_of`.
 
     Raises:
@@ -214,7 +226,8 @@ def of_file(
             raise PtuneError(f"{file} has no column {name!r}; {near(name, table)}.")
         if len(table[name]) != len(column):
             raise PtuneError("--slice-column and --skip-unlabelled cannot be combined.")
-    train = None if data is None else training_texts(data)
+    own = None if data is None else data.for_labels(labels)
+    train = None if own is None else training_texts(own)
     evidence = Evidence.collect(
         classifier,
         found,

@@ -170,7 +170,7 @@ def start_with_words(
     """
     assert settings.template is not None, "`ask_with_words` chooses one"
     template = Template(settings.template)
-    if settings.placement == "template":
+    if settings.prompt == "none" or settings.placement == "template":
         template = template.without_prompt()
     asked, names = Asked(language_model, tokenizer, template), dataset.labels.names
     if settings.label_words == FROM_EXAMPLES:
