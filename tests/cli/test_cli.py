@@ -35,7 +35,9 @@ def run_ptune(capsys, monkeypatch):
 
     def run(*words, stdin=None):
         if stdin is not None:
-            stream = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+            wrong = "surrogateescape"  # as Python reads standard input without a locale
+            content = io.BytesIO(stdin.encode(errors=wrong))
+            stream = io.TextIOWrapper(content, encoding="utf-8", errors=wrong)
             monkeypatch.setattr(sys, "stdin", stream)
         capsys.readouterr()
         code = call(*words)
@@ -292,9 +294,9 @@ def test_pair_gives_the_second_text_of_a_pair(run_ptune, trained):
     assert record["probabilities"] != alone["probabilities"]
 
 
-@pytest.mark.parametrize("words", [[], ["-"]])
-def test_lines_of_standard_input_are_texts(run_ptune, trained, words):
-    done = run_ptune("predict", trained, *words, stdin="where is it\r\nthank you")
+@pytest.mark.parametrize(("words", "mark"), [([], ""), (["-"], ""), ([], "\ufeff")])
+def test_lines_of_standard_input_are_texts(run_ptune, trained, words, mark):
+    done = run_ptune("predict", trained, *words, stdin=mark + "where is it\r\nthank you")
     assert [r["text"] for r in json_lines(done.out)] == ["where is it", "thank you"]
 
 
@@ -760,6 +762,12 @@ def test_an_empty_text_is_refused(refused, trained, text):
 
 def test_an_empty_second_text_is_refused(refused, trained):
     refused(["predict", trained, "hello", "--pair", ""], "second texts", "empty text")
+
+
+def test_standard_input_in_another_encoding_is_refused(run_ptune, trained):
+    done = run_ptune("predict", trained, stdin="caf\udce9\n")
+    assert done.code == 2
+    assert "Error: Standard input is not UTF-8" in done.err
 
 
 def test_an_empty_line_of_standard_input_is_refused(run_ptune, trained):

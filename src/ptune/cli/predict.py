@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -192,8 +193,12 @@ def texts_of(
 
 
 def _lines(stream: Iterable[str]) -> Iterator[str | tuple[str, str]]:
+    if isinstance(stream, io.TextIOWrapper):
+        # Without a locale, Python would read wrong bytes as surrogates.
+        stream.reconfigure(errors="strict")
     try:
-        for line in stream:
+        for i, line in enumerate(stream):
+            line = line if i else line.removeprefix("\ufeff")  # a byte-order mark
             first, tab, second = line.rstrip("\n").partition("\t")
             yield (first, second) if tab else first
     except UnicodeDecodeError as error:
