@@ -63,6 +63,10 @@ class LastLayerEnd:
     reads: Reads
 
 
+# What a cache is called since Transformers 5.24, and before.
+_CACHES = ("cache", "past_key_values")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A backbone's architecture.
@@ -77,8 +81,8 @@ class Architecture:
         max_positions: Longest sequence including virtual tokens; ``None``: no limit.
         first_position: Position of a text's first token; 2 in RoBERTa.
         padding_side: Left if the head reads the last position of the sequence.
-        takes_position_ids, takes_use_cache, takes_cache: Whether its forward method has these
-            arguments (`past_key_values` for the last).
+        takes_position_ids, takes_use_cache: Whether its forward method has these arguments.
+        cache_name: What it calls the cache that it takes and returns; ``None``: it takes none.
         takes_token_types: Whether it tells the two texts of a pair apart by `token_type_ids`.
         is_encoder_decoder: As in its configuration.
         head_names: Names of the head's parameters.
@@ -105,7 +109,7 @@ class Architecture:
     padding_side: Side
     takes_position_ids: bool
     takes_use_cache: bool
-    takes_cache: bool
+    cache_name: str | None
     takes_token_types: bool
     is_encoder_decoder: bool
     head_names: tuple[str, ...]
@@ -146,7 +150,7 @@ class Architecture:
             takes_position_ids="position_ids" in inputs
             or ("kwargs" in inputs and "position_ids" in inside),
             takes_use_cache="use_cache" in inputs,
-            takes_cache="past_key_values" in inputs,
+            cache_name=next((name for name in _CACHES if name in inputs), None),
             takes_token_types="token_type_ids" in inputs
             and getattr(config, "type_vocab_size", 0) > 1,
             is_encoder_decoder=bool(backbone.config.is_encoder_decoder),

@@ -148,7 +148,8 @@ class Batch:
         if readers.continues:
             self.current.reader_positions = self._counted(self.mask) + lengths
         if readers.by_cache:
-            inputs["past_key_values"], seen = texts.as_cache(times)
+            assert self.own.cache_name is not None
+            inputs[self.own.cache_name], seen = texts.as_cache(times)
             inputs["attention_mask"] = torch.cat([seen, self.mask], dim=1)
         else:
             readers.enter_texts(self.current, texts, self.mask.shape[1], times)

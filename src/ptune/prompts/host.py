@@ -296,7 +296,7 @@ class Host:
                 f"{own.name} cannot have a deep prompt: neither its attention nor its layers are "
                 "where Transformers usually has them. Use an input prompt."
             )
-        if name == "reader" and (own.is_encoder_decoder or not (own.attentions or own.takes_cache)):
+        if name == "reader" and (own.is_encoder_decoder or not (own.attentions or own.cache_name)):
             raise PtuneError(
                 f"{own.name} cannot have a reader: ptune cannot give the keys and values of a text "
                 "to its attention. Use a deep or an input prompt."
@@ -584,7 +584,8 @@ class Host:
             self._leave_out_what_is_not_read(batch, inputs)
             output = self.backbone.base_model(**inputs)
             if by_cache:
-                captured = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+                cache = output[self.architecture.cache_name]
+                captured = [(layer.keys, layer.values) for layer in cache.layers]
             means = output.last_hidden_state[:, 0]  # the same everywhere
         return TextStates(captured, mask, means[:, :0] if none.pooling == "architecture" else means)
 
