@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -152,6 +153,18 @@ def test_a_head_of_label_words_of_special_language_models(kind, tmp_path):
     assert any(not torch.equal(trained[name], start) for name, start in rows.items())
 
 
+def in_one_row(forward):
+    """A language model's `forward` with its scores ``[batch, seq, vocab]`` as one row per text."""
+
+    @wraps(forward)
+    def changed(**inputs):
+        output = forward(**inputs)
+        output.logits = output.logits.flatten(1)
+        return output
+
+    return changed
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_logits_at_the_mask_are_the_masked_language_models(name, tmp_path):
     """Without a prompt, with an input prompt and with a deep one; padded on either side."""
@@ -181,6 +194,7 @@ def test_logits_at_the_mask_are_the_masked_language_models(name, tmp_path):
             untied = AutoModelForMaskedLM.from_pretrained(folder)
             head = untied.get_output_embeddings()
             head.weight = nn.Parameter(head.weight.detach().clone())
+            untied.forward = in_one_row(untied.forward)
             whole = PromptModel(untied, config, prompt_embeddings=prompt).eval()
         expected = []
         for text in filled:
@@ -194,7 +208,7 @@ def test_logits_at_the_mask_are_the_masked_language_models(name, tmp_path):
                     parts = [text_embeds[:, :1], own, text_embeds[:, 1:]]
                     scores = reference(inputs_embeds=torch.cat(parts, dim=1)).logits[:, 3:]
                 else:
-                    scores = whole(input_ids=ids).logits
+                    scores = whole(input_ids=ids).logits.view(1, -1, len(head.weight))
                     scores = scores[:, scores.shape[1] - ids.shape[1] :]
             expected.append(scores[0, at, words])
         expected = torch.stack(expected)
