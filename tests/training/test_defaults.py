@@ -115,6 +115,12 @@ def test_a_reader_of_a_decoder_shows_the_words_that_it_starts_as(
     assert found.startswith('Reader prompt from "\\nThis text is about"; pooling: architecture')
 
 
+def test_training_without_a_prompt_says_so(bert_folder, mail, tmp_path, capsys):
+    words = ["--train-file", mail, "--model", bert_folder, "--prompt", "none"]
+    assert call("train", *words, "--epochs", "1", "--output-dir", tmp_path / "run") == 0
+    assert "No prompt; pooling: " in capsys.readouterr().out
+
+
 MANY = ["yes", "no"] * 100
 
 

@@ -137,8 +137,8 @@ def _start(config: PromptEncoderConfig) -> str:
         "vocab": "random words",
         "text": f'"{config.prompt_init_text}"'.replace("\n", "\\n"),
     }
-    what = words[config.prompt_init or "random"]
-    return f"{config.depth.capitalize()} prompt from {what}; pooling: {config.pooling}"
+    start = f"{config.depth.capitalize()} prompt from {words[config.prompt_init or 'random']}"
+    return f"{start if config.depth != 'none' else 'No prompt'}; pooling: {config.pooling}"
 
 
 class TrainingProgress(TrainerCallback):
