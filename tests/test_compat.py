@@ -286,6 +286,7 @@ def test_batches_grouped_by_length_hold_texts_of_like_length():
 
 
 def test_a_single_process_keeps_its_generator():
+    Accelerator()  # as in training
     torch.manual_seed(3)
     before = torch.get_rng_state()
     compat.synchronize_torch_generators()
