@@ -524,18 +524,23 @@ def _json_body(model: type[BaseModel]) -> dict[str, Any]:
 
 def _parse(model: type[Asked], body: bytes) -> Asked:
     try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        refuse(400, "The body is not UTF-8. Send JSON in UTF-8.")
-    if text.startswith("\ufeff"):
-        refuse(400, "The body begins with a byte-order mark. Leave it out.")
-    try:
-        return model.model_validate_json(text)
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         if first["type"] == "json_invalid":
-            refuse(400, f"{first['msg']}.")
+            refuse(400, _wrong_encoding(body) or f"{first['msg']}.")
         refuse(422, describe_invalid(model, first))
+
+
+def _wrong_encoding(body: bytes) -> str | None:
+    """What is wrong with the encoding of a body that is no JSON; ``None``: nothing."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return "The body is not UTF-8. Send JSON in UTF-8."
+    if text.startswith("\ufeff"):
+        return "The body begins with a byte-order mark. Leave it out."
+    return None
 
 
 def _truncated(answers: Sequence[Answer]) -> dict[str, str]:
