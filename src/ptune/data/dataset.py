@@ -156,7 +156,7 @@ class TaskData:
         if self.labels.names == labels.names:
             return self
         places = np.array(labels.outputs or range(len(labels)))
-        own = dict(zip(labels.names, range(len(labels)), strict=True))
+        own = {name: number for number, name in enumerate(labels.names)}
         if (len(places), labels.kind) != (len(self.labels), self.labels.kind) or any(
             own.get(name, place) != place
             for name, place in zip(self.labels.names, places.tolist(), strict=True)
@@ -449,7 +449,7 @@ def examples_of(
             said.append(f"{len(gone)} of {len(column)} rows without {what} left out")
     if out := {*missing, *(empty if skip_empty else [])}:
         if len(out) == len(column):
-            raise PtuneError(f"No row of {source} has both a text and a label. Check the columns.")
+            raise no_complete_row(source)
         texts = [[t for i, t in enumerate(text) if i not in out] for text in texts]
         column = column.without(sorted(out))
     if notes is not None:
@@ -459,6 +459,11 @@ def examples_of(
         for text, name in zip(texts, found.texts, strict=True)
     ]
     return _joined(checked, column) if annotators else (checked, column)
+
+
+def no_complete_row(source: str | Path) -> PtuneError:
+    """The error of a table in which nothing can be used."""
+    return PtuneError(f"No row of {source} has both a text and a label. Check the columns.")
 
 
 def labels_in(

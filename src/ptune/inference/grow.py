@@ -197,10 +197,11 @@ def _features(
     columns, column = examples
     pairs = classifier._reading().pairs
     if pairs not in (None, len(columns) == 2):
-        trained, found = ("pairs of texts", "single texts")[:: 1 if pairs else -1]
+        forms = ("single texts", "pairs of texts")
         raise PtuneError(
-            f"The classifier was trained on {trained}, and {file} has {found}. Name the columns "
-            "with the texts (--text-column, --text-pair-column)."
+            f"The classifier was trained on {forms[bool(pairs)]}, and {file} has "
+            f"{forms[not pairs]}. Name the columns with the texts (--text-column, "
+            "--text-pair-column)."
         )
     return _encoded(classifier, dataset_of(columns, labels.encode(column)))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ptune.backbones.loading import full_name
-from ptune.data.dataset import labels_in
+from ptune.data.dataset import labels_in, no_complete_row
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import (
     BY_NAME,
@@ -80,7 +80,7 @@ class Examples:
         missing = set(column.missing()) - empty
         kept = [i for i in range(len(column)) if i not in empty | missing]
         if not kept:
-            raise PtuneError(f"No row of {file} has both a text and a label. Check the columns.")
+            raise no_complete_row(file)
         column = column.without(sorted(empty | missing))
         if column.kind == "indicators":
             all_names = column.names or tuple(range(column.values.shape[1]))
