@@ -15,9 +15,10 @@ from scipy import optimize
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptune import texts
+from ptune import compat, texts
 from ptune.labels import Labels
-from ptune.training.features import LABELS, Features, weights_of
+from ptune.model import PromptModel
+from ptune.training.features import LABELS, Features, last_layer, weights_of
 from ptune.training.telling import fit_telling
 
 # One text in this many is left out, to choose between two starts.
@@ -74,6 +75,38 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> texts.Weight
         if features.bias is not None:
             features.bias.copy_(intercept - coefficients @ mean)
     return tuple(places[0].tolist()) if places else ()
+
+
+def start_at_shares(model: PromptModel, labels: Labels, train: Dataset) -> None:
+    """Start the bias of a new head at what it should be for a head that reads nothing.
+
+    That is the logarithm of each label's share, or of its odds if a text can have several labels;
+    or the mean of the numbers. Steps are small, and a bias would take hundreds of them to get
+    there.
+
+    A head that a checkpoint brought stays as it is.
+
+    Args:
+        model: The model. Its head changes in place, if it ends in a linear layer with a bias.
+        labels: The labels.
+        train: The tokenised training set.
+    """
+    _, name = last_layer(model) or (None, None)
+    if name is None or compat.was_loaded(model.host.heads.original.parameters[name]):
+        return
+    targets = torch.tensor(np.asarray(train[LABELS], dtype=float))
+    weights = len(train) * weights_of(train, np.arange(len(train)))[:, None]
+    if labels.is_single:
+        targets = F.one_hot(targets.long(), len(labels)).double()
+    if labels.is_regression:
+        start = (weights[:, 0] @ targets) / len(train)
+    else:
+        # Half an example more of each kind: a share of zero has no logarithm. NaN is unknown.
+        have = (weights * targets).nansum(dim=0) + 0.5
+        lack = (weights * (1 - targets)).nansum(dim=0) + 0.5
+        start = (have / len(train)).log() if labels.is_single else (have / lack).log()
+    with torch.no_grad():
+        dict(model.head_parameters())[name].copy_(start)
 
 
 def _telling_start(

@@ -39,6 +39,7 @@ from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.host import Given
 from ptune.prompts.mechanisms import Prompt
 from ptune.training.asking import own_language_model, start_with_words
+from ptune.training.fitting import start_at_shares
 from ptune.training.folder import CHECKPOINTS
 from ptune.training.run import Answers, tokenized_texts
 from ptune.training.settings import TrainSettings
@@ -126,6 +127,8 @@ class Member:
         self.adapter = stack.add(settings, dataset)
         data = learned(settings, dataset)
         train, evaluation, self.truncated = tokenized(stack.model, stack.tokenizer, data)
+        if settings.head == "linear":
+            start_at_shares(stack.model, dataset.labels, train)
         self.train = Examples.of(train)
         self.evaluation = {name: Examples.of(own) for name, own in evaluation.items()}
         others = tokenized_texts(stack.model, stack.tokenizer, dataset.out_of_scope)

@@ -48,7 +48,7 @@ from ptune.training.features import (
     HeadInput,
     last_layer,
 )
-from ptune.training.fitting import fit_head
+from ptune.training.fitting import fit_head, start_at_shares
 from ptune.training.pairs import TrainingInPairs
 from ptune.training.settings import TrainSettings
 from ptune.training.steps import ScaledSteps, prompt_scales
@@ -503,9 +503,11 @@ def scale_steps_and_fit_head(
 ) -> None:
     """Make steps relative to the scale of what they change, and fit the head if `features`.
 
-    A head that a checkpoint brought stays as it is.
+    A linear head starts at the labels' shares. One that a checkpoint brought stays as it is.
     """
     model: Any = trainer.model
+    if settings.head == "linear":
+        start_at_shares(model, labels, trainer.train_dataset)
     if settings.prompt == "reader" and settings.head != "features":
         return
     train, fits = trainer.train_dataset, settings.head == "features"
