@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from transformers import DataCollatorWithPadding
 
 from ptune import PromptEncoderConfig, PromptModel
+from ptune.data.dataset import WEIGHT
 from ptune.labels import Labels
 from ptune.training.features import Features
-from ptune.training.fitting import fit_head
+from ptune.training.fitting import fit_head, start_at_shares
 from ptune.training.steps import ScaledSteps, prompt_scales
 
 WORDS = [word for sentence in SENTENCES for word in sentence.split()]
@@ -78,6 +79,36 @@ def test_a_fitted_head_starts_below_the_loss_of_a_constant(tokenizer, labels, ta
     else:
         constant = wanted.var(correction=0)
     assert loss < 0.7 * constant
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets", "weights", "expected"),
+    [
+        (Labels(("a", "b")), [0, 0, 0, 1], None, [0.7, 0.3]),
+        (Labels(("a", "b")), [0, 0, 0, 1], [1 / 3, 1 / 3, 1 / 3, 1], [0.5, 0.5]),
+        # One target is unknown. Without a weight, each label has half an example more on each side.
+        (
+            Labels(("a", "b"), "multi_label_classification"),
+            [[1.0, 0.0], [1.0, float("nan")], [0.0, 0.0], [1.0, 1.0]],
+            None,
+            [3.5 / 5, 1.5 / 4],
+        ),
+        (Labels(("score",), "regression"), [1.0, 2.0, 3.0, 6.0], None, 3.0),
+        (Labels(("score",), "regression"), [1.0, 2.0, 3.0, 6.0], [1, 1, 1, 0], 2.0),
+    ],
+    ids=["single", "weighted", "multi", "regression", "weighted regression"],
+)
+def test_a_linear_head_starts_at_the_shares_of_the_labels(
+    tokenizer, labels, targets, weights, expected
+):
+    train = examples(tokenizer, targets)
+    if weights:
+        train = train.add_column(WEIGHT, weights)
+    model = PromptModel(build("bert", num_labels=len(labels), problem_type=labels.problem_type))
+    start_at_shares(model, labels, train)
+    bias = dict(model.head_parameters())["classifier.bias"].detach()
+    found = bias if labels.is_regression else bias.sigmoid() if labels.is_multi else bias.softmax(0)
+    np.testing.assert_allclose(found, np.reshape(expected, -1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [20, 60], ids=["fewer than the width", "more"])
