@@ -1,6 +1,6 @@
 """Settings that are left open: chosen from the backbone and the data, by one rule.
 
-docs/defaults.md has the rule as a table, and what it was chosen from.
+docs/reference/defaults.md has the rule as a table, and what it was chosen from.
 """
 
 from __future__ import annotations
