@@ -593,6 +593,20 @@ def test_the_score_of_a_regression_is_r_squared():
     assert score == pytest.approx(1 - (0.25 + 0.25 + 1.0) / (2.25 + 0.25 + 4.0))
 
 
+def test_a_matrix_without_names_has_a_column_for_each_label():
+    """Also if each text has one label, whatever the labels are."""
+    labels = Labels.learn(["yes", "no", "maybe"])
+    assert labels.names == ("maybe", "no", "yes")
+    assert labels.encode(np.eye(3)[[2, 0, 1, 1]]) == [2, 0, 1, 1]
+    numbers = Labels.learn([10, 20, 30])
+    assert numbers.encode([[0, 0, 1], [1, 0, 0]]) == [2, 0]
+    with refused(
+        "Expected a column for each of the labels maybe, no, yes; the labels have 2 columns "
+        "without names."
+    ):
+        labels.encode(np.eye(2))
+
+
 def test_sample_weights_count_in_the_score():
     labels = learned(["a", "b"])
     logits = np.array([[1.0, 0.0], [1.0, 0.0]])

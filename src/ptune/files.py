@@ -179,6 +179,21 @@ def staged_file(file: Path) -> Iterator[Path]:
         (stage / file.name).rename(stage / target.name)
 
 
+def check_is_no_input(output: Path | None, *inputs: Path | None) -> None:
+    """Check that a file to write is none of those that are read.
+
+    Raises:
+        PtuneError: It is one of them.
+    """
+    if output is not None and output.is_file():
+        for file in inputs:
+            if file is not None and file.is_file() and file.samefile(output):
+                raise PtuneError(
+                    f"{output} is also what is read, and would be replaced. Name another file to "
+                    "write to."
+                )
+
+
 # The umask can only be read by setting it, and belongs to the whole process.
 _umask = threading.Lock()
 

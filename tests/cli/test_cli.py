@@ -442,6 +442,33 @@ def test_evaluate_prints_and_writes_the_scores(run_ptune, trained, mail, tmp_pat
     assert scores["accuracy"] == right / len(rows)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "predict RUN --file DATA --output DATA",
+        "predict RUN --all-tasks --file DATA --output DATA",
+        "evaluate RUN --file DATA --output DATA",
+        "report RUN --file DATA --output PAGE",
+        "explain RUN text --train-file DATA --output DATA",
+        "check DATA --output DATA",
+        "check OTHER --eval-file DATA --output DATA",
+        "check DATA --fix DATA",
+        "classify --labels a,b --file DATA --output DATA",
+    ],
+)
+def test_no_command_writes_over_the_file_it_reads(run_ptune, trained, mail, tmp_path, asked):
+    """A link to the file is the file. The report's numbers are a `.json` next to its page."""
+    data, link = tmp_path / "data.json", tmp_path / "link.json"
+    shutil.copy(mail, data)
+    link.symlink_to(data)
+    places = {"RUN": trained, "DATA": data, "OTHER": mail, "PAGE": tmp_path / "link.html"}
+    before = data.read_bytes()
+    *words, last = [places.get(word, word) for word in asked.split()]
+    done = run_ptune(*words, link if last == data else last)
+    assert (done.code, data.read_bytes()) == (2, before)
+    assert "is also what is read, and would be replaced." in " ".join(done.err.split())
+
+
 def test_info_names_backbone_size_labels_and_scores(run_ptune, trained, bert_folder):
     printed = " ".join(run_ptune("info", trained).out.split())
     for part in ("tiny-bert", "4 virtual tokens x 128, in every layer", "a, b", "accuracy"):

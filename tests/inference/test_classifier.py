@@ -382,6 +382,7 @@ def test_no_texts_have_no_answers_and_no_score(adapter_folder):
         ("pearson", "The metric pearson is not for single_label_classification. Use one of …"),
         (["f1"], "The metric f1 is not for …classification with more than two labels. Use …"),
         (["recall"], "There is no metric 'recall'; …"),
+        (3, "metrics is 3; there are: accuracy, …"),
     ],
 )
 def test_a_metric_for_another_kind_of_answer_is_refused(classifier, texts, names, message):

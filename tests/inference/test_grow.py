@@ -84,6 +84,16 @@ def test_new_labels_are_learned_and_old_ones_kept(run, tmp_path):
     assert np.mean(again.predict(list(texts)) == after.predict(list(texts))) > 0.95
 
 
+def test_too_few_texts_to_calibrate_are_noted(run, tmp_path, capsys):
+    folder, several = run
+    how = ["--label-separator", "|"] if several else []
+    for name, labels in (("few", ["delivery", "refund"]), ("new", ["bill"])):
+        write(tmp_path / f"{name}.csv", rows_of(labels, several)[:20])
+    asked = ["--train-file", tmp_path / "new.csv", "--replay", tmp_path / "few.csv", *how]
+    assert call("add-labels", folder, *asked, "--output", tmp_path / "b") == 0
+    assert "Probabilities are not calibrated: a fifth is less than 20" in capsys.readouterr().out
+
+
 def test_what_would_forget_or_add_nothing_is_refused(run, tmp_path):
     folder, several = run
     how = {"label_separator": "|" if several else None}

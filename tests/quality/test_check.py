@@ -187,6 +187,21 @@ def test_a_single_label_and_what_is_not_a_text_are_found(tmp_path):
     assert [f for f in found if f.check == "one label"] == []
 
 
+def test_what_is_not_a_label_is_found(tmp_path):
+    values = ["yes", {"a": 1}, "no", float("inf"), None, ["yes"], "yes"]
+    rows = [{"text": f"text {i}", "label": v} for i, v in enumerate(values)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows[:5])))
+    found = found_in(tmp_path / "a.jsonl")
+    assert rows_of(found, "not a label") == [2, 4]
+    assert rows_of(found, "no label") == [5]
+    # One list makes all of them lists.
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert rows_of(found_in(tmp_path / "b.jsonl"), "not a label") == [2, 4]
+    (tmp_path / "c.jsonl").write_text(json.dumps(rows[1]))
+    with refused("The label \"{'a': 1}\" is of type dict …"):
+        Examples.read(tmp_path / "c.jsonl")
+
+
 def test_files_that_cannot_be_checked_or_written_are_refused(tmp_path):
     with refused(f"No row of {tmp_path / 'a.csv'} has both a text and a label. Check the columns."):
         Examples.read(write(tmp_path / "a.csv", [("", "x"), ("a text", "")]))

@@ -17,6 +17,7 @@ from ptune.cli.options import (
 )
 from ptune.cli.predict import Format, answer, shown_format, texts_of
 from ptune.errors import PtuneError
+from ptune.files import check_is_no_input
 from ptune.training.settings import DATA, MODEL
 
 
@@ -66,6 +67,7 @@ def classify(
 
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
+    check_is_no_input(output, file)
     names = [name.strip() for name in labels.split(",") if name.strip()]
     classifier = PromptClassifier.zero_shot(
         names,

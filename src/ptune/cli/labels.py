@@ -120,6 +120,8 @@ def add_labels(
     say(f"Fitted to {old:,} old and {new:,} new texts. Accuracy on a fifth held out:", console)
     for name, accuracy in found.accuracy.items():
         say(f"  {name:18} {accuracy:.3f}", console)
+    if not found.calibrated:
+        say("Probabilities are not calibrated: a fifth is less than 20 texts.", console)
 
 
 def _change(adapter: str, change: Callable[[Labels], Labels], output: Path | None) -> None:

@@ -33,7 +33,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
-from ptune.files import is_export, json_line, staged_file, write_json
+from ptune.files import check_is_no_input, is_export, json_line, staged_file, write_json
 from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def predict(
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
+    check_is_no_input(output, file)
     recipe = Recipe(
         adapter, min_confidence=abstain, mark_truncated=mark_truncated, **read_with(options)
     )
@@ -332,6 +333,7 @@ def evaluate(
     from ptune.inference.jobs import Recipe
     from ptune.texts import as_rows
 
+    check_is_no_input(output, file)
     classifier = on_runtime(Recipe(adapter, **load_with(options))).load()
     how = {"file": file, "split": split, **read_with(options)}
     sets, metrics = evaluation_sets(classifier.labels_, **how)

@@ -30,7 +30,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, REPORT_NAME, read_metrics, staged_file
+from ptune.files import METRICS_NAME, REPORT_NAME, check_is_no_input, read_metrics, staged_file
 from ptune.training.settings import DATA, MODEL, TrainSettings
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -82,6 +82,8 @@ def check(
     """
     from ptune.quality import check as checks
 
+    for written in (output, fix):
+        check_is_no_input(written, data, eval_file)
     how = read_with(options)
     train = checks.Examples.read(data, **how)
     evaluation = checks.Examples.read(eval_file, **how) if eval_file else None
@@ -138,6 +140,8 @@ def report(
     from ptune.quality import evidence, report
     from ptune.training.start import dataset_of_run
 
+    for written in (output, output and output.with_suffix(".json")):
+        check_is_no_input(written, file, train_file)
     classifier = load(adapter, **load_with(options))
     data = dataset_of_run(Path(adapter), train_file)
     if file is None:
@@ -247,6 +251,7 @@ def explain(
     from ptune.quality import report
     from ptune.training.start import dataset_of_run
 
+    check_is_no_input(output, train_file)
     classifier = load(adapter, **loading)
     found = explaining.explain(classifier, text if pair is None else (text, pair), label)
     backbone = report.backbone_of(classifier)

@@ -30,7 +30,7 @@ from ptune.labels.values import (
     value_of,
     warn_of_alike,
 )
-from ptune.postprocessing import Goal
+from ptune.postprocessing import RAW, Goal
 from ptune.training import calibration
 from ptune.training.features import (
     LABELS,
@@ -57,12 +57,14 @@ class Growth:
         texts: Number of old and of new texts.
         accuracy: On a fifth of the texts, by a head that did not see them: of the old texts with
             the old head (which did see them) and the new one, and of the new texts.
+        calibrated: Whether the fifth was large enough to calibrate probabilities.
     """
 
     labels: Labels
     added: tuple[str, ...]
     texts: tuple[int, int]
     accuracy: dict[str, float]
+    calibrated: bool
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def add_labels(
         head[bias] = layer.bias
     replace(adapter, labels=labels, head=head, postprocessing=values).save(output)
     added = labels.names[len(before) :]
-    return Growth(labels, added, (len(old.targets), len(new.targets)), accuracy)
+    sizes = len(old.targets), len(new.targets)
+    return Growth(labels, added, sizes, accuracy, values is not RAW)
 
 
 def _grown(before: Labels, examples: Examples, file: str | Path) -> Labels:

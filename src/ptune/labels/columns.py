@@ -92,6 +92,16 @@ class LabelColumn:
             return []
         return [i for i, v in enumerate(self.values) if is_missing(v)]
 
+    def wrong(self) -> list[int]:
+        """Positions of the examples that have something that cannot be a label."""
+        if self.kind == "indicators":
+            return []
+        if self.kind == "several":
+            return [i for i, v in enumerate(self.values) if not all(map(_is_label, v or ()))]
+        if all(map(_is_label, _different(self.values))):
+            return []
+        return [i for i, v in enumerate(self.values) if not _is_label(v)]
+
     @property
     def problem_type(self) -> str:
         """The problem type that scikit-learn's `type_of_target` would choose."""
@@ -149,12 +159,10 @@ class LabelColumn:
         for name in self.names or ():
             if not _is_label(name):
                 _refuse(name, f"the name of a column of {self.origin}")
-        if self.kind == "one" and all(map(_is_label, _different(self.values))):
-            return self
-        for i, value in enumerate([] if self.kind == "indicators" else self.values):
-            for label in value if self.kind == "several" else [value]:
-                if not _is_label(label):
-                    _refuse(label, f"{self.origin}, {self.origin.at([i])}")
+        for i in self.wrong()[:1]:
+            own = self.values[i] if self.kind == "several" else [self.values[i]]
+            label = next(label for label in own if not _is_label(label))
+            _refuse(label, f"{self.origin}, {self.origin.at([i])}")
         return self
 
 

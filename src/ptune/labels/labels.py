@@ -27,7 +27,7 @@ from ptune.labels.columns import (
     read,
     weights_of,
 )
-from ptune.labels.metrics import METRICS, Array, compute
+from ptune.labels.metrics import Array, compute, known_metrics
 from ptune.labels.values import (
     ValueType,
     as_array,
@@ -198,7 +198,10 @@ class Labels:
         Returns:
             The targets, and how often each unseen label occurs, by name.
         """
-        column = read(y).check().for_problem(self.kind)
+        column = read(y).check()
+        if self.is_single and column.kind == "indicators" and column.names is None:
+            column = replace(column, values=self._rearranged(column), names=tuple(self.values))
+        column = column.for_problem(self.kind)
         if self.is_regression:
             return np.asarray(column.numbers()), Counter()
         if column.kind == "indicators":
@@ -362,12 +365,12 @@ class Labels:
         Raises:
             PtuneError: There is no metric of that name, or it is for another kind of answer.
         """
-        names = [names] if isinstance(names, str) else list(names)
+        names = known_metrics(names)
         fitting = list(self.metrics)
         if self.is_single:
             # F1 is that of the second label.
             fitting += ["f1_micro", "matthews_correlation"] + ["f1"] * (len(self) == 2)
-        if wrong := [name for name in names if name in METRICS and name not in fitting]:
+        if wrong := [name for name in names if name not in fitting]:
             several = " with more than two labels" if wrong[0] == "f1" and self.is_single else ""
             raise PtuneError(
                 f"The metric {wrong[0]} is not for {self.kind}{several}. Use one of "

@@ -47,6 +47,20 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 }
 
 
+def known_metrics(names: Iterable[str]) -> list[str]:
+    """Names of metrics, or one name, as a list.
+
+    Raises:
+        PtuneError: There is no metric of that name.
+    """
+    if not isinstance(names, Iterable):
+        raise PtuneError(f"metrics is {names!r}; {near(names, METRICS)}.")
+    names = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in names if name not in METRICS]:
+        raise PtuneError(f"There is no metric {unknown[0]!r}; {near(unknown[0], METRICS)}.")
+    return names
+
+
 def compute(names: Iterable[str], labels: Array, predictions: Array) -> dict[str, float]:
     """Each of the named metrics, as a plain float.
 
@@ -57,10 +71,7 @@ def compute(names: Iterable[str], labels: Array, predictions: Array) -> dict[str
         >>> compute(["accuracy"], np.array([1, 0, 1, 1]), np.array([1, 0, 0, 1]))
         {'accuracy': 0.75}
     """
-    names = [names] if isinstance(names, str) else list(names)
-    if unknown := [name for name in names if name not in METRICS]:
-        raise PtuneError(f"There is no metric {unknown[0]!r}; {near(unknown[0], METRICS)}.")
-    return {name: float(METRICS[name](labels, predictions)) for name in names}
+    return {name: float(METRICS[name](labels, predictions)) for name in known_metrics(names)}
 
 
 def confusion(targets: Array, predictions: Array, labels: int) -> NDArray[np.int64]:

@@ -78,10 +78,12 @@ class Examples:
         texts = [[str(value) for value in text] for text in cells]
         empty = {i for text in texts for i, value in enumerate(text) if not value.strip()} | no_text
         missing = set(column.missing()) - empty
-        kept = [i for i in range(len(column)) if i not in empty | missing]
+        no_label = set(column.wrong()) - empty - missing
+        kept = [i for i in range(len(column)) if i not in empty | missing | no_label]
         if not kept:
+            column.without(sorted(empty | missing)).check()
             raise no_complete_row(file)
-        column = column.without(sorted(empty | missing))
+        column = column.without(sorted(empty | missing | no_label))
         if column.kind == "indicators":
             all_names = column.names or tuple(range(column.values.shape[1]))
             each: Any = [[all_names[j] for j in np.flatnonzero(row == 1)] for row in column.values]
@@ -103,6 +105,7 @@ class Examples:
             ("no text", "have no text", fill, empty - headers - no_text),
             ("not a text", "have something other than a text, such as a list", fix, no_text),
             ("no label", "have no label", fill, missing),
+            ("not a label", "have something other than a label, such as a list", fix, no_label),
         ):
             if gone:
                 numbers, remarks = [i + 1 for i in sorted(gone)], [""] * len(gone)
