@@ -6,6 +6,7 @@ publish them.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import math
@@ -44,6 +45,8 @@ REPORT_NAME = "report.html"
 NEXT_TO_REPORT = ("report.json", "mistakes.csv")
 # The graph in an export to ONNX.
 MODEL_NAME = "model.onnx"
+# How folders are called that files are written in. A killed process leaves its own behind.
+UNFINISHED = ".writing-"
 
 
 def is_export(source: str | os.PathLike[str]) -> bool:
@@ -118,22 +121,29 @@ def check_new(folder: Path) -> None:
     Raises:
         PtuneError: It holds something, or is a file.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_file() or holds_something(folder):
         raise PtuneError(f"{folder} already holds something. Name a new folder.")
+
+
+def holds_something(folder: Path) -> bool:
+    """True if a folder holds anything but what a killed process left unfinished."""
+    return folder.is_dir() and any(not f.name.startswith(UNFINISHED) for f in folder.iterdir())
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose files replace those in `folder` once all are complete.
 
-    Whatever goes wrong while writing (a full disk, a signal), the files that were there stay.
+    Whatever goes wrong while writing (a full disk, a signal), the files that were there stay. If
+    the process is killed while it replaces them, one is missing: old and new ones that do not
+    belong together are never complete.
 
     Raises:
         PtuneError: `folder` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
     except OSError as error:
         raise PtuneError(
             f"Cannot write to {folder}: {error.strerror}. Name a folder that you may write to."
@@ -141,8 +151,7 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         yield stage
         open_up(stage)
-        for file in sorted(stage.iterdir()):
-            file.replace(folder / file.name)
+        _replace_together(sorted(stage.iterdir()), folder)
     except (OSError, SafetensorError) as error:
         raise PtuneError(
             f"Saving to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "
@@ -150,6 +159,18 @@ def staged(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace_together(files: list[Path], folder: Path) -> None:
+    new = [f for f in files if not _is_same(f, folder / f.name)]
+    if len(new) > 1:
+        (folder / new[0].name).unlink(missing_ok=True)
+    for file in sorted(files, key=lambda f: f in new[:1]):  # that one last
+        file.replace(folder / file.name)
+
+
+def _is_same(file: Path, before: Path) -> bool:
+    return before.is_file() and filecmp.cmp(file, before, shallow=False)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -170,6 +171,45 @@ def test_we_load_peft_s_adapter_and_agree(kind, encoder, safe, tmp_path):
     ours = PromptModel.from_pretrained(build(kind), tmp_path)
     for row in IDS:
         torch.testing.assert_close(ours(row[None]).logits, theirs(row[None]).logits)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+def test_a_kill_while_files_are_replaced_leaves_no_mixture(saved, tmp_path, monkeypatch):
+    """Weights with the labels of another adapter would load, and answer wrongly."""
+    _, folder = saved
+    one = Adapter.read(folder)
+    labels = replace(one.labels, names=one.labels.names[::-1])
+    other = replace(one, labels=labels, prompt_embeddings=one.prompt_embeddings + 1)
+    move, left, seen = Path.replace, 0, set()
+
+    def until_killed(file, target):
+        nonlocal left
+        if not left:
+            raise Killed
+        left -= 1
+        return move(file, target)
+
+    for moves in range(4):
+        place, left = tmp_path / str(moves), moves
+        one.save(place)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", until_killed)
+            with suppress(Killed):
+                other.save(place)
+        try:
+            found = Adapter.read(place)
+        except PtuneError:
+            seen.add("refused")
+        else:
+            whole = [one, other][torch.equal(found.prompt_embeddings, other.prompt_embeddings)]
+            assert found.labels.names == whole.labels.names
+            seen.add("read")
+        other.save(place)
+        assert Adapter.read(place).labels.names == other.labels.names
+    assert seen == {"refused", "read"}
 
 
 def test_files_can_be_read_by_everyone_and_describe_themselves(saved):

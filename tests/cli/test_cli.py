@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import typer
 from conftest import call, cut_short, edit_json, edit_tensors
 from typer.main import get_command
 
 import ptune
 from ptune.cli.app import app
+from ptune.cli.train import interruptible
 from ptune.training.declaration import settings_of
 
 COMMAND = str(Path(sys.executable).with_name("ptune"))
@@ -525,7 +527,9 @@ def test_several_seeds_give_several_runs_with_mean_and_deviation(run_ptune, flag
 def test_if_the_folder_of_one_seed_is_taken_nothing_is_trained(refused, flags, tmp_path):
     (tmp_path / "runs/seed-1").mkdir(parents=True)
     (tmp_path / "runs/seed-1/mine.txt").write_text("mine")
-    refused([*flags, "--seeds", 2, "--output-dir", tmp_path / "runs"], "seed-1", "something")
+    refused(
+        [*flags, "--seeds", 2, "--output-dir", tmp_path / "runs"], "seed-1", "not from a ptune run"
+    )
     assert not (tmp_path / "runs/seed-0").exists()
 
 
@@ -621,10 +625,30 @@ def test_a_value_out_of_range_is_refused_by_name_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_file_is_not_dropped_in_silence(run_ptune, flags, mail, tmp_path):
+def test_a_second_value_is_not_dropped_in_silence(run_ptune, flags, mail, tmp_path):
     words = [*flags, "--train-file", mail, "--dry-run", "--output-dir", tmp_path / "run"]
+    words += ["--text-column", "subject", "--text-column", "text", "--dry-run"]
     said = run_ptune(*words).err
-    assert f"--train-file was given more than once, and takes one file: {mail} is used." in said
+    for option, used in (("--train-file", mail), ("--text-column", "text")):
+        assert f"{option} was given more than once, and takes one value: {used} is used." in said
+    assert said.count("more than once") == 2
+
+
+def test_several_runs_are_resumed_by_the_command_that_started_them(refused, tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "settings.json").write_text("{}")
+    words = ["train", "--resume", "--train-file", "mail.csv", "--output-dir", tmp_path]
+    refused(words, "holds runs in folders of their own (seed-0). Resume them with the command")
+
+
+@pytest.mark.parametrize(
+    ("runs", "how"),
+    [(1, "ptune train --resume --output-dir 'my runs'"), (3, "repeat the command with --resume")],
+)
+def test_an_interrupted_command_says_how_to_continue(capsys, runs, how):
+    with pytest.raises(typer.Exit), interruptible(Path("my runs"), runs=runs):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.strip() == f"Interrupted. To continue: {how}"
 
 
 def test_a_shell_completes_a_command_with_a_stray_file(mail):

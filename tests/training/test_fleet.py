@@ -65,6 +65,15 @@ def test_tasks_that_cannot_be_trained_are_reported_and_the_others_trained(traine
     assert fleet.refused["missing"].startswith(f"{table} has no column 'missing'; ")
 
 
+def test_a_metric_that_evaluation_does_not_have_is_refused_before_training(common, tmp_path):
+    own = replace(common, training_arguments={"metric_for_best_model": "pearson"})
+    fleet = ptune.train_fleet(tasks_of(own, label_columns=["topic", "tone", "length"]), tmp_path)
+    assert list(fleet.metrics) == ["length"]
+    expected = "metric_for_best_model is 'pearson'; expected one of loss, accuracy, f1_macro."
+    assert fleet.refused == dict.fromkeys(("topic", "tone"), expected)
+    assert not (tmp_path / "topic").exists()
+
+
 def test_each_text_of_a_fleet_is_read_once(trained):
     _, fleet = trained
     kept = [metrics["kept_texts"] for metrics in fleet.metrics.values()]
@@ -204,7 +213,7 @@ def test_a_fleet_goes_on_where_it_was_killed(common, tmp_path):
     assert not (tmp_path / "tone/metrics.json").exists()
     before = (tmp_path / "topic/adapter_model.safetensors").stat()
     tasks["tone"] = replace(tasks["tone"], epochs=3)
-    with refused("The folder … already holds something. …"):
+    with refused("The folder … already holds a run. …"):
         ptune.train_fleet(tasks, tmp_path)
     fleet = ptune.train_fleet(tasks, tmp_path, resume=True)
     assert fleet.skipped == ["topic"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from transformers import TrainerCallback
 import ptune
 from ptune import PromptModel, PtuneError
 from ptune.adapters.adapter import Adapter
+from ptune.files import staged
 from ptune.peft import PromptEncoderConfig
 from ptune.training import folder as run_folder
 from ptune.training import run as training
@@ -404,10 +406,25 @@ def test_a_diverging_run_stops_with_the_step_and_the_learning_rate(bert_folder, 
 
 def test_a_folder_with_other_files_is_left_alone(bert_folder, table, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    for flags in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(PtuneError, match="holds"):
+    for flags in ({}, {"overwrite": True}):
+        with refused(f"The folder {tmp_path} holds files that are not from a ptune run, …"):
             ptune.train_run(settings(bert_folder, table), tmp_path, **flags)
+    with refused(f"{tmp_path} holds no run to resume. Leave out --resume to start one."):
+        ptune.train_run(settings(bert_folder, table), tmp_path, resume=True)
     assert [f.name for f in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_what_a_killed_process_left_unfinished_keeps_no_run_out(bert_folder, table, tmp_path):
+    with staged(tmp_path / "run") as stage:
+        (stage / "settings.json").write_text("{")
+        shutil.copytree(stage, tmp_path / "run" / ".writing-killed")
+        (stage / "settings.json").unlink()
+    ptune.train_run(settings(bert_folder, table, epochs=0.1), tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".writing-*"))
+    with refused("metric_for_best_model is 'f1'; expected one of loss, accuracy, f1_macro."):
+        wrong = {"metric_for_best_model": "f1"}
+        ptune.train_run(settings(bert_folder, table, training_arguments=wrong), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_is_replaced_only_on_request_and_resumed_only_with_its_settings(
@@ -442,7 +459,7 @@ def test_two_runs_never_write_to_one_folder(bert_folder, table, tmp_path, monkey
         return prepare(*arguments)
 
     monkeypatch.setattr(training, "prepare", be_second)
-    with refused(f"The folder {folder} already holds something. …"):
+    with refused(f"The folder {folder} already holds a run. …"):
         ptune.train_run(settings(bert_folder, table, epochs=0.3), folder)
     assert met
     assert ptune.TrainSettings.read(folder).epochs == 0.2

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from conftest import call, refused, write_mail
@@ -9,6 +10,8 @@ from conftest import call, refused, write_mail
 import ptune
 from ptune.training import tune as search
 from ptune.training.start import prepare
+
+FILES = ("train_file", "eval_file")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_an_interrupted_search_keeps_its_trials_and_resumes(how, tmp_path):
     other = ptune.TrainSettings(**how, num_virtual_tokens=4, prompt="input", epochs=1)
     with refused("…started with other settings: num_virtual_tokens was 3 and is 4. Resume it …"):
         ptune.tune(other, tmp_path / "run", trials=3, **short, resume=True)
-    with refused("…already holds something…"):
+    with refused("…already holds a run…"):
         ptune.tune(settings, tmp_path / "run", trials=3, **short)
 
     found = ptune.tune(settings, tmp_path / "run", trials=3, **short, resume=True)
@@ -113,3 +116,72 @@ def test_what_cannot_be_searched_is_refused(how, tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with refused("…holds no search to resume. Leave out --resume to start one."):
         ptune.tune(settings, tmp_path, resume=True)
+
+
+def test_what_a_search_cannot_use_is_refused_before_it_starts(how, tmp_path):
+    settings = ptune.TrainSettings(**how)
+    for folds in (0, -1):
+        with refused(f"folds is {folds}; expected a whole number of at least 1."):
+            ptune.tune(settings, tmp_path / "run", folds=folds)
+    with refused("… too few to search on; expected at least 160. Lower --folds, or use ptune …"):
+        ptune.tune(settings, tmp_path / "run", folds=80)
+    wrong = ptune.TrainSettings(**how, training_arguments={"metric_for_best_model": "f1"})
+    with refused("metric_for_best_model is 'f1'; expected one of loss, accuracy, f1_macro."):
+        ptune.tune(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_are_not_searched_where_the_number_of_steps_is_given(how):
+    given = ptune.TrainSettings(**how, training_arguments={"max_steps": 3})
+    resolved, *_ = prepare(given)
+    expected = ["prompt", "num_virtual_tokens", "prompt_learning_rate", "learning_rate"]
+    assert search.searched(given, resolved) == expected
+
+
+def test_labels_with_fewer_examples_than_parts_are_divided_among_them(how, tmp_path):
+    file = tmp_path / "pairs.csv"
+    file.write_text("text,label\n" + "".join(f"text {i},label {i // 2}\n" for i in range(24)))
+    _, dataset, _ = prepare(ptune.TrainSettings(**how | dict.fromkeys(FILES, str(file))))
+    parts = search._folds(dataset, 3, 0)
+    held_out = [text for part in parts for text in part.evaluation[""]["text"]]
+    assert sorted(held_out) == sorted(dataset.train["text"])
+
+
+@pytest.fixture(scope="module")
+def interrupted(how, tmp_path_factory):
+    """A search by two trials on a fifth of the data, which was interrupted after the first."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+
+    def interrupt(trial):
+        raise KeyboardInterrupt
+
+    settings = ptune.TrainSettings(**how, training_arguments={"max_steps": 2})
+    with pytest.raises(KeyboardInterrupt):
+        ptune.tune(settings, folder, trials=2, folds=1, show_trial=interrupt)
+    return folder
+
+
+def test_a_resumed_search_has_the_trials_and_parts_that_it_was_started_with(
+    interrupted, tmp_path, capsys
+):
+    folder = shutil.copytree(interrupted, tmp_path / "run")
+    with (folder / search.STUDY_NAME).open("a") as file:
+        file.write('{"op_code":4,"work')  # the process was killed while it wrote this line
+    resume = ("tune", "--resume", "--output-dir", folder)
+    for words, differs in (("--folds 3", "folds was 1 and is 3"), ("--prompt deep", "search was")):
+        assert call(*resume, *words.split()) == 2
+        assert differs in capsys.readouterr().err
+    assert call(*resume) == 0
+    assert [row["trial"] for row in rows_of(folder)] == ["0", "1"]
+    assert json.loads((folder / "tune.json").read_text())["folds"] == 1
+    assert str(folder / "trials.csv") in capsys.readouterr().out
+
+
+def test_a_damaged_search_is_refused_by_name(interrupted, tmp_path, how):
+    folder = shutil.copytree(interrupted, tmp_path / "run")
+    with (folder / search.STUDY_NAME).open("a") as file:
+        file.write("not a log\n")
+    with refused(f"{folder / 'trials.log'} is damaged (…), so the search cannot be resumed. …"):
+        settings = ptune.TrainSettings(**how, training_arguments={"max_steps": 2})
+        searched = json.loads((folder / "tune.json").read_text())["search"]
+        ptune.tune(settings, folder, resume=True, search=searched)

@@ -18,24 +18,29 @@ from typer.core import TyperCommand
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
 from ptune.cli.options import FIRST, WIDE, errors
 from ptune.errors import PtuneError
+from ptune.training.settings import DATA
 
 
 class Command(TyperCommand):
-    """A command that does not drop a file in silence, and says how to name one."""
+    """A command that drops nothing in silence, and says how to name a file."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments as Typer does."""
         if not ctx.resilient_parsing:  # as while a shell completes a command
-            self._check_files(ctx, args)
+            self._check_given(ctx, args)
         return super().parse_args(ctx, args)
 
-    def _check_files(self, ctx: Any, args: list[str]) -> None:
+    def _check_given(self, ctx: Any, args: list[str]) -> None:
         values, words, given = self.make_parser(ctx).parse_args(args=list(args))
-        files = [p for p in self.params if p.metavar == "FILE" and not p.multiple]
-        for option in files:
-            if given.count(option) > 1:
+        options: list[Any] = [p for p in self.params if p.param_type_name == "option"]
+        single = [option for option in options if not option.multiple]
+        files = [option for option in single if option.metavar == "FILE"]
+        # Other options may be repeated to override a script's.
+        for option in single:
+            is_data = option in files or option.rich_help_panel == DATA
+            if is_data and given.count(option) > 1:
                 warnings.warn(
-                    f"{option.opts[0]} was given more than once, and takes one file: "
+                    f"{option.opts[0]} was given more than once, and takes one value: "
                     f"{values[option.name]} is used.",
                     stacklevel=2,
                 )

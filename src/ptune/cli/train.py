@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ def train(
     if tasks:
         if dry_run or seeds > 1:
             raise PtuneError("Several tasks have neither --dry-run nor --seeds. Leave it out.")
-        with interruptible(output_dir):
+        with interruptible(output_dir, runs=2):
             train_tasks(settings, tasks, output_dir, as_json, overwrite=overwrite, resume=resume)
         return
     how: dict[str, Any] = {
@@ -153,7 +154,7 @@ def train(
         "progress": TrainingProgress(to),
         "show": _Shown(to, dry_run, as_json, settings.skip_empty),
     }
-    with interruptible(output_dir), tempfile.TemporaryDirectory() as elsewhere:
+    with interruptible(output_dir, runs=seeds), tempfile.TemporaryDirectory() as elsewhere:
         if dry_run:
             # Shows what there is; training refuses empty texts.
             train_run(dataclasses.replace(settings, skip_empty=True), elsewhere, **how)
@@ -354,16 +355,21 @@ def demo(
 
 
 @contextmanager
-def interruptible(output_dir: Path, command: str = "train") -> Iterator[None]:
-    """After Ctrl-C, print how to continue and exit with code 130."""
+def interruptible(output_dir: Path, command: str = "train", runs: int = 1) -> Iterator[None]:
+    """After Ctrl-C, print how to continue and exit with code 130.
+
+    Args:
+        output_dir: The run folder, or the folder of several runs.
+        command: The command that continues.
+        runs: With several runs, only the whole command tells which.
+    """
     try:
         yield
     except KeyboardInterrupt as error:
         if FIRST:
-            say(
-                f"Interrupted. To continue: ptune {command} --resume --output-dir {output_dir}",
-                errors,
-            )
+            one = f"ptune {command} --resume --output-dir {shlex.quote(str(output_dir))}"
+            how = "repeat the command with --resume" if runs > 1 else one
+            say(f"Interrupted. To continue: {how}", errors)
         raise typer.Exit(130) from error
 
 

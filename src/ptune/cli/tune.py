@@ -71,13 +71,14 @@ def tune(
 
     Example: ptune tune --train-file mail.csv --trials 20 --output-dir runs/mail
     """
-    from ptune.files import read_if_there
     from ptune.training import tune as search
     from ptune.training.report import TrainingProgress
 
-    before = read_if_there(output_dir / search.TUNE_NAME) if resume else {}
+    before = search.read_search(output_dir) if resume else {}
     settings, _ = read_settings(context, options, config, before.get("asked"))
-    left_open = [n for n in search.left_open(settings) if not was_typed(context, n)]
+    searched = before.get("search", search.left_open(settings))
+    if not was_typed(context, "trials"):
+        trials = before.get("planned", trials)
     to = errors if as_json else console
 
     def show_trial(trial: dict[str, Any]) -> None:
@@ -92,7 +93,7 @@ def tune(
             settings,
             output_dir,
             trials=trials,
-            search=before.get("search", left_open),
+            search=[name for name in searched if not was_typed(context, name)],
             folds=folds,
             overwrite=overwrite,
             resume=resume,
@@ -122,5 +123,5 @@ def _show_found(found: Tuned) -> None:
     say(
         f"Its score in the search was {found.score:.3f}{than}. The best of many scores is a little "
         "too high; the scores above are from texts that the search did not use.\n"
-        "All trials are in trials.csv."
+        f"All trials are in {found.run.folder / 'trials.csv'}."
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptune.data.dataset import TaskData
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, listed
 from ptune.files import (
     DATA_CURVE_NAME,
     FEATURES_NAME,
@@ -19,6 +19,8 @@ from ptune.files import (
     PICTURES,
     REPORT_NAME,
     SETTINGS_NAME,
+    UNFINISHED,
+    holds_something,
     locked,
     read_json,
     staged,
@@ -48,17 +50,23 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise PtuneError(f"{there} is a file; expected a folder for the results.")
     if resume:
         if not is_begun(folder):
+            inside = sorted(file.parent.name for file in folder.glob(f"*/{SETTINGS_NAME}"))
+            if inside:
+                raise PtuneError(
+                    f"{folder} holds runs in folders of their own ({listed(inside, 3)}). Resume "
+                    "them with the command that started them, and --resume."
+                )
             raise PtuneError(f"{folder} holds no run to resume. Leave out --resume to start one.")
-    elif folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise PtuneError(
-                f"The folder {folder} already holds something. Choose another one, continue an "
-                "interrupted run (--resume), or replace the run in it (--overwrite)."
-            )
+    elif holds_something(folder):
         if not is_begun(folder):
             raise PtuneError(
-                f"The folder {folder} holds files that are not from a ptune run, so --overwrite "
-                "leaves it alone. Choose another one."
+                f"The folder {folder} holds files that are not from a ptune run, so nothing is "
+                "written to it. Choose another one."
+            )
+        if not overwrite:
+            raise PtuneError(
+                f"The folder {folder} already holds a run. Choose another one, continue an "
+                "interrupted run (--resume), or replace the run in it (--overwrite)."
             )
     with staged(there):
         pass  # it can be written
@@ -130,7 +138,8 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
         return
     with staged(folder) as stage:
         write_json(stage / SETTINGS_NAME, settings.to_dict())
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for left in (folder / CHECKPOINTS, *folder.glob(f"{UNFINISHED}*")):
+        shutil.rmtree(left, ignore_errors=True)
     for name in (METRICS_NAME, FEATURES_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT):
         (folder / name).unlink(missing_ok=True)
     for name in PICTURES:

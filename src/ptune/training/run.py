@@ -190,7 +190,12 @@ def trained_in_memory(
     ):
         settings, dataset, tokenizer = prepare(given, dataset)
         settings, model = model_for(given, settings, dataset, tokenizer)
-        quiet = {"save_strategy": "no", "logging_strategy": "no", "load_best_model_at_end": False}
+        quiet: dict[str, Any] = {
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "load_best_model_at_end": False,
+        }
+        quiet["metric_for_best_model"] = None
         own = replace(
             settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
         )

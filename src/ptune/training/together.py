@@ -49,7 +49,13 @@ from ptune.training.start import (
     new_model,
     own_backbone,
 )
-from ptune.training.trainer import metric_function, not_finite, tokenized, training_arguments
+from ptune.training.trainer import (
+    check_metric,
+    metric_function,
+    not_finite,
+    tokenized,
+    training_arguments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +125,15 @@ class Member:
         truncated: Truncated texts in each set.
 
     Raises:
-        PtuneError: The prompt leaves no positions for a text.
+        PtuneError: The prompt leaves no positions for a text, or a setting is wrong.
     """
 
     def __init__(self, settings: TrainSettings, dataset: TaskData, stack: Stack) -> None:
         self.settings, self.dataset = settings, dataset
-        self.adapter = stack.add(settings, dataset)
         data = learned(settings, dataset)
+        self.args = training_arguments(settings, CHECKPOINTS, len(data.train))
+        check_metric(self.args, dataset)
+        self.adapter = stack.add(settings, dataset)
         train, evaluation, self.truncated = tokenized(stack.model, stack.tokenizer, data)
         if settings.head == "linear":
             start_at_shares(stack.model, dataset.labels, train)
@@ -134,7 +142,6 @@ class Member:
         others = tokenized_texts(stack.model, stack.tokenizer, dataset.out_of_scope)
         self.out_of_scope: Rows = () if others is None else Examples.of(others).rows
         self.truth = {name: own.targets.numpy() for name, own in self.evaluation.items()}
-        self.args = training_arguments(settings, CHECKPOINTS, len(train))
         groups = stack.model.parameter_groups(
             self.args.learning_rate,
             prompt_learning_rate=settings.prompt_learning_rate,
@@ -237,10 +244,6 @@ class Member:
     @torch.no_grad()
     def _keep_best(self, scores: dict[str, float]) -> None:
         metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
-        if metric not in scores:
-            names = ", ".join(name.removeprefix("eval_") for name in scores)
-            self.refused = f"metric_for_best_model is {metric[5:]!r}; expected one of {names}."
-            return
         score = scores[metric] if self.args.greater_is_better else -scores[metric]
         if self.best is None or score > self.best[0]:
             self.best = score, [p.clone() for p in self.parameters], self.answers

@@ -128,6 +128,22 @@ def _check_numbers(given: dict[str, Any]) -> None:
             raise PtuneError(f"{name} is {value!r}; expected a number.")
 
 
+def check_metric(args: TrainingArguments, dataset: TaskData) -> None:
+    """Refuse a metric for the best checkpoint that evaluation does not have.
+
+    Raises:
+        PtuneError: There is none of that name.
+    """
+    names = [
+        "_".join(filter(None, [evaluated, name]))
+        for evaluated in dataset.evaluation
+        for name in ("loss", *dataset.metrics)
+    ]
+    asked = (args.metric_for_best_model or "").removeprefix("eval_")
+    if asked and names and asked not in names:
+        raise PtuneError(f"metric_for_best_model is {asked!r}; expected one of {', '.join(names)}.")
+
+
 class NotFinite(TrainerCallback):
     """Stops at the first step with a NaN or infinite gradient, before it reaches the weights."""
 
@@ -462,6 +478,7 @@ def build_trainer(
     Raises:
         PtuneError: The prompt leaves no positions for a text, or `Trainer` refuses a setting.
     """
+    check_metric(args, dataset)
     train, evaluation, truncated = tokenized(model, tokenizer, dataset)
     groups = model.parameter_groups(
         args.learning_rate,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +22,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
-from ptune.errors import PtuneError, missing_package
+from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import read_json, staged, write_json
 from ptune.labels import in_words
 from ptune.training.folder import alone_in, check_folder, differences, prepare_folder
@@ -28,6 +30,7 @@ from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
 from ptune.training.start import prepare, sharing_texts
 from ptune.training.summary import Summary
+from ptune.training.trainer import check_metric, training_arguments
 
 if TYPE_CHECKING:
     import optuna
@@ -107,7 +110,7 @@ def tune(
         trials: Number of trials, including those of an interrupted search.
         search: What to search, of the keys of `SPACE`; ``None``: those with their default value.
         folds: Score each trial on N parts of the training data in turn. 1: on a fifth. ``None``:
-            3 with fewer than 500 examples, else 1.
+            as the search that is resumed, else 3 with fewer than 500 examples, else 1.
         overwrite: Replace the run in this folder.
         resume: Continue an interrupted search.
         progress, dataset, show: As for `train_run`, for the final training.
@@ -126,9 +129,11 @@ def tune(
     check_folder(folder, overwrite=overwrite, resume=resume)
     resolved, dataset, _ = prepare(settings, dataset)
     names = searched(settings, resolved, search)
-    asked = {"settings": settings.to_dict(), "search": names}
+    check_metric(training_arguments(resolved, folder, len(dataset.train)), dataset)
+    asked = {"settings": settings.to_dict(), "search": names, "folds": folds}
     if resume:
-        _check_unchanged(folder / TUNE_NAME, asked)
+        folds = _check_unchanged(folder, asked)
+    asked |= {"planned": trials}
     search_of = _Search(settings, _folds(dataset, folds, settings.seed), names, folder, asked)
     how: dict[str, Any] = {"progress": progress, "dataset": dataset, "show": show}
     with sharing_texts():
@@ -172,6 +177,8 @@ def searched(
         useless.add("num_virtual_tokens")  # the words of the template decide
     if resolved.head == "words-frozen":
         useless.add("learning_rate")
+    if resolved.training_arguments.get("max_steps", -1) > 0:
+        useless.add("epochs")  # the steps decide
     names = [name for name in SPACE if name in search and name not in useless]
     if not names:
         raise PtuneError(
@@ -181,18 +188,29 @@ def searched(
     return names
 
 
-def _check_unchanged(file: Path, asked: dict[str, Any]) -> None:
-    if not file.is_file():
-        raise PtuneError(
-            f"{file.parent} holds no search to resume. Leave out --resume to start one."
-        )
-    before, now = read_json(file), {**asked["settings"], "search": asked["search"]}
-    before = {**before.get("asked", {}), "search": before.get("search")}
+def read_search(folder: Path) -> dict[str, Any]:
+    """What `tune.json` says about the search in a folder.
+
+    Raises:
+        PtuneError: There is none.
+    """
+    if not (file := folder / TUNE_NAME).is_file():
+        raise PtuneError(f"{folder} holds no search to resume. Leave out --resume to start one.")
+    return read_json(file)
+
+
+def _check_unchanged(folder: Path, asked: dict[str, Any]) -> int | None:
+    """Check that a search is resumed as it was started; returns its number of parts."""
+    read = read_search(folder)
+    folds: int | None = read.get("folds")
+    before = {**read.get("asked", {}), "search": read.get("search"), "folds": folds}
+    now = {**asked["settings"], "search": asked["search"], "folds": asked["folds"] or folds}
     if listed := differences(before, now):
         raise PtuneError(
-            f"The search in {file.parent} was started with other settings: {listed}. Resume it "
+            f"The search in {folder} was started with other settings: {listed}. Resume it "
             "with its own settings, or start one in another folder."
         )
+    return folds
 
 
 def _folds(dataset: TaskData, folds: int | None, seed: int) -> list[TaskData]:
@@ -200,19 +218,23 @@ def _folds(dataset: TaskData, folds: int | None, seed: int) -> list[TaskData]:
     from sklearn.model_selection import KFold, StratifiedKFold
 
     examples = dataset.train
+    if folds is not None and folds < 1:
+        raise PtuneError(f"folds is {folds}; expected a whole number of at least 1.")
     count = folds or (FEW_FOLDS if len(examples) < FEW else 1)
     parts = 5 if count == 1 else count
     if len(examples) < 2 * parts:
+        fewer = "Lower --folds, or use" if parts > FEW_FOLDS else "Use"
         raise PtuneError(
             f"{len(examples)} training examples are too few to search on; expected at least "
-            f"{2 * parts}. Use ptune train."
+            f"{2 * parts}. {fewer} ptune train."
         )
-    labels = dataset.labels
-    split = (StratifiedKFold if labels.is_single else KFold)(parts, shuffle=True, random_state=seed)
+    targets = list(examples[LABEL]) if dataset.labels.is_single else None
+    # No label has an example for each part: scikit-learn refuses to share them out.
+    alike = targets is not None and max(Counter(targets).values()) >= parts
+    split = (StratifiedKFold if alike else KFold)(parts, shuffle=True, random_state=seed)
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a label with fewer examples than parts
-        targets = list(examples[LABEL]) if labels.is_single else None
         for train, rest in split.split(np.zeros(len(examples)), targets):
             held_out = examples.select(rest.tolist())
             if WEIGHT in held_out.column_names:
@@ -246,14 +268,7 @@ class _Search:
         """Run the trials that are missing."""
         own, states = self.optuna, self.optuna.trial.TrialState
         with self._quiet():
-            file = own.storages.journal.JournalFileBackend(str(self.folder / STUDY_NAME))
-            study = own.create_study(
-                study_name="ptune",
-                storage=own.storages.JournalStorage(file),
-                pruner=own.pruners.MedianPruner(MEASURED, n_warmup_steps=1),
-                direction="maximize",
-                load_if_exists=True,
-            )
+            study = self._study()
             self._write(self._trials(study))
             for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
                 study.tell(trial.number, state=states.FAIL)  # the process was killed
@@ -269,11 +284,31 @@ class _Search:
                 show_trial(found[-1])
 
             if left := max(0, trials - len(ended)):
-                logger.warning("%d trials of %s. %s", left, ", ".join(self.names), self._scored)
+                count = "1 trial" if left == 1 else f"{left} trials"
+                logger.warning("%s of %s. %s", count, ", ".join(self.names), self._scored)
                 study.optimize(self._objective, n_trials=left, callbacks=[after])
             if not any(t.state == states.COMPLETE for t in study.trials):
                 raise PtuneError("No trial has ended with a score. Raise --trials and resume.")
         return study
+
+    def _study(self) -> optuna.Study:
+        """The study in the folder, or a new one."""
+        own, file = self.optuna, self.folder / STUDY_NAME
+        _drop_half_a_line(file)
+        try:
+            journal = own.storages.journal.JournalFileBackend(str(file))
+            return own.create_study(
+                study_name="ptune",
+                storage=own.storages.JournalStorage(journal),
+                pruner=own.pruners.MedianPruner(MEASURED, n_warmup_steps=1),
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise PtuneError(
+                f"{file} is damaged ({first_line(error)}), so the search cannot be resumed. Start "
+                f"one in another folder; what this one found is in {self.folder / TRIALS_NAME}."
+            ) from error
 
     @property
     def _scored(self) -> str:
@@ -361,6 +396,7 @@ class _Search:
         """Write the trials for people and for programs."""
         content = {
             "asked": self.asked["settings"],
+            "planned": self.asked["planned"],
             "search": self.names,
             "metric": self.metric,
             "folds": len(self.folds),
@@ -401,6 +437,12 @@ class _Search:
                 yield
         finally:
             logs.set_verbosity(before)
+
+
+def _drop_half_a_line(file: Path) -> None:
+    """Cut off a last line that a killed process did not finish: Optuna could not read it."""
+    if file.is_file() and not (content := file.read_bytes()).endswith(b"\n"):
+        os.truncate(file, content.rfind(b"\n") + 1)
 
 
 class _Watch(TrainerCallback):
