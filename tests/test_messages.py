@@ -199,8 +199,20 @@ MESSAGES = {
     "mail is a folder; ptune reads .csv, …": lambda: (Path("mail").mkdir(), read_table("mail")),
     "runs has no adapter_config.json, so it is not an adapter. Name a folder inside it that is "
     "one: a, b.": lambda: (
-        [written(f"runs/{name}/adapter_config.json", "{}") for name in "ab"],
+        [written(f"runs/{name}/adapter_config.json", "{}") for name in ("a", "b", ".writing-c")],
         AdapterFiles("runs"),
+    ),
+    "run has no adapter_config.json, so it is not an adapter. Its training has not finished: "
+    "repeat the command with --resume.": lambda: (
+        written("run/settings.json", "{}"),
+        AdapterFiles("run"),
+    ),
+    "run has no adapter_config.json, so it is not an adapter. Its training has not finished: "
+    "repeat the command with --resume, or name a folder inside it that is one: "
+    "checkpoints/checkpoint-3.": lambda: (
+        written("run/settings.json", "{}"),
+        written("run/checkpoints/checkpoint-3/adapter_config.json", "{}"),
+        AdapterFiles("run"),
     ),
     "model has no adapter_config.json, so it is not an adapter. It is a model; train a classifier "
     "on it with `ptune train --model model`.": lambda: (

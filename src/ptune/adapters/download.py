@@ -21,7 +21,7 @@ from ptune import compat
 from ptune.adapters.schema import CONFIG_NAME
 from ptune.data.opening import near_path
 from ptune.errors import PtuneError, first_line, listed
-from ptune.files import name_of
+from ptune.files import SETTINGS_NAME, name_of
 
 HubHTTPError = compat.connection_error()
 
@@ -156,9 +156,14 @@ class AdapterFiles:
 
 def _instead(folder: Path) -> str:
     """What a folder without an adapter holds instead, and what to do, for a message."""
-    places = [*folder.glob(f"*/{CONFIG_NAME}"), *folder.glob(f"checkpoints/*/{CONFIG_NAME}")]
-    if inside := sorted(str(place.parent.relative_to(folder)) for place in places):
-        return f"Name a folder inside it that is one: {listed(inside, 5)}."
+    places = [*folder.glob(f"[!.]*/{CONFIG_NAME}"), *folder.glob(f"checkpoints/*/{CONFIG_NAME}")]
+    inside = sorted(str(place.parent.relative_to(folder)) for place in places)
+    one_of = f"a folder inside it that is one: {listed(inside, 5)}."
+    if (folder / SETTINGS_NAME).is_file():
+        resume = "Its training has not finished: repeat the command with --resume"
+        return f"{resume}, or name {one_of}" if inside else f"{resume}."
+    if inside:
+        return f"Name {one_of}"
     if (folder / "config.json").is_file():
         return f"It is a model; train a classifier on it with `ptune train --model {folder}`."
     return "Name the folder that `ptune train` wrote (--output-dir), or one of its checkpoints."

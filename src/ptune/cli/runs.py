@@ -49,7 +49,7 @@ def list_runs(
 
     if not folder.is_dir():
         raise PtuneError(f"{folder} is not a folder. Name the folder that holds your runs.")
-    found = sorted(file.parent for file in folder.glob(f"*/{WEIGHTS_NAME}"))
+    found = sorted(file.parent for file in folder.glob(f"[!.]*/{WEIGHTS_NAME}"))
     rows = [_row(run) for run in found]
     if as_json:
         print_json({"runs": rows})

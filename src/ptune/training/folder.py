@@ -50,7 +50,7 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise PtuneError(f"{there} is a file; expected a folder for the results.")
     if resume:
         if not is_begun(folder):
-            inside = sorted(file.parent.name for file in folder.glob(f"*/{SETTINGS_NAME}"))
+            inside = sorted(file.parent.name for file in folder.glob(f"[!.]*/{SETTINGS_NAME}"))
             if inside:
                 raise PtuneError(
                     f"{folder} holds runs in folders of their own ({listed(inside, 3)}). Resume "
