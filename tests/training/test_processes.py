@@ -149,5 +149,8 @@ def test_steps_count_all_processes_and_accumulated_batches(settings, tmp_path):
     one = arguments(batch_size=64)
     parts = arguments(batch_size=16, training_arguments={"gradient_accumulation_steps": 4})
     assert one.warmup_steps == parts.warmup_steps == 24
+    limited = arguments(batch_size=64, training_arguments={"max_steps": 50})
+    assert limited.warmup_steps == 3
+    assert arguments(training_arguments={"max_steps": 1}).warmup_steps == 0
     with pytest.raises(PtuneError, match="torchrun"):
         arguments(processes=2)

@@ -77,14 +77,17 @@ def training_arguments(
     _check_numbers(settings.training_arguments)
     settings = with_schedule(settings, examples)
     assert settings.epochs is not None
-    steps = math.ceil(settings.epochs * steps_per_epoch(settings, examples) - 1e-6)
+    steps = settings.training_arguments.get("max_steps", -1)
+    if steps < 1:
+        steps = math.ceil(settings.epochs * steps_per_epoch(settings, examples) - 1e-6)
     chosen: dict[str, Any] = {
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size,
         "per_device_eval_batch_size": 2 * settings.batch_size,
         "learning_rate": HEAD_RATE if settings.learning_rate is None else settings.learning_rate,
         "weight_decay": 0.01,
-        "warmup_steps": math.ceil(0.06 * steps),
+        # The first step of a warm-up has the rate 0, so a single step has none.
+        "warmup_steps": min(math.ceil(0.06 * steps), steps - 1),
         **{f"{what}_strategy": "epoch" for what in SCHEDULED},
         "save_total_limit": 2,
         "train_sampling_strategy": "group_by_length",
