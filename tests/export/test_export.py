@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, POSITIONS, VOCABULARY, build_model, build_tokenizer
-from conftest import SENTENCES, call, use_prompt
+from conftest import SENTENCES, call, edit_tensors, use_prompt
 from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -90,6 +90,13 @@ def test_every_architecture_gives_ptune_s_logits(architecture, tmp_path):
         texts, pairs = TEXTS[:-1], PAIRS[:2]  # no maximum length: nothing is truncated
     assert_same(theirs(tmp_path / "out", texts), ours(source, texts))
     assert_same(theirs(tmp_path / "out", pairs), ours(source, pairs))
+
+
+def test_a_head_of_zeros_is_exported_as_it_is(tmp_path):
+    source = make(tmp_path, "Llama", placement="prefix")
+    edit_tensors(source, {"base_model.score.weight": torch.zeros(3, 32)})
+    assert ptune.export_transformers(source, tmp_path / "out").difference == 0
+    assert not theirs(tmp_path / "out", TEXTS).any()
 
 
 @pytest.mark.parametrize("architecture", ["BERT", "RoBERTa", "OPT", "Llama", "BART"])
