@@ -346,6 +346,20 @@ def test_a_name_that_cannot_be_a_repository_is_refused(server, run_folder, name)
         push(run_folder, name)
 
 
+def test_an_address_or_a_folder_in_place_of_a_name_is_called_so(server, run_folder):
+    address = "https://huggingface.co/alice/mail/tree/main"
+    name_it = "Name the repository as owner/name: alice/mail."
+    with refused(f"{address!r} cannot be a repository: it is an address. {name_it}"):
+        push(run_folder, address)
+    with refused(f"{address!r} is an address. {name_it}"):
+        AdapterFiles(address)
+    with refused("'https://x.org' is an address. Name the repository as owner/name."):
+        AdapterFiles("https://x.org")
+    folder = str(run_folder)
+    with refused(f"{folder!r} cannot be a repository: it is a classifier here. Name it first."):
+        hub.push("alice/mail", folder)
+
+
 # The card
 
 

@@ -634,6 +634,15 @@ def test_a_second_value_is_not_dropped_in_silence(run_ptune, flags, mail, tmp_pa
     assert said.count("more than once") == 2
 
 
+def test_a_run_on_pairs_says_how_to_ask_for_a_pair(run_ptune, flags, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    rows = [f"where is it {i},it is here {i},{'ab'[i % 2]}\n" for i in range(20)]
+    pairs.write_text("".join(["text,text_pair,label\n", *rows]))
+    words = ["--train-file", pairs, "--max-steps", 1, "--output-dir", tmp_path / "run"]
+    said = run_ptune(*flags, *words).out
+    assert f'Try it: ptune predict {tmp_path / "run"} "…" --pair "…"' in said
+
+
 def test_several_runs_are_resumed_by_the_command_that_started_them(refused, tmp_path):
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / "settings.json").write_text("{}")

@@ -270,6 +270,11 @@ def test_odd_cells_keep_their_text(tmp_path, content, table):
     [
         ("text,text,label\na,b,c\n", "{} has two columns named 'text'. Rename one."),
         ("text,label\na\n", f"Line 2 of {{}} has 1 cell(s), and the header has 2. {CARE}"),
+        (
+            "text;label\na;x\nb,y\n",
+            "Line 3 of {} has 1 cell(s), and the header has 2. Separate all lines alike: this one "
+            f"has ','. {CARE}",
+        ),
         ("text,label\na,x,\nb,y,\n", f"Line 2 of {{}} has 3 cell(s), and the header has 2. {CARE}"),
         (
             "My survey\n\ntext,label\na,x\n",
@@ -292,7 +297,16 @@ def test_odd_cells_keep_their_text(tmp_path, content, table):
             "them in or leave those examples out (--skip-unlabelled).",
         ),
     ],
-    ids=["two of a name", "short row", "long row", "title", "quotes", "no text", "no label"],
+    ids=[
+        "two of a name",
+        "short row",
+        "mixed",
+        "long row",
+        "title",
+        "quotes",
+        "no text",
+        "no label",
+    ],
 )
 def test_odd_files_are_refused_with_the_line(tmp_path, content, message):
     file = tmp_path / "a.csv"

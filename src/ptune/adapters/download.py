@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -113,6 +114,8 @@ class AdapterFiles:
     def _why_not(self, error: Exception, name: str) -> str:
         """Why a file could not be downloaded, and what to do about it."""
         source = repr(self.source)
+        if isinstance(error, HFValidationError) and "://" in self.source:
+            return f"{source} is an address. {id_of_address(self.source)}"
         if isinstance(error, HFValidationError):
             return f"There is no folder {source}. {near_path(Path(self.source))}"
         offline = isinstance(error, LocalEntryNotFoundError)
@@ -190,6 +193,14 @@ def own_file(folder: Path, name: str) -> Path | None:
     if not file.is_file():
         raise PtuneError(f"{file} is not a regular file. Remove it, or download the adapter again.")
     return file
+
+
+def id_of_address(address: str) -> str:
+    """How to name the repository with this address, as a sentence."""
+    parts = urlsplit(address).path.strip("/").split("/")
+    name = "/".join(parts[:2])
+    there = f": {name}" if len(parts) > 1 and is_hub_id(name) else ""
+    return f"Name the repository as owner/name{there}."
 
 
 def is_hub_id(name: str) -> bool:

@@ -25,7 +25,7 @@ from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
 from ptune.adapters.card import LIBRARY, CardText, model_card
-from ptune.adapters.download import HubHTTPError, own_file
+from ptune.adapters.download import HubHTTPError, id_of_address, own_file
 from ptune.adapters.public import PublicBackbone, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
@@ -82,9 +82,14 @@ def push(
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
+        what = f"{repo_id!r} cannot be a repository"
+        if "://" in repo_id:
+            raise PtuneError(f"{what}: it is an address. {id_of_address(repo_id)}") from error
+        if (Path(repo_id) / CONFIG_NAME).is_file():
+            raise PtuneError(f"{what}: it is a classifier here. Name it first.") from error
+        reason = first_line(error).partition(" Use `repo_type`")[0]
         raise PtuneError(
-            f"{repo_id!r} cannot be a repository: {first_line(error)} Expected owner/name, or a "
-            "name under your own account."
+            f"{what}: {reason} Expected owner/name, or a name under your own account."
         ) from error
     with tempfile.TemporaryDirectory(prefix="ptune-") as own, _explained(repo_id):
         folder = Path(own)

@@ -280,9 +280,10 @@ def show_run(run: Run) -> None:
     _show_problem_type(run.metrics)
     if warning := verdict(run.metrics):
         errors.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+    what = '"…" --pair "…"' if run.metrics["text_pairs"] else '"…"'
     say(
         f"Saved in {run.folder}: adapter, metrics.json, settings.json, pictures, report.html.\n"
-        f'Try it: ptune predict {run.folder} "…"'
+        f"Try it: ptune predict {run.folder} {what}"
     )
 
 

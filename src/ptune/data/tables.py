@@ -17,7 +17,15 @@ from typing import Any, TypeAlias
 import pyarrow
 from pyarrow import feather, parquet
 
-from ptune.data.opening import FOUND, Dialect, delimiter_of, format_of, lines, opened
+from ptune.data.opening import (
+    DELIMITERS,
+    FOUND,
+    Dialect,
+    delimiter_of,
+    format_of,
+    lines,
+    opened,
+)
 from ptune.data.sheets import SHEETS, sheet_rows
 from ptune.errors import Origin, PtuneError, first_line, listed, near
 from ptune.labels import LABEL_NAMES
@@ -286,10 +294,14 @@ def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> 
 
 
 def _wrong_length(file: Path, names: list[str], row: Ragged) -> PtuneError:
+    line, cells = row
+    hint = "Remove what is above the header, if anything is. " if len(names) == 1 else ""
+    if len(cells) == 1 < len(names):
+        mixed = [mark for mark in DELIMITERS if len(cells[0].split(mark)) == len(names)]
+        hint = f"Separate all lines alike: this one has {mixed[0]!r}. " if mixed else ""
     return PtuneError(
-        f"Line {row[0]} of {file} has {len(row[1])} cell(s), and the header has {len(names)}. "
-        + ("Remove what is above the header, if anything is. " if len(names) == 1 else "")
-        + _CARE
+        f"Line {line} of {file} has {len(cells)} cell(s), and the header has {len(names)}. "
+        f"{hint}{_CARE}"
     )
 
 
