@@ -480,6 +480,26 @@ def test_the_card_of_the_best_checkpoint_has_its_scores(run_folder, tmp_path):
     assert "| Accuracy | 0.9000 | 0.5000 |" in model_card(folder, "alice/mail").text
 
 
+def test_the_card_follows_labels_that_changed_after_training(run_folder, tmp_path):
+    """Scores stay with a renamed label. Those of merged labels are not known."""
+    folder = tmp_path / "changed"
+    shutil.copytree(run_folder, folder)
+    row = {"precision": 0.75, "recall": 1.0, "f1": 0.857, "examples": 3}
+    scores = {"eval": [{"label": name, **row} for name in ("where|is it?", "refund")]}
+    edit_json(folder / "metrics.json", labels=["where|is it?", "refund"], label_scores=scores)
+    (folder / "confusion_matrix.png").write_bytes(b"\x89PNG matrix")
+    assert call("rename-label", folder, "refund", "money back") == 0
+    card = model_card(folder, "alice/mail")
+    assert "| `money back` | 0.750 | 1.000 | 0.857 | 3 |" in card.text
+    assert "refund" not in card.text
+    assert "confusion_matrix.png" in card.text
+    edit_json(folder / "ptune.json", labels=["any"], label_outputs=[0, 0])
+    card = model_card(folder, "alice/mail")
+    assert "Labels were merged or dropped after training, so its scores are left out." in card.text
+    assert not any(word in card.text for word in ("0.750", "Accuracy", "confusion_matrix.png"))
+    assert card.data.eval_results is None
+
+
 def test_an_adapter_that_peft_can_load_is_tagged_and_predicts_the_same_there(server, model):
     model.push_to_hub("alice/yes-no")
     data = ModelCard.load("alice/yes-no").data

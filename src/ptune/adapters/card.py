@@ -20,6 +20,7 @@ from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data.glue import GLUE_ON_THE_HUB
 from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_if_there, read_metrics
+from ptune.labels import Labels
 
 LIBRARY = "ptune"
 # For the Hub's widget, unless the author names a text. A text of the data is never published.
@@ -43,6 +44,8 @@ _FILES = {
     QUALITY_NAME: "calibration and thresholds",
     METRICS_NAME: "scores of every epoch",
 }
+# What `metrics.json` says about how right the answers are.
+_SCORES = ("eval", "best", "majority", "label_scores")
 # Settings that are files or folders: only their names are published.
 _FILE_SETTINGS = ("train_file", "eval_file", "data_dir")
 
@@ -93,7 +96,9 @@ def model_card(
     adapter = Adapter.read(folder, own_backbone=True)
     config = adapter.config
     backbone = PublicBackbone.of(config.base_model_name_or_path, config.revision)
-    metrics = read_metrics(folder / METRICS_NAME)
+    metrics, pictures = read_metrics(folder / METRICS_NAME), PICTURES
+    if regrouped := adapter.labels.outputs is not None:
+        metrics, pictures = {k: v for k, v in metrics.items() if k not in _SCORES}, {}
     settings = read_if_there(folder / SETTINGS_NAME)
     own = config_content(config).keys() & OWN_FIELDS.keys()
     # PEFT would not put the template's words around texts.
@@ -133,9 +138,10 @@ def model_card(
         text=text,
         settings=_training(settings, metrics),
         versions=metrics.get("versions") or {},
-        pictures={file: t for file, t in PICTURES.items() if (folder / file).is_file()},
+        pictures={file: t for file, t in pictures.items() if (folder / file).is_file()},
         files={f: what for f, what in _FILES.items() if f in always or (folder / f).is_file()},
-        **_scores(metrics),
+        regrouped=regrouped,
+        **_scores(metrics, adapter.labels),
     )
     return ModelCard(rendered)
 
@@ -209,9 +215,14 @@ def _eval_results(metrics: dict[str, Any], settings: dict[str, Any]) -> Iterator
         )
 
 
-def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the template needs for the section on scores."""
+def _scores(metrics: dict[str, Any], labels: Labels) -> dict[str, Any]:
+    """What the template needs for the section on scores. Labels may have been renamed since."""
     majority = metrics.get("majority") or {}
+    names = dict(zip(metrics.get("labels") or (), labels.names, strict=False))
+    by_label = {
+        part: [{**row, "label": names.get(row["label"], row["label"])} for row in rows]
+        for part, rows in (metrics.get("label_scores") or {}).items()
+    }
     rows = []
     for key, value in _final(metrics).items():
         split, name = _metric_of(key) or ("", key)
@@ -226,7 +237,7 @@ def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
         "examples": sum((metrics.get("eval_examples") or {}).values()),
         "dataset_revision": metrics.get("dataset_revision"),
         "best": metrics.get("adapter") == "best",
-        "by_label": metrics.get("label_scores") or {},
+        "by_label": by_label,
     }
 
 
