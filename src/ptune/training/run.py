@@ -194,8 +194,8 @@ def trained_in_memory(
             "save_strategy": "no",
             "logging_strategy": "no",
             "load_best_model_at_end": False,
+            "metric_for_best_model": None,
         }
-        quiet["metric_for_best_model"] = None
         own = replace(
             settings, training_arguments={**settings.training_arguments, **quiet, **arguments}
         )
