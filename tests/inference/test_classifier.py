@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import build, refused
+from conftest import build, edit_json, refused
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
@@ -305,6 +306,23 @@ def test_equal_weights_change_nothing_and_a_weight_of_zero_leaves_out(estimator,
     np.testing.assert_allclose(equal, plain, atol=1e-4)
     only_a = estimator.fit(texts, y, class_weight={"a": 1.0, "b": 0.0}).predict_proba(texts)
     assert only_a[:, 0].mean() > plain[:, 0].mean()
+
+
+def test_a_weight_counts_as_so_many_copies_of_a_text(bert_folder, texts, tmp_path):
+    """In a step on all texts, without dropout.
+
+    Adam's first step is as large for a gradient that is rounding as for any other.
+    """
+    folder = shutil.copytree(bert_folder, tmp_path / "bert")
+    edit_json(folder / "config.json", hidden_dropout_prob=0.0)
+    y, times = np.array(["a", "b"] * 4), [0, 1, 2, 3, 1, 2, 1, 3]
+    how = {"learning_rate": 0.05, "prompt_learning_rate": 0.05, "head": "linear", "loss": "labels"}
+    own = PromptClassifier(str(folder), epochs=1, batch_size=64, dtype="float32", **how)
+    found = own.fit(texts, y, times, optim="sgd").predict_proba(texts)
+    copies = np.repeat(texts, times).tolist(), np.repeat(y, times)
+    expected = own.fit(*copies, optim="sgd").predict_proba(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(own.fit(texts, y, optim="sgd").predict_proba(texts) - found).max() > 0.01
 
 
 def test_fit_evaluates_and_takes_training_arguments(estimator, texts):

@@ -84,19 +84,20 @@ def test_a_fitted_head_starts_below_the_loss_of_a_constant(tokenizer, labels, ta
 @pytest.mark.parametrize(
     ("labels", "targets", "weights", "expected"),
     [
-        (Labels(("a", "b")), [0, 0, 0, 1], None, [0.7, 0.3]),
+        (Labels(("a", "b")), [0, 0, 0, 1], None, [0.75, 0.25]),
         (Labels(("a", "b")), [0, 0, 0, 1], [1 / 3, 1 / 3, 1 / 3, 1], [0.5, 0.5]),
-        # One target is unknown. Without a weight, each label has half an example more on each side.
+        (Labels(("a", "b", "without an example")), [0, 0, 0, 1], None, [0.75, 0.25, 0.001]),
+        # One target is unknown, and one label.
         (
-            Labels(("a", "b"), "multi_label_classification"),
-            [[1.0, 0.0], [1.0, float("nan")], [0.0, 0.0], [1.0, 1.0]],
+            Labels(("a", "b", "c", "d"), "multi_label_classification"),
+            [[a, b, 1.0, np.nan] for a, b in ((1, 0), (1, np.nan), (0, 0), (1, 1))],
             None,
-            [3.5 / 5, 1.5 / 4],
+            [3 / 4, 1 / 3, 0.999, 0.001],
         ),
         (Labels(("score",), "regression"), [1.0, 2.0, 3.0, 6.0], None, 3.0),
         (Labels(("score",), "regression"), [1.0, 2.0, 3.0, 6.0], [1, 1, 1, 0], 2.0),
     ],
-    ids=["single", "weighted", "multi", "regression", "weighted regression"],
+    ids=["single", "weighted", "empty", "multi", "regression", "weighted regression"],
 )
 def test_a_linear_head_starts_at_the_shares_of_the_labels(
     tokenizer, labels, targets, weights, expected
@@ -107,8 +108,8 @@ def test_a_linear_head_starts_at_the_shares_of_the_labels(
     model = PromptModel(build("bert", num_labels=len(labels), problem_type=labels.problem_type))
     start_at_shares(model, labels, train)
     bias = dict(model.head_parameters())["classifier.bias"].detach()
-    found = bias if labels.is_regression else bias.sigmoid() if labels.is_multi else bias.softmax(0)
-    np.testing.assert_allclose(found, np.reshape(expected, -1), rtol=1e-6)
+    found = bias if labels.is_regression else bias.sigmoid() if labels.is_multi else bias.exp()
+    np.testing.assert_allclose(found, np.reshape(expected, -1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [20, 60], ids=["fewer than the width", "more"])

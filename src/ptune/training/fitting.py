@@ -23,6 +23,8 @@ from ptune.training.telling import fit_telling
 
 # One text in this many is left out, to choose between two starts.
 LEFT_OUT = 5
+# Smaller shares of labels count as this one: that of zero has no logarithm.
+RAREST = 1e-3
 # Strengths of the ridge regression, for the mean over the texts.
 _RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)
 
@@ -95,16 +97,14 @@ def start_at_shares(model: PromptModel, labels: Labels, train: Dataset) -> None:
     if name is None or compat.was_loaded(model.host.heads.original.parameters[name]):
         return
     targets = torch.tensor(np.asarray(train[LABELS], dtype=float))
-    weights = len(train) * weights_of(train, np.arange(len(train)))[:, None]
+    weights = weights_of(train, np.arange(len(train)))
     if labels.is_single:
         targets = F.one_hot(targets.long(), len(labels)).double()
-    if labels.is_regression:
-        start = (weights[:, 0] @ targets) / len(train)
-    else:
-        # Half an example more of each kind: a share of zero has no logarithm. NaN is unknown.
-        have = (weights * targets).nansum(dim=0) + 0.5
-        lack = (weights * (1 - targets)).nansum(dim=0) + 0.5
-        start = (have / len(train)).log() if labels.is_single else (have / lack).log()
+    known = (~targets.isnan()).double()
+    start = (weights @ targets.nan_to_num()) / (weights @ known).clamp_min(1e-12)
+    if not labels.is_regression:
+        start = start.clamp(RAREST, 1 - RAREST)
+        start = start.log() if labels.is_single else start.logit()
     with torch.no_grad():
         dict(model.head_parameters())[name].copy_(start)
 
