@@ -53,8 +53,8 @@ def read(name):
 
 def printed(book):
     outputs = [o for c in book.cells if c.cell_type == "code" for o in c.outputs]
-    shown = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
-    return "\n".join(shown)
+    # A kernel may send what one cell prints in several parts.
+    return "".join(o.get("text") or f"{o.get('data', {}).get('text/plain', '')}\n" for o in outputs)
 
 
 def assert_printed(book, name):
