@@ -162,6 +162,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _replace_together(files: list[Path], folder: Path) -> None:
+    """Move files into a folder. Until all are there, one of those that change is missing."""
     new = [f for f in files if not _is_same(f, folder / f.name)]
     if len(new) > 1:
         (folder / new[0].name).unlink(missing_ok=True)
@@ -201,10 +202,10 @@ def staged_file(file: Path) -> Iterator[Path]:
 
 
 def check_is_no_input(output: Path | None, *inputs: Path | None) -> None:
-    """Check that a file to write is none of those that are read.
+    """Refuse an output that is also an input: writing it would replace the user's data.
 
     Raises:
-        PtuneError: It is one of them.
+        PtuneError: The output is one of the inputs.
     """
     if output is not None and output.is_file():
         for file in inputs:

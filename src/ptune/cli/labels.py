@@ -112,6 +112,7 @@ def add_labels(
     ptune add-labels runs/mail --train-file more.csv --replay old.csv --output runs/mail-2
     """
     from ptune.inference import grow
+    from ptune.training.calibration import MIN_ROWS
 
     how = read_with(options)
     found = grow.add_labels(adapter, train_file, output, replay=replay, **how)
@@ -121,7 +122,7 @@ def add_labels(
     for name, accuracy in found.accuracy.items():
         say(f"  {name:18} {accuracy:.3f}", console)
     if not found.calibrated:
-        say("Probabilities are not calibrated: a fifth is less than 20 texts.", console)
+        say(f"Probabilities are not calibrated: a fifth is less than {MIN_ROWS} texts.", console)
 
 
 def _change(adapter: str, change: Callable[[Labels], Labels], output: Path | None) -> None:

@@ -80,7 +80,7 @@ class Comparison:
 
     def check(self, logits: Callable[[list[Any]], Iterable[np.ndarray]]) -> Check:
         """Compare an export's logits, of texts in batches and one by one."""
-        # All are zero while the head is, and then a difference is what it is.
+        # A head of zeros gives only zeros. The difference is then absolute.
         largest = max(float(np.abs(expected).max()) for expected in self.expected) or 1.0
         difference = 0.0
         for texts, expected in zip(self.sets, self.expected, strict=True):

@@ -79,11 +79,12 @@ class Examples:
         empty = {i for text in texts for i, value in enumerate(text) if not value.strip()} | no_text
         missing = set(column.missing()) - empty
         no_label = set(column.wrong()) - empty - missing
-        kept = [i for i in range(len(column)) if i not in empty | missing | no_label]
+        left_out = empty | missing | no_label
+        kept = [i for i in range(len(column)) if i not in left_out]
         if not kept:
             column.without(sorted(empty | missing)).check()
             raise no_complete_row(file)
-        column = column.without(sorted(empty | missing | no_label))
+        column = column.without(sorted(left_out))
         if column.kind == "indicators":
             all_names = column.names or tuple(range(column.values.shape[1]))
             each: Any = [[all_names[j] for j in np.flatnonzero(row == 1)] for row in column.values]

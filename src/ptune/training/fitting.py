@@ -23,7 +23,7 @@ from ptune.training.telling import fit_telling
 
 # One text in this many is left out, to choose between two starts.
 LEFT_OUT = 5
-# Smaller shares of labels count as this one: that of zero has no logarithm.
+# A smaller share of a label counts as this one, because zero has no logarithm.
 RAREST = 1e-3
 # Strengths of the ridge regression, for the mean over the texts.
 _RIDGES = torch.logspace(-4, 2, 13, dtype=torch.float64)

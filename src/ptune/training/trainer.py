@@ -135,7 +135,7 @@ def check_metric(args: TrainingArguments, dataset: TaskData) -> None:
     """Refuse a metric for the best checkpoint that evaluation does not have.
 
     Raises:
-        PtuneError: There is none of that name.
+        PtuneError: Evaluation gives no such score.
     """
     names = [
         "_".join(filter(None, [evaluated, name]))
