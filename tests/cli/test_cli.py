@@ -451,6 +451,7 @@ def test_evaluate_prints_and_writes_the_scores(run_ptune, trained, mail, tmp_pat
         "predict RUN --all-tasks --file DATA --output DATA",
         "evaluate RUN --file DATA --output DATA",
         "report RUN --file DATA --output PAGE",
+        "report RUN --train-file MISTAKES --file OTHER --output PAGE",
         "explain RUN text --train-file DATA --output DATA",
         "check DATA --output DATA",
         "check OTHER --eval-file DATA --output DATA",
@@ -459,11 +460,12 @@ def test_evaluate_prints_and_writes_the_scores(run_ptune, trained, mail, tmp_pat
     ],
 )
 def test_no_command_writes_over_the_file_it_reads(run_ptune, trained, mail, tmp_path, asked):
-    """A link to the file is the file. The report's numbers are a `.json` next to its page."""
+    """A link to the file is the file. A report has files next to its page."""
     data, link = tmp_path / "data.json", tmp_path / "link.json"
     shutil.copy(mail, data)
     link.symlink_to(data)
     places = {"RUN": trained, "DATA": data, "OTHER": mail, "PAGE": tmp_path / "link.html"}
+    places["MISTAKES"] = shutil.copy(mail, tmp_path / "link-mistakes.csv")
     before = data.read_bytes()
     *words, last = [places.get(word, word) for word in asked.split()]
     done = run_ptune(*words, link if last == data else last)

@@ -140,7 +140,7 @@ def report(
     from ptune.quality import evidence, report
     from ptune.training.start import dataset_of_run
 
-    for written in (output, output and output.with_suffix(".json")):
+    for written in report.written_with(output) if output else ():
         check_is_no_input(written, file, train_file)
     classifier = load(adapter, **load_with(options))
     data = dataset_of_run(Path(adapter), train_file)

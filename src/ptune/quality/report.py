@@ -347,6 +347,11 @@ def write(content: dict[str, Any], page: Path, shown: Pictures = ()) -> None:
 NEAREST = ("nearest_1", "nearest_2", "nearest_3")
 
 
+def written_with(page: Path) -> list[Path]:
+    """The page, and the files that `write` writes next to it."""
+    return [page, page.with_suffix(".json"), page.with_name(mistakes_name(page))]
+
+
 def mistakes_name(page: Path) -> str:
     """The name of the file of mistakes next to a page."""
     return "mistakes.csv" if page.name == REPORT_NAME else f"{page.stem}-mistakes.csv"
