@@ -46,7 +46,10 @@ MECHANISMS = {
     # Embeddings in every layer, where attention is out of reach.
     "layers": ("DeBERTa-v2", DEEP),
     # Tokens that attend to the text, which does not attend to them.
-    "reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 3}),
+    "reader": (
+        "BERT",
+        {"depth": "reader", "pooling": "prompt", "reader_rank": 3, "reader_key_rank": 2},
+    ),
     # The same with a head that also reads what was kept of the text.
     "reader, layers read": ("BERT", {"depth": "reader", "pooling": "layers"}),
     # The same where the text's keys and values enter as a cache of Transformers.

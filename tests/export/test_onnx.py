@@ -34,7 +34,10 @@ EXPORTS = {
     "DeBERTa-v2, deep": ("DeBERTa-v2", DEEP),
     "GPT-2, deep": ("GPT-2", DEEP),
     "Llama, input": ("Llama", {"placement": "prefix"}),
-    "BERT, reader": ("BERT", {"depth": "reader", "pooling": "prompt", "reader_rank": 2}),
+    "BERT, reader": (
+        "BERT",
+        {"depth": "reader", "pooling": "prompt", "reader_rank": 2, "reader_key_rank": 2},
+    ),
     "BERT, reader, pairs": ("BERT", {"depth": "reader", "pooling": "pairs"}),
     "Llama, reader": ("Llama", {"depth": "reader"}),
 }

@@ -63,6 +63,11 @@ TASKS = {
         "single_label_classification",
         {"num_virtual_tokens": 4, "depth": "reader", "pooling": "prompt", "reader_rank": 2},
     ),
+    "reader, added keys": (
+        ["o", "p"],
+        "single_label_classification",
+        {"num_virtual_tokens": 3, "depth": "reader", "pooling": "prompt", "reader_key_rank": 2},
+    ),
     "reader, layers": (
         ["x", "y"],
         "single_label_classification",

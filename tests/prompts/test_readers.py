@@ -9,8 +9,10 @@ from conftest import SENTENCES, build, refused, use_prompt
 from subjects import shake
 
 from ptune import PromptEncoderConfig, PromptModel
+from ptune.backbones.architectures import Architecture
 from ptune.peft import PromptEncoderConfig as InPeft
 from ptune.prompts.host import Given
+from ptune.prompts.keys import FACTOR
 from ptune.prompts.mechanisms import Prompt
 
 K = 5
@@ -34,6 +36,12 @@ def reader(backbone, seed=0, **options):
     return shake(PromptModel(backbone, config), seed, std=0.4)
 
 
+def ranks(backbone):
+    """Everything low-rank that a reader can have on this backbone."""
+    adds = Architecture.of(backbone).adds_keys
+    return {"reader_rank": 2, "reader_key_rank": 2 if adds else 0}
+
+
 def padded(tokenizer, texts=TEXTS, **options):
     return tokenizer(texts, padding=True, return_tensors="pt", **options)
 
@@ -43,7 +51,7 @@ def padded(tokenizer, texts=TEXTS, **options):
 def test_a_text_is_read_the_same_with_and_without_readers(name):
     """Bit for bit: the inputs and the output of every layer."""
     backbone, tokenizer = made(name)
-    model, inputs = reader(backbone, reader_rank=2), padded(tokenizer)
+    model, inputs = reader(backbone, **ranks(backbone)), padded(tokenizer)
     width, seen = inputs["input_ids"].shape[1], []
     for layer in model.architecture.layers or [model.architecture.attentions[0].path]:
         backbone.get_submodule(layer).register_forward_hook(
@@ -64,7 +72,7 @@ def test_a_text_is_read_the_same_with_and_without_readers(name):
 @pytest.mark.parametrize("name", READABLE)
 def test_an_answer_depends_neither_on_the_batch_nor_on_padding(name):
     backbone, tokenizer = made(name)
-    model = reader(backbone, reader_rank=2)
+    model = reader(backbone, **ranks(backbone))
     inputs = padded(tokenizer)
     expected = torch.cat([model(**padded(tokenizer, [text])).logits for text in TEXTS])
     assert expected.std(dim=0).max() > 0.01
@@ -100,6 +108,51 @@ def test_a_head_reads_the_reader_and_then_the_text(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("readers", [1, 2])
+@pytest.mark.parametrize("name", ["BERT", "Llama", "Gemma 2", "GPT-2"])
+def test_added_keys_are_what_is_added_to_the_keys(name, readers):
+    """Attention never computes the sum, which must give the same answer."""
+    backbone, tokenizer = made(name)
+    model, inputs = reader(backbone, **ranks(backbone)), padded(tokenizer)
+    host, config = model.host, model.prompt_config
+    embeddings = model.prompt_embeddings()
+    prompts = [
+        Prompt.of(config, model.state.mechanism, embeddings * (1 + i)) for i in range(readers)
+    ]
+    which = [*range(readers)] * len(TEXTS)
+    texts = host.read_texts(Given(**inputs))
+    found = host.run(prompts, texts, which, head=model.state.head).logits
+    *_, last = embeddings.split(config.parts)
+    sizes = model.state.mechanism.sizes
+    for i, own in enumerate(prompts):
+        pairs = [texts.key_values[0]]
+        rows = (last * (1 + i)).chunk(2)
+        parts = zip(*(t.split(sizes, dim=1)[1:] for t in rows), strict=True)
+        for (key, value), (down, up) in zip(texts.key_values[1:], parts, strict=True):
+            _, heads, _, dim = key.shape
+            read = value.transpose(1, 2).flatten(2)
+            added = FACTOR * (read @ down[:, : heads * dim].T) @ up[:, : heads * dim]
+            pairs.append((key + added.unflatten(2, (heads, dim)).transpose(1, 2), value))
+        alone = replace(own, added_keys=None)
+        changed = replace(texts, key_values=pairs)
+        expected = host.run([alone], changed, head=model.state.head).logits
+        torch.testing.assert_close(found[i::readers], expected, atol=1e-5, rtol=1e-4)
+        unchanged = host.run([alone], texts, head=model.state.head).logits
+        assert (unchanged - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["BLOOM", "Falcon"])
+def test_keys_are_not_added_to_texts_that_enter_as_a_cache(name):
+    backbone, _ = made(name)
+    with refused(
+        f"reader_key_rank is 2, but a reader on {type(backbone).__name__} cannot add to the keys "
+        "that it sees. Leave it out."
+    ):
+        reader(backbone, reader_key_rank=2)
+    assert not hasattr(backbone, "ptune_hosted")
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", DECODERS)
 def test_in_a_decoder_a_reader_equals_tokens_after_the_text(name):
     """In a causal model, a text cannot depend on what comes after it, so the two must agree."""
@@ -127,7 +180,7 @@ def test_an_architecture_that_cannot_be_read_is_refused(name):
 
 
 def test_everything_of_a_reader_gets_a_gradient_and_the_text_none(kind, tokenizer, texts):
-    model = reader(build(kind), reader_rank=2).train()
+    model = reader(build(kind), reader_rank=2, reader_key_rank=2).train()
     inputs = padded(tokenizer, texts[:4])
     model(**inputs, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
     width = model.architecture.token_dim
@@ -337,9 +390,15 @@ def test_many_readers_share_what_was_read_of_a_text(name):
     inputs = padded(tokenizer)
     host, mechanism = model.host, model.state.mechanism
     prompts, expected = [], []
-    for i, (k, rank) in enumerate([(5, 0), (3, 2), (1, 1)]):
+    adds = model.architecture.adds_keys
+    for i, (k, rank, key_rank) in enumerate([(5, 0, 1), (3, 2, 0), (1, 1, 3)]):
         torch.manual_seed(i)
-        config = PromptEncoderConfig(depth="reader", num_virtual_tokens=k, reader_rank=rank)
+        config = PromptEncoderConfig(
+            depth="reader",
+            num_virtual_tokens=k,
+            reader_rank=rank,
+            reader_key_rank=key_rank if adds else 0,
+        )
         embeddings = torch.randn(config.rows, mechanism.width)
         prompts.append(Prompt.of(config.resolved(), mechanism, embeddings))
         expected.append(host.run([prompts[-1]], Given(**inputs), head=model.state.head).logits)
@@ -353,7 +412,7 @@ def test_many_readers_share_what_was_read_of_a_text(name):
 def test_gradient_checkpointing_gives_the_same_gradients(tokenizer, texts):
     inputs, gradients = padded(tokenizer, texts[:4]), []
     for checkpointing in (False, True):
-        model = reader(build("bert"), reader_rank=2).train()
+        model = reader(build("bert"), reader_rank=2, reader_key_rank=2).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         model(**inputs, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
@@ -389,7 +448,7 @@ def test_a_text_and_a_reader_that_follows_it_must_fit_together(tokenizer):
 
 @torch.no_grad()
 def test_a_reader_is_saved_with_its_low_rank_layers(tmp_path, tokenizer, texts):
-    model = reader(build("bert"), reader_rank=2)
+    model = reader(build("bert"), reader_rank=2, reader_key_rank=2)
     inputs = padded(tokenizer, texts)
     expected = model(**inputs).logits
     model.save_pretrained(tmp_path)
@@ -410,6 +469,11 @@ def test_a_reader_is_saved_with_its_low_rank_layers(tmp_path, tokenizer, texts):
             {"reader_rank": 4, "depth": "deep"},
             "reader_rank is 4 and depth is 'deep'; only a reader has a rank. Leave it out, or use "
             "depth='reader'.",
+        ),
+        (
+            {"reader_key_rank": 4, "depth": "deep"},
+            "reader_key_rank is 4 and depth is 'deep'; only a reader has a rank. Leave it out, or "
+            "use depth='reader'.",
         ),
     ],
 )

@@ -21,6 +21,7 @@ COMMON = {
     "prompt": "reader",
     "num_virtual_tokens": 4,
     "reader_rank": 2,
+    "reader_key_rank": 2,
     "batch_size": 8,
     "epochs": 2,
     "dtype": "float32",

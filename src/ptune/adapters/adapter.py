@@ -173,6 +173,7 @@ class Adapter:
             schema.TEMPLATE: self.reading.template is not None,
             schema.NO_PROMPT: self.config.depth == "none",
             schema.READER: self.config.depth == "reader",
+            schema.READER_KEY_RANK: self.config.reader_key_rank > 0,
             schema.MASK: self.reading.at_mask,
             schema.LONG_TEXTS: self.reading.long_texts != "truncate",
             schema.WINDOW_WEIGHTS: bool(self.reading.window_weights),
@@ -362,6 +363,7 @@ def describe(source: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
         "backbone check": _check_of(adapter),
         "prompt": f"{config.num_virtual_tokens} virtual tokens x {width}, {where_it_is}"
         + (f", rank {config.reader_rank}" if config.reader_rank else "")
+        + (f", rank {config.reader_key_rank} on keys" if config.reader_key_rank else "")
         + (f", trained through {encoder}" if encoder != "NONE" else ""),
         "parameters": f"prompt {adapter.prompt_embeddings.numel():,}, "
         f"head {sum(t.numel() for t in head):,}",

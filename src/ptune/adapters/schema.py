@@ -41,8 +41,10 @@ FORMAT = 2
 # What `requires` may name: features without which a file cannot be understood.
 READER, TEMPLATE, NO_PROMPT, MASK = "reader", "template", "no_prompt", "mask"
 LONG_TEXTS, LABEL_OUTPUTS = "long_texts", "label_outputs"
-WINDOW_WEIGHTS = "window_weights"
-FEATURES = frozenset({READER, TEMPLATE, NO_PROMPT, MASK, LONG_TEXTS, LABEL_OUTPUTS, WINDOW_WEIGHTS})
+WINDOW_WEIGHTS, READER_KEY_RANK = "window_weights", "reader_key_rank"
+FEATURES = frozenset(
+    {READER, TEMPLATE, NO_PROMPT, MASK, LONG_TEXTS, LABEL_OUTPUTS, WINDOW_WEIGHTS, READER_KEY_RANK}
+)
 
 # Bytes that a JSON file of an adapter may have: 50,000 labels of 300 characters.
 MAX_JSON = 16_000_000
@@ -182,6 +184,7 @@ METHOD_FIELDS = {
 OWN_FIELDS = {
     "depth": Field(one_of(*get_args(Depth)), "input"),
     "reader_rank": Field(integer(LIMITS["reader_rank"], 0), 0),
+    "reader_key_rank": Field(integer(LIMITS["reader_key_rank"], 0), 0),
     "placement": Field(one_of(*get_args(Placement)), "prefix"),
     "shift_positions": Field(FLAG, False),
     "backbone_dropout": Field(FLAG, False, training_only=True),

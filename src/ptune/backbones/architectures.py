@@ -190,6 +190,13 @@ class Architecture:
         return [self.token_dim] + [self.hidden_size] * (len(self.layers) - 1)
 
     @property
+    def adds_keys(self) -> bool:
+        """Whether readers can add to the keys that they see (`AddedKeys`)."""
+        return len(self.attentions) == len(self.layers) and all(
+            a.heads * a.head_dim <= self.hidden_size for a in self.attentions
+        )
+
+    @property
     def takes_one_row(self) -> bool:
         """Whether it may read a batch as one row without padding; `Host` tries it out."""
         end = self.last_layer_end

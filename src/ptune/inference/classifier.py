@@ -345,6 +345,7 @@ def _progress(verbose: bool | None) -> Any:
 # Settings of a classifier that are fields of a prompt's configuration.
 _SAME_NAME = (
     "reader_rank",
+    "reader_key_rank",
     "placement",
     "pooling",
     "prompt_init",

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from ptune import compat
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import FEW_PASSES, is_unusual, scaled_product
+from ptune.prompts.keys import AddedKeys, KeyValue
 from ptune.prompts.layout import OneRow
-from ptune.prompts.passes import KeyValue, Pass, Passes
+from ptune.prompts.passes import Pass, Passes
 
 _PREFIX = "ptune_"
 _KERNELS = {"eager": "eager", FEW_PASSES: "eager", "sdpa": "sdpa"}  # kernel: format of its masks
@@ -32,14 +33,18 @@ class _Site:
     passes: Passes
     numbers: tuple[int, ...]
 
-    def key_values(self, current: Pass, module: nn.Module) -> KeyValue | None:
+    def key_values(
+        self, current: Pass, module: nn.Module
+    ) -> tuple[KeyValue | None, AddedKeys | None]:
         if not current.key_values:
-            return None
-        if len(self.numbers) == 1:
-            return current.key_values[self.numbers[0]]
-        call = current.calls.get(module, 0)  # gradient checkpointing calls it again, in order
-        current.calls[module] = call + 1
-        return current.key_values[self.numbers[call % len(self.numbers)]]
+            return None, None
+        number = self.numbers[0]
+        if len(self.numbers) > 1:
+            call = current.calls.get(module, 0)  # gradient checkpointing calls it again, in order
+            current.calls[module] = call + 1
+            number = self.numbers[call % len(self.numbers)]
+        added = current.added_keys[number] if current.added_keys else None
+        return current.key_values[number], added
 
 
 class Attentions:
@@ -94,7 +99,7 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                 row = current.row
                 own = (key, value) if row is None else (row.apart(key), row.apart(value))
                 current.captured_key_values.append(own)
-            pair = site.key_values(current, module)
+            pair, added = site.key_values(current, module)
             if current.row is not None:
                 kernel_of = partial(compat.attention_function(kernel, module), module, **kwargs)
                 return _of_row(kernel_of, (query, key, value), pair, current.row), None
@@ -105,9 +110,13 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                 attention_mask = _mask(current, attention_mask, window, key, k, shares=shares)
                 if shares:
                     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-                    return _of_many(query, key, value, pair, attention_mask, scaling), None
+                    states = query, key, value, pair, added
+                    return _of_many(*states, attention_mask, scaling), None
                 if times > 1:
                     pair = pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0)
+                if added is not None:
+                    kwargs["scaling"] = kwargs.get("scaling") or query.shape[-1] ** -0.5
+                    query, key, pair = _wider(query, key, pair, added)
                 key, value = _after(pair[0], key), _after(pair[1], value)
                 if kwargs.get("position_bias") is not None:
                     kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
@@ -120,6 +129,16 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
 def _after(before: Tensor, states: Tensor) -> Tensor:
     """Keys or values with those of a prompt before them, ``[batch, heads, k + seq, head_dim]``."""
     return torch.cat([before.to(states).expand(states.shape[0], -1, -1, -1), states], dim=2)
+
+
+def _wider(
+    query: Tensor, key: Tensor, pair: KeyValue, added: AddedKeys
+) -> tuple[Tensor, Tensor, KeyValue]:
+    """Query and keys of an attention with what readers add to the keys as further numbers."""
+    narrow = added.narrow.to(key)[:, None].expand(-1, key.shape[1], -1, -1)
+    wide = torch.cat([pair[0].to(key), narrow], dim=3)
+    key = nn.functional.pad(key, (0, narrow.shape[3]))
+    return torch.cat([query, added.asked(query)], dim=3), key, (wide, pair[1])
 
 
 def _of_row(
@@ -208,7 +227,13 @@ def _joined(t: Tensor, texts: int) -> Tensor:
 
 
 def _of_many(
-    query: Tensor, key: Tensor, value: Tensor, pair: KeyValue, mask: Tensor | None, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pair: KeyValue,
+    added: AddedKeys | None,
+    mask: Tensor | None,
+    scaling: float,
 ) -> Tensor:
     """Attention of several readers to a text that they share, and of each to itself.
 
@@ -218,6 +243,7 @@ def _of_many(
         query: ``[texts * readers, heads, k, dim]``.
         key, value: ``[texts * readers, heads or fewer, k, dim]``.
         pair: Keys and values of the texts, ``[texts, heads or fewer, seq, dim]``.
+        added: What readers add to the keys; ``None``: nothing.
         mask: ``[texts, 1, readers * k, seq + k]``, added to the scores; ``None``: no mask.
         scaling: Factor of the scores.
 
@@ -230,6 +256,10 @@ def _of_many(
     to_own = scaled_product(query.reshape(len(key), -1, dim), key.mT, scaling)
     joined = _joined(query, texts).reshape(len(text_key), -1, dim)
     to_text = scaled_product(joined, text_key.mT, scaling).view(texts, heads, -1, seq)
+    if added is not None:
+        asked, narrow = added.asked(query).flatten(1, 2), added.narrow.mT.to(query)
+        more = scaled_product(asked, narrow, scaling).view(rows, heads, k, seq)
+        to_text = to_text + _joined(more, texts)
     to_own = _joined(to_own.view(rows, heads, k, k), texts)
     scores = torch.cat([to_text, to_own], dim=3).float()
     if mask is not None:

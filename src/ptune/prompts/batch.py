@@ -132,7 +132,11 @@ class Batch:
         mask, which = texts.mask, self.which
         rows = mask.shape[0] if which is None else len(which)
         times = 1 if which is None else rows // max(1, len(mask))
-        low_rank = [p.embeddings[:0] if p.low_rank is None else p.low_rank for p in self.prompts]
+        none = [p.embeddings[:0] for p in self.prompts]
+        low_rank, added = (
+            [some if own is None else own for own, some in zip(given, none, strict=True)]
+            for given in zip(*((p.low_rank, p.added_keys) for p in self.prompts), strict=True)
+        )
         if which is not None and takes_turns(which, len(self.prompts)):
             which = None  # the same readers again and again
         readers.enter_low_rank(self.current, low_rank, which)
@@ -152,7 +156,8 @@ class Batch:
             inputs[self.own.cache_name], seen = texts.as_cache(times)
             inputs["attention_mask"] = torch.cat([seen, self.mask], dim=1)
         else:
-            readers.enter_texts(self.current, texts, self.mask.shape[1], times)
+            k = self.mask.shape[1]
+            readers.enter_texts(self.current, texts, k, times, added, which)
         return inputs
 
     def _counted(self, mask: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ LIMITS = {
     "encoder_hidden_size": 16_384,
     "encoder_num_layers": 16,
     "reader_rank": 1_024,
+    "reader_key_rank": 1_024,
 }
+RANKS = ("reader_rank", "reader_key_rank")
 
 
 def vectors_of(pooling: Pooling, layers: int) -> int:
@@ -88,6 +90,8 @@ class PromptEncoderConfig:
             head.
         reader_rank: For a reader: rank of a low-rank layer between the layers of the backbone,
             which only the virtual tokens pass through; 0: none.
+        reader_key_rank: For a reader: rank of what is added to the keys of the text, as only this
+            reader sees them; 0: nothing.
         placement: Where an input prompt is. ``"after_first"``: right after the first token, which
             is a special token for most encoders. ``"prefix"``: before the text, as in PEFT.
             ``"template"``: at the places that a template names; see `ptune.texts.Template`.
@@ -145,6 +149,7 @@ class PromptEncoderConfig:
     encoder_dropout: float = 0.0
     depth: Depth = "deep"
     reader_rank: int = 0
+    reader_key_rank: int = 0
     placement: Placement = "after_first"
     shift_positions: bool = False
     backbone_dropout: bool = False
@@ -172,7 +177,7 @@ class PromptEncoderConfig:
                 continue
             if value is None and name == "encoder_hidden_size":
                 continue
-            least, is_int = int(name != "reader_rank"), isinstance(value, int)
+            least, is_int = int(name not in RANKS), isinstance(value, int)
             if not is_int or isinstance(value, bool) or not least <= value <= limit:
                 raise PtuneError(
                     f"{name} is {value!r}; expected an integer from {least} to {limit:,}."
@@ -212,11 +217,12 @@ class PromptEncoderConfig:
                 f"pooling is 'prompt', but {has} no vectors that the head could read. Use 'mean' "
                 "or 'architecture'."
             )
-        if self.depth != "reader" and self.reader_rank:
-            raise PtuneError(
-                f"reader_rank is {self.reader_rank} and depth is {self.depth!r}; only a reader has "
-                "a rank. Leave it out, or use depth='reader'."
-            )
+        for name in RANKS:
+            if self.depth != "reader" and (rank := getattr(self, name)):
+                raise PtuneError(
+                    f"{name} is {rank} and depth is {self.depth!r}; only a reader has a rank. "
+                    "Leave it out, or use depth='reader'."
+                )
         has_text = bool((self.prompt_init_text or "").strip())
         if self.prompt_init is not None and (self.prompt_init == "text") != has_text:
             raise PtuneError(
@@ -232,8 +238,13 @@ class PromptEncoderConfig:
 
     @property
     def rows(self) -> int:
-        """Rows of the prompt embeddings: the virtual tokens, and a reader's low-rank layers."""
-        return self.num_virtual_tokens + 2 * self.reader_rank
+        """Rows of the prompt embeddings."""
+        return sum(self.parts)
+
+    @property
+    def parts(self) -> list[int]:
+        """Rows of the virtual tokens, of a reader's low-rank layers, and of its added keys."""
+        return [self.num_virtual_tokens, 2 * self.reader_rank, 2 * self.reader_key_rank]
 
     @property
     def reads_reader_and_text(self) -> bool:

@@ -41,6 +41,7 @@ from ptune.prompts.config import (
 from ptune.prompts.heads import Head, Heads
 from ptune.prompts.hooks import FrozenCheckpoint, MeanPooling, OnlyPositionsRead, VirtualTokens
 from ptune.prompts.kept import text_keys
+from ptune.prompts.keys import KeyValue
 from ptune.prompts.mechanisms import (
     InputEmbeddings,
     LayerEmbeddings,
@@ -50,7 +51,7 @@ from ptune.prompts.mechanisms import (
     Prompt,
     SharedInputEmbeddings,
 )
-from ptune.prompts.passes import KeyValue, Pass, Passes
+from ptune.prompts.passes import Pass, Passes
 from ptune.prompts.readers import Readers, TextStates
 
 # The input prompt of a causal backbone, computed once for a whole batch.
@@ -222,6 +223,11 @@ class Host:
             raise PtuneError(
                 f"pooling is {config.pooling!r}, but the head of a reader on {own.name} cannot "
                 "read the text. Use 'prompt' or 'architecture'."
+            )
+        if config.reader_key_rank and not own.adds_keys:
+            raise PtuneError(
+                f"reader_key_rank is {config.reader_key_rank}, but a reader on {own.name} cannot "
+                "add to the keys that it sees. Leave it out."
             )
         if config.pooling == "prompt" and config.depth == "input" and own.is_causal:
             raise PtuneError(

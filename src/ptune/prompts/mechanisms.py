@@ -27,7 +27,8 @@ from ptune.prompts import layout
 from ptune.prompts.config import Pooling, PromptEncoderConfig
 from ptune.prompts.heads import stacked
 from ptune.prompts.hooks import LayerInputs, VirtualTokens
-from ptune.prompts.passes import KeyValue, Pass
+from ptune.prompts.keys import KeyValue
+from ptune.prompts.passes import Pass
 
 
 class Mechanism:
@@ -92,6 +93,7 @@ class Prompt:
         in_text: Whether its places are among the text's tokens, as ids below 0.
         pooling: What the head reads; as in `PromptEncoderConfig`.
         low_rank: Low-rank layers of a reader, ``[2 * rank, width]``.
+        added_keys: What a reader adds to the keys of its text, ``[2 * rank, width]``.
     """
 
     mechanism: Mechanism
@@ -101,14 +103,14 @@ class Prompt:
     in_text: bool = False
     pooling: Pooling = "architecture"
     low_rank: Tensor | None = None
+    added_keys: Tensor | None = None
 
     @classmethod
     def of(cls, config: PromptEncoderConfig, mechanism: Mechanism, embeddings: Tensor) -> Prompt:
         """The prompt that `config` describes, with all rows of its embeddings."""
-        low_rank = None
+        low_rank = added_keys = None
         if len(embeddings) > config.num_virtual_tokens:
-            k, rest = config.num_virtual_tokens, len(embeddings) - config.num_virtual_tokens
-            embeddings, low_rank = embeddings.split([k, rest])
+            embeddings, low_rank, added_keys = embeddings.split(config.parts)
         # The text is not in a reader's pass, and what its head reads of it was kept.
         pooling = "prompt" if config.reads_reader_and_text else config.pooling
         return cls(
@@ -119,12 +121,14 @@ class Prompt:
             in_text=config.placement == "template",
             pooling=pooling,
             low_rank=low_rank,
+            added_keys=added_keys,
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of its numbers."""
-        return self.embeddings.nbytes + (0 if self.low_rank is None else self.low_rank.nbytes)
+        parts = (self.embeddings, self.low_rank, self.added_keys)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 class InputEmbeddings(Mechanism):

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from ptune import compat
 from ptune.backbones.cpu import is_traced
+from ptune.prompts.keys import AddedKeys, KeyValue
 from ptune.prompts.layout import OneRow
-
-KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -49,6 +48,8 @@ class Pass:
             tokens.
         reader_low_rank: For each layer but the first, two matrices ``[n, rank, hidden]``,
             where row i of the batch has number i modulo n.
+        added_keys: For each of `key_values`, what readers add to the keys; ``None``: nothing.
+            Empty: nothing anywhere.
         reader_positions: ``[batch, seq]``: the positions of readers, if they follow a text.
         mean_mask: ``[batch, seq]``, true at the positions whose mean the head reads.
         mean_texts: ``[batch, 1]``, true for texts whose mean is read; ``None``: all of them.
@@ -81,6 +82,7 @@ class Pass:
     layer_start: int = 0
     reader_vectors: Sequence[Tensor] = ()
     reader_low_rank: Sequence[tuple[Tensor, Tensor]] = ()
+    added_keys: Sequence[AddedKeys | None] = ()
     reader_positions: Tensor | None = None
     mean_mask: Tensor | None = None
     mean_texts: Tensor | None = None

@@ -22,8 +22,9 @@ from ptune.prompts.config import Pooling
 from ptune.prompts.heads import stacked
 from ptune.prompts.hooks import ReaderStates, VirtualTokens
 from ptune.prompts.kept import KeptTexts, StatesShape
+from ptune.prompts.keys import AddedKeys, KeyValue
 from ptune.prompts.mechanisms import Mechanism
-from ptune.prompts.passes import KeyValue, Pass
+from ptune.prompts.passes import Pass
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ class Readers(Mechanism):
     layer but the first. It has two matrices per layer, ``[rank, hidden]`` each, in rows that
     follow those of the virtual tokens.
 
+    With `Prompt.added_keys`, virtual tokens see other keys of the text in every layer but the
+    first (`AddedKeys`): two more matrices per layer, ``[rank, hidden]`` each, in the last rows.
+
     Attributes:
         by_cache: Whether the keys and values of a text enter as a cache of Transformers, because
             its attention does not use `AttentionInterface`.
@@ -156,16 +160,17 @@ class Readers(Mechanism):
             low_rank: ``[2 * rank, width]`` for each prompt.
             which: As for `enter`; ``None``: the prompts take turns.
         """
-        if not any(len(t) for t in low_rank):
-            return
-        down, up = (stacked([t.chunk(2)[i] if len(t) else t for t in low_rank]) for i in range(2))
-        if which is not None:
-            index = torch.tensor(which, device=down.device)
-            down, up = down[index], up[index]  # [batch or readers per text, rank, width]
-        parts = (t.split(self.sizes, dim=2)[1:] for t in (down, up))
-        current.reader_low_rank = list(zip(*parts, strict=True))
+        current.reader_low_rank = self._by_layer(low_rank, which)
 
-    def enter_texts(self, current: Pass, texts: TextStates, k: int, times: int) -> None:
+    def enter_texts(
+        self,
+        current: Pass,
+        texts: TextStates,
+        k: int,
+        times: int,
+        added: Sequence[Tensor],
+        which: Sequence[int] | None,
+    ) -> None:
         """Let the virtual tokens of a forward pass attend to texts.
 
         Args:
@@ -173,6 +178,8 @@ class Readers(Mechanism):
             texts: The texts.
             k: Length of the longest prompt.
             times: How many prompts read each text.
+            added: What each prompt adds to the texts' keys, ``[2 * rank, width]``.
+            which: As for `enter_low_rank`.
         """
         current.key_values, current.key_mask = texts.key_values, texts.mask
         if self.continues:
@@ -181,25 +188,51 @@ class Readers(Mechanism):
             # [batch, times * k, seq]
             current.key_distances = (texts.lengths + own)[..., None] - place[:, None]
 
+        if parts := self._by_layer(added, which):
+            pairs = zip(texts.key_values[1:], parts, strict=True)
+            current.added_keys = [None, *(AddedKeys.of(pair, *own, times) for pair, own in pairs)]
+
+    def _by_layer(
+        self, low_rank: Sequence[Tensor], which: Sequence[int] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Two matrices of low rank for each layer but the first; none if no prompt has them.
+
+        Args:
+            low_rank: ``[2 * rank, width]`` for each prompt.
+            which: As for `enter_low_rank`.
+
+        Returns:
+            ``[prompts or batch, rank, hidden]`` each.
+        """
+        if not any(map(len, low_rank)):
+            return []
+        down, up = (stacked([t.chunk(2)[i] if len(t) else t for t in low_rank]) for i in range(2))
+        if which is not None:
+            index = torch.tensor(which, device=down.device)
+            down, up = down[index], up[index]
+        return list(zip(*(t.split(self.sizes, dim=2)[1:] for t in (down, up)), strict=True))
+
     def from_words(self, ids: Tensor) -> Tensor:  # noqa: D102
         start = self.tokens.weight.new_zeros(len(ids), self.width, dtype=torch.float32)
         start[:, : self.sizes[0]] = self.tokens.of_words(ids)
         return start
 
-    def start(self, tokens: Tensor, rank: int) -> Tensor:
+    def start(self, tokens: Tensor, parts: Sequence[int]) -> Tensor:
         """Initial rows from those of virtual tokens: nothing is changed in later layers yet.
 
         Args:
             tokens: ``[k, width]``, of which the input embeddings are kept.
-            rank: Rank of the low-rank layers.
+            parts: `PromptEncoderConfig.parts`.
 
         Returns:
-            ``[k + 2 * rank, width]``.
+            ``[rows, width]``.
         """
-        start = tokens.new_zeros(len(tokens) + 2 * rank, self.width)
-        start[: len(tokens), : self.sizes[0]] = tokens[:, : self.sizes[0]]
-        down = slice(len(tokens), len(tokens) + rank)
-        start[down, self.sizes[0] :].normal_(std=self.sizes[-1] ** -0.5)
+        start = tokens.new_zeros(sum(parts), self.width)
+        k, *low_rank = start.split(parts)
+        k[:, : self.sizes[0]] = tokens[:, : self.sizes[0]]
+        for rows in low_rank:
+            down = rows[: len(rows) // 2, self.sizes[0] :]
+            down.normal_(std=self.sizes[-1] ** -0.5)
         return start
 
     def remove(self) -> None:  # noqa: D102

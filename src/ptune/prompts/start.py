@@ -29,7 +29,7 @@ def new_encoder(host: Host, config: PromptEncoderConfig, mechanism: Mechanism) -
     assert config.prompt_init_scale is not None  # `fitted` decides it
     start = start.float() * config.prompt_init_scale
     if isinstance(mechanism, Readers):
-        start = mechanism.start(start[: config.num_virtual_tokens], config.reader_rank)
+        start = mechanism.start(start[: config.num_virtual_tokens], config.parts)
     encoder.start_from(start)
     return encoder.to(host.tokens.weight.device)
 

@@ -90,7 +90,7 @@ class _Task:
             or own.keep_features
             or not own.training_arguments.keys() <= FOLLOWED
         )
-        size = own.num_virtual_tokens, own.reader_rank, own.batch_size
+        size = own.num_virtual_tokens, own.reader_rank, own.reader_key_rank, own.batch_size
         kept = own.keep_texts, own.keep_texts_in, own.keep_texts_on_disk
         return () if alone else (own.model, own.revision, own.dtype, *size, *kept)
 

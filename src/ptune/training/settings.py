@@ -88,6 +88,13 @@ class ClassifierSettings:
         at_least=0,
         unset="32 for a reader on an encoder, else 0",
     )
+    reader_key_rank: int | None = setting(
+        None,
+        "Rank of what a reader adds to the text's keys, as only it sees them. 0: nothing.",
+        ADVANCED,
+        at_least=0,
+        unset="32 for a reader with low-rank layers and single texts, else 0",
+    )
     encoder: Reparameterization = setting(
         PromptEncoderConfig.encoder_reparameterization_type,
         "Prompt encoder. NONE trains the prompt embeddings themselves.",

@@ -230,6 +230,7 @@ def prompt_config(
         depth=settings.prompt,
         num_virtual_tokens=virtual_tokens(settings),
         reader_rank=settings.reader_rank or 0,
+        reader_key_rank=settings.reader_key_rank or 0,
         encoder_reparameterization_type=settings.encoder,
         encoder_hidden_size=settings.encoder_hidden_size,
         placement=settings.placement,
