@@ -34,7 +34,7 @@ from ptune import PromptBank, PromptEncoderConfig, PromptModel, TrainSettings
 from ptune.backbones.loading import fast_dtype, is_decoder, load_backbone, load_tokenizer
 from ptune.data.dataset import TEXT
 from ptune.data.tables import read_table
-from ptune.training.defaults import READER_RANK
+from ptune.training.defaults import READER_KEY_RANK, READER_RANK
 
 DEMO = Path(ptune.__file__).parent / "demo"
 LABELS = [str(i) for i in range(12)]
@@ -99,7 +99,9 @@ def readers(lengths: list[int], rank: int) -> dict[str, dict[str, Any]]:
             "depth": "reader",
             "num_virtual_tokens": n,
             "reader_rank": rank,
-            "pooling": "layers" if rank else "auto",  # the default on MiniLM and on SmolLM2
+            # The default on MiniLM and on SmolLM2.
+            "reader_key_rank": READER_KEY_RANK["encoder"] if rank else 0,
+            "pooling": "layers" if rank else "auto",
         }
         for n in lengths
     }

@@ -141,6 +141,13 @@ def test_added_keys_are_what_is_added_to_the_keys(name, readers):
         assert (unchanged - expected).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", READABLE)
+def test_keys_can_be_added_unless_texts_enter_as_a_cache(name):
+    backbone, _ = made(name)
+    expected = name not in ("BLOOM", "Falcon", "GPT-J", "GPT-Neo")
+    assert Architecture.of(backbone).adds_keys == expected
+
+
 @pytest.mark.parametrize("name", ["BLOOM", "Falcon"])
 def test_keys_are_not_added_to_texts_that_enter_as_a_cache(name):
     backbone, _ = made(name)

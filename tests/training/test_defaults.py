@@ -93,16 +93,24 @@ def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate, tokens):
     chosen = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 3200))
     assert (chosen.reader_rank, chosen.learning_rate, chosen.head) == (rank, rate, "linear")
     assert chosen.prompt_learning_rate == 1e-3
-    assert chosen.num_virtual_tokens == tokens
-    pairs = Situation(backbone, "reader", 3200, pairs=True)
-    assert choose(TrainSettings(prompt="reader"), pairs).num_virtual_tokens == 8
+    assert (chosen.num_virtual_tokens, chosen.reader_key_rank) == (tokens, rank)
+    pairs = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 3200, pairs=True))
+    assert (pairs.num_virtual_tokens, pairs.reader_key_rank) == (8, 0)
     differences = TrainSettings(prompt="reader", pooling="pairs")
     assert choose(differences, Situation("encoder", "reader", 3200)).learning_rate == 2e-3
     no_rank = TrainSettings(prompt="reader", reader_rank=0)
-    single = Situation(backbone, "reader", 3200)
-    assert choose(no_rank, single).num_virtual_tokens == 8
+    without = choose(no_rank, Situation(backbone, "reader", 3200))
+    assert (without.num_virtual_tokens, without.reader_key_rank) == (8, 0)
     deep = choose(TrainSettings(), Situation(backbone, "deep", 3200))
-    assert (deep.reader_rank, deep.num_virtual_tokens) == (0, 20)
+    assert (deep.reader_rank, deep.reader_key_rank, deep.num_virtual_tokens) == (0, 0, 20)
+
+
+def test_a_decoder_with_low_rank_layers_adds_no_keys():
+    """Not all decoders can."""
+    chosen = choose(
+        TrainSettings(prompt="reader", reader_rank=4), Situation("decoder", "reader", 3200)
+    )
+    assert (chosen.num_virtual_tokens, chosen.reader_key_rank) == (2, 0)
 
 
 def test_a_reader_of_a_decoder_shows_the_words_that_it_starts_as(

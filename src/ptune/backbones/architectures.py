@@ -191,9 +191,11 @@ class Architecture:
 
     @property
     def adds_keys(self) -> bool:
-        """Whether readers can add to the keys that they see (`AddedKeys`)."""
-        return len(self.attentions) == len(self.layers) and all(
-            a.heads * a.head_dim <= self.hidden_size for a in self.attentions
+        """Whether readers can add to the keys that they see (`AddedKeys`), in every later layer."""
+        return (
+            bool(self.attentions)
+            and len(self.layers) in (0, len(self.attentions))
+            and all(a.heads * a.head_dim <= self.hidden_size for a in self.attentions)
         )
 
     @property

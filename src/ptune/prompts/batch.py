@@ -132,11 +132,9 @@ class Batch:
         mask, which = texts.mask, self.which
         rows = mask.shape[0] if which is None else len(which)
         times = 1 if which is None else rows // max(1, len(mask))
-        none = [p.embeddings[:0] for p in self.prompts]
-        low_rank, added = (
-            [some if own is None else own for own, some in zip(given, none, strict=True)]
-            for given in zip(*((p.low_rank, p.added_keys) for p in self.prompts), strict=True)
-        )
+        nothing = self.prompts[0].embeddings[:0]
+        low_rank = [nothing if p.low_rank is None else p.low_rank for p in self.prompts]
+        added = [nothing if p.added_keys is None else p.added_keys for p in self.prompts]
         if which is not None and takes_turns(which, len(self.prompts)):
             which = None  # the same readers again and again
         readers.enter_low_rank(self.current, low_rank, which)
