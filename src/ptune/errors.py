@@ -37,6 +37,16 @@ def near(name: object, known: Iterable[str]) -> str:
     return f"did you mean {guess!r}? T{there}" if guess else f"t{there}"
 
 
+def counted(n: int, one: str, many: str) -> str:
+    """A number with the words that fit it.
+
+    Example:
+        >>> counted(1, "row is", "rows are")
+        '1 row is'
+    """
+    return f"{n} {one if n == 1 else many}"
+
+
 def listed(names: Sequence[str], limit: int = 20) -> str:
     """Names with commas between them, for a message.
 

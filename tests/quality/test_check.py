@@ -72,9 +72,9 @@ def test_planted_mistakes_are_found_in_their_rows(mails, tmp_path):
     assert first + 1 in rows_of(found, "few examples")
     personal = {f.problem for f in found if f.check == "personal data"}
     assert personal == {
-        "1 texts have e-mail addresses",
-        "1 texts have phone numbers",
-        "1 texts have IBANs",
+        "1 text has e-mail addresses",
+        "1 text has phone numbers",
+        "1 text has IBANs",
     }
 
 

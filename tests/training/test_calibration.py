@@ -143,6 +143,16 @@ def test_unfamiliar_texts_are_told_from_those_of_known_labels(known):
     assert fit_unfamiliar(logits[:49], y[:49], known) is None
 
 
+def test_a_measure_that_hardly_varies_has_no_weight_in_what_is_unfamiliar():
+    """Here it is the entropy of very certain probabilities, by which other texts would be told."""
+    rng, y = np.random.default_rng(0), np.arange(120) % 2
+    logits = np.where(np.eye(2)[y] == 1, 20.0, 0.0) + rng.normal(size=(120, 1))
+    logits += rng.normal(size=logits.shape) / 4
+    others = np.where(np.eye(2)[y] == 1, 18.0, 0.0) + rng.normal(size=(120, 1))
+    weights = fit_unfamiliar(logits, y, None, others).weights
+    assert np.abs(weights).max() < 1e6  # else the adapter that holds them could not be read
+
+
 def test_texts_that_are_far_from_every_training_text_are_unfamiliar():
     """Labels whose texts form a ring have a mean that is no text's place."""
     rng, size = np.random.default_rng(0), 24

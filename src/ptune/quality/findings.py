@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
 
+from ptune.errors import counted
 from ptune.labels import Labels
 from ptune.quality.features import cross_fitted_logits
 from ptune.training.calibration import fit_temperature
@@ -115,7 +116,7 @@ def duplicates(rows: Rows) -> Iterator[Finding]:
         yield Finding(
             "duplicates",
             "warning",
-            f"{len(again)} rows repeat an earlier row",
+            counted(len(again), "row repeats", "rows repeat") + " an earlier row",
             "Leave them out (--fix), or they count twice and leak into held-out parts.",
             again,
             remarks,
@@ -127,7 +128,7 @@ def duplicates(rows: Rows) -> Iterator[Finding]:
         yield Finding(
             "conflicts",
             "error",
-            f"{len(mixed)} texts occur with different labels, such as "
+            counted(len(mixed), "text occurs", "texts occur") + " with different labels, such as "
             f"{_quoted(rows.texts[example[0]])}: {names}",
             "Decide on one label for each text.",
             [rows.numbers[i] for g in mixed for i in g],
@@ -154,7 +155,8 @@ def leakage(rows: Rows, other: Rows) -> Iterator[Finding]:
         yield Finding(
             "unknown labels",
             "error",
-            f"{len(unseen)} labels of the evaluation file are not in the training file, such as "
+            counted(len(unseen), "evaluation label is", "evaluation labels are")
+            + " not in the training file, such as "
             f"{sorted(unseen)[0]!r}",
             "Add examples of them, or correct their spelling.",
             [other.numbers[i] for i in wrong],
@@ -183,11 +185,13 @@ def near_duplicates(
     remarks = [f"nearly row {rows.numbers[j]}: {_quoted(rows.texts[j])}" for j in found.values()]
     numbers = [later.numbers[i] for i in found]
     if inside:
-        problem, level = f"{len(found)} rows are nearly equal to an earlier row", "note"
+        level, problem = "note", counted(len(found), "row is", "rows are")
+        problem += " nearly equal to an earlier row"
         advice = "Look at them. Held-out parts of the file are easier than new texts."
     else:
         level = "warning"
-        problem = f"{len(found)} evaluation texts are nearly equal to a training text"
+        problem = counted(len(found), "evaluation text is", "evaluation texts are")
+        problem += " nearly equal to a training text"
         advice = "Look at them. Scores on them are too high."
     check = "near-duplicates" if inside else "near leakage"
     yield Finding(check, level, problem, advice, numbers, remarks)  # type: ignore[arg-type]
@@ -230,8 +234,9 @@ def broken(rows: Rows) -> Iterator[Finding]:
         yield Finding(
             "short texts",
             "warning",
-            f"{len(short)} texts have less than {SHORT} characters, or no letter or digit, such "
-            f"as {_quoted(rows.texts[short[0]])}",
+            counted(len(short), "text has", "texts have")
+            + f" less than {SHORT} characters, or no letter or digit, such as "
+            f"{_quoted(rows.texts[short[0]])}",
             "Check whether their label can be known.",
             [rows.numbers[i] for i in short],
             [""] * len(short),
@@ -241,7 +246,8 @@ def broken(rows: Rows) -> Iterator[Finding]:
         yield Finding(
             "encoding",
             "warning",
-            f"{len(wrong)} texts have broken characters, such as {_quoted(rows.texts[wrong[0]])}",
+            counted(len(wrong), "text has", "texts have")
+            + f" broken characters, such as {_quoted(rows.texts[wrong[0]])}",
             "Read the source with the right encoding, or repair them (--fix).",
             [rows.numbers[i] for i in wrong],
             [_quoted(repaired(rows.texts[i])) for i in wrong],
@@ -266,7 +272,8 @@ def scripts(rows: Rows) -> Iterator[Finding]:
         yield Finding(
             "scripts",
             "note",
-            f"{len(others)} texts are not in {usual[0][0].capitalize()} script: "
+            counted(len(others), "text is", "texts are")
+            + f" not in {usual[0][0].capitalize()} script: "
             + ", ".join(f"{name} {n}" for name, n in names.most_common(3)),
             "Check whether the backbone knows these languages.",
             [rows.numbers[i] for i in others],
@@ -289,7 +296,7 @@ def personal_data(rows: Rows) -> Iterator[Finding]:
             yield Finding(
                 "personal data",
                 "note",
-                f"{len(found)} texts have {name}",
+                counted(len(found), "text has", "texts have") + f" {name}",
                 "Check whether you may use them, or replace them.",
                 [rows.numbers[i] for i in found],
                 [name] * len(found),
@@ -314,7 +321,7 @@ def truncated(rows: Rows, cut: Sequence[int], limit: str) -> Iterator[Finding]:
         yield Finding(
             "truncated",
             "warning",
-            f"{len(cut)} texts are longer than {limit} reads",
+            counted(len(cut), "text is", "texts are") + f" longer than {limit} reads",
             "Only their beginning counts. Take a backbone for longer texts, or shorten them.",
             [rows.numbers[i] for i in cut],
             [""] * len(cut),
@@ -368,7 +375,8 @@ def label_names(rows: Rows) -> Iterator[Finding]:
         yield Finding(
             "few examples",
             "warning",
-            f"{len(few)} of {len(names)} labels have fewer than {FEW} examples: "
+            counted(len(few), f"of {len(names)} labels has", f"of {len(names)} labels have")
+            + f" fewer than {FEW} examples: "
             + ", ".join(f"{name} {counts[name]}" for name in few[-5:][::-1])
             + (", …" if len(few) > 5 else ""),
             "Add examples, or merge labels.",
@@ -449,7 +457,8 @@ def wrong_labels(rows: Rows, x: Array) -> Iterator[Finding]:
         yield Finding(
             "wrong labels",
             "warning",
-            f"{len(suspects)} labels are likely wrong, such as {names[y[worst]]!r} for "
+            counted(len(suspects), "label is", "labels are")
+            + f" likely wrong, such as {names[y[worst]]!r} for "
             f"{_quoted(rows.texts[worst])}: rather {names[best[worst]]!r}",
             "Look at them in this order (--output lists them).",
             [rows.numbers[i] for i in suspects],

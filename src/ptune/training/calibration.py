@@ -234,8 +234,9 @@ def fit_unfamiliar(
     for out in folds(len(logits)):
         parts[out] = _familiar(logits[~out], targets[~out], known).parts(logits[out])
     found, spread = _familiar(logits, targets, known), parts.std(axis=0)
-    # A measure that is always the same tells nothing.
-    even = np.where(spread > 1e-9, spread[0] / np.maximum(spread, 1e-9), 0.0)
+    # A measure that is nearly always the same tells nothing, and would get a huge weight.
+    varies = spread > np.maximum(1e-9, 1e-4 * spread[0])
+    even = np.where(varies, spread[0] / np.maximum(spread, 1e-9), 0.0)
     distances = (size / EVEN_LABELS) ** 1.5 / 3
     weights = even * [distances, 2 * distances, 0.0, 0.0, 1.0]
     if out_of_scope is not None and len(out_of_scope) >= MIN_OUT_OF_SCOPE:
