@@ -94,6 +94,8 @@ def test_a_reader_has_rates_and_a_rank_of_its_own(backbone, rank, rate, tokens):
     assert (chosen.reader_rank, chosen.learning_rate, chosen.head) == (rank, rate, "linear")
     assert chosen.prompt_learning_rate == 1e-3
     assert (chosen.num_virtual_tokens, chosen.reader_key_rank) == (tokens, rank)
+    few = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 127))
+    assert (few.num_virtual_tokens, few.reader_key_rank) == (tokens, 0)
     pairs = choose(TrainSettings(prompt="reader"), Situation(backbone, "reader", 3200, pairs=True))
     assert (pairs.num_virtual_tokens, pairs.reader_key_rank) == (8, 0)
     differences = TrainSettings(prompt="reader", pooling="pairs")

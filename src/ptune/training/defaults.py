@@ -54,9 +54,9 @@ READER_PAIR_HEAD_RATE = 2e-3
 READER_RATE_FROM_WORDS = 1e-2
 READER_RANK = {"encoder": 32, "decoder": 0}
 # With low-rank layers, 2 tokens learn as much of a single text as 8, and more of it if they add to
-# its keys, too. Pairs of texts gained nothing from this.
+# its keys, too. Pairs of texts gained nothing from this, and 64 examples were learned by heart.
 READER_TOKENS, FEW_READER_TOKENS = 8, 2
-READER_KEY_RANK = {"encoder": 32, "decoder": 0}
+READER_KEY_RANK, FEWEST_FOR_KEYS = {"encoder": 32, "decoder": 0}, 128
 # With at most this many examples per label, a prompt learns from pairs of texts. Names of labels
 # are learned too, if each has at least this many characters. Shorter ones are usually codes.
 FEW_EXAMPLES, SHORTEST_NAME = 32, 3
@@ -196,7 +196,8 @@ def choose(settings: TrainSettings, situation: Situation) -> TrainSettings:
         chosen["reader_rank"] = usual if rank is None else rank
         if chosen["reader_rank"] and not situation.pairs:
             chosen["num_virtual_tokens"] = FEW_READER_TOKENS
-            chosen["reader_key_rank"] = READER_KEY_RANK[situation.backbone]
+            if situation.examples >= FEWEST_FOR_KEYS:
+                chosen["reader_key_rank"] = READER_KEY_RANK[situation.backbone]
     left_open = {k: v for k, v in chosen.items() if getattr(settings, k) is None}
     settings = replace(settings, **left_open)
     examples = situation.examples + (situation.labels if settings.label_names else 0)

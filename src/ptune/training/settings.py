@@ -93,7 +93,7 @@ class ClassifierSettings:
         "Rank of what a reader adds to the text's keys, as only it sees them. 0: nothing.",
         ADVANCED,
         at_least=0,
-        unset="32 for a reader of single texts on an encoder, else 0",
+        unset="32 for a reader of at least 128 single texts on an encoder, else 0",
     )
     encoder: Reparameterization = setting(
         PromptEncoderConfig.encoder_reparameterization_type,
