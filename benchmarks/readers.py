@@ -74,7 +74,7 @@ def many_tasks(
             bank.predict_all(texts[:2], names)
             return seconds(lambda: bank.predict_all(texts, names))
 
-        for title, options in readers(lengths, READER_RANK["encoder"]).items():
+        for title, options in readers(lengths, "encoder").items():
             rounds = [
                 # Passes of one deep prompt take as long as those of others.
                 (
@@ -92,16 +92,16 @@ def many_tasks(
     return rows
 
 
-def readers(lengths: list[int], rank: int) -> dict[str, dict[str, Any]]:
-    """The options of readers by title, one for each number of virtual tokens."""
+def readers(lengths: list[int], kind: str) -> dict[str, dict[str, Any]]:
+    """The options of readers by title, with the ranks of an encoder or a decoder."""
     return {
         f"reader, {n} token{'s' * (n > 1)}": {
             "depth": "reader",
             "num_virtual_tokens": n,
-            "reader_rank": rank,
-            # The default on MiniLM and on SmolLM2.
-            "reader_key_rank": READER_KEY_RANK["encoder"] if rank else 0,
-            "pooling": "layers" if rank else "auto",
+            # The defaults on MiniLM and on SmolLM2.
+            "reader_rank": READER_RANK[kind],
+            "reader_key_rank": READER_KEY_RANK[kind],
+            "pooling": "layers" if kind == "encoder" else "auto",
         }
         for n in lengths
     }
@@ -110,7 +110,7 @@ def readers(lengths: list[int], rank: int) -> dict[str, dict[str, Any]]:
 def training(texts: list[str], name: str, lengths: list[int]) -> dict[str, dict[str, str]]:
     """Processor time of the first and the second epoch, and how many times as fast readers are."""
     tokenizer = load_tokenizer(name)
-    rank = READER_RANK["decoder" if is_decoder(name) else "encoder"]
+    kind = "decoder" if is_decoder(name) else "encoder"
     order = sorted(texts, key=len)
     batches = [
         tokenizer(order[i : i + 32], padding=True, return_tensors="pt")
@@ -118,7 +118,7 @@ def training(texts: list[str], name: str, lengths: list[int]) -> dict[str, dict[
     ]
     rows: dict[str, dict[str, str]] = {}
     deep: tuple[float, float] | None = None
-    for title, options in {"deep prompt, 20 tokens": DEEP, **readers(lengths, rank)}.items():
+    for title, options in {"deep prompt, 20 tokens": DEEP, **readers(lengths, kind)}.items():
         model = new_model(options, name).train()
         if options["depth"] == "reader":
             model.kept_texts.limit = 4 * 10**9

@@ -108,15 +108,15 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                 shares = times > 1 and not is_unusual(kwargs)
                 window = kwargs.get("sliding_window")
                 attention_mask = _mask(current, attention_mask, window, key, k, shares=shares)
+                scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
                 if shares:
-                    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-                    states = query, key, value, pair, added
-                    return _of_many(*states, attention_mask, scaling), None
+                    found = _of_many(query, key, value, pair, added, attention_mask, scaling)
+                    return found, None
                 if times > 1:
                     pair = pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0)
                 if added is not None:
-                    kwargs["scaling"] = kwargs.get("scaling") or query.shape[-1] ** -0.5
                     query, key, pair = _wider(query, key, pair, added)
+                    kwargs["scaling"] = scaling  # that of the narrower query
                 key, value = _after(pair[0], key), _after(pair[1], value)
                 if kwargs.get("position_bias") is not None:
                     kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))

@@ -154,8 +154,8 @@ class Batch:
             inputs[self.own.cache_name], seen = texts.as_cache(times)
             inputs["attention_mask"] = torch.cat([seen, self.mask], dim=1)
         else:
-            k = self.mask.shape[1]
-            readers.enter_texts(self.current, texts, k, times, added, which)
+            readers.enter_texts(self.current, texts, self.mask.shape[1], times)
+            readers.enter_added_keys(self.current, added, which)
         return inputs
 
     def _counted(self, mask: Tensor) -> Tensor:

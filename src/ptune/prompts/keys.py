@@ -42,8 +42,8 @@ class AddedKeys:
 
         Args:
             pair: Keys and values of the texts, ``[texts, heads, seq, head_dim]``.
-            down, up: The matrices, ``[n, rank, width]``. Of each row, the first numbers are used,
-                as many as a token has values and keys.
+            down, up: The matrices, ``[n, rank, width]``. If a token has fewer values or keys than
+                that, the last numbers of each row are not used.
             times: How many readers each text has. Their rows follow one another.
         """
         read = pair[1].transpose(1, 2).flatten(2)  # [texts, seq, values of a token]
@@ -55,7 +55,7 @@ class AddedKeys:
             rows = read.repeat_interleave(times, dim=0).unflatten(0, (-1, len(down)))
             narrow = torch.einsum("tnsv,nrv->tnsr", rows, down).flatten(0, 1)
         _, heads, _, dim = pair[0].shape
-        return cls(narrow, FACTOR * up[..., : heads * dim].unflatten(2, (heads, dim)))
+        return cls(narrow, up[..., : heads * dim].unflatten(2, (heads, dim)))
 
     def asked(self, query: Tensor) -> Tensor:
         """Queries of `narrow`: their products with it are added to the scores, before scaling.
@@ -69,4 +69,4 @@ class AddedKeys:
         n, _, heads, _ = self.wide.shape
         apart = query.flatten(1, 2).unflatten(1, (heads, -1)).unflatten(0, (-1, n))
         asked = torch.einsum("tnhqd,nrhd->tnhqr", apart, self.wide.to(query.dtype))
-        return asked.flatten(0, 1).flatten(1, 2).unflatten(1, query.shape[1:3])
+        return FACTOR * asked.flatten(0, 1).flatten(1, 2).unflatten(1, query.shape[1:3])

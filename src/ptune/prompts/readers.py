@@ -162,15 +162,22 @@ class Readers(Mechanism):
         """
         current.reader_low_rank = self._by_layer(low_rank, which)
 
-    def enter_texts(
-        self,
-        current: Pass,
-        texts: TextStates,
-        k: int,
-        times: int,
-        added: Sequence[Tensor],
-        which: Sequence[int] | None,
+    def enter_added_keys(
+        self, current: Pass, added: Sequence[Tensor], which: Sequence[int] | None
     ) -> None:
+        """Add to the keys of the texts in a forward pass.
+
+        Args:
+            current: The pass, after `enter_texts`.
+            added: ``[2 * rank, width]`` for each prompt.
+            which: As for `enter_low_rank`.
+        """
+        pairs, times = current.key_values[1:], current.prompts_per_text
+        if parts := self._by_layer(added, which):
+            found = (AddedKeys.of(p, *own, times) for p, own in zip(pairs, parts, strict=True))
+            current.added_keys = [None, *found]
+
+    def enter_texts(self, current: Pass, texts: TextStates, k: int, times: int) -> None:
         """Let the virtual tokens of a forward pass attend to texts.
 
         Args:
@@ -178,8 +185,6 @@ class Readers(Mechanism):
             texts: The texts.
             k: Length of the longest prompt.
             times: How many prompts read each text.
-            added: What each prompt adds to the texts' keys, ``[2 * rank, width]``.
-            which: As for `enter_low_rank`.
         """
         current.key_values, current.key_mask = texts.key_values, texts.mask
         if self.continues:
@@ -187,10 +192,6 @@ class Readers(Mechanism):
             place = texts.mask.cumsum(dim=1) - 1  # [batch, seq]
             # [batch, times * k, seq]
             current.key_distances = (texts.lengths + own)[..., None] - place[:, None]
-
-        if parts := self._by_layer(added, which):
-            pairs = zip(texts.key_values[1:], parts, strict=True)
-            current.added_keys = [None, *(AddedKeys.of(pair, *own, times) for pair, own in pairs)]
 
     def _by_layer(
         self, low_rank: Sequence[Tensor], which: Sequence[int] | None

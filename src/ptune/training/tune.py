@@ -22,7 +22,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
-from ptune.errors import PtuneError, first_line, missing_package
+from ptune.errors import PtuneError, counted, first_line, missing_package
 from ptune.files import read_json, staged, write_json
 from ptune.labels import in_words
 from ptune.training.folder import alone_in, check_folder, differences, prepare_folder
@@ -284,7 +284,7 @@ class _Search:
                 show_trial(found[-1])
 
             if left := max(0, trials - len(ended)):
-                count = "1 trial" if left == 1 else f"{left} trials"
+                count = counted(left, "trial", "trials")
                 logger.warning("%s of %s. %s", count, ", ".join(self.names), self._scored)
                 study.optimize(self._objective, n_trials=left, callbacks=[after])
             if not any(t.state == states.COMPLETE for t in study.trials):
