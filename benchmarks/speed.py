@@ -16,6 +16,7 @@ table says so.
 | PEFT, float32 | PEFT's p-tuning guide as written: float32, dropout, batches as they come |
 | PEFT, autocast | the same under bfloat16 autocast: the like-for-like comparison |
 | PEFT LoRA | LoRA with r = 8, float32 |
+| PEFT LoRA, autocast | the same under bfloat16 autocast |
 | ptune input, ptune deep | the defaults of `ptune train` |
 | floor | only the matrix products of ptune's frozen layers, forward and for input gradients |
 """
@@ -315,6 +316,7 @@ CONTENDERS: dict[str, tuple[Callable[[str], Step], bool]] = {
     "PEFT, float32": (lambda name: peft_step(name), False),
     "PEFT, autocast": (lambda name: peft_step(name, autocast=True), False),
     "PEFT LoRA": (lambda name: peft_step(name, "lora"), False),
+    "PEFT LoRA, autocast": (lambda name: peft_step(name, "lora", autocast=True), False),
     "ptune input": (lambda name: ptune_step(name, "input"), True),
     "ptune deep": (lambda name: ptune_step(name, "deep"), True),
     "floor of input": (lambda name: Floor(name, "input"), True),
@@ -605,6 +607,7 @@ PAIRS = {
     "PEFT, float32 : ptune deep": ("PEFT, float32", "ptune deep"),
     "PEFT, autocast : ptune deep": ("PEFT, autocast", "ptune deep"),
     "PEFT LoRA : ptune deep": ("PEFT LoRA", "ptune deep"),
+    "PEFT LoRA, autocast : ptune deep": ("PEFT LoRA, autocast", "ptune deep"),
     "ptune input : ptune deep": ("ptune input", "ptune deep"),
     "floor : ptune input": ("floor of input", "ptune input"),
     "floor : ptune deep": ("floor of deep", "ptune deep"),

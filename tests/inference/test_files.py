@@ -213,9 +213,21 @@ def test_predict_takes_the_options_that_say_how_a_file_is_written(classifier, tm
     assert [row["2"] for row in read(tmp_path / "out.csv")] == ["Größe, M", "hello"]
 
 
-def test_predictions_are_not_written_as_a_workbook(tmp_path):
-    with refused("Predictions are not written as .ods. Name a .csv file; spreadsheets open it."):
-        format_of(tmp_path / "out.ods")
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("out.ods", "Name a .csv file; spreadsheets open it."),
+        ("out.pdf", "Name a .csv, .jsonl or .parquet file."),
+    ],
+)
+def test_predictions_are_not_written_in_other_formats(tmp_path, name, instead):
+    with refused(f"Predictions are not written as {name[3:]}. {instead}"):
+        format_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl", "out.ndjson", "out.json.gz", "out.txt"])
+def test_json_lines_have_several_extensions(tmp_path, name):
+    assert format_of(tmp_path / name) == "jsonl"
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])

@@ -30,6 +30,8 @@ from ptune.inference.text_classifier import WINDOW, TextClassifier
 from ptune.labels import Prediction
 from ptune.texts import Text, as_columns, as_rows, check
 
+# Extensions of files that are written as JSON lines.
+JSON_LINES = ("", ".jsonl", ".ndjson", ".json", ".txt")
 # Formats with types, rows of a file in memory at a time, and of such a file.
 TYPED = ("parquet", "arrow", "feather")
 ROWS, TYPED_ROWS = WINDOW, 8 * WINDOW
@@ -404,17 +406,22 @@ def text_file(file: Path, format: str) -> Iterator[Rows]:
 
 
 def format_of(file: Path) -> str:
-    """The format in which a file is written: from its extension, by default JSON lines.
+    """The format in which a file is written: from its extension, without one JSON lines.
 
     Raises:
-        PtuneError: It is a workbook.
+        PtuneError: The extension is that of another format.
     """
     ending = opening.format_of(file)
-    if ending in SHEETS:
-        raise PtuneError(
-            f"Predictions are not written as {ending}. Name a .csv file; spreadsheets open it."
-        )
-    return ending[1:] if ending[1:] in ("csv", "tsv", *TYPED) else "jsonl"
+    if ending in JSON_LINES:
+        return "jsonl"
+    if ending[1:] in ("csv", "tsv", *TYPED):
+        return ending[1:]
+    instead = (
+        "Name a .csv file; spreadsheets open it."
+        if ending in SHEETS
+        else "Name a .csv, .jsonl or .parquet file."
+    )
+    raise PtuneError(f"Predictions are not written as {ending}. {instead}")
 
 
 @contextmanager
