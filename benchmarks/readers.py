@@ -4,8 +4,8 @@
 
 The numbers are processor time in one thread, so that other programs on the machine hardly matter.
 Everything uses the demo's mail and MiniLM in ptune's number format, or the backbone of --model for
-training. With --file, many tasks read the texts of a CSV file instead: how much faster readers are
-grows with the length of the texts. Adapters are new ones, because their values do not change the time.
+training. With --data-dir, many tasks read longer texts: the two sentences of MRPC's pairs, joined.
+Adapters are new ones, because their values do not change the time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ import torch
 import ptune
 from ptune import PromptBank, PromptEncoderConfig, PromptModel, TrainSettings
 from ptune.backbones.loading import fast_dtype, is_decoder, load_backbone, load_tokenizer
-from ptune.data.dataset import TEXT
+from ptune.data.dataset import PAIR, TEXT
+from ptune.data.glue import load_glue
 from ptune.data.tables import read_table
 from ptune.training.defaults import READER_KEY_RANK, READER_RANK
 
@@ -249,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=64, help="Texts for many tasks.")
-    parser.add_argument("--file", type=Path, help="Only measure many tasks, on its column 'text'.")
+    parser.add_argument("--data-dir", help="GLUE's folder: only measure many tasks, on MRPC.")
     parser.add_argument("--train-texts", type=int, default=320, help="Texts for training.")
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50])
     parser.add_argument(
@@ -270,12 +271,14 @@ def main() -> None:
         results = {"memory": memory(arguments.memory)}
     elif arguments.model:
         results = {"training": training(train_texts(arguments), arguments.model, arguments.lengths)}
-    elif arguments.file:
-        results = {"tasks": tasks(arguments, arguments.file)}
+    elif arguments.data_dir:
+        dev = load_glue("mrpc", arguments.data_dir).evaluation[""]
+        joined = list(map(" ".join, zip(dev[TEXT], dev[PAIR], strict=True)))
+        results = {"tasks": tasks(arguments, joined)}
     else:
         results = {
             "training": training(train_texts(arguments), "minilm", arguments.lengths),
-            "tasks": tasks(arguments, DEMO / "test.csv"),
+            "tasks": tasks(arguments, read_table(DEMO / "test.csv")[TEXT]),
         }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
@@ -287,10 +290,9 @@ def train_texts(arguments: argparse.Namespace) -> list[str]:
     return read_table(DEMO / "train.csv")[TEXT][: arguments.train_texts]
 
 
-def tasks(arguments: argparse.Namespace, file: Path) -> dict[str, dict[str, str]]:
-    """Many tasks for each of a file's first texts."""
-    texts = read_table(file)[TEXT][: arguments.texts]
-    return many_tasks(texts, arguments.tasks, arguments.lengths)
+def tasks(arguments: argparse.Namespace, texts: list[str]) -> dict[str, dict[str, str]]:
+    """Many tasks for each of the first texts."""
+    return many_tasks(texts[: arguments.texts], arguments.tasks, arguments.lengths)
 
 
 if __name__ == "__main__":

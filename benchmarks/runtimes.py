@@ -5,37 +5,38 @@
 
 Exports the adapter (on MiniLM, trained on MRPC) in float32 and in int8, times MRPC's dev texts on
 every runtime, including tokenisation, prints a table of throughput, ratio and accuracy, and writes
-`runtimes.json`. The comparison is PEFT, used as in its guide "P-tuning for sequence
-classification": float32, batches of 32 texts in their order. It is not trained here, so it has no
-accuracy. Ratios are taken within a round, so that other load on the machine affects all alike.
+`runtimes.json`. The plain backbone is MiniLM with a new head and no prompt, on the same texts. PEFT
+is used as in its guide "P-tuning for sequence classification": float32, batches of 32 texts in
+their order. It is not trained here, so it has no accuracy. Ratios are taken within a round, so that
+other load on the machine affects all alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import versions, write_result
 from speed import _peft, in_turn, peft_predictor, ratio
 
 import ptune
+from ptune import PromptEncoderConfig, PromptModel
+from ptune.backbones.loading import load_backbone
 from ptune.data import dataset as data
 from ptune.data.glue import load_glue
 from ptune.inference.text_classifier import TextClassifier
 
-PEFT = "PEFT, float32"
+PEFT, PLAIN = "PEFT, float32", "plain backbone"
+FASTEST_PLAIN = f"{PLAIN}, OpenVINO, bfloat16"
 Pairs = list[tuple[str, str]]
 
 
-def contenders(adapter: Path, folder: Path) -> dict[str, TextClassifier]:
-    """The adapter on PyTorch, and its exports on every runtime."""
+def contenders(adapter: Path, folder: Path, labels: list[str]) -> dict[str, TextClassifier]:
+    """The adapter on PyTorch, its exports on every runtime, and the backbone without a prompt."""
     exported = {"float32": folder / "float32", "int8": folder / "int8"}
     for name, where in exported.items():
         ptune.export_onnx(adapter, where, int8=name == "int8")
@@ -52,6 +53,14 @@ def contenders(adapter: Path, folder: Path) -> dict[str, TextClassifier]:
             dtype=dtype,  # type: ignore[arg-type]
         )
     made["OpenVINO, int8"] = ptune.load_exported(exported["int8"], "openvino")
+    config = PromptEncoderConfig(depth="none", pooling="mean")
+    plain = PromptModel(load_backbone("minilm", labels=labels), config).to_adapter()
+    plain.save(folder / "plain")
+    ptune.export_onnx(folder / "plain", folder / "plain-exported")
+    made[f"{PLAIN}, PyTorch, auto"] = ptune.load(folder / "plain", device="cpu")
+    made[FASTEST_PLAIN] = ptune.load_exported(
+        folder / "plain-exported", "openvino", dtype="bfloat16"
+    )
     return made
 
 
@@ -70,37 +79,40 @@ def main() -> None:
     texts: Pairs = [(r[data.TEXT], r[data.PAIR]) for r in examples]
     labels = [task.labels.names[i] for i in examples[data.LABEL]]
     with tempfile.TemporaryDirectory() as folder:
-        classifiers = contenders(args.adapter, Path(folder))
-    accuracy = {
-        name: classifier.evaluate(texts, labels, ["accuracy"])["accuracy"]
-        for name, classifier in classifiers.items()
-    }
+        classifiers = contenders(args.adapter, Path(folder), task.labels.names)
     guide = peft_predictor(_peft("minilm", "p-tuning").eval(), "minilm")
     work: dict[str, Callable[[], Any]] = {PEFT: lambda: guide(texts)}
     for name, classifier in classifiers.items():
         work[name] = lambda c=classifier: list(c.logits(texts))  # type: ignore[misc]
     seconds = in_turn(work, args.rounds)
-    results = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("torch", "peft", "onnxruntime", "openvino")},
-        "texts": len(texts),
-        "rounds": args.rounds,
-        "texts_per_second": {k: len(texts) / statistics.median(v) for k, v in seconds.items()},
-        "accuracy": accuracy,
-        "ratios": {name: ratio(seconds, PEFT, name) for name in classifiers},
-    }
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    file = args.output_dir / "runtimes.json"
-    file.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    print(
-        "| | texts per second | speed-up over PEFT (least to most) | accuracy |\n"
-        "| --- | --- | --- | --- |"
-    )
+    rows = {}
     for name in work:
-        r = results["ratios"].get(name)
-        times = f"{r['median']:.2f} ({r['least']:.2f} to {r['most']:.2f})" if r else "1"
-        score = f"{accuracy[name]:.4f}" if name in accuracy else ""
-        print(f"| {name} | {results['texts_per_second'][name]:.0f} | {times} | {score} |")
+        rows[name] = {"texts per second": f"{len(texts) / statistics.median(seconds[name]):.0f}"}
+        for base in (PEFT, FASTEST_PLAIN):
+            found = ratio(seconds, base, name)
+            spread = f"({found['least']:.2f} to {found['most']:.2f})"
+            rows[name][f"speed-up over {base}"] = f"{found['median']:.2f} {spread}"
+        if name in classifiers and not name.startswith(PLAIN):  # the others are not trained
+            accuracy = classifiers[name].evaluate(texts, labels, ["accuracy"])["accuracy"]
+            rows[name]["accuracy"] = f"{accuracy:.4f}"
+    print_rows("runtime", rows)
+    write_result(
+        args.output_dir / "runtimes.json",
+        f"MiniLM with a deep prompt, {len(texts)} of MRPC's dev texts, batch 32, tokenisation "
+        f"included. Medians of {args.rounds} rounds, and the least and the most",
+        "python benchmarks/runtimes.py --data-dir glue",
+        "runtime",
+        rows,
+        versions=versions("ptune", "torch", "peft", "onnxruntime", "openvino"),
+    )
+
+
+def print_rows(title: str, rows: dict[str, dict[str, str]]) -> None:
+    """Print a table."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    print(f"| {' | '.join([title, *columns])} |\n| {' | '.join(['---'] * (1 + len(columns)))} |")
+    for name, row in rows.items():
+        print(f"| {' | '.join([name, *(row.get(column, '') for column in columns)])} |")
 
 
 if __name__ == "__main__":

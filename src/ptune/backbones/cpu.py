@@ -205,13 +205,14 @@ class _Attention(torch.autograd.Function):
         result, weights, saved = _attend(query, key, value, mask, scaling)
         ctx.save_for_backward(*saved)
         ctx.shape, ctx.scaling = query.shape[:3], scaling
+        ctx.mask_shape = None if mask is None else mask.shape
         ctx.set_materialize_grads(False)
         return result, weights
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
         query, key, value, weights = ctx.saved_tensors
-        for_query, for_key, for_value, *_ = ctx.needs_input_grad
+        for_query, for_key, for_value, for_mask, _ = ctx.needs_input_grad
         if grad is None:  # only the weights are used
             grad = query.new_zeros(*query.shape[:2], value.shape[2])
         grad = grad.reshape(-1, query.shape[1], value.shape[2])
@@ -226,12 +227,13 @@ class _Attention(torch.autograd.Function):
         )
         batch, heads, _ = ctx.shape
         key_heads = query.shape[0] // batch
+        scores = grads.view(*ctx.shape, -1).sum_to_size(ctx.mask_shape) if for_mask else None
         return (
             *(
                 None if t is None else t.view(batch, n, -1, t.shape[2])
                 for t, n in zip(found, (heads, key_heads, key_heads), strict=True)
             ),
-            None,
+            scores,
             None,
         )
 
@@ -284,18 +286,13 @@ def few_passes(
         module: The attention layer.
         query: ``[batch, heads, queries, dim]``.
         key, value: ``[batch, heads or fewer, seq, dim]``.
-        attention_mask: ``[batch, 1, queries, seq]``, added to the scores; ``None``: no mask.
+        attention_mask: ``[batch, 1 or heads, queries, seq]``, added to the scores; ``None``: no
+            mask.
 
     Returns:
         ``[batch, queries, heads, dim]`` and the weights ``[batch, heads, queries, seq]``.
     """
-    learned = attention_mask is not None and attention_mask.requires_grad
-    if (
-        query.dtype != torch.bfloat16
-        or is_unusual(kwargs)
-        or learned
-        or (dropout and module.training)
-    ):
+    if query.dtype != torch.bfloat16 or is_unusual(kwargs) or (dropout and module.training):
         return compat.eager_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )

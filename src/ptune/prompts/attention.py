@@ -114,9 +114,11 @@ def _with_prompt(kernel: str) -> Callable[..., Any]:
                     return found, None
                 if times > 1:
                     pair = pair[0].repeat_interleave(times, 0), pair[1].repeat_interleave(times, 0)
-                if added is not None:
-                    query, key, pair = _wider(query, key, pair, added)
-                    kwargs["scaling"] = scaling  # that of the narrower query
+                if added is not None and is_unusual(kwargs):  # scores are not just summed up
+                    pair = pair[0] + added.keys(), pair[1]
+                elif added is not None:
+                    more = added.scores(query, scaling)
+                    attention_mask = _with_scores(attention_mask, more, key.shape[2])
                 key, value = _after(pair[0], key), _after(pair[1], value)
                 if kwargs.get("position_bias") is not None:
                     kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (k, 0))
@@ -131,14 +133,20 @@ def _after(before: Tensor, states: Tensor) -> Tensor:
     return torch.cat([before.to(states).expand(states.shape[0], -1, -1, -1), states], dim=2)
 
 
-def _wider(
-    query: Tensor, key: Tensor, pair: KeyValue, added: AddedKeys
-) -> tuple[Tensor, Tensor, KeyValue]:
-    """Query and keys of an attention with what readers add to the keys as further numbers."""
-    narrow = added.narrow.to(key)[:, None].expand(-1, key.shape[1], -1, -1)
-    wide = torch.cat([pair[0].to(key), narrow], dim=3)
-    key = nn.functional.pad(key, (0, narrow.shape[3]))
-    return torch.cat([query, added.asked(query)], dim=3), key, (wide, pair[1])
+def _with_scores(mask: Tensor | None, more: Tensor, own: int) -> Tensor:
+    """A mask, as numbers, with what is added to the scores of the text.
+
+    Args:
+        mask: ``[1 or rows, 1, queries, seq + own]``; ``None``: all see all.
+        more: ``[rows, heads, queries, seq]``.
+        own: How many keys follow those of the text.
+    """
+    more = nn.functional.pad(more, (0, own))
+    if mask is None:
+        return more
+    if mask.dtype == torch.bool:
+        return torch.where(mask, more, torch.finfo(more.dtype).min)
+    return mask + more
 
 
 def _of_row(
@@ -257,9 +265,7 @@ def _of_many(
     joined = _joined(query, texts).reshape(len(text_key), -1, dim)
     to_text = scaled_product(joined, text_key.mT, scaling).view(texts, heads, -1, seq)
     if added is not None:
-        asked, narrow = added.asked(query).flatten(1, 2), added.narrow.mT.to(query)
-        more = scaled_product(asked, narrow, scaling).view(rows, heads, k, seq)
-        to_text = to_text + _joined(more, texts)
+        to_text = to_text + _joined(added.scores(query, scaling), texts)
     to_own = _joined(to_own.view(rows, heads, k, k), texts)
     scores = torch.cat([to_text, to_own], dim=3).float()
     if mask is not None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptune.backbones.cpu import scaled_product
+
 KeyValue = tuple[Tensor, Tensor]
 
 # Factor of what is added, alpha / rank in LoRA's terms (measured on MiniLM).
@@ -23,8 +25,8 @@ FACTOR = 2.0
 class AddedKeys:
     """What each reader in a batch adds to the keys of its text in one attention.
 
-    A product of two narrow matrices. Attention uses them one by one: a query is multiplied by the
-    second one first, so the sum is never computed.
+    A product of two narrow matrices. Scores use them one by one: a query is multiplied by the
+    second one first, so the sum is not computed.
 
     Attributes:
         narrow: The first one times the values of the text, ``[rows, seq, rank]``: a row for each
@@ -57,16 +59,26 @@ class AddedKeys:
         _, heads, _, dim = pair[0].shape
         return cls(narrow, up[..., : heads * dim].unflatten(2, (heads, dim)))
 
-    def asked(self, query: Tensor) -> Tensor:
-        """Queries of `narrow`: their products with it are added to the scores, before scaling.
+    def scores(self, query: Tensor, scaling: float) -> Tensor:
+        """What is added to the scores of the text.
 
         Args:
             query: ``[rows, query_heads, k, head_dim]``. Adjacent heads share a head of the text.
+            scaling: Factor of the scores.
 
         Returns:
-            ``[rows, query_heads, k, rank]``.
+            ``[rows, query_heads, k, seq]``.
         """
         n, _, heads, _ = self.wide.shape
         apart = query.flatten(1, 2).unflatten(1, (heads, -1)).unflatten(0, (-1, n))
         asked = torch.einsum("tnhqd,nrhd->tnhqr", apart, self.wide.to(query.dtype))
-        return FACTOR * asked.flatten(0, 1).flatten(1, 2).unflatten(1, query.shape[1:3])
+        narrow = self.narrow.mT.to(query)
+        # All heads of a reader multiply the same narrow matrix.
+        found = scaled_product(asked.flatten(0, 1).flatten(1, 2), narrow, FACTOR * scaling)
+        return found.unflatten(1, query.shape[1:3])
+
+    def keys(self) -> Tensor:
+        """What is added to the keys of the text, ``[rows, heads, seq, head_dim]``."""
+        rows = self.narrow.unflatten(0, (-1, len(self.wide)))
+        found = torch.einsum("tnsr,nrhd->tnhsd", rows, self.wide.to(rows.dtype))
+        return FACTOR * found.flatten(0, 1)
