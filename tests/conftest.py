@@ -385,9 +385,9 @@ def pytest_runtest_makereport(item):
     report = (yield).get_result()
     if not report.skipped or hasattr(report, "wasxfail") or not os.environ.get("CI"):
         return
-    marks = {mark.name for mark in item.iter_markers()}
     if TOO_LATE in str(report.longrepr):
         return
+    marks = {mark.name for mark in item.iter_markers()}
     if not any(name in marks or fnmatchcase(item.nodeid, name) for name in MAY_SKIP):
         report.outcome = "failed"
         report.longrepr = f"{report.longrepr[2]}. CI may skip only what tests/conftest.py lists."

@@ -406,7 +406,7 @@ def text_file(file: Path, format: str) -> Iterator[Rows]:
 
 
 def format_of(file: Path) -> str:
-    """The format in which a file is written: from its extension, without one JSON lines.
+    """The format in which a file is written: from its extension, or JSON lines if it has none.
 
     Raises:
         PtuneError: The extension is that of another format.

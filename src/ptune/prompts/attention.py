@@ -134,19 +134,15 @@ def _after(before: Tensor, states: Tensor) -> Tensor:
 
 
 def _with_scores(mask: Tensor | None, more: Tensor, own: int) -> Tensor:
-    """A mask, as numbers, with what is added to the scores of the text.
+    """A mask with what is added to the scores of the text.
 
     Args:
-        mask: ``[1 or rows, 1, queries, seq + own]``; ``None``: all see all.
+        mask: Numbers, ``[1 or rows, 1, queries, seq + own]``; ``None``: all see all.
         more: ``[rows, heads, queries, seq]``.
         own: How many keys follow those of the text.
     """
     more = nn.functional.pad(more, (0, own))
-    if mask is None:
-        return more
-    if mask.dtype == torch.bool:
-        return torch.where(mask, more, torch.finfo(more.dtype).min)
-    return mask + more
+    return more if mask is None else mask + more
 
 
 def _of_row(
@@ -201,7 +197,7 @@ def _mask(
         visible = visible.unflatten(1, (times, -1)).flatten(0, 1)
     if mask is not None:
         mask = _with_keys(mask, k, visible)
-        if shares and mask.dtype == torch.bool:
+        if (shares or current.added_keys) and mask.dtype == torch.bool:  # it is added to
             mask = torch.where(mask, key.new_zeros(()), torch.finfo(key.dtype).min)
     current.mask = given, window, seq, mask
     return mask
