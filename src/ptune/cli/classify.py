@@ -12,6 +12,7 @@ from ptune.cli.options import (
     Template,
     TextColumn,
     Texts,
+    errors,
     option,
     say,
 )
@@ -81,4 +82,4 @@ def classify(
     answer(classifier, source, output, shown_format(texts, format))
     if save:
         classifier.save(save)
-        say(f"The classifier is in {save}.")
+        say(f"The classifier is in {save}.", errors)

@@ -196,8 +196,8 @@ class ClassifierSettings:
         "Passes over the data.",
         TRAINING,
         above=0,
-        unset="8, and at least 200 steps (48 in pairs or with label words); for a deep prompt on "
-        "an encoder and single texts 4, and at least 48 steps",
+        unset="8, and at least 200 steps (48 in pairs or with label words). With single "
+        "texts on an encoder, a deep prompt or a reader: 4, and at least 48 steps",
     )
     batch_size: int = setting(
         32,
