@@ -192,8 +192,11 @@ def test_an_exception_in_a_bank_leaves_nothing(folder_of, place):
 def interrupted_after(seconds):
     """Raise KeyboardInterrupt in the block after so much work of the processor."""
 
+    running = True
+
     def interrupt(*_):
-        raise KeyboardInterrupt
+        if running:  # with other threads, it can come after the timer was stopped
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGVTALRM, interrupt)
     try:
@@ -202,8 +205,9 @@ def interrupted_after(seconds):
             yield
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            running = False
     except KeyboardInterrupt:
-        pass
+        running = False
     finally:
         signal.signal(signal.SIGVTALRM, before)
 
@@ -353,7 +357,7 @@ import os, pickle, sys, threading, time, traceback
 import numpy as np, torch
 import ptune
 
-threads, folder, pickled = sys.argv[1:]
+threads, folder, pickled, masks = sys.argv[1:]
 torch.set_num_threads(int(threads))
 TEXTS = ["where is my parcel?", "it rains", "please send my money back today", "ok"]
 RIGHT, REFUSED = 0, 3
@@ -419,7 +423,10 @@ def check(what):
 
 with open(pickled, "rb") as file:
     check(pickle.load(file))
-check(ptune.PromptBank.from_folder(folder, dtype="float32", device="cpu"))
+for place in (folder, masks):
+    # The tasks are read from disk for each call.
+    how = {"dtype": "float32", "device": "cpu", "memory_budget": 0}
+    check(ptune.PromptBank.from_folder(place, **how))
 """
 
 
@@ -432,11 +439,13 @@ def test_a_forked_process_predicts_or_says_that_it_cannot(threads, folder_of, tm
     """
     subject = Subject("shared") if threads == 1 else Subject()
     folder = folder_of(subject)
-    (tmp_path / "tasks").mkdir()
-    for task in ("one", "two"):
-        (tmp_path / "tasks" / task).symlink_to(folder / "adapter")
+    at_mask = folder_of(Subject("input", head="mask"))
+    for name, adapter in (("tasks", folder / "adapter"), ("masks", at_mask / "adapter")):
+        (tmp_path / name).mkdir()
+        for task in ("one", "two"):
+            (tmp_path / name / task).symlink_to(adapter)
     (tmp_path / "classifier").write_bytes(pickle.dumps(subject.load(folder)))
-    words = [str(threads), str(tmp_path / "tasks"), str(tmp_path / "classifier")]
+    words = [str(threads), *(str(tmp_path / name) for name in ("tasks", "classifier", "masks"))]
     done = subprocess.run(
         [sys.executable, "-c", FORK, *words],
         capture_output=True,

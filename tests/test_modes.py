@@ -137,8 +137,9 @@ def test_mistakes_with_adapter_names_are_explained(model):
         model.add_adapter("default", config())
     with pytest.raises(PtuneError, match="'default' is active"):
         model.delete_adapter("default")
-    with pytest.raises(PtuneError, match="no dots"):
-        model.rename_adapter("default", "a.b")
+    for name in ("a.b", "", "train", "keys", 3):
+        with pytest.raises(PtuneError, match="no dots"):
+            model.rename_adapter("default", name)
 
 
 @torch.no_grad()

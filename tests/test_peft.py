@@ -15,6 +15,7 @@ from architectures import ARCHITECTURES, build_model, build_tokenizer
 from conftest import SENTENCES, build, refused
 from huggingface_hub import ModelCard
 
+import ptune
 from ptune import peft as ours
 
 GUIDE = Path(__file__).parents[1] / "examples" / "p_tuning_guide.py"
@@ -86,6 +87,30 @@ def test_a_state_dictionary_can_be_read_and_set(kind):
     assert state["prompt_embeddings"].shape == (5, 32)
     ours.set_peft_model_state_dict(two, state)
     assert torch.equal(one(ids).logits, two(ids).logits)
+
+
+def test_training_goes_on_from_a_state_dictionary(kind, tmp_path):
+    model = ours.get_peft_model(build(kind), ours.PromptEncoderConfig(num_virtual_tokens=5))
+    ours.set_peft_model_state_dict(model, ours.get_peft_model_state_dict(model))
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.eval()(ids).logits
+    model.save_pretrained(tmp_path)
+    again = ours.PeftModel.from_pretrained(build(kind), tmp_path, is_trainable=True)
+    assert torch.equal(again.eval()(ids).logits, expected)
+
+
+def test_what_is_refused_leaves_no_adapter(kind):
+    model = ours.get_peft_model(build(kind), ours.PromptEncoderConfig(num_virtual_tokens=5))
+    with pytest.raises(ptune.PtuneError, match="PEFT has no readers"):
+        model.add_adapter("reader", ptune.PromptEncoderConfig(depth="reader"))
+    assert list(model.peft_config) == ["default"]
+
+
+def test_a_renamed_adapter_keeps_its_configuration():
+    config = ours.PrefixTuningConfig(num_virtual_tokens=4, init_weights="zero")
+    model = ours.get_peft_model(build("bert"), config)
+    model.rename_adapter("default", "mail")
+    assert model.peft_config["mail"].init_weights == "zero"
 
 
 def test_a_state_dictionary_of_another_length_is_refused(kind):

@@ -295,6 +295,103 @@ def test_each_thread_uses_the_adapter_it_chose(pair):
 
 
 @each_subject([Subject()])
+def test_an_export_of_something_else_changes_nothing_in_other_threads(pair):
+    """While one thread exports, `torch.compiler.is_compiling` is true in all of them."""
+    model, inputs, logits, _ = pair
+    model.set_adapter("default")
+
+    def predict():
+        model.set_adapter("other")
+        with pytest.raises(ptune.PtuneError, match="has only the rows"):
+            model(torch.tensor([[10**6]]))
+        return agrees(model, inputs, logits["other"])
+
+    class Exported(torch.nn.Module):
+        found: bool
+
+        def forward(self, x):
+            assert torch.compiler.is_compiling()
+            self.found = in_a_thread(predict)
+            return x + 1
+
+    exported = Exported()
+    torch.export.export(exported, (torch.ones(2),), strict=False)
+    assert exported.found
+    assert agrees(model, inputs, logits["default"]) or model.active_adapter == "other"
+
+
+@each_subject([Subject()])
+def test_an_adapter_is_saved_with_its_own_head_while_others_predict(pair):
+    model, inputs, logits, _ = pair
+    wanted = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        wanted[name] = model.to_adapter()
+
+    def predict():
+        model.set_adapter("default")
+        return sum(agrees(model, inputs, logits["default"]) for _ in range(CALLS))
+
+    def save():
+        model.set_adapter("other")
+        found = [model.to_adapter() for _ in range(CALLS)]
+        states = [model.trained_state() for _ in range(CALLS)]
+        head = wanted["other"].head
+        return sum(
+            adapter.labels == wanted["other"].labels
+            and all(torch.equal(adapter.head[name], head[name]) for name in head)
+            and all(torch.equal(state[f"backbone.{name}"], head[name]) for name in head)
+            for adapter, state in zip(found, states, strict=True)
+        )
+
+    model.adapters["other"].trains = True
+    assert in_threads(predict, save) == [CALLS, CALLS]
+
+
+@each_subject([Subject()])
+def test_a_thread_keeps_the_adapter_that_another_one_renames(pair):
+    model, inputs, logits, _ = pair
+    chose, renamed = threading.Event(), threading.Event()
+
+    def use():
+        model.set_adapter("other")
+        chose.set()
+        assert renamed.wait(30)
+        return model.active_adapter, agrees(model, inputs, logits["other"])
+
+    def rename():
+        assert chose.wait(30)
+        model.set_adapter("default")
+        model.rename_adapter("other", "mail")
+        renamed.set()
+
+    assert in_threads(use, rename)[0] == ("mail", True)
+
+
+@each_subject([Subject()])
+def test_a_thread_whose_adapter_was_deleted_gets_no_answer_of_another_one(pair):
+    model, inputs, logits, _ = pair
+    chose, deleted = threading.Event(), threading.Event()
+
+    def use():
+        model.set_adapter("other")
+        chose.set()
+        assert deleted.wait(30)
+        with pytest.raises(ptune.PtuneError, match="which this thread has chosen, was deleted"):
+            model(**inputs)
+        model.set_adapter("default")
+        return agrees(model, inputs, logits["default"])
+
+    def delete():
+        assert chose.wait(30)
+        model.set_adapter("default")
+        model.delete_adapter("other")
+        deleted.set()
+
+    assert in_threads(use, delete)[0]
+
+
+@each_subject([Subject()])
 def test_each_thread_switches_for_itself(pair):
     """A server's threads take the adapter that a request asks for."""
     model, inputs, logits, _ = pair

@@ -97,6 +97,7 @@ def _names() -> list[tuple[Any, str, str]]:
     import huggingface_hub
     import torch
     from accelerate import state
+    from torch.utils import _python_dispatch
     from transformers import PreTrainedConfig, PreTrainedModel, modeling_layers
 
     model, ops = PreTrainedModel, torch.ops
@@ -112,6 +113,7 @@ def _names() -> list[tuple[Any, str, str]]:
         (modeling_layers, "GradientCheckpointingLayer", "gradient checkpointing is unavailable"),
         (huggingface_hub, "_CACHED_NO_EXIST", "offline use needs every optional file in the cache"),
         (ops.aten, "_softmax_backward_data", "training on a CPU is slower"),
+        (_python_dispatch, "_get_current_dispatch_mode", "predictions fail while a thread exports"),
         *((owner, "_shared_state", "trainings in threads disturb each other") for owner in states),
     ]
     if torch.backends.mkldnn.is_available():
@@ -170,6 +172,13 @@ def softmax_backward(grads: Tensor, weights: Tensor) -> Tensor:
         return torch.ops.aten._softmax_backward_data(grads, weights, -1, weights.dtype)
     grads = grads * weights
     return grads - weights * grads.sum(dim=-1, keepdim=True)
+
+
+def has_dispatch_mode() -> bool:
+    """True if a mode sees this thread's operations, as that of `torch.export` does."""
+    from torch.utils import _python_dispatch
+
+    return _python_dispatch._get_current_dispatch_mode() is not None
 
 
 def version_of(tensor: Tensor) -> object:

@@ -162,16 +162,48 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _replace_together(files: list[Path], folder: Path) -> None:
-    """Move files into a folder. Until all are there, one of those that change is missing."""
-    new = [f for f in files if not _is_same(f, folder / f.name)]
-    if len(new) > 1:
-        (folder / new[0].name).unlink(missing_ok=True)
-    for file in sorted(files, key=lambda f: f in new[:1]):  # that one last
+    """Move files into a folder. Until all are there, the first is missing (such as the config)."""
+    if sum(not _is_same(file, folder / file.name) for file in files) > 1:
+        (folder / files[0].name).unlink(missing_ok=True)
+    for file in [*files[1:], *files[:1]]:
         file.replace(folder / file.name)
 
 
 def _is_same(file: Path, before: Path) -> bool:
     return before.is_file() and filecmp.cmp(file, before, shallow=False)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `folder` once everything is written.
+
+    Raises:
+        PtuneError: It cannot be written. What was in `folder` before is unchanged.
+    """
+    stage = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        made, former = stage / "new", stage / "former"
+        made.mkdir()
+        yield made
+        open_up(made)
+        if folder.exists():
+            folder.replace(former)
+        try:
+            made.replace(folder)
+        except BaseException:
+            if former.exists():
+                former.replace(folder)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise PtuneError(
+            f"Writing to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "
+            "there before is unchanged. Free some space or name another folder."
+        ) from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager

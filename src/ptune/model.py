@@ -29,9 +29,9 @@ from ptune.adapters.loaded import AdapterSet
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import loading
-from ptune.labels import SINGLE, Labels
+from ptune.labels import Labels
 from ptune.prompts.config import PromptEncoderConfig
-from ptune.prompts.heads import Head
+from ptune.prompts.heads import Head, labels_dict, set_labels
 from ptune.prompts.host import SHARED, Given, Host
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.mechanisms import Prompt
@@ -95,13 +95,14 @@ class PromptModel(AdapterSet):
 
     def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The active adapter's head: parameters by their names in the backbone."""
-        return self._parameters_of(self.state.head)
+        return iter(self._parameters_of(self.state.head).items())
 
-    def _parameters_of(self, head: Head) -> Iterator[tuple[str, nn.Parameter]]:
-        if head is self.host.heads.installed:
-            names = self.architecture.head_names
-            return ((name, self.backbone.get_parameter(name)) for name in names)
-        return iter(head.parameters.items())
+    def _parameters_of(self, head: Head) -> dict[str, nn.Parameter]:
+        with self.host.passes.lock:  # a pass in another thread exchanges heads
+            if head is self.host.heads.installed:
+                names = self.architecture.head_names
+                return {name: self.backbone.get_parameter(name) for name in names}
+            return dict(head.parameters)
 
     def parameter_groups(
         self,
@@ -121,7 +122,8 @@ class PromptModel(AdapterSet):
             ``Trainer(..., optimizers=(torch.optim.AdamW(model.parameter_groups(
             1e-3, prompt_learning_rate=3e-3)), None))``
         """
-        rates = {"prompt": prompt_learning_rate or learning_rate, "head": learning_rate}
+        prompt = learning_rate if prompt_learning_rate is None else prompt_learning_rate
+        rates = {"prompt": prompt, "head": learning_rate}
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for part, parameters in (
             ("prompt", self.prompt_encoder.named_parameters()),
@@ -260,7 +262,9 @@ class PromptModel(AdapterSet):
         if not state.trains:
             return {}
         encoder = self.prompt_encoders[name].named_parameters(f"prompt_encoders.{name}")
-        named = dict(encoder) | {f"backbone.{n}": p for n, p in self._parameters_of(state.head)}
+        named = dict(encoder) | {
+            f"backbone.{n}": p for n, p in self._parameters_of(state.head).items()
+        }
         return {n: p.detach() for n, p in named.items() if p.numel()}
 
     def _frozen_names(self) -> set[str]:
@@ -286,14 +290,15 @@ class PromptModel(AdapterSet):
         name = self.active_adapter if name is None else name
         self._check_known(name)
         config, state = self.config, self.adapters[name]
-        labels = state.head.labels
-        if state.head is self.host.heads.installed:
-            labels = {"id2label": config.id2label, "problem_type": config.problem_type}
+        with self.host.passes.lock:
+            head, labels = self._parameters_of(state.head), state.head.labels
+            if state.head is self.host.heads.installed:
+                labels = {"id2label": config.id2label, "problem_type": config.problem_type}
         return Adapter(
             config=replace(state.config, inference_mode=True),
             prompt_embeddings=self.prompt_encoders[name]().detach().float().cpu(),
-            head={name: p.detach().cpu() for name, p in self._parameters_of(state.head)},
-            labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"] or SINGLE),
+            head={name: p.detach().cpu() for name, p in head.items()},
+            labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"]),
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             reading=state.reading,
             backbone=self.host.identity,
@@ -352,6 +357,8 @@ class PromptModel(AdapterSet):
                 prompt_init_text=config.prompt_init_text,
             )
             model._fill_head(adapter)
+            if adapter.ptune_version is not None:  # PEFT writes no labels
+                set_labels(backbone, labels_dict(adapter.labels))
             if state is not None:
                 check_trained_state(adapter, state, model.trained_state())
                 model.load_state_dict(state, strict=False)
@@ -405,6 +412,9 @@ class PromptModel(AdapterSet):
         encoder = fixed_encoder(self.host, state.config, state.mechanism, embeddings)
         self._fill_head(adapter)
         self.prompt_encoders[self.active_adapter] = encoder
+        # The encoder is the prompt itself.
+        state.config = replace(state.config, encoder_reparameterization_type="NONE")
+        self._freeze_inactive()
 
     def _fill_head(self, adapter: Adapter) -> None:
         own = dict(self.head_parameters())

@@ -408,13 +408,23 @@ class PeftModelForSequenceClassification(PromptModel):
         )
 
     def _put(self, name: str, config: Any, *args: Any, **kwargs: Any) -> None:
-        given = config
-        super()._put(name, _to_own(config), *args, **kwargs)
+        given, config = config, _to_own(config)
+        _from_own(config)  # PEFT must have a class for it
+        super()._put(name, config, *args, **kwargs)
         peft_config = _from_own(self.adapters[name].config)
         if getattr(given, "init_weights", None) == "zero":
             peft_config = replace(peft_config, init_weights="zero")
             _set_to_zero(self.prompt_encoders[name])
         self._peft_configs[name] = peft_config
+
+    def rename_adapter(self, name: str, new_name: str) -> None:  # noqa: D102
+        super().rename_adapter(name, new_name)
+        if name in self._peft_configs:
+            self._peft_configs[new_name] = self._peft_configs.pop(name)
+
+    def delete_adapter(self, name: str) -> None:  # noqa: D102
+        super().delete_adapter(name)
+        self._peft_configs.pop(name, None)
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:

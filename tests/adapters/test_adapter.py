@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -30,7 +31,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 
 from ptune import PromptModel, PtuneError, __version__
 from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter, describe
+from ptune.labels import Labels
 from ptune.peft import PromptEncoderConfig
+from ptune.postprocessing import Postprocessing
 
 IDS = torch.arange(10, 22).view(2, 6)
 
@@ -771,8 +774,8 @@ def test_a_head_that_does_not_fit_a_model_is_refused(saved, kind):
         model.load_adapter(folder, "default")
     for bad in ("", "../up", "a.b"):
         with refused(
-            f"An adapter cannot be called {bad!r}. Choose a name that is not empty and contains no "
-            "dots."
+            f"An adapter cannot be called {bad!r}. Choose a name that is not empty, contains no "
+            "dots and is no attribute of PyTorch's modules."
         ):
             model.load_adapter(folder, bad)
 
@@ -824,3 +827,68 @@ def test_scores_of_another_form_are_refused_in_a_summary(saved, scores):
         "writes them. Remove the file, or save or download it again."
     ):
         describe(saved[1])
+
+
+# A folder that an adapter is saved to.
+
+
+def test_training_goes_on_from_the_adapter_that_was_saved_last(tmp_path):
+    model = trained(build("bert"))
+    model.save_pretrained(tmp_path)
+    newer = randomised(model, 2)
+    newer.freeze()
+    newer.save_pretrained(tmp_path)
+    again = PromptModel.from_pretrained(build("bert"), tmp_path, is_trainable=True)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(again.eval()(ids).logits, newer(ids).logits)
+
+
+def test_a_model_in_the_folder_is_never_replaced(tmp_path):
+    build("bert").save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model = trained(build("bert"))
+    with pytest.raises(PtuneError, match=r"model.safetensors\), which would be replaced"):
+        model.save_pretrained(tmp_path)
+    model.freeze()
+    model.save_pretrained(tmp_path)  # without what training needs, it only adds files
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("killed_after", range(3))
+def test_a_save_that_is_killed_never_mixes_two_adapters(tmp_path, monkeypatch, killed_after):
+    """As when only labels and calibration change: two files of several differ."""
+    adapter = trained(build("bert")).to_adapter()
+    adapter.save(tmp_path)
+    moved, replace_file = [], Path.replace
+
+    class Killed(BaseException):
+        pass
+
+    def die(file, target):
+        if len(moved) == killed_after:
+            raise Killed
+        moved.append(target)
+        return replace_file(file, target)
+
+    monkeypatch.setattr(Path, "replace", die)
+    names, scale = Labels(("money", "other")), {"scale": np.full(2, 2.0)}
+    changed = replace(adapter, labels=names, postprocessing=Postprocessing(**scale))
+    with pytest.raises(Killed):
+        changed.save(tmp_path)
+    with pytest.raises(PtuneError, match=r"adapter_config\.json"):
+        Adapter.read(tmp_path)
+
+
+def test_an_adapter_on_a_backbone_keeps_its_labels(tmp_path):
+    adapter = replace(trained(build("bert")).to_adapter(), labels=Labels(("money", "other")))
+    model = PromptModel.from_adapter(build("bert"), adapter)
+    assert model.config.id2label == {0: "money", 1: "other"}
+    model.save_pretrained(tmp_path)
+    assert Adapter.read(tmp_path).labels.names == ("money", "other")
+    assert model.unload().config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+def test_one_output_without_a_problem_type_stays_a_number(tmp_path):
+    model = PromptModel(build("bert", num_labels=1), PromptEncoderConfig(num_virtual_tokens=3))
+    model.save_pretrained(tmp_path)
+    assert Adapter.read(tmp_path).labels.kind == "regression"

@@ -1,5 +1,7 @@
 """`ptune.load(…, engine=…)`: the same classifier, whatever computes its logits."""
 
+import os
+import shutil
 import sys
 from dataclasses import replace
 
@@ -116,3 +118,13 @@ def test_an_engine_that_does_not_exist_and_a_device_it_lacks_are_refused(adapter
         "The engine onnx runs on the CPU, not on cuda. Omit the device, or use the engine torch.",
     ):
         ptune.load(adapter[0], engine="onnx", device=torch.device("cuda"))
+
+
+def test_a_changed_backbone_gets_a_graph_of_its_own(adapter, tmp_path, monkeypatch):
+    source = shutil.copytree(adapter[0].parent, tmp_path / "own", ignore=lambda *_: ["cache"])
+    monkeypatch.setattr("ptune.export.loading.write_onnx", lambda classifier, folder: None)
+    named = {"model": str(source / "backbone"), "cache_dir": tmp_path}
+    first = graph_of(source / "adapter", **named)
+    assert graph_of(source / "adapter", **named) == first
+    os.utime(source / "backbone/model.safetensors", (1, 1))
+    assert graph_of(source / "adapter", **named) != first

@@ -4,6 +4,7 @@ import itertools
 import random
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from conftest import build, edit_json, refused
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
+from subjects import Subject
 
 import ptune
 from ptune import PromptClassifier, PromptModel, PtuneError
-from ptune.backbones.loading import load_backbone
+from ptune.adapters.adapter import Adapter
+from ptune.backbones.loading import load_backbone, load_tokenizer
 from ptune.inference.text_classifier import warn_of_unseen
 from ptune.labels import Labels
 from ptune.peft import PromptEncoderConfig
@@ -555,3 +558,43 @@ def test_a_classifier_without_training_says_so(estimator):
     ):
         with pytest.raises(NotFittedError, match="not fitted yet"):
             change()
+
+
+def test_a_refused_fit_leaves_the_classifier_as_it_was(bert_folder, texts):
+    table = pd.DataFrame({"number": range(len(texts)), "mail": texts})
+    how = {"epochs": 1, "num_virtual_tokens": 2, "dtype": "float32"}
+    classifier = PromptClassifier(str(bert_folder), **how)
+    classifier.fit(table[["mail"]], ["a", "b"] * (len(texts) // 2))
+    wanted = list(classifier.logits(table))
+    for wrong in (table[["mail"]], texts):
+        with pytest.raises(PtuneError):
+            classifier.fit(wrong, [None] * len(texts))
+        np.testing.assert_array_equal(list(classifier.logits(table)), wanted)
+
+
+@pytest.mark.parametrize(("name", "revision"), [(None, "abc"), ("somebody/mirror", None)])
+def test_a_revision_is_that_of_the_recorded_backbone_only(
+    folder_of, tmp_path, monkeypatch, name, revision
+):
+    source = folder_of(Subject())
+    adapter = Adapter.read(source / "adapter")
+    config = replace(adapter.config, base_model_name_or_path="somebody/model", revision="abc")
+    replace(adapter, config=config).save(tmp_path)
+    asked = []
+
+    def loads(load):
+        def here(name, **how):
+            asked.append((name, how["revision"]))
+            return load(str(source / "backbone"), **{**how, "revision": None})
+
+        return here
+
+    for load in (load_backbone, load_tokenizer):
+        monkeypatch.setattr(f"ptune.inference.classifier.{load.__name__}", loads(load))
+    ptune.load(tmp_path, model=name)
+    assert asked == [(name or "somebody/model", revision)] * 2
+
+
+def test_a_model_in_place_of_its_name_is_refused():
+    with pytest.raises(PtuneError, match=r"use PromptModel\.from_pretrained"):
+        ptune.load("runs/mail", model=build("bert"))

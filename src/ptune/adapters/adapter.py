@@ -30,7 +30,14 @@ from ptune.adapters import schema
 from ptune.adapters.download import AdapterFiles, is_hub_id
 from ptune.adapters.quality import QUALITY_NAME, read_quality, save_quality
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, Mechanism
-from ptune.adapters.weights import EMBEDDINGS_KEY, HEAD_PREFIX, check_labels, read_tensors, split
+from ptune.adapters.weights import (
+    EMBEDDINGS_KEY,
+    HEAD_PREFIX,
+    check_labels,
+    is_trained_state,
+    read_tensors,
+    split,
+)
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, folder_of, read_json, read_metrics, staged, write_json
 from ptune.labels import Labels, labels_to_json
@@ -131,13 +138,19 @@ class Adapter:
         Args:
             folder: Created if it does not exist. Files with other names in it stay.
             trained_state: What resuming needs: prompt encoder and head, under their names in the
-                model. Inference does without.
+                model. Inference does without. That of another adapter in the folder is removed.
             state_name: The file for it, `TRAINED_STATE_NAME` or `ENCODER_NAME`.
 
         Raises:
-            PtuneError: The folder cannot be written. What was there before is unchanged.
+            PtuneError: The folder cannot be written, or has a model where the state would be. What
+                was there before is unchanged.
         """
         folder = folder_of(folder)
+        if trained_state and not _may_replace(folder / state_name):
+            raise PtuneError(
+                f"{folder} holds a model ({state_name}), which would be replaced. Name another "
+                "folder."
+            )
         with staged(folder) as stage:
             config = replace(self.config, inference_mode=True)
             text = schema.config_text(
@@ -160,11 +173,13 @@ class Adapter:
             if trained_state:
                 state = {n: t.cpu().contiguous() for n, t in trained_state.items()}
                 save_file(state, stage / state_name, metadata={"format": "pt"})
-        # What would now belong to an older adapter; the encoder's file is read first.
-        stale = [ENCODER_NAME] if state_name != ENCODER_NAME else []
+        # What would now belong to an older adapter.
+        own = folder / state_name if trained_state else self.trained_state
+        stale = [n for n in (ENCODER_NAME, TRAINED_STATE_NAME) if not _is_same(folder / n, own)]
         stale += [] if self.postprocessing.tensors else [QUALITY_NAME]
         for name in stale:
-            (folder / name).unlink(missing_ok=True)
+            if name == QUALITY_NAME or _may_replace(folder / name):
+                (folder / name).unlink(missing_ok=True)
 
     @property
     def requires(self) -> list[str]:
@@ -197,6 +212,15 @@ class Adapter:
         if self.trained_state is None:
             return None
         return read_tensors(self.trained_state, is_adapter=False)
+
+
+def _is_same(file: Path, other: Path | None) -> bool:
+    return other is not None and file.exists() and other.exists() and file.samefile(other)
+
+
+def _may_replace(file: Path) -> bool:
+    """Whether a file holds nothing but what `save` writes to it; not if it is somebody's model."""
+    return not file.is_file() or is_trained_state(file)
 
 
 def adapter_of(source: Any, **where: Any) -> Adapter:

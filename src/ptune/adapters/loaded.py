@@ -60,16 +60,26 @@ class _ThreadChoice(threading.local):
 
     def __init__(self, by_thread: WeakKeyDictionary[threading.Thread, str]) -> None:
         self.by_thread = by_thread
-        self.adapter: str | None = None
 
     @classmethod
     def new(cls) -> _ThreadChoice:
         """No thread has chosen anything."""
         return cls(WeakKeyDictionary())
 
+    @property
+    def adapter(self) -> str | None:
+        """The adapter that the calling thread has chosen."""
+        return self.by_thread.get(threading.current_thread())
+
     def choose(self, name: str) -> None:
         """Choose an adapter for the calling thread."""
-        self.adapter = self.by_thread[threading.current_thread()] = name
+        self.by_thread[threading.current_thread()] = name
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Every thread that has chosen an adapter keeps it under its new name."""
+        for thread, chosen in list(self.by_thread.items()):
+            if chosen == name:
+                self.by_thread[thread] = new_name
 
     def of_others(self) -> set[str]:
         """The adapters that running threads have chosen."""
@@ -104,11 +114,20 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
 
     @property
     def active_adapter(self) -> str:
-        """The adapter that this thread uses."""
+        """The adapter that this thread uses.
+
+        Raises:
+            PtuneError: The one that it has chosen was deleted.
+        """
         if is_traced():
             return self._default_adapter
         own = self._choice.adapter
-        return own if own in self.adapters else self._default_adapter
+        if own is not None and own not in self.adapters:
+            raise PtuneError(
+                f"The adapter {own!r}, which this thread has chosen, was deleted. Choose another "
+                f"one (set_adapter): {', '.join(self.adapters)}."
+            )
+        return own or self._default_adapter
 
     @property
     def state(self) -> AdapterState:
@@ -236,12 +255,13 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
             self.prompt_encoders[new_name] = self.prompt_encoders[name]
             if self._default_adapter == name:
                 self._default_adapter = new_name
-            if self._choice.adapter == name:
-                self._choice.choose(new_name)
+            self._choice.rename(name, new_name)
             del self.adapters[name], self.prompt_encoders[name]
 
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter that is not active.
+
+        Another thread that has chosen it must choose another one.
 
         Raises:
             PtuneError: There is no adapter with this name, or it is active.
@@ -274,6 +294,11 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
         head: Head | None = None,
     ) -> None:
         """Add an adapter. A missing prompt is initialised; a missing head is the backbone's."""
+        if not isinstance(config, PromptEncoderConfig):
+            raise PtuneError(
+                f"The configuration is {type(config).__name__}; expected a PromptEncoderConfig, "
+                "such as PromptEncoderConfig(num_virtual_tokens=20)."
+            )
         config = self.host.fitted(config)
         width = None if embeddings is None else embeddings.shape[1]
         own = self.host.mechanism_for(config, mechanism, width)
@@ -295,10 +320,11 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
     def _check_new_name(self, name: str) -> None:
         if name in self.adapters:
             raise PtuneError(f"There is already an adapter {name!r}. Choose another name.")
-        if not name or "." in name:
+        # The last ones are taken by what holds the encoders.
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise PtuneError(
-                f"An adapter cannot be called {name!r}. Choose a name that is not empty and "
-                "contains no dots."
+                f"An adapter cannot be called {name!r}. Choose a name that is not empty, contains "
+                "no dots and is no attribute of PyTorch's modules."
             )
 
     def _freeze_inactive(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter
+from ptune.adapters.adapter import Adapter
 from ptune.adapters.schema import INFO_NAME
 from ptune.errors import PtuneError
 from ptune.files import check_new
@@ -49,6 +49,5 @@ def relabel(
         free = (folder / f"ptune.{number}.json" for number in itertools.count(1))
         backup = next(file for file in free if not file.exists())
         shutil.copy2(info, backup)
-    state = adapter.trained_state
-    changed.save(folder, state_name=state.name if state else TRAINED_STATE_NAME)  # it stays
+    changed.save(folder)
     return changed.labels, backup

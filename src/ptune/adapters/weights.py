@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ptune.adapters.schema import MAX_VALUE, shown
@@ -85,6 +85,16 @@ def read_tensors(file: Path, *, is_adapter: bool = True) -> dict[str, torch.Tens
         raise _damaged(file, first_line(error)) from error
     check_values(tensors, str(file))
     return dict(tensors)
+
+
+def is_trained_state(file: Path) -> bool:
+    """Whether a file holds prompt encoder and head, rather than a model or anything else."""
+    try:
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+            return all(name.startswith(("prompt_encoders.", "backbone.")) for name in names)
+    except (OSError, SafetensorError):
+        return False
 
 
 def split(

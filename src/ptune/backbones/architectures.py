@@ -24,6 +24,7 @@ Reads = Literal["first", "last", "mask"]
 
 # Architectures in which predictions depend on a text's padding, with or without a prompt.
 PADDING_MATTERS = {
+    "convbert": "its convolutions read padding",
     "fnet": "it mixes all positions, padding included",
     "nystromformer": "it averages over segments of the padded length",
     "yoso": "it hashes all positions, padding included",
@@ -440,14 +441,17 @@ def end_token(backbone: PreTrainedModel) -> int:
 
 
 def two_texts(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Token ids ``[2, 4]`` and their mask. The second text has one position of padding."""
+    """Token ids ``[2, 5]`` and their mask. The second text has two positions of padding.
+
+    Five, because some backbones pad a text to a multiple of an even number (Longformer).
+    """
     config = backbone.config
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     pad, rows = config.get_text_config().pad_token_id, len(embedding_weight(backbone))
     end = end_token(backbone)
     special = {pad, end} if config.is_encoder_decoder else {pad}
     free = [t for t in (*range(pad + 1, pad + 9), *range(9)) if t < rows and t not in special]
-    tokens = torch.tensor([free[i % len(free)] for i in range(4)] if free else [0] * 4)
+    tokens = torch.tensor([free[i % len(free)] for i in range(5)] if free else [0] * 5)
     ids = torch.where(mask != 0, tokens, pad)
     if config.is_encoder_decoder:
         ids[last_of_each(mask)] = end
@@ -490,15 +494,24 @@ def _watch(
 
 @contextmanager
 def _watched_attentions(backbone: PreTrainedModel) -> Iterator[list[Attention]]:
-    """Collect every attention that uses `AttentionInterface`, in order."""
+    """Collect every attention that uses `AttentionInterface`, in order.
+
+    There are none if keys and values have different widths in one of them (DeepSeek), because
+    prompts have the same for both.
+    """
     seen: list[Attention] = []
+    unequal = False
     if not compat.has_attention_interface(backbone):
         yield seen
         return
     paths = {module: name for name, module in backbone.named_modules()}
 
-    def note(module: nn.Module, key: Tensor) -> None:
-        if module in paths:
+    def note(module: nn.Module, key: Tensor, value: Tensor) -> None:
+        nonlocal unequal
+        unequal = unequal or key.shape != value.shape
+        if unequal:
+            seen.clear()
+        elif module in paths:
             seen.append(Attention(paths[module], key.shape[1], key.shape[3]))
 
     before = compat.attention_of(backbone)
@@ -514,11 +527,16 @@ def _watched_attentions(backbone: PreTrainedModel) -> Iterator[list[Attention]]:
 
 
 def _watched_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,  # some pass it by this name
+    **kwargs: Any,
 ) -> Any:
     if (note := getattr(module, "ptune_watcher", None)) is not None:
-        note(module, key)
-    return compat.eager_attention(module)(module, query, key, value, mask, **kwargs)
+        note(module, key, value)
+    return compat.eager_attention(module)(module, query, key, value, attention_mask, **kwargs)
 
 
 WATCHED = "ptune_watched"

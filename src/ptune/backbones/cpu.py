@@ -61,8 +61,11 @@ def cpu_has(*features: str) -> bool:
 
 
 def is_traced() -> bool:
-    """True if operations are being traced, so that values cannot be inspected."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """True if this thread's operations are being traced, so that values cannot be inspected."""
+    if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
+        return True
+    # `is_compiling` is true in every thread while one of them exports.
+    return torch.compiler.is_compiling() and compat.has_dispatch_mode()
 
 
 # Packed weights are kept in addition to the plain ones, one copy per direction.

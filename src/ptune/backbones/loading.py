@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -25,6 +26,7 @@ from ptune.backbones.cpu import cpu_has, keep_memory
 from ptune.backbones.masked import read_at_mask
 from ptune.backbones.wheels import EXTRAS, SHORT_NAMES, folder_of
 from ptune.errors import PtuneError, first_line
+from ptune.files import read_json
 
 compat.warn_if_untested()
 
@@ -75,7 +77,13 @@ def _quiet() -> Iterator[None]:
 
 
 def full_name(name: str) -> str:
-    """A backbone's Hub id or absolute folder, which adapters record."""
+    """A backbone's Hub id or absolute folder, which adapters record.
+
+    Raises:
+        PtuneError: The name is empty, which would be the current folder.
+    """
+    if not name:
+        raise PtuneError("The name of the backbone is empty. Name a folder or a model on the Hub.")
     name = SHORT_NAMES.get(name, name)
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
@@ -121,13 +129,13 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
         ) from error
 
 
-def cpu_options(dtype: torch.dtype) -> dict[str, Any]:
-    """Options for loading a backbone in bfloat16 without a GPU. Also calls `keep_memory`.
+def cpu_options(dtype: torch.dtype, device: str | torch.device | None = None) -> dict[str, Any]:
+    """Options for loading a backbone in bfloat16 for a CPU. Also calls `keep_memory`.
 
     The backward pass of PyTorch's fused attention is slow in bfloat16 on a CPU. Inference uses the
     same kernels as training, so a reloaded classifier gives bit-identical predictions.
     """
-    if dtype != torch.bfloat16 or torch.cuda.is_available():
+    if dtype != torch.bfloat16 or torch.device(device or default_device()).type != "cpu":
         return {}
     keep_memory()
     return {"attn_implementation": "eager"}
@@ -139,6 +147,7 @@ def load_backbone(
     labels: Sequence[str] = ("LABEL_0", "LABEL_1"),
     problem_type: str | None = None,
     dtype: Dtype | torch.dtype = "auto",
+    device: str | torch.device | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     at_mask: bool = False,
@@ -151,6 +160,7 @@ def load_backbone(
         labels: Label names, in the order of the logits.
         problem_type: As in Transformers' configurations.
         dtype: Number format of the backbone; ``"auto"``: `fast_dtype`.
+        device: Where it will run. It is loaded into memory in any case.
         revision, token: Revision and access token on the Hub.
         at_mask: Load a masked language model instead, which classifies by what it predicts at the
             mask token (`ptune.backbones.masked`).
@@ -163,12 +173,12 @@ def load_backbone(
         if dtype not in get_args(Dtype):
             expected = ", ".join(get_args(Dtype))
             raise PtuneError(f"dtype is {dtype!r}; expected one of {expected}.")
-        dtype = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
+        dtype = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     assert isinstance(dtype, torch.dtype)
-    kwargs = {**cpu_options(dtype), **kwargs}
+    kwargs = {**cpu_options(dtype, device), **kwargs}
     labels = list(labels)
     name = full_name(name)
-    model = _from_pretrained(
+    model, info = _from_pretrained(
         AutoModelForMaskedLM if at_mask else AutoModelForSequenceClassification,
         name,
         revision,
@@ -179,9 +189,11 @@ def load_backbone(
         problem_type=problem_type,
         # A checkpoint fine-tuned for other labels gets a new last layer.
         ignore_mismatched_sizes=True,
+        output_loading_info=True,
         token=token,
         **kwargs,
     )
+    _check_sizes(name, model, info["mismatched_keys"])
     from_hub = location(name) == name
     commit = compat.cached_commit(name, revision, kwargs.get("cache_dir")) if from_hub else None
     compat.set_source(model, name, commit)
@@ -194,6 +206,21 @@ def load_backbone(
         tokenizer = load_tokenizer(name, **where)
         return read_at_mask(model, len(labels), tokenizer.mask_token_id).eval()
     return model
+
+
+def _check_sizes(name: str, model: PreTrainedModel, differing: Iterable[tuple[Any, ...]]) -> None:
+    """Refuse weights of the frozen part that have other sizes than the configuration says.
+
+    Transformers leaves such weights random.
+    """
+    inside = f"{model.base_model_prefix}."
+    for key, found, expected in sorted(differing, key=str):
+        if key.startswith(inside):
+            raise PtuneError(
+                f"The weights of the backbone {name} do not fit its config.json: {key} has the "
+                f"shape {list(found)} in the file, and {list(expected)} by the configuration. "
+                "Download or save it again."
+            )
 
 
 def share_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -242,6 +269,11 @@ def load_tokenizer(
         PtuneError: As for `load_backbone`.
     """
     tokenizer = _from_pretrained(AutoTokenizer, name, revision, token=token, **kwargs)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise PtuneError(
+            f"The backbone {name} has no tokenizer, so no word of a text could be read. Save it "
+            "there, too (tokenizer.save_pretrained)."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -282,7 +314,7 @@ def _json_of(name: str, file: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of a backbone; empty if it has no such file."""
     own = _revision_of(full_name(name), revision)
     found = compat.optional_file(location(name), file, revision=own)
-    return {} if found is None else json.loads(found.read_text("utf-8"))
+    return {} if found is None else read_json(found)
 
 
 # What a backbone is to be, and examples, for messages.
@@ -294,6 +326,19 @@ _KINDS: dict[Any, tuple[str, str]] = {
     AutoModelForCausalLM: ("causal-language-model", "smollm2 or gpt2"),
     AutoModelForMaskedLM: ("masked-language-model", "roberta-base or bert-base-uncased"),
 }
+
+
+# What Transformers raises if it cannot load a backbone, or one of its files is damaged.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    ImportError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def _from_pretrained(auto: Any, name: str, revision: str | None, **kwargs: Any) -> Any:
@@ -312,7 +357,7 @@ def _from_pretrained(auto: Any, name: str, revision: str | None, **kwargs: Any) 
                 trust_remote_code=False,
                 **kwargs,
             )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except _DAMAGED as error:
         reason = first_line(error).rstrip(".")
         kind, examples = _KINDS.get(auto, _KINDS[AutoModelForSequenceClassification])
         if "Unrecognized configuration class" in reason:

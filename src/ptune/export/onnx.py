@@ -38,11 +38,10 @@ from ptune.export.check import (
     Check,
     Comparison,
     check_target,
-    replaced,
     require_fast_tokenizer,
     write_export_info,
 )
-from ptune.files import MODEL_NAME
+from ptune.files import MODEL_NAME, replaced
 from ptune.inference.classifier import PromptClassifier, load
 from ptune.inference.engines import OnnxRuntime, Padded, load_exported
 from ptune.inference.text_classifier import Answer

@@ -120,7 +120,11 @@ class PromptBank:
             raise PtuneError(f"memory_budget is {memory_budget!r}; it must be at least 0 bytes.")
         if isinstance(model, str | os.PathLike):
             device = chosen_device(device)
-            model = load_backbone(os.fspath(model), dtype=dtype)  # type: ignore[arg-type]
+            model = load_backbone(
+                os.fspath(model),
+                dtype=dtype,  # type: ignore[arg-type]
+                device=device,
+            )
         check_supported(model)
         if tokenizer is None:
             if not model.name_or_path:
@@ -174,7 +178,7 @@ class PromptBank:
         revision, refused = None, dict[str, str]()
         if model is None:
             model, revision, refused = _common_backbone(root, places)
-        how: dict[str, Any] = {"dtype": dtype, "revision": revision}
+        how: dict[str, Any] = {"dtype": dtype, "device": device, "revision": revision}
         bank = cls(
             load_backbone(model, **how),
             tokenizer=load_tokenizer(model, revision=revision),
@@ -296,6 +300,8 @@ class PromptBank:
         """
         if not at_mask or self._host.architecture.mask_token is not None:
             return self._host
+        if self._mask_host is not None:  # a table of tasks may not wait for a backbone
+            return self._mask_host
         with loading():
             if self._mask_host is None:
                 own = self.backbone

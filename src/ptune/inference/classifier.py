@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ptune import texts
 from ptune.adapters.adapter import Adapter
-from ptune.backbones.loading import chosen_device, load_backbone, load_tokenizer
+from ptune.backbones.loading import chosen_device, full_name, load_backbone, load_tokenizer
 from ptune.data.dataset import TaskData, check_lengths, dataset_of
 from ptune.errors import Origin, PtuneError, near
 from ptune.files import is_export
@@ -94,11 +94,8 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
 
         if y is None:
             raise PtuneError("fit requires y to be passed, but the target y is None.")
-        self.__dict__.pop("feature_names_in_", None)
-        names: Sequence[str] = ()
-        if (columns_in := columns_of(X)) is not None:
-            names = texts.columns_of_texts(columns_in)
-            self.feature_names_in_ = np.array(names, dtype=object)
+        columns_in = columns_of(X)
+        names = () if columns_in is None else texts.columns_of_texts(columns_in)
         weights: dict[str, Any] = {"sample_weight": sample_weight, "class_weight": class_weight}
         data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y, problem_type, **weights)
         if eval_set is not None:
@@ -121,6 +118,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
                 settings, folder, overwrite=True, dataset=data, progress=_progress(verbose)
             )
         run.model.freeze()
+        self.__dict__.pop("feature_names_in_", None)
+        if names:
+            self.feature_names_in_ = np.array(names, dtype=object)
         self.prompt_model_, self.labels_ = run.model.eval(), data.labels
         self.postprocessing_ = run.postprocessing
         self.history_: list[dict[str, Any]] = run.metrics["epochs"]
@@ -388,6 +388,11 @@ def load(
             f"{source} is an export to ONNX, and no adapter. Name what runs it (`--runtime onnx` "
             "or `openvino`; engine= in Python)."
         )
+    if not isinstance(model, str | os.PathLike | None):
+        raise PtuneError(
+            f"model is {type(model).__name__}; expected the name or the folder of a backbone. To "
+            "put an adapter on a model that you have loaded, use PromptModel.from_pretrained."
+        )
     device = chosen_device(device)
     found = Adapter.read(source, own_backbone=model is not None, **where)
     name = model or found.config.base_model_name_or_path
@@ -398,12 +403,15 @@ def load(
         )
     # The folder and the revision of the adapter are not those of the backbone.
     own = {k: v for k, v in where.items() if k not in ("subfolder", "revision")}
-    own["revision"] = found.config.revision
+    recorded = found.config.base_model_name_or_path
+    is_same = recorded is not None and full_name(name) == full_name(recorded)
+    own["revision"] = found.config.revision if is_same else None
     backbone = load_backbone(
         name,
         labels=found.labels.output_names,
         problem_type=found.labels.kind,
         dtype=dtype,  # type: ignore[arg-type]
+        device=device,
         at_mask=found.reading.at_mask,
         **own,
     )

@@ -37,11 +37,15 @@ def merge(labels: Labels, old: Sequence[Any], into: str) -> Labels:
         PtuneError: There are no such labels, or another label has the new name; or the answer is a
             number.
     """
+    if isinstance(old, str):
+        raise PtuneError(f"{old!r} is one label; expected a list of at least two to merge.")
     numbers = sorted({_number(labels, name) for name in old})
     if len(numbers) < 2:
         raise PtuneError(
             f"Only {', '.join(map(str, old))} is to be merged; expected at least two labels."
         )
+    if labels.is_single and len(numbers) == len(labels):
+        raise PtuneError("All labels are to be merged into one, which every text would get.")
     _check_new(labels, into, numbers)
     kept = labels.names.index(into) if into in labels.names else numbers[0]
     gone = [number for number in numbers if number != kept]

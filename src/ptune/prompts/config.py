@@ -182,11 +182,12 @@ class PromptEncoderConfig:
                 raise PtuneError(
                     f"{name} is {value!r}; expected an integer from {least} to {limit:,}."
                 )
-        if self.prompt_init_scale is not None and not self.prompt_init_scale > 0:
+        scale, dropout = self.prompt_init_scale, self.encoder_dropout
+        if scale is not None and not (isinstance(scale, int | float) and scale > 0):
             raise PtuneError(
                 f"prompt_init_scale is {self.prompt_init_scale!r}; expected a number above 0."
             )
-        if not 0.0 <= self.encoder_dropout < 1.0:
+        if not (isinstance(dropout, int | float) and 0.0 <= dropout < 1.0):
             raise PtuneError(
                 f"encoder_dropout is {self.encoder_dropout!r}; expected at least 0 and below 1."
             )
@@ -223,6 +224,8 @@ class PromptEncoderConfig:
                     f"{name} is {rank} and depth is {self.depth!r}; only a reader has a rank. "
                     "Leave it out, or use depth='reader'."
                 )
+        if not isinstance(self.prompt_init_text, str | None):
+            raise PtuneError(f"prompt_init_text is {self.prompt_init_text!r}; expected a text.")
         has_text = bool((self.prompt_init_text or "").strip())
         if self.prompt_init is not None and (self.prompt_init == "text") != has_text:
             raise PtuneError(

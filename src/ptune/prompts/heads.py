@@ -35,9 +35,8 @@ class Head:
     def of(cls, tensors: Mapping[str, Tensor], labels: Labels, device: Any = None) -> Head:
         """A float32 copy of a head's tensors, for labels."""
         how: dict[str, Any] = {"device": device, "dtype": torch.float32, "copy": True}
-        named = {"id2label": dict(enumerate(labels.output_names))}
         parameters = {name: nn.Parameter(t.to(**how)) for name, t in tensors.items()}
-        return cls(parameters, {**named, "problem_type": labels.problem_type})
+        return cls(parameters, labels_dict(labels))
 
 
 class Heads:
@@ -86,6 +85,14 @@ class Heads:
         }
         return self.widened(Head(copies, dict(self.original.labels)), means)
 
+    def random(self) -> Head:
+        """A head whose answers depend on all that it reads, always the same one."""
+        head, generator = self.new(), torch.Generator().manual_seed(0)
+        for parameter in head.parameters.values():
+            values = torch.randn(parameter.shape, generator=generator)
+            parameter.data = values.to(parameter.device) / parameter.shape[-1] ** 0.5
+        return head
+
     def widened(self, head: Head, means: int) -> Head:
         """A head that reads one vector, made to read several, one after the other.
 
@@ -133,6 +140,14 @@ class Heads:
         self.install(self.original)
         for hook in self._hooks:
             hook.remove()
+
+
+def labels_dict(labels: Labels) -> dict[str, Any]:
+    """Labels as `id2label` and `problem_type`."""
+    return {
+        "id2label": dict(enumerate(labels.output_names)),
+        "problem_type": labels.problem_type,
+    }
 
 
 def labels_of(backbone: PreTrainedModel) -> dict[str, Any]:

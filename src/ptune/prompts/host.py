@@ -371,7 +371,7 @@ class Host:
         try:
             with without_dropout(self.backbone):
                 return are_close(one(), other())
-        except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
+        except (AttributeError, RuntimeError, TypeError, ValueError, LookupError):
             return False
 
     def can_share(self, config: PromptEncoderConfig, **inputs: Any) -> bool:
@@ -494,9 +494,11 @@ class Host:
         """Whether two texts get the same logits without their padding."""
         ids, mask = two_texts(self.backbone)
         self._use_attentions()
+        # What an adapter's head answers may not depend on the text, as before training.
+        head = self.heads.random()
 
         def logits(one_row: bool) -> Tensor:
-            return self.run([self.no_prompt], Given(ids, mask), one_row=one_row).logits
+            return self.run([self.no_prompt], Given(ids, mask), head=head, one_row=one_row).logits
 
         return self._agree(partial(logits, True), partial(logits, False))
 
@@ -514,6 +516,7 @@ class Host:
     ) -> tuple[Batch, dict[str, Tensor]]:
         """A batch of texts with their prompts in a pass, and the backbone's inputs."""
         ids, mask, embeddings = self._given_ids(given), given.attention_mask, given.inputs_embeds
+        _check_shapes(ids, given)
         if mask is None:
             mask = torch.ones_like(ids)
         if embeddings is None:
@@ -690,3 +693,17 @@ class Host:
             or self.checkpointed_layers()
             or is_traced()
         )
+
+
+def _check_shapes(ids: Tensor, given: Given) -> None:
+    """Check that the mask and the token types have the shape ``[batch, seq]`` of the tokens."""
+    expected = list(ids.shape)
+    if len(expected) != 2:
+        raise PtuneError(f"input_ids have the shape {expected}; expected [batch, seq].")
+    for name in ("attention_mask", "token_type_ids"):
+        tensor = getattr(given, name)
+        if tensor is not None and list(tensor.shape) != expected:
+            raise PtuneError(
+                f"{name} has the shape {list(tensor.shape)}, and the tokens {expected}. Pass what "
+                "the tokenizer returned for these texts."
+            )

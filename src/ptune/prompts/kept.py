@@ -19,7 +19,7 @@ class StatesShape(NamedTuple):
     """The shape of what is kept of texts.
 
     Attributes:
-        heads: Heads and width of a head, for every attention.
+        heads: Heads and width of a head, for the keys and then the values of every attention.
         means: Numbers of a text's means.
     """
 
@@ -29,7 +29,7 @@ class StatesShape(NamedTuple):
     @property
     def width(self) -> int:
         """Numbers of the keys and values of a token."""
-        return sum(2 * heads * dim for heads, dim in self.heads)
+        return sum(heads * dim for heads, dim in self.heads)
 
 
 class KeptTexts:
@@ -214,7 +214,7 @@ class TextFile:
         except sqlite3.Error as error:
             self._failed(error)
             found = None
-        if found is None or zlib.crc32(found[1]) != found[0]:
+        if found is None or not found[1] or zlib.crc32(found[1]) != found[0]:
             return None
         return torch.frombuffer(bytearray(found[1]), dtype=dtype)
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ptune import compat
-from ptune.backbones.cpu import is_traced
 from ptune.prompts.keys import AddedKeys, KeyValue
 from ptune.prompts.layout import OneRow
 
@@ -112,7 +111,7 @@ class Passes:
     @contextmanager
     def running(self, current: Pass | None) -> Iterator[None]:
         """Make a pass the current one within the context. A thread can nest passes."""
-        with nullcontext() if is_traced() else self.lock:
+        with nullcontext() if torch.compiler.is_dynamo_compiling() else self.lock:
             before = self.current
             try:
                 self.current = current

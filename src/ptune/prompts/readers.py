@@ -50,7 +50,7 @@ class TextStates:
     @property
     def shape(self) -> StatesShape:
         """What `of_joined` and `of_rows` need to know."""
-        heads = [(key.shape[1], key.shape[3]) for key, _ in self.key_values]
+        heads = [(t.shape[1], t.shape[3]) for pair in self.key_values for t in pair]
         return StatesShape(heads, self.means.shape[1])
 
     def joined(self) -> Tensor:
@@ -63,11 +63,10 @@ class TextStates:
         cls, joined: Tensor, mask: Tensor, means: Tensor, shape: StatesShape
     ) -> TextStates:
         """Undo `joined`."""
-        both = [heads for heads in shape.heads for _ in range(2)]
-        sizes = [heads * dim for heads, dim in both]
+        sizes = [heads * dim for heads, dim in shape.heads]
         parts = [
             part.unflatten(2, own).transpose(1, 2)  # [batch, heads, seq, head_dim]
-            for part, own in zip(joined.split(sizes, dim=2), both, strict=True)
+            for part, own in zip(joined.split(sizes, dim=2), shape.heads, strict=True)
         ]
         return cls(list(zip(parts[::2], parts[1::2], strict=True)), mask, means)
 
