@@ -494,7 +494,8 @@ class ForkLock(type(threading.RLock())):  # type: ignore[misc]
 
     Args:
         level: A thread that holds a lock may wait for one of a higher level, not of a lower one.
-            Loading a backbone has level 0, a bank's tables 1, a backbone 2, a tokenizer 3.
+            Loading a backbone has level 0, a bank's tables 1, a backbone 2, a tokenizer 3, the
+            list of tokenizers 4.
     """
 
     def __init__(self, level: int) -> None:

@@ -51,7 +51,7 @@ class PromptModel(AdapterSet):
         backbone: Any `AutoModelForSequenceClassification`. It is changed in place (frozen and
             hooked) until `unload` restores it.
         config: The prompt's configuration; ``None``: the defaults.
-        prompt_embeddings: A trained prompt, ``[num_virtual_tokens, width]``, for inference. It
+        prompt_embeddings: A trained prompt, ``[rows, width]``, for inference. It
             needs no encoder.
         mechanism: How the prompt acts inside the backbone, as recorded in an adapter; ``None``:
             choose the best mechanism.
@@ -229,7 +229,7 @@ class PromptModel(AdapterSet):
 
     @torch.no_grad()
     def prompt_embeddings(self) -> Tensor:
-        """The prompt for inference, ``[num_virtual_tokens, width]``, float32."""
+        """The prompt for inference, ``[rows, width]`` (`PromptEncoderConfig.rows`), float32."""
         return self.prompt_encoder().detach().float()
 
     def _prompt_and_head(self, **inputs: Any) -> tuple[Prompt, Head]:

@@ -62,7 +62,7 @@ class Adapter:
 
     Attributes:
         config: The prompt's configuration.
-        prompt_embeddings: The prompt, ``[num_virtual_tokens, width]``, in the precision of its
+        prompt_embeddings: The prompt, ``[rows, width]``, in the precision of its
             file: float32 if ptune wrote it. An input prompt is as wide as the backbone's token
             embedding.
         head: The head's parameters, in the same precision, under their names in the backbone.

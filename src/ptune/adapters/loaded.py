@@ -96,7 +96,8 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
     """Several adapters on one backbone. Each thread uses one of them.
 
     `set_adapter` applies to the calling thread, and to threads that have never called it. `config`
-    and the backbone's installed head follow the latest call.
+    and the backbone's installed head follow the latest call. A thread whose adapter was deleted
+    must choose another one.
     """
 
     def __init__(self, host: Host, adapter_name: str) -> None:

@@ -661,12 +661,11 @@ def flat(mask: Tensor) -> Tensor:
 
 
 def first_with(ids: Tensor, token: int) -> Tensor:
-    """The first position of each row of ids ``[batch, seq]`` that holds a token, as a mask.
+    """The first column of each row of ids ``[batch, seq]`` that holds a token, ``[batch, 1]``.
 
-    Without such a token, it is the first position.
+    Without such a token, it is the first column.
     """
-    at = (ids == token).int().argmax(dim=1, keepdim=True)  # [batch, 1]
-    return torch.arange(ids.shape[1], device=ids.device) == at
+    return (ids == token).int().argmax(dim=1, keepdim=True)
 
 
 def positions_read(reads: Reads, mask: Tensor, ids: Tensor, mask_token: int | None) -> Tensor:
@@ -680,5 +679,5 @@ def positions_read(reads: Reads, mask: Tensor, ids: Tensor, mask_token: int | No
     """
     if reads == "mask":
         assert mask_token is not None
-        return first_with(ids, mask_token)
+        return torch.arange(ids.shape[1], device=ids.device) == first_with(ids, mask_token)
     return first_of_each(mask) if reads == "first" else last_of_each(mask)

@@ -16,6 +16,7 @@ from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptune import compat
+from ptune.backbones.architectures import first_with
 from ptune.errors import PtuneError
 
 
@@ -71,8 +72,8 @@ def _keep_mask(
     """Forward hook that keeps the hidden state ``[batch, 1, hidden]`` at the mask."""
     ids: Tensor = inputs["input_ids"] if "input_ids" in inputs else args[0]
     states = output.last_hidden_state
-    at = (ids == mask_token).int().argmax(dim=1)  # [batch]; 0 without a mask, as `first_with`
-    output.last_hidden_state = states.gather(1, at[:, None, None].expand(-1, 1, states.shape[2]))
+    at = first_with(ids, mask_token)[:, :, None]  # [batch, 1, 1]
+    output.last_hidden_state = states.gather(1, at.expand(-1, 1, states.shape[2]))
     return output
 
 

@@ -52,8 +52,8 @@ from ptune.texts import (
     Text,
     as_columns,
     batches,
-    lock_of,
     most_padding,
+    padded,
     pooled,
     rows,
 )
@@ -564,11 +564,7 @@ class PromptBank:
 
     def _padded(self, texts: list[dict[str, list[int]]]) -> Given:
         """A batch of texts on the backbone's device."""
-        with lock_of(self.tokenizer):
-            batch = self.tokenizer.pad(
-                {key: [text[key] for text in texts] for key in texts[0]}, return_tensors="pt"
-            )
-        return Given(**batch.to(self.backbone.device))
+        return Given(**padded(self.tokenizer, texts).to(self.backbone.device))
 
     @torch.inference_mode()
     def _forward(self, tasks: list[Task], texts: Given | TextStates) -> np.ndarray:

@@ -146,8 +146,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         if self.prompt_model_.training:  # the user's own loop left it so
             self.prompt_model_.eval()
         for chosen, rows in batches:
-            with texts.lock_of(self.tokenizer_):
-                batch = self.tokenizer_.pad(rows, return_tensors="pt")
+            batch = texts.padded(self.tokenizer_, rows)
             with torch.inference_mode():
                 output = self.prompt_model_(**batch.to(self.prompt_model_.device))
             yield chosen, output.logits.float().cpu().numpy()

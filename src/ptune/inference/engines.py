@@ -19,7 +19,7 @@ from ptune.files import MODEL_NAME, name_of, read_json
 from ptune.inference.text_classifier import Answer, Batch, TextClassifier
 from ptune.labels import Labels, labels_from_json
 from ptune.postprocessing import Postprocessing
-from ptune.texts import Reading
+from ptune.texts import Reading, padded
 
 # About an export.
 EXPORT_INFO_NAME = "ptune_export.json"
@@ -160,7 +160,7 @@ class ExportedClassifier(TextClassifier):
 
     def _padded(self, batches: Iterable[Batch]) -> Iterator[Padded]:
         for chosen, rows in batches:
-            batch = self.tokenizer_.pad(rows, return_tensors="np")
+            batch = padded(self.tokenizer_, rows, "np")
             yield chosen, {name: batch[name] for name in self.engine.inputs}
 
 

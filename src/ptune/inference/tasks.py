@@ -31,7 +31,7 @@ class TaskInfo:
         postprocessing: Its calibration and thresholds.
         pairs: Whether it was trained on pairs of texts; ``None``: unknown.
         num_virtual_tokens: Length of its prompt.
-        depth: `input`, `deep` or `reader`.
+        depth: `input`, `deep`, `reader` or `none`.
     """
 
     name: str

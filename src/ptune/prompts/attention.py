@@ -40,7 +40,7 @@ class _Site:
             return None, None
         number = self.numbers[0]
         if len(self.numbers) > 1:
-            call = current.calls.get(module, 0)  # gradient checkpointing calls it again, in order
+            call = current.calls.get(module, 0)
             current.calls[module] = call + 1
             number = self.numbers[call % len(self.numbers)]
         added = current.added_keys[number] if current.added_keys else None

@@ -89,7 +89,7 @@ def default_question(
         usual = "Does the second text follow from the first?" if pairs else "Is this true?"
         said, answers = asked or usual, list(words.values())
         wording = _Wording(
-            task=f"{said} Answer {listed(answers)}.",
+            task=f"{said} Answer {as_choice(answers)}.",
             start="\nAnswer:",
             gap=asked or "Is it?",
             alone=f"\n{said} Answer:",
@@ -97,10 +97,10 @@ def default_question(
     elif not pairs and (words := _all_in(MOODS, labels)):
         # SmolLM2 answers better if the positive label comes first.
         first = [label for mood in MOODS for label in labels if in_words(label).lower() == mood]
-        wording = _Wording(f"Is the text {listed(first)}?", " Sentiment:", "It was")
+        wording = _Wording(f"Is the text {as_choice(first)}?", " Sentiment:", "It was")
         words = words if place == "gap" else None
     elif not pairs and (words := _all_in(RATINGS, labels)):
-        task = f"Is the review {listed(list(words.values()))}?"
+        task = f"Is the review {as_choice(list(words.values()))}?"
         wording = _Wording(task, "\nRating:", "It was", text="Review")
     else:
         words, wording = None, _general(labels, pairs=pairs)
@@ -120,14 +120,14 @@ def _general(labels: Sequence[str], *, pairs: bool) -> _Wording:
     """
     label, about = "\nLabel:", "\nThis text is about"
     few, what = len(labels) <= FEW, "two texts" if pairs else "text"
-    listing = f"Classify the {what} as {listed(labels)}." if few else None
+    listing = f"Classify the {what} as {as_choice(labels)}." if few else None
     if pairs:
         return _Wording(listing or "Compare two texts.", label, "")
     task = listing or "Read the text and say what it is about."
     return _Wording(task, label if few else about, "It is about", alone=about)
 
 
-def listed(labels: Sequence[str]) -> str:
+def as_choice(labels: Sequence[str]) -> str:
     """Labels in a sentence: `a, b or c`. Braces would be places of a template."""
     names = [in_words(label).replace("{", "(").replace("}", ")") for label in labels]
     return f"{', '.join(names[:-1])} or {names[-1]}"

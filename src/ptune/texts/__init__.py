@@ -9,6 +9,7 @@ from ptune.texts.tokens import (
     encode,
     lock_of,
     most_padding,
+    padded,
     take,
 )
 from ptune.texts.values import Text, as_columns, as_rows, check, columns_of_texts, is_one, rows
@@ -34,6 +35,7 @@ __all__ = [
     "is_one",
     "lock_of",
     "most_padding",
+    "padded",
     "pooled",
     "rows",
     "special_before",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ptune.compat import ForkLock
 from ptune.errors import PtuneError
@@ -36,6 +36,16 @@ def lock_of(tokenizer: PreTrainedTokenizerBase) -> ForkLock:
         with _registry:
             lock = _locks.setdefault(tokenizer, new)
     return lock
+
+
+def padded(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Encoded | list[dict[str, list[int]]],
+    tensors: str = "pt",
+) -> BatchEncoding:
+    """Encoded texts as one batch of PyTorch's tensors, or NumPy's (`np`)."""
+    with lock_of(tokenizer):
+        return tokenizer.pad(texts, return_tensors=tensors)
 
 
 def encode(

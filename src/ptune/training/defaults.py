@@ -15,7 +15,7 @@ from ptune.backbones.loading import is_decoder, model_type_of
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
 from ptune.prompts.config import Depth, Pooling, PromptEncoderConfig, vectors_of
-from ptune.prompts.questions import FEW, listed
+from ptune.prompts.questions import FEW, as_choice
 from ptune.texts import IN_WINDOWS
 from ptune.training.settings import HeadStart, Preset, TrainSettings
 
@@ -267,4 +267,4 @@ def question(dataset: TaskData) -> str:
     names = dataset.labels.names
     if not any(c.isalpha() for name in names for c in name):
         return f"Classify the {what}. Answer:"
-    return f"Classify the {what}. Is it {listed(names[:FEW])}? Answer:"
+    return f"Classify the {what}. Is it {as_choice(names[:FEW])}? Answer:"
