@@ -472,14 +472,6 @@ def test_the_card_of_a_glue_run_names_dataset_configuration_and_revision(run_fol
     assert "/secret" not in str(card)
 
 
-def test_the_card_of_the_best_checkpoint_has_its_scores(run_folder, tmp_path):
-    folder = tmp_path / "best"
-    shutil.copytree(run_folder, folder)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps({**metrics, "adapter": "best"}))
-    assert "| Accuracy | 0.9000 | 0.5000 |" in model_card(folder, "alice/mail").text
-
-
 def test_the_card_follows_labels_that_changed_after_training(run_folder, tmp_path):
     """Scores stay with a renamed label. Those of merged labels are not known."""
     folder = tmp_path / "changed"

@@ -389,6 +389,15 @@ def test_files_of_different_exports_are_refused(bert, tmp_path):
         ptune.load_exported(folder)
 
 
+def test_an_export_never_replaces_the_adapter_that_it_reads(bert, tmp_path):
+    """It would lie in the folder of an earlier export."""
+    source = shutil.copytree(bert[1], tmp_path / "out") / "adapter"
+    shutil.copytree(bert[0], source)
+    with pytest.raises(PtuneError, match=r"contains .*adapter, which the export reads"):
+        ptune.export_onnx(source, tmp_path / "out")
+    assert (source / "adapter_config.json").is_file()
+
+
 def test_a_failed_export_leaves_the_earlier_one(bert, monkeypatch, tmp_path):
     adapter, folder = bert
     before = {f.name: f.read_bytes() for f in folder.iterdir()}

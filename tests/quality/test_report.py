@@ -127,6 +127,19 @@ def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys)
         assert row["nearest_1"]
 
 
+def test_a_report_replaces_nothing_but_reports(run, tmp_path, capsys):
+    folder, labels = run
+    file = write(tmp_path / "gold.csv", [("a text", labels[0])], ("text", "label"))
+    (tmp_path / "gold.json").write_text('{"mine": 1}')
+    for page, message in (
+        ("gold.html", "gold.json is no report, and would be replaced by the content of gold.html"),
+        ("gold.pdf", "gold.pdf is not a page; expected a name that ends in .html."),
+    ):
+        assert call("report", folder, "--file", file, "--output", tmp_path / page) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "gold.json").read_text() == '{"mine": 1}'
+
+
 @pytest.mark.parametrize(("kind", "pictures"), [(REGRESSION, 1), (MULTI, 1), (SINGLE, 3)])
 def test_a_page_of_each_kind_has_its_pictures(kind, pictures):
     rng = np.random.default_rng(0)

@@ -260,6 +260,11 @@ def test_files_outside_the_folder_are_not_served(stage, tmp_path):
     assert sorted(bank) == ["around", "inside"]
     assert bank.refused.keys() == {"out", "half", "two words"}
     assert "outside the served folder" in bank.refused["out"]
+    for task in ("inside", "around"):
+        (served / task).rename(served / f".{task}")
+    with pytest.raises(PtuneError, match=r"No task in .*served can be served\. .*outside"):
+        load_bank(ServeSettings(served))
+    assert not len(load_bank(ServeSettings(served, admin_token="x")))  # which can add some
     assert "outside the adapter's folder" in bank.refused["half"]
 
 
@@ -294,6 +299,7 @@ def test_a_server_with_a_token_refuses_clients_without_it(guarded):
         (["--batch-size", "0"], ["batch_size is 0"]),
         (["--timeout", "0"], ["timeout is 0"]),
         (["--port", "70000"], ["port is 70000"]),
+        (["--host", "a..b", "--token", "x"], ["Cannot listen on a..b", "--host"]),
         (["--host", "192.0.2.1", "--token", "x"], ["Cannot listen on 192.0.2.1", "--host"]),
         ([], ["no folder", "nowhere"]),
     ],
@@ -348,6 +354,7 @@ def test_a_full_queue_refuses_requests_and_answers_those_it_accepted(guarded, st
         ({"inputs": ["a", "b"]}, 422, "two texts or one pair"),
         ({"inputs": [["a", "b", "c"]]}, 422, "inputs must be"),
         ({"inputs": "a", "parameter": {}}, 422, "no field 'parameter'"),
+        ({"inputs": "a", "tasks": ["task0"]}, 422, "no field 'tasks'"),
         ({"text": "a"}, 422, "inputs"),
         ([], 422, "inputs"),
     ],

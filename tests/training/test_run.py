@@ -23,8 +23,8 @@ from ptune.adapters.adapter import Adapter
 from ptune.files import staged
 from ptune.peft import PromptEncoderConfig
 from ptune.training import folder as run_folder
+from ptune.training import report, start
 from ptune.training import run as training
-from ptune.training import start
 from ptune.training.trainer import training_arguments
 
 
@@ -249,6 +249,66 @@ def test_a_run_learns_and_reports_the_metrics_of_its_adapter(bert_folder, table,
     labels = [dataset.labels.names[i] for i in examples["label"]]
     scores = classifier.evaluate(list(examples["text"]), labels)
     assert scores["accuracy"] == written["eval"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"},
+        {"load_best_model_at_end": True},  # by the loss
+        {"eval_strategy": "no"},
+    ],
+)
+def test_scores_are_those_of_the_adapter_that_is_saved(bert_folder, table, tmp_path, kept):
+    rates = {"learning_rate": 0.5, "prompt_learning_rate": 0.5, "head": "linear", "epochs": 6}
+    own = settings(bert_folder, table, **rates, training_arguments=kept)
+    metrics = ptune.train_run(own, tmp_path).metrics
+    dataset = start.load_dataset(own)
+    examples = dataset.evaluation[""]
+    labels = [dataset.labels.names[i] for i in examples["label"]]
+    found = ptune.load(tmp_path, dtype="float32").evaluate(list(examples["text"]), labels)
+    assert metrics["eval"]["accuracy"] == found["accuracy"]
+    if "eval_strategy" not in kept:
+        by = kept.get("metric_for_best_model", "loss")
+        best = (max if by == "accuracy" else min)(e[by] for e in metrics["epochs"])
+        assert metrics["eval"][by] == pytest.approx(best, rel=1e-5)
+        shown = report.selected(metrics)
+        (record,) = [e for e in metrics["epochs"] if e["epoch"] == shown]
+        assert record[by] == best
+
+
+def test_a_run_is_not_resumed_with_other_examples(bert_folder, table, tmp_path, texts):
+    """A file was changed while a run was interrupted."""
+    own = write_mail(tmp_path / "mail.csv", texts, copies=6)
+    stopping = AtStep(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        ptune.train_run(settings(bert_folder, own), tmp_path / "run", progress=stopping)
+    before = own.read_text()
+    own.write_text(before.replace("money", "MONEY", 1))
+    with refused(
+        f"The run in {tmp_path}/run was started with other examples: a file has changed …"
+    ):
+        ptune.train_run(settings(bert_folder, own), tmp_path / "run", resume=True)
+    own.write_text(before)
+    assert ptune.train_run(settings(bert_folder, own), tmp_path / "run", resume=True).metrics[
+        "eval"
+    ]
+
+
+def test_a_replaced_run_leaves_no_adapter_of_other_labels(bert_folder, table, tmp_path):
+    """Killed while it trains: what was replaced neither answers nor is listed."""
+    ptune.train_run(settings(bert_folder, table, epochs=1), tmp_path)
+    stopping = AtStep(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        ptune.train_run(settings(bert_folder, table), tmp_path, overwrite=True, progress=stopping)
+    with pytest.raises(PtuneError, match=r"has no adapter_config\.json"):
+        ptune.load(tmp_path)
+    assert ptune.train_run(settings(bert_folder, table), tmp_path, resume=True).metrics["eval"]
+
+
+def test_what_is_a_setting_of_its_own_is_no_training_argument():
+    with refused("training_arguments names num_train_epochs, … Use epochs instead."):
+        ptune.TrainSettings(training_arguments={"num_train_epochs": 1})
 
 
 def test_a_run_starts_from_a_head_that_fits_the_features(bert_folder, table, tmp_path):

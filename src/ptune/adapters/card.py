@@ -45,7 +45,7 @@ _FILES = {
     METRICS_NAME: "scores of every epoch",
 }
 # What `metrics.json` says about how right the answers are.
-_SCORES = ("eval", "best", "majority", "label_scores")
+_SCORES = ("eval", "majority", "label_scores")
 # Settings that are files or folders: only their names are published.
 _FILE_SETTINGS = ("train_file", "eval_file", "data_dir")
 
@@ -177,10 +177,9 @@ def _plain(value: str) -> str:
 
 def _final(metrics: dict[str, Any]) -> dict[str, float]:
     """The scores of the very adapter that is pushed."""
-    record = metrics.get("best" if metrics.get("adapter") == "best" else "eval") or {}
     return {
         key: value
-        for key, value in record.items()
+        for key, value in (metrics.get("eval") or {}).items()
         if _metric_of(key) and isinstance(value, int | float) and math.isfinite(value)
     }
 

@@ -54,11 +54,23 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(v) for key, v in value.items()}
     if isinstance(value, list):
         return [without_paths(v) for v in value]
-    if isinstance(value, str) and (
+    if isinstance(value, str) and _is_path(value):
+        return last_part(value)
+    return value
+
+
+def _is_path(value: str) -> bool:
+    """Whether a string names something on this machine, as far as one can tell."""
+    return bool(last_part(value)) and (
         Path(value).is_absolute()
         or PureWindowsPath(value).is_absolute()
         or value.startswith(("~/", "../"))
-        or ("/" in value and Path(value).exists())
-    ):
-        return last_part(value)
-    return value
+        or ("/" in value and _exists(Path(value)))
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a part of it is too long for a name
+        return False

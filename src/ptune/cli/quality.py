@@ -140,7 +140,13 @@ def report(
     from ptune.quality import evidence, report
     from ptune.training.start import dataset_of_run
 
-    for written in report.written_with(output) if output else ():
+    run = Path(adapter)
+    page = run / REPORT_NAME
+    if file is not None:  # a classifier on the Hub has no folder here
+        page = (run if run.is_dir() else Path()) / "reports" / f"{file.stem}.html"
+    page = output or page
+    report.check_page(page)
+    for written in report.written_with(page):
         check_is_no_input(written, file, train_file)
     classifier = load(adapter, **load_with(options))
     data = dataset_of_run(Path(adapter), train_file)
@@ -151,11 +157,9 @@ def report(
                 "training file (--train-file)."
             )
         found = evidence.of_run(classifier, data)[0]
-        page = output or Path(adapter) / REPORT_NAME
     else:
         how = {"slices": tuple(slice_column or ()), "data": data, **read_with(options)}
         found = evidence.of_file(classifier, file, **how)
-        page = output or Path(adapter) / "reports" / f"{file.stem}.html"
     backbone = None if fast else report.backbone_of(classifier)
     content = report.build(found, backbone, _progress)
     results = read_metrics(Path(adapter) / METRICS_NAME)

@@ -5,6 +5,7 @@ An export is reopened and compared with ptune before it gets its final name.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -141,6 +142,19 @@ def write_export_info(
             "largest_relative_difference": check.difference,
         }
     write_json(folder / EXPORT_INFO_NAME, info)
+
+
+def check_apart(folder: Path, *read: str | os.PathLike[str]) -> None:
+    """Refuse a target that contains what the export reads, and would be replaced.
+
+    Raises:
+        PtuneError: It contains one of these places.
+    """
+    for place in read:
+        if Path(place).resolve().is_relative_to(folder):
+            raise PtuneError(
+                f"{folder} contains {os.fspath(place)}, which the export reads. Name another one."
+            )
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:

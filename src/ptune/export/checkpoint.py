@@ -34,6 +34,7 @@ from ptune.export.check import (
     TOLERANCE,
     Check,
     Comparison,
+    check_apart,
     check_target,
     require_fast_tokenizer,
     write_export_info,
@@ -90,9 +91,7 @@ def export_transformers(
     check_target(folder, overwrite=overwrite)
     how: dict[str, Any] = {"model": model, "revision": revision, "dtype": "float32"}
     classifier = load(source, allow_other_backbone=allow_other_backbone, **how)
-    for kept in (os.fspath(source), location(classifier.model)):
-        if Path(kept).resolve().is_relative_to(folder):
-            raise PtuneError(f"{folder} contains {kept}, which the export reads. Name another one.")
+    check_apart(folder, source, location(classifier.model))
     _check_texts(classifier, source)
     labels, device = classifier.labels, classifier.prompt_model_.device
     tokenizer, ids = _tokenizer(classifier)

@@ -32,11 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from ptune.adapters.quality import save_quality
+from ptune.backbones.loading import location
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.export.check import (
     TOLERANCE,
     Check,
     Comparison,
+    check_apart,
     check_target,
     require_fast_tokenizer,
     write_export_info,
@@ -104,9 +106,9 @@ def export_onnx(
     check_target(folder, overwrite=overwrite)
     how: dict[str, Any] = {"model": model, "revision": revision, "dtype": "float32"}
     how |= {"device": "cpu", "allow_other_backbone": allow_other_backbone}
-    return write_onnx(
-        load(source, **how), folder, int8=int8, two_graphs=two_graphs, check_texts=check_texts
-    )
+    classifier = load(source, **how)
+    check_apart(folder, source, location(classifier.model))
+    return write_onnx(classifier, folder, int8=int8, two_graphs=two_graphs, check_texts=check_texts)
 
 
 def require_exporter() -> None:

@@ -42,6 +42,12 @@ class TaskInfo:
     depth: str
 
     @property
+    def thresholds(self) -> list[float] | None:
+        """The probability above which a text has each label, if it can have several."""
+        own = self.postprocessing.thresholds
+        return None if own is None else own.tolist()
+
+    @property
     def labels(self) -> list[str]:
         """Label names, in the order of the logits."""
         return list(self.labels_.names)

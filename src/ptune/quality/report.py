@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, REPORT_NAME, read_metrics, staged, write_json
+from ptune.files import METRICS_NAME, REPORT_NAME, read_json, read_metrics, staged, write_json
 from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import compute, confusion, majority, per_label
 from ptune.quality import bootstrap
@@ -329,8 +329,7 @@ def write(content: dict[str, Any], page: Path, shown: Pictures = ()) -> None:
     Raises:
         PtuneError: They cannot be written.
     """
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise PtuneError(f"{page} is not a page; expected a name that ends in .html.")
+    check_page(page)
     with staged(page.absolute().parent) as stage:
         (stage / page.name).write_text(render(content, shown), encoding="utf-8")
         rest = {name: value for name, value in content.items() if name != "mistakes"}
@@ -342,6 +341,22 @@ def write(content: dict[str, Any], page: Path, shown: Pictures = ()) -> None:
                 scores = json.dumps(row.get("scores", {}), ensure_ascii=False)
                 own = [row[name] for name in ("row", "text", "label", "predicted", "score")]
                 writer.writerow([*own, scores, *row.get("nearest", [""] * 3)])
+
+
+def check_page(page: Path) -> None:
+    """Refuse a page that `write` would refuse, and one beside which somebody else's file is.
+
+    Raises:
+        PtuneError: It has another ending, or `.json` next to it is no report.
+    """
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise PtuneError(f"{page} is not a page; expected a name that ends in .html.")
+    content = page.with_suffix(".json")
+    if content.is_file() and "measured_on" not in read_json(content):
+        raise PtuneError(
+            f"{content} is no report, and would be replaced by the content of {page.name}. Choose "
+            "another --output."
+        )
 
 
 NEAREST = ("nearest_1", "nearest_2", "nearest_3")

@@ -88,7 +88,7 @@ def load_bank(settings: ServeSettings) -> PromptBank:
     """Load the tasks of the served folder. `refused` lists those that cannot be served, and why.
 
     Raises:
-        PtuneError: No task can be served.
+        PtuneError: No task can be served, and none can be added.
     """
     bank = PromptBank.from_folder(
         settings.folder,
@@ -103,6 +103,9 @@ def load_bank(settings: ServeSettings) -> PromptBank:
         except PtuneError as error:
             bank.remove(name)
             bank.refused[name] = str(error)
+    if not len(bank) and settings.admin_token is None:  # nobody could add a task
+        reasons = " ".join(list(bank.refused.values())[:3])
+        raise PtuneError(f"No task in {settings.folder} can be served. {reasons}".rstrip())
     return bank
 
 
@@ -136,7 +139,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise PtuneError(
             f"Cannot listen on {host}, port {port}: {error}. Choose another --host or --port."
         ) from error

@@ -194,6 +194,13 @@ class Task(BaseModel):
     pairs: Annotated[bool | None, Field(description="Expects pairs of texts; null: unknown.")]
     num_virtual_tokens: int
     depth: str
+    thresholds: Annotated[
+        list[float] | None,
+        Field(
+            description="If a text can have several labels: the probability above which it has "
+            "each of them. null: one half."
+        ),
+    ]
 
 
 class ErrorBody(BaseModel):
@@ -255,9 +262,9 @@ def describe_invalid(model: type[BaseModel], error: Any) -> str:
     if not path:
         fields = [name for name, field in model.model_fields.items() if field.is_required()]
         return f"The body must be an object with the field {' and '.join(fields)}."
-    if path[0] in _EXPECTED and error["type"] != "missing":
-        return _EXPECTED[path[0]]
     if error["type"] == "extra_forbidden":
         owner = model if len(path) == 1 else Parameters
         return f"There is no field {'.'.join(path)!r}. Use {', '.join(owner.model_fields)}."
+    if path[0] in _EXPECTED and error["type"] != "missing":
+        return _EXPECTED[path[0]]
     return f"{'.'.join(path)}: {error['msg']}."

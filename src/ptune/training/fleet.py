@@ -216,11 +216,11 @@ def _prepared(
         run_folder.check_folder(folder, overwrite=overwrite or resume, resume=begun)
         try:
             settings, dataset, tokenizer = prepare(given)
+            if begun:
+                run_folder.check_unchanged(folder, settings, dataset)
         except PtuneError as error:
             fleet.refused[name] = str(error)
             continue
-        if begun:
-            run_folder.check_unchanged(folder, settings, dataset)
         prepared.append(_Task(name, folder, begun, given, settings, dataset, tokenizer))
     return prepared
 
@@ -251,7 +251,7 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> list[_Task]
                     fleet.refused[task.name] = str(error)
                     continue
                 members[member] = task
-                run_folder.prepare_folder(task.folder, task.settings, keep=task.begun)
+                run_folder.prepare_folder(task.folder, task.settings, task.dataset, keep=task.begun)
                 member.load(task.folder / run_folder.CHECKPOINTS)
 
             def keep(member: Member, members: dict[Member, _Task] = members) -> None:
@@ -284,7 +284,9 @@ def _train_alone(task: _Task, fleet: Fleet, show: Show, *, overwrite: bool) -> N
 def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
     """Write the run folder of a task; returns the content of its `metrics.json`."""
     settings, dataset, answers = task.settings, task.dataset, member.answers
-    results = runs.results_of(settings, dataset, answers, member.log, member.args, member.sizes)
+    step = member.best[1] if member.best else None
+    how = member.log, member.args, member.sizes, step
+    results = runs.results_of(settings, dataset, answers, *how)
     results |= {"truncated_texts": member.truncated, "seconds": round(member.seconds, 1)}
     results["kept_texts"] = stack.model.kept_texts.summary
     held_out = sum(map(len, member.evaluation.values()))

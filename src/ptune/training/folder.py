@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ptune.adapters.adapter import PREDICTING
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError, listed
 from ptune.files import (
@@ -22,6 +23,7 @@ from ptune.files import (
     UNFINISHED,
     holds_something,
     locked,
+    read_if_there,
     read_json,
     staged,
     write_json,
@@ -32,6 +34,8 @@ from ptune.training.start import resolve
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+# In that folder: by what the data of a run is recognised when it is resumed.
+DATA_NAME = "data.json"
 
 
 def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
@@ -73,7 +77,7 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
 
 
 def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) -> None:
-    """Check that resolved settings are those of the run that is resumed.
+    """Check that resolved settings are those of the run that is resumed, and the data, too.
 
     Raises:
         PtuneError: Some differ.
@@ -83,6 +87,13 @@ def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) ->
         raise PtuneError(
             f"The run in {folder} was started with other settings: {listed}. Resume it with its "
             "own settings, or start a run in another folder."
+        )
+    file = folder / CHECKPOINTS / DATA_NAME
+    digest = None if (folder / METRICS_NAME).is_file() else read_if_there(file).get("digest")
+    if digest not in (None, dataset.digest):
+        raise PtuneError(
+            f"The run in {folder} was started with other examples: a file has changed since. "
+            "Bring the former one back, or start a run in another folder."
         )
 
 
@@ -94,7 +105,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 @contextmanager
 def only_run(
-    folder: Path, settings: TrainSettings, *, overwrite: bool, resume: bool
+    folder: Path, settings: TrainSettings, data: TaskData, *, overwrite: bool, resume: bool
 ) -> Iterator[None]:
     """Prepare a run folder, and keep other runs out of it.
 
@@ -104,7 +115,7 @@ def only_run(
     with alone_in(folder):
         if is_first() and is_begun(folder):
             check_folder(folder, overwrite=overwrite, resume=resume)
-        prepare_folder(folder, settings, keep=resume)
+        prepare_folder(folder, settings, data, keep=resume)
         yield
 
 
@@ -128,8 +139,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None:
+def prepare_folder(folder: Path, settings: TrainSettings, data: TaskData, *, keep: bool) -> None:
     """Create the run folder, write the settings and delete a previous run's files unless `keep`.
+
+    Args:
+        folder, settings: The folder, and the resolved settings.
+        data: By which `check_unchanged` recognises other data.
+        keep: A run is resumed, so nothing changes.
 
     Raises:
         PtuneError: The folder cannot be written.
@@ -140,11 +156,15 @@ def prepare_folder(folder: Path, settings: TrainSettings, *, keep: bool) -> None
         write_json(stage / SETTINGS_NAME, settings.to_dict())
     for left in (folder / CHECKPOINTS, *folder.glob(f"{UNFINISHED}*")):
         shutil.rmtree(left, ignore_errors=True)
-    for name in (METRICS_NAME, FEATURES_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT):
+    # The adapter too: with the new settings, its answers would be those of another run.
+    written = METRICS_NAME, FEATURES_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT
+    for name in (*PREDICTING, *written):
         (folder / name).unlink(missing_ok=True)
     for name in PICTURES:
         for picture in folder.glob(f"{Path(name).stem}*.*g"):  # .png and .svg, of each set
             picture.unlink()
+    with staged(folder / CHECKPOINTS) as stage:
+        write_json(stage / DATA_NAME, {"digest": data.digest})
 
 
 def is_begun(folder: Path) -> bool:

@@ -43,11 +43,6 @@ def history(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(records.values())
 
 
-def scores(record: dict[str, Any]) -> dict[str, Any]:
-    """The evaluation scores of a record."""
-    return {k: v for k, v in record.items() if k not in ("epoch", "step", "train_loss")}
-
-
 def best(epochs: list[dict[str, Any]], dataset: TaskData) -> dict[str, Any]:
     """The record with the best value of the first metric."""
     keys = [k for k in (epochs[-1] if epochs else {}) if k.endswith(dataset.metrics[0])]
@@ -64,8 +59,8 @@ def selected(results: dict[str, Any]) -> float | None:
     Args:
         results: The content of `metrics.json`.
     """
-    kept = results["best"] if results["adapter"] == "best" else None
-    return (kept or (results["epochs"] or [{}])[-1]).get("epoch")
+    at = {record["step"]: record["epoch"] for record in results["epochs"]}
+    return at.get(results.get("adapter_step"), next(reversed(at.values()), None))
 
 
 def majority(dataset: TaskData) -> tuple[dict[str, float], bool]:

@@ -56,6 +56,7 @@ from ptune.training.trainer import (
     StopAndSave,
     answers_of,
     build_trainer,
+    scores_of,
     tokenize,
     training_arguments,
 )
@@ -137,7 +138,7 @@ def train_run(
             ),
         )
         # The folder changes only now: from here on, wrong settings cannot end the run.
-        held.enter_context(only_run(folder, settings, overwrite=overwrite, resume=resume))
+        held.enter_context(only_run(folder, settings, dataset, overwrite=overwrite, resume=resume))
         checkpoint = last_checkpoint(folder / CHECKPOINTS) if resume else None
         started = time.perf_counter()
         with stop.listening():
@@ -148,9 +149,9 @@ def train_run(
         answers = all_answers(trainer)
         values, quality = _fitted(trainer, tokenizer, settings, dataset, answers)
         sizes = model.get_nb_trainable_parameters()
-        results = results_of(
-            settings, dataset, answers, trainer.state.log_history, trainer.args, sizes
-        )
+        state, args = trainer.state, trainer.args
+        step = state.best_global_step if args.load_best_model_at_end else None
+        results = results_of(settings, dataset, answers, state.log_history, args, sizes, step)
         results |= {"truncated_texts": truncated, "seconds": round(seconds, 1), "quality": quality}
         if settings.prompt == "reader":
             results["kept_texts"] = model.kept_texts.summary
@@ -364,6 +365,7 @@ def results_of(
     log: list[dict[str, Any]],
     args: TrainingArguments,
     sizes: tuple[int, int],
+    best_step: int | None,
 ) -> dict[str, Any]:
     """The content of `metrics.json`, except what only the training itself knows.
 
@@ -372,6 +374,7 @@ def results_of(
         log: `Trainer`'s log.
         args: `Trainer`'s arguments.
         sizes: Trained parameters, and all parameters.
+        best_step: After which step the adapter was best, if that one is kept.
     """
     epochs, labels = report.history(log), dataset.labels
     majority, tie = report.majority(dataset)
@@ -380,9 +383,14 @@ def results_of(
         "dataset_revision": dataset.revision,
         "text_pairs": dataset.pairs,
         "model": full_name(settings.model),
-        "eval": report.scores(epochs[-1]) if epochs else {},
+        "eval": {
+            "_".join(filter(None, [name, key])): value
+            for name, (truth, logits) in answers.items()
+            for key, value in scores_of(dataset, truth, logits).items()
+        },
         "best": report.best(epochs, dataset),
         "adapter": "best" if args.load_best_model_at_end else "last",
+        "adapter_step": best_step or (epochs[-1]["step"] if epochs else None),
         "epochs": epochs,
         "majority": majority,
         "majority_tie": tie,

@@ -430,6 +430,12 @@ class TrainSettings(ClassifierSettings):
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for name in self.training_arguments:
+            if name in DECIDED:
+                raise PtuneError(
+                    f"training_arguments names {name}, which is a setting of its own. Use "
+                    f"{DECIDED[name]} instead."
+                )
 
     @property
     def asks_words(self) -> bool:

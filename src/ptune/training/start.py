@@ -184,7 +184,7 @@ def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | N
     try:
         settings = TrainSettings.read(folder)
         if train_file is not None:
-            settings.train_file = str(train_file)
+            settings = replace(settings, train_file=str(train_file), task=None, dataset=None)
         return load_dataset(settings)
     except PtuneError:
         if train_file is not None:

@@ -169,7 +169,7 @@ class Member:
         self.losses: list[float] = []  # since the last evaluation
         self.latest = deque[float](maxlen=max(STEADY, self.per_epoch))
         self.answers: Answers = {}
-        self.best: tuple[float, list[Tensor], Answers] | None = None
+        self.best: tuple[float, int, list[Tensor], Answers] | None = None  # score, step, …
         self.refused = ""
 
     @property
@@ -246,9 +246,10 @@ class Member:
         metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
         score = scores[metric] if self.args.greater_is_better else -scores[metric]
         if self.best is None or score > self.best[0]:
-            self.best = score, [p.clone() for p in self.parameters], self.answers
+            values = [p.clone() for p in self.parameters]
+            self.best = score, self.step, values, self.answers
         if self.has_ended:
-            _, values, self.answers = self.best
+            *_, values, self.answers = self.best
             self._set(values)
 
     @torch.no_grad()
@@ -269,9 +270,9 @@ class Member:
             "latest": list(self.latest),
         }
         if self.best is not None:
-            score, values, answers = self.best
+            score, step, values, answers = self.best
             logits = {name: torch.from_numpy(own) for name, (_, own) in answers.items()}
-            state["best"] = score, values, logits
+            state["best"] = score, step, values, logits
         with staged(folder) as stage:
             torch.save(state, stage / STATE_NAME)
 
@@ -295,9 +296,9 @@ class Member:
         self.random.bit_generator.state = state["random"]
         self.latest.extend(state["latest"])
         if "best" in state:
-            score, values, logits = state["best"]
+            score, step, values, logits = state["best"]
             answers = {name: (self.truth[name], own.numpy()) for name, own in logits.items()}
-            self.best = score, [v.to(self.parameters[0].device) for v in values], answers
+            self.best = score, step, [v.to(self.parameters[0].device) for v in values], answers
 
 
 class Stack:

@@ -434,16 +434,19 @@ def metric_function(dataset: TaskData) -> Callable[[Any], dict[str, float]]:
     """The `compute_metrics` function for `Trainer`."""
 
     def compute(prediction: Any) -> dict[str, float]:
-        targets, logits = answers_of(prediction)
-        # `Trainer`'s own loss counts the examples that fill up the last batch of each process.
-        known = torch.tensor(targets)
-        losses = dataset.labels.losses(torch.tensor(logits), known)
-        loss = losses.sum() / (losses.numel() - known.isnan().sum())
-        predicted = dataset.labels.decide(logits)
-        scores = dataset.labels.scores(dataset.metrics, targets, predicted)
-        return {"loss": float(loss), **scores}
+        return scores_of(dataset, *answers_of(prediction))
 
     return compute
+
+
+def scores_of(dataset: TaskData, targets: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """The loss and the metrics of a dataset, for logits."""
+    # `Trainer`'s own loss counts the examples that fill up the last batch of each process.
+    known = torch.tensor(targets)
+    losses = dataset.labels.losses(torch.tensor(logits), known)
+    loss = losses.sum() / (losses.numel() - known.isnan().sum())
+    predicted = dataset.labels.decide(logits)
+    return {"loss": float(loss), **dataset.labels.scores(dataset.metrics, targets, predicted)}
 
 
 def answers_of(collected: Any) -> tuple[np.ndarray, np.ndarray]:

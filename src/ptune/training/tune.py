@@ -139,7 +139,7 @@ def tune(
     with sharing_texts():
         with alone_in(folder):
             if not resume:
-                prepare_folder(folder, resolved, keep=False)
+                prepare_folder(folder, resolved, dataset, keep=False)
                 for name in (STUDY_NAME, TRIALS_NAME, TUNE_NAME):
                     (folder / name).unlink(missing_ok=True)
             study = search_of.run(trials, show_trial)

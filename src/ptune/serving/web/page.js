@@ -146,7 +146,10 @@ function bar({ label, score }) {
 function decided(task, scores) {
   if (task.problem_type === "regression") return [scores[0].score.toFixed(3), ""];
   const several = task.problem_type.startsWith("multi");
-  const chosen = several ? scores.filter(({ score }) => score > 0.5) : scores.slice(0, 1);
+  const least = (label) => task.thresholds?.[task.labels.indexOf(label)] ?? 0.5;
+  const chosen = several
+    ? scores.filter(({ label, score }) => score > least(label))
+    : scores.slice(0, 1);
   const names = chosen.map(({ label }) => label).join(", ") || "No label";
   return [names, percent(scores[0].score)];
 }
