@@ -133,22 +133,18 @@ def test_an_export_needs_only_onnxruntime_and_tokenizers(export):
 
 def test_the_graph_of_a_text_serves_every_reader_on_the_backbone(exports):
     made = [exports(name) for name in ("BERT, reader", "BERT, reader, pairs")]
-    classifiers = [ptune.load(adapter, dtype="float32", device="cpu") for adapter, _ in made]
-    (_, folder), _ = made
-    encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(SENTENCES)
-    given = {
-        "input_ids": np.array([e.ids for e in encoded]),
-        "attention_mask": np.array([e.attention_mask for e in encoded]),
-    }
+    text = onnxruntime.InferenceSession(made[0][1] / "text.onnx")
     names = ["states", "text_mask", "text_means"]
-    text = onnxruntime.InferenceSession(folder / "text.onnx").run(names, given)
-    for classifier, (_, where) in zip(classifiers, made, strict=True):
-        reader = onnxruntime.InferenceSession(where / "reader.onnx")
-        given = dict(zip(names, text, strict=True))
+    for adapter, folder in made:  # each with a tokenizer of its own
+        encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(SENTENCES)
+        tokens = {
+            "input_ids": np.array([e.ids for e in encoded]),
+            "attention_mask": np.array([e.attention_mask for e in encoded]),
+        }
+        given = dict(zip(names, text.run(names, tokens), strict=True))
+        reader = onnxruntime.InferenceSession(folder / "reader.onnx")
         (logits,) = reader.run(["logits"], {i.name: given[i.name] for i in reader.get_inputs()})
-        assert_same(logits, classifier.logits(SENTENCES))
-    one, other = (np.array([*c.logits(SENTENCES)]) for c in classifiers)
-    assert np.abs(one - other).max() > 0.01
+        assert_same(logits, ptune.load(adapter, dtype="float32", device="cpu").logits(SENTENCES))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -216,11 +216,11 @@ def _prepared(
         run_folder.check_folder(folder, overwrite=overwrite or resume, resume=begun)
         try:
             settings, dataset, tokenizer = prepare(given)
-            if begun:
-                run_folder.check_unchanged(folder, settings, dataset)
         except PtuneError as error:
             fleet.refused[name] = str(error)
             continue
+        if begun:
+            run_folder.check_unchanged(folder, settings, dataset)
         prepared.append(_Task(name, folder, begun, given, settings, dataset, tokenizer))
     return prepared
 
