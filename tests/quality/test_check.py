@@ -9,8 +9,9 @@ import pytest
 from conftest import call, refused
 
 from ptune.demo import FOLDER
+from ptune.quality import findings
 from ptune.quality.check import Examples, check
-from ptune.quality.findings import repaired, same_spelling
+from ptune.quality.findings import Rows, near_duplicates, repaired, same_spelling
 
 
 def write(file, rows, header=("text", "label")):
@@ -227,3 +228,71 @@ def test_characters_are_repaired_only_if_they_are_broken(text, right):
 def test_spellings_are_grouped_under_the_most_frequent_one():
     counts = Counter({"Yes": 5, "yes": 9, "no": 3, "NO ": 3, "yes_2": 1, "+": 1, "-": 1})
     assert same_spelling(counts) == {"Yes": "yes", "no": "NO "}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["-1", "1", "+1"],
+        ["-1.6", "1.6", "16", "1,6"],
+        ["1e5", "1E5", "1e-5"],
+        ["A", "A+", "A-", "a*"],
+        ["C", "C++", "C#"],
+        ["top 5%", "top 5", "&co", "co", "/s", "s"],
+        ["version 1.2", "version 1-2", "version 12"],
+        ["temperature -1", "temperature 1"],
+        ["good 👍", "good 👎"],
+        ["कि", "का"],
+    ],
+)
+def test_labels_that_differ_in_more_than_separators_are_different(names):
+    assert same_spelling(Counter(names)) == {}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Delivery", "delivery"),
+        ("where_is_it", "where-is-it"),
+        ("where_is_it", "Where is it"),
+        ("refund", "refund."),
+        ("q1_2026", "Q1-2026"),
+        ("C++ code", "c++_code"),
+        ("A -", "a-"),
+        ("“refund”", "refund"),
+    ],
+)
+def test_labels_that_differ_in_case_and_separators_are_the_same(names):
+    assert same_spelling(Counter({names[0]: 2, names[1]: 1})) == {names[1]: names[0]}
+
+
+def test_correct_labels_are_kept_as_they_are(tmp_path, capsys):
+    rows = [(f"text {i}", "-1" if i % 3 else "1") for i in range(60)]
+    assert (
+        call("check", write(tmp_path / "a.csv", rows), "--fast", "--fix", tmp_path / "b.csv") == 0
+    )
+    assert [(row["text"], row["label"]) for row in read(tmp_path / "b.csv")] == rows
+    assert rows_of(found_in(tmp_path / "a.csv"), "spelling") == []
+
+
+def test_numbers_to_predict_have_no_names_to_check(tmp_path):
+    rows = [(f"text {i}", f"{(-1) ** i * (i // 2 + 0.6):.1f}") for i in range(60)]
+    others = write(tmp_path / "b.csv", [("another text", "7.7"), ("one more", "8.35")])
+    found = found_in(write(tmp_path / "a.csv", rows), others)
+    checks = {f.check for f in found}
+    assert not checks & {"spelling", "few examples", "one label", "imbalance", "unknown labels"}
+
+
+def test_each_text_is_compared_with_its_most_alike_ones_only(monkeypatch):
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdefghij"), 60)) for _ in range(100)]
+    texts.append(texts[50] + "!")
+    x = np.full((len(texts), 4), 0.5)  # all alike, and two a bit more
+    x[50] = x[-1] = [0.51, 0.51, 0.49, 0.49]
+    compared, similar = [], findings._similar
+    monkeypatch.setattr(findings, "_similar", lambda a, b: compared.append(b) or similar(a, b))
+    rows = Rows(list(range(1, 102)), texts, [("a",)] * 101, True, [texts])
+    (found,) = near_duplicates(rows, x)
+    assert found.rows == [101]
+    assert found.remarks[0].startswith("nearly row 51:")
+    assert max(Counter(compared).values()) <= findings.CLOSEST

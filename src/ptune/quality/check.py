@@ -25,7 +25,7 @@ from ptune.data.tables import (
 from ptune.errors import PtuneError
 from ptune.files import staged_file
 from ptune.inference.files import text_file
-from ptune.labels import is_missing
+from ptune.labels import REGRESSION, is_missing
 from ptune.quality import findings
 from ptune.quality.features import Show, features
 from ptune.quality.findings import Finding, Rows, normal, repaired, same_spelling
@@ -97,6 +97,7 @@ class Examples:
             labels=[tuple(sorted(map(str, labels))) for labels in each],
             is_single=column.kind == "one",
             columns=own,
+            is_regression=column.problem_type == REGRESSION,
         )
         found = cls(Path(file), table, columns, rows)
         fill, fix = (f"{what}, or leave them out (--fix)." for what in ("Fill it in", "Correct it"))
@@ -191,7 +192,7 @@ def write_fixed(train: Examples, output: Path) -> dict[str, int]:
 
     Rows without a text or a label, and rows that repeat an earlier one with the same label, are
     left out. Broken characters are repaired, and spellings of a label that differ only in case and
-    punctuation become the most frequent one.
+    separators become the most frequent one.
 
     Returns:
         How many rows were left out or changed, by reason.
@@ -202,7 +203,8 @@ def write_fixed(train: Examples, output: Path) -> dict[str, int]:
     if output.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         raise PtuneError(f"{output} cannot be written: name a .csv, .tsv or .jsonl file.")
     rows, columns = train.rows, train.columns
-    spellings = same_spelling(rows.counts) if rows.is_single and columns.label else {}
+    has_names = rows.is_single and not rows.is_regression and columns.label
+    spellings = same_spelling(rows.counts) if has_names else {}
     fixed: list[dict[str, Any]] = []
     total = len(next(iter(train.table.values())))
     done = {"incomplete": total - len(rows.numbers), "repeated": 0, "characters": 0, "spelling": 0}

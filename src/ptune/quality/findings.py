@@ -39,8 +39,8 @@ ALIKE, SAME_CHARACTERS = 0.9, 0.9
 GIVEN_AWAY, GIVES_AWAY = 0.95, 0.99
 # A label is likely wrong if this is its probability at most, and another label is more probable.
 WRONG = 0.1
-# Characters of a text that are compared.
-COMPARED = 1000
+# Characters of a text that are compared, and the most alike texts that each is compared with.
+COMPARED, CLOSEST = 1000, 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Rows:
         labels: The labels of each row, sorted.
         is_single: Each row has exactly one label.
         columns: The texts as `ptune.texts` takes them, in one column or two.
+        is_regression: The labels are numbers to predict, which have no names.
     """
 
     numbers: list[int]
@@ -60,6 +61,7 @@ class Rows:
     labels: list[tuple[str, ...]]
     is_single: bool
     columns: list[list[str]]
+    is_regression: bool = False
 
     @property
     def counts(self) -> Counter[str]:
@@ -150,7 +152,7 @@ def leakage(rows: Rows, other: Rows) -> Iterator[Finding]:
             [f"same text as row {at} of the training file" for _, at in inside],
         )
     unseen = other.counts.keys() - rows.counts.keys()
-    if unseen:
+    if unseen and not rows.is_regression:
         wrong = [i for i, labels in enumerate(other.labels) if unseen & set(labels)]
         yield Finding(
             "unknown labels",
@@ -174,12 +176,13 @@ def near_duplicates(
     found: dict[int, int] = {}
     for start in range(0, len(second), 1024):
         alike = later_x[start : start + 1024] @ x.T  # [block, n]
-        for i, j in zip(*np.nonzero(alike > ALIKE), strict=True):
-            at = start + int(i)
-            if at in found or (inside and j >= at) or first[j] == second[at]:
-                continue
-            if _similar(first[j][:COMPARED], second[at][:COMPARED]):
-                found[at] = int(j)
+        for at, row in enumerate(alike, start):
+            for j in _closest(row[:at] if inside else row):
+                if first[j] == second[at]:
+                    continue
+                if _similar(first[j][:COMPARED], second[at][:COMPARED]):
+                    found[at] = j
+                    break
     if not found:
         return
     remarks = [f"nearly row {rows.numbers[j]}: {_quoted(rows.texts[j])}" for j in found.values()]
@@ -195,6 +198,14 @@ def near_duplicates(
         advice = "Look at them. Scores on them are too high."
     check = "near-duplicates" if inside else "near leakage"
     yield Finding(check, level, problem, advice, numbers, remarks)  # type: ignore[arg-type]
+
+
+def _closest(alike: Array) -> list[int]:
+    """The texts that are most alike, in their order."""
+    near = np.flatnonzero(alike > ALIKE)
+    if len(near) > CLOSEST:
+        near = np.sort(near[np.argpartition(-alike[near], CLOSEST)[:CLOSEST]])
+    return near.tolist()
 
 
 def _similar(a: str, b: str) -> bool:
@@ -333,6 +344,8 @@ def truncated(rows: Rows, cut: Sequence[int], limit: str) -> Iterator[Finding]:
 
 def label_names(rows: Rows) -> Iterator[Finding]:
     """Labels that differ in case or spelling, that are rare, and that are very frequent."""
+    if rows.is_regression:
+        return
     counts = rows.counts
     spellings = same_spelling(counts)
     for spelling, usual in spellings.items():
@@ -393,12 +406,42 @@ def label_names(rows: Rows) -> Iterator[Finding]:
         )
 
 
+# Characters that may be written one for another inside a name, and left out at its ends. Others
+# are part of the name, such as signs (A+), emojis, and the marks of scripts like Devanagari.
+_BETWEEN = re.compile(
+    r"""(?:(?!(?<=\d)[.,:/]\d)(?!(?<![^\W_])-\d)[-/_\s.,:;'"()\[\]{}\u2010-\u201f])+"""
+)
+_AT_ENDS = " _.,:;'\"()[]{}\u2018\u2019\u201c\u201d"
+# At the ends of a name these tell labels apart: A+ and A-, C and C#.
+_SIGNS = "+-#&%*/"
+
+
 def same_spelling(counts: Counter[str]) -> dict[str, str]:
-    """Labels that are the same but for case and punctuation, each with its most frequent form."""
-    groups: dict[str, list[str]] = defaultdict(list)
+    """Labels that are the same but for case and separators, each with its most frequent form."""
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
-        groups[re.sub(r"[\W_]+", " ", normal(name)).strip() or name].append(name)
+        groups[_without_separators(name)].append(name)
     return {rare: group[0] for group in groups.values() for rare in group[1:]}
+
+
+def _without_separators(name: str) -> tuple[str, ...]:
+    """What two spellings of a label have in common: the signs before it, the name, those after."""
+    plain = normal(name)
+    if not any(map(str.isalpha, plain)) or _is_number(plain):
+        return (" ".join(name.split()),)
+    core = plain.strip(_AT_ENDS + _SIGNS)
+    start, end = plain.split(core, 1) if core else (plain, "")
+    signs = ("".join(c for c in part if c in _SIGNS) for part in (start, end))
+    before, after = signs
+    return before, _BETWEEN.sub(" ", core), after
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _typo(a: str, b: str) -> bool:
@@ -411,7 +454,7 @@ def _typo(a: str, b: str) -> bool:
 def give_away(rows: Rows) -> Iterator[Finding]:
     """Labels that the presence of one word gives away."""
     names = sorted(name for name, n in rows.counts.items() if n >= FEW)
-    if len(rows.counts) < 2:
+    if rows.is_regression or len(rows.counts) < 2:
         return
     vectorizer = CountVectorizer(binary=True, min_df=FEW, token_pattern=r"(?u)\b\w+\b")
     try:
@@ -442,7 +485,7 @@ def wrong_labels(rows: Rows, x: Array) -> Iterator[Finding]:
     Confident learning, https://arxiv.org/abs/1911.00068, with a linear classifier on features.
     """
     names = sorted(rows.counts)
-    if not rows.is_single or not 2 <= len(names) <= len(rows.texts) // 5:
+    if not rows.is_single or rows.is_regression or not 2 <= len(names) <= len(rows.texts) // 5:
         return
     number = {name: i for i, name in enumerate(names)}
     y = np.array([number[label] for (label,) in rows.labels])
