@@ -101,3 +101,15 @@ def test_a_regression_predicts_its_logit(logits):
 def test_half_precision_logits_are_decided_like_any():
     logits = np.array([[0.1, 0.2]], dtype=np.float16)
     assert Labels(("a", "b")).decide(logits).tolist() == [1]
+
+
+def test_unknown_and_unseen_labels_are_compared_as_if_both_said_no():
+    labels = Labels(("a", "b"), MULTI)
+    targets = np.array([[1, np.nan, 1], [np.nan, np.nan, np.nan], [0, 1, 0]])  # a third label
+    found, predicted, known = labels.comparable(targets, np.array([[1, 1], [1, 0], [0, 1]]))
+    assert found.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert predicted.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert known.tolist() == [True, False, True]
+    assert labels.scores(["accuracy"], targets, np.array([[1, 1], [1, 0], [0, 1]])) == {
+        "accuracy": 0.5
+    }

@@ -221,6 +221,11 @@ def test_unknown_fields_of_ptune_json_are_warned_about():
             "again.",
         ),
         (
+            {"labels": ["a", "\ud800"]},
+            "f is damaged: the label '\\ud800' is not valid Unicode (it has a lone surrogate). "
+            "Save or download it again.",
+        ),
+        (
             {"problem_type": "ranking"},
             "f is damaged: problem_type is 'ranking'. Expected one of single_label_classification, "
             "multi_label_classification, regression. Save or download it again.",

@@ -260,3 +260,24 @@ def test_a_classifier_that_is_right_more_often_is_better(printed, runs, mail, tm
     assert result["only_this_right"] == [64, 0]
     assert result["p"] == pytest.approx(2 * 0.5**64)
     assert f"{runs / 'one'} is better." in printed("compare", *words).out.replace("\n", " ")
+
+
+def test_unknown_labels_are_neither_right_nor_wrong_in_a_comparison(printed, runs, tmp_path, texts):
+    from ptune import load
+
+    several = tmp_path / "several"
+    shutil.copytree(runs / "one", several)
+    edit_json(several / "ptune.json", problem_type="multi_label_classification")
+    classifier = load(several)
+    predicted = classifier.predict(texts).tolist()
+    assert any(map(any, predicted))
+    # Where a label is predicted, it is unknown; in one row, another one is wrong.
+    cells = [["" if on else "0" for on in row] for row in predicted]
+    cells[0][predicted[0].index(0)] = "1"
+    with (tmp_path / "gold.csv").open("w", newline="") as f:
+        rows = [[text, *row] for text, row in zip(texts, cells, strict=True)]
+        csv.writer(f).writerows([("text", *classifier.labels_.names), *rows])
+    columns = [word for name in classifier.labels_.names for word in ("--indicator-column", name)]
+    words = [several, several, "--file", tmp_path / "gold.csv", *columns, "--json"]
+    result = json.loads(printed("compare", *words).out)
+    assert result["right"] == [len(texts) - 1] * 2

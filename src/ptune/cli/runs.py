@@ -151,5 +151,5 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
     if labels.is_single:
         names = [*labels.classes.tolist(), *[None] * (int(np.max(targets, initial=0)) + 1)]
         return np.array([names[t] == p for t, p in zip(targets, predicted.tolist(), strict=True)])
-    unseen = targets.shape[1] - predicted.shape[1]
-    return np.asarray((targets == np.pad(predicted, ((0, 0), (0, unseen)))).all(axis=1))
+    targets, predicted, known = labels.comparable(targets, predicted)
+    return np.asarray((targets == predicted).all(axis=1)[known])

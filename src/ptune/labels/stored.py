@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptune.errors import PtuneError
-from ptune.labels.columns import PROBLEM_TYPES
+from ptune.labels.columns import PROBLEM_TYPES, is_unicode
 from ptune.labels.labels import Labels
 
 
@@ -49,6 +49,8 @@ def labels_from_json(content: Mapping[str, Any], where: str, count: int = 2) -> 
         return Labels(tuple(f"LABEL_{i}" for i in range(count)), problem_type)
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise damaged(f"labels is {str(names)[:80]}. Expected a list of strings")
+    if wrong := [name for name in names if not is_unicode(name)]:
+        raise damaged(f"the label {wrong[0][:80]!r} is not valid Unicode (it has a lone surrogate)")
     known = range(-1, len(names))
     if outputs is not None and not (
         isinstance(outputs, list)

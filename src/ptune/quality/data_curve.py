@@ -149,9 +149,8 @@ def curve_of(answers: dict[int, Answers], dataset: TaskData) -> DataCurve:
     samples, scores = [], []
     for own in answers.values():
         truth, logits = joined(own)
-        decided = labels.decide(logits)
-        if labels.is_multi:
-            decided, truth = np.where(np.isnan(truth), 0, decided), np.nan_to_num(truth)
+        truth, decided, known = labels.comparable(truth, labels.decide(logits))
+        truth, decided = truth[known], decided[known]
         strata = truth if labels.is_single else np.zeros(len(truth))
         weights = np.concatenate([np.ones((1, len(truth))), counts(strata, SLOW_SAMPLES - 1)])
         found = resampled([metric], truth, decided, len(labels), weights)[metric]

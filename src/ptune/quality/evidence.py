@@ -127,11 +127,8 @@ class Evidence:
     @property
     def comparable(self) -> tuple[Array, Array]:
         """Targets and predictions; unknown labels (NaN) as if both said no."""
-        predicted = self.predicted
-        if not self.labels.is_multi:
-            return self.targets, predicted
-        unknown = np.isnan(self.targets)
-        return np.nan_to_num(self.targets).astype(int), np.where(unknown, 0, predicted)
+        targets, predicted, _ = self.labels.comparable(self.targets, self.predicted)
+        return targets, predicted
 
     @property
     def right(self) -> Array:
