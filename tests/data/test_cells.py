@@ -9,6 +9,8 @@ from conftest import refused
 from ptune import PtuneError
 from ptune.data.cells import indicator_columns, label_column, looks_continuous
 from ptune.data.dataset import labelled_texts, load_files
+from ptune.data.opening import Dialect
+from ptune.data.tables import read_table
 from ptune.labels import MULTI, Labels
 
 
@@ -117,3 +119,24 @@ def test_commas_without_quotes_belong_to_the_text_if_the_last_cells_are_labels(t
     assert {*data.train["text"], *data.evaluation[""]["text"]} == {
         f"one, two {i}" for i in range(10)
     }
+
+
+@pytest.mark.parametrize("header", ["label,text", "a,b", "label,class"])
+def test_commas_without_quotes_are_refused_unless_the_label_is_last(tmp_path, header):
+    """`label,text` and `pos,Hello, thanks` made a label of `pos,Hello`."""
+    file = tmp_path / "a.csv"
+    rows = [f"{'ab'[i % 2]},Hello {i}, {('thanks', 'bye')[i % 2]}" for i in range(10)]
+    file.write_text("\n".join([header, *rows]))
+    with refused(f"Line 2 of {file} has 3 cell(s), and the header has 2. A text with …"):
+        read_table(file)
+
+
+def test_rows_with_commas_without_quotes_stay_in_their_places(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nx,a\none, two,b\ny,b\n,a\nthree, four,a\n")
+    with pytest.warns(UserWarning, match=r"2 rows of .* the first in line 3\."):
+        table = read_table(tmp_path / "a.csv")
+    assert table == {"text": ["x", "one, two", "y", "", "three, four"], "label": [*"abbaa"]}
+    (tmp_path / "b.csv").write_text("x,a\none, two,b\ny,b\nz,a\n")
+    with pytest.warns(UserWarning, match=r"1 rows of .* the first in line 2\."):
+        table = read_table(tmp_path / "b.csv", Dialect(header=False))
+    assert table == {"1": ["x", "one, two", "y", "z"], "2": [*"abba"]}

@@ -234,6 +234,49 @@ def test_deeply_nested_json_is_refused(tmp_path):
         read_table(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"text": "a", "label": %s}', '[{"text": "a", "label": %s}]'],
+)
+def test_json_with_a_number_of_too_many_digits_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content % ("1" * 5000))
+    with refused(
+        "… in or after line 1 has more than 4,300 digits. Write it as a string, in quotes."
+    ):
+        read_table(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "feather", "stream.arrow"])
+def test_arrow_files_with_two_columns_of_one_name_are_refused(tmp_path, ending):
+    table = pyarrow.table([["a"], ["b"], ["x"]], names=["text", "text", "label"])
+    file = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        parquet.write_table(table, file)
+    else:
+        new = pyarrow.ipc.new_stream if ending.startswith("stream") else pyarrow.ipc.new_file
+        with new(file, table.schema) as out:
+            out.write_table(table)
+    with refused(f"{file} has two columns named 'text'. Rename one."):
+        read_table(file)
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (Columns(text="label", label="label"), "label"),
+        (Columns("text", "text", "label"), "text"),
+        (Columns("text", "label", "label"), "label"),
+        (Columns("text", indicators=("label", "label")), "label"),
+        (Columns("text", indicators=("label", "text")), "text"),
+    ],
+)
+def test_a_column_is_not_used_twice(columns, name):
+    with refused(f"The column {name!r} of a.csv is named 2 times. Name a column of its own …"):
+        find_columns(["text", "label"], columns, "a.csv")
+    if name == "label" and columns.text == name:  # nothing but the texts is read
+        assert find_columns(["text", "label"], columns, "a.csv", labelled=False).text == name
+
+
 # What spreadsheets, surveys and scripts write.
 
 CARE = (

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -164,7 +165,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = F
             for column, cells in zip(table.values(), zip(*some, strict=True), strict=True):
                 column.extend(cells)
         if ragged:  # not in a sheet
-            _add_repaired(table, ragged, file, delimiter_of(file, dialect))
+            _check_repaired(table, ragged, file)
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table if as_it_is else _without_headers(table, file)
@@ -257,8 +258,8 @@ def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> 
     Args:
         file: The file.
         dialect: How it is written.
-        ragged: Gets rows with more cells than the header, in a file of texts and labels;
-            ``None``: they are refused.
+        ragged: Gets rows with more cells than the header, if the file has texts and then labels:
+            all but the last cell are yielded as the text. ``None``: they are refused.
     """
     if format_of(file) in SHEETS:
         for i, row in enumerate(sheet_rows(file, dialect.sheet)):
@@ -277,9 +278,10 @@ def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> 
             if row and len(row) == len(names):
                 yield row
             elif row and names:
-                if ragged is None or not len(row) > len(names) == 2:
+                if ragged is None or len(row) < len(names) or not _ends_with_label(names, dialect):
                     raise _wrong_length(file, names, (started, row))
                 ragged.append((started, row))
+                yield [separator.join(row[:-1]), row[-1]]
             elif row and not _names_delimiter(row):
                 names = _header(row, file) if dialect.header else _numbered(row)
                 yield names
@@ -305,14 +307,22 @@ def _wrong_length(file: Path, names: list[str], row: Ragged) -> PtuneError:
     )
 
 
-def _add_repaired(table: Table, ragged: list[Ragged], file: Path, separator: str) -> None:
-    """Add rows whose texts have separators and no quotes to a table of texts and labels.
+def _ends_with_label(names: list[str], dialect: Dialect) -> bool:
+    """True for a column of texts and one of labels, in this order."""
+    if len(names) != 2:
+        return False
+    first, last = (called(LABEL_NAMES, [name]) is not None for name in names)
+    return not dialect.header or (last and not first)
+
+
+def _check_repaired(table: Table, ragged: list[Ragged], file: Path) -> None:
+    """Warn of rows whose texts have separators and no quotes, in a table of texts and labels.
 
     Raises:
         PtuneError: Their last cells do not look like labels, which occur several times.
     """
-    texts, labels = table.values()
-    counts = Counter(itertools.chain(labels, (row[-1] for _, row in ragged)))
+    _, labels = table.values()
+    counts = Counter(labels)
     if len(counts) < 2 or any(counts[row[-1]] < 2 or not row[-1].strip() for _, row in ragged):
         raise _wrong_length(file, list(table), ragged[0])
     warnings.warn(
@@ -321,8 +331,6 @@ def _add_repaired(table: Table, ragged: list[Ragged], file: Path, separator: str
         'to be sure (").',
         stacklevel=2,
     )
-    texts += [separator.join(row[:-1]) for _, row in ragged]
-    labels += [row[-1] for _, row in ragged]
 
 
 def _names_delimiter(row: list[str]) -> bool:
@@ -334,10 +342,14 @@ def _header(row: list[str], file: Path) -> list[str]:
     names = [name.strip() for name in row]
     if len(set(names) - {""}) < len(set(row) - {""}):
         names = row  # the space around them tells them apart
-    if doubled := [name for name, n in Counter(names).items() if n > 1 and name]:
-        raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
+    _check_doubled(filter(None, names), file)
     # Two unnamed columns must not be merged.
     return [name or f"column {i}" if names.count("") > 1 else name for i, name in enumerate(names)]
+
+
+def _check_doubled(names: Iterable[str], file: Path) -> None:
+    if doubled := [name for name, n in Counter(names).items() if n > 1]:
+        raise PtuneError(f"{file} has two columns named {doubled[0]!r}. Rename one.")
 
 
 def _numbered(row: list[str]) -> list[str]:
@@ -356,13 +368,8 @@ def _records(file: Path, dialect: Dialect) -> Iterator[dict[str, Any]]:
             continue
         try:
             found = json.loads(part if whole else part.rstrip())
-        except (json.JSONDecodeError, RecursionError) as error:
-            line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
-            raise PtuneError(
-                f"{file} could not be read as json: line {number + line - 1} is broken or "
-                f"cut short ({reason}). Expected one object per line, or a list of objects, such "
-                'as {"text": "…", "label": "…"}.'
-            ) from error
+        except (ValueError, RecursionError) as error:
+            raise _broken_json(file, error, number) from error
         for record in found if whole else [found]:
             count += 1
             if not isinstance(record, dict):
@@ -371,6 +378,21 @@ def _records(file: Path, dialect: Dialect) -> Iterator[dict[str, Any]]:
                     'as {"text": "…", "label": "…"}.'
                 )
             yield record
+
+
+def _broken_json(file: Path, error: Exception, number: int) -> PtuneError:
+    """What is wrong with a part of a JSON file that starts in line `number`."""
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        return PtuneError(
+            f"{file} could not be read as json: a number in or after line {number} has more than "
+            f"{sys.get_int_max_str_digits():,} digits. Write it as a string, in quotes."
+        )
+    line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
+    return PtuneError(
+        f"{file} could not be read as json: line {number + line - 1} is broken or cut short "
+        f"({reason}). Expected one object per line, or a list of objects, such as "
+        '{"text": "…", "label": "…"}.'
+    )
 
 
 @contextmanager
@@ -403,6 +425,7 @@ def _parquet_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
         _seekable(file) as source,
         parquet.ParquetFile(source, pre_buffer=False) as f,
     ):
+        _check_doubled(f.schema_arrow.names, file)
         if not f.metadata.num_rows:
             yield pyarrow.RecordBatch.from_pylist([], schema=f.schema_arrow)
         yield from f.iter_batches(size)
@@ -425,6 +448,7 @@ def _arrow_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
                 content.seek(0)
                 reader = feather.read_table(content)
                 batches = iter(reader.to_batches())
+        _check_doubled(reader.schema.names, file)
         some = False
         for batch in batches:
             for start in range(0, max(1, batch.num_rows), size):
@@ -473,9 +497,7 @@ def find_columns(
         return Columns(names[0], names[1] if len(names) == 3 else None, names[-1])
     if asked.label and asked.indicators:
         raise PtuneError("Name the labels with --label-column or --indicator-column, not both.")
-    for name in (*asked.texts, *(asked.labels if labelled else ())):
-        if name not in names:
-            raise PtuneError(f"{file} has no column {name!r}; {near(name, names)}.")
+    _check_asked(names, [*asked.texts, *(asked.labels if labelled else ())], file)
     text, pair, label = asked.text, asked.text_pair, asked.label
     if labelled and label is None and not asked.indicators:
         label = called(LABEL_NAMES, [n for n in names if n not in (text, pair)])
@@ -508,6 +530,18 @@ def find_columns(
             f"{listed(names)}. Name it with --text-column{_no_header(file, names)}."
         )
     return Columns(text, pair, label if labelled else None, asked.indicators)
+
+
+def _check_asked(names: list[str], asked: list[str], file: str | Path) -> None:
+    for name, count in Counter(asked).items():
+        if name not in names:
+            raise PtuneError(f"{file} has no column {name!r}; {near(name, names)}.")
+        if count > 1:
+            raise PtuneError(
+                f"The column {name!r} of {file} is named {count} times. Name a column of its own "
+                "for each text (--text-column, --text-pair-column) and for the labels "
+                "(--label-column, --indicator-column)."
+            )
 
 
 def _no_header(file: str | Path, names: list[str]) -> str:
