@@ -140,3 +140,21 @@ def test_rows_with_commas_without_quotes_stay_in_their_places(tmp_path):
     with pytest.warns(UserWarning, match=r"1 rows of .* the first in line 2\."):
         table = read_table(tmp_path / "b.csv", Dialect(header=False))
     assert table == {"1": ["x", "one, two", "y", "z"], "2": [*"abba"]}
+
+
+def test_lists_of_whole_numbers_are_several_labels():
+    column = label_column(["[1, 2]", "[3]", "[]", '["1", 3]'], "column 'label' of a.csv")
+    assert (column.kind, list(column.values)) == ("several", [[1, 2], [3], [], [1, 3]])
+
+
+@pytest.mark.parametrize("cells", [["(1, 2)", "(1,)"], ["{a}", "{a b}"], ["[1.5]", "[a]"]])
+def test_brackets_that_are_not_lists_are_reported(cells):
+    with pytest.warns(UserWarning, match="Each label is in brackets, such as"):
+        column = label_column(cells, "column 'label' of a.csv")
+    assert list(column.values) == cells
+
+
+def test_numbers_with_too_many_digits_are_names():
+    cells = ["1" * 5000, "7", *map(str, range(30))]
+    assert list(label_column(cells, "column 'label' of a.csv").values) == cells
+    assert list(label_column([*cells, "0.5"], "…").values) == [*cells, "0.5"]

@@ -26,7 +26,9 @@ MANY_VALUES = 20
 
 # pandas writes whole numbers with a fraction if some are missing.
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-_WHOLE = re.compile(r"0|-?[1-9]\d*")
+# Python reads no integer with more than 4,300 digits.
+_WHOLE = re.compile(r"0|-?[1-9]\d{0,4299}")
+_BRACKETS = re.compile(r"\[.*\]|\(.*\)|\{.*\}", re.DOTALL)
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 
 
@@ -67,6 +69,12 @@ def label_column(
                     f"labels, use --label-separator {used!r}.",
                     stacklevel=2,
                 )
+        if not several and texts and all(map(_BRACKETS.fullmatch, set(texts))):
+            warnings.warn(
+                f"Each label is in brackets, such as {texts[0]!r} ({where}), and each is taken as "
+                'one label. If they are lists, write them as JSON, such as ["a", "b"].',
+                stacklevel=2,
+            )
     values: list[Any] = list(cells)
     if several:
         values = [_parts(cell, separator or SEPARATOR) for cell in cells]
@@ -137,7 +145,8 @@ def looks_continuous(texts: Sequence[str]) -> bool:
         return False
     numbers = {float(text) for text in different}
     return (
-        not all(number.is_integer() for number in numbers)
+        all(map(math.isfinite, numbers))
+        and not all(number.is_integer() for number in numbers)
         and len(numbers) == len(different)
         and len(numbers) >= min(MANY_VALUES, (len(texts) + 1) // 2)
     )
@@ -176,7 +185,7 @@ def _are_lists(texts: Sequence[str]) -> bool:
 
 
 def _listed(cell: str) -> list[str] | None:
-    """The strings of a cell that is a list, as JSON or as Python writes it."""
+    """The strings and whole numbers of a cell that is a list, as JSON or as Python writes it."""
     if not (cell.startswith("[") and cell.endswith("]")):
         return None
     try:
@@ -186,8 +195,9 @@ def _listed(cell: str) -> list[str] | None:
             found = ast.literal_eval(cell)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    strings = isinstance(found, list) and all(isinstance(label, str) for label in found)
-    return found if strings else None
+    if isinstance(found, list) and all(type(label) in (str, int) for label in found):
+        return list(map(str, found))
+    return None
 
 
 def _numbers(values: list[Any], problem_type: str | None) -> list[Any]:
