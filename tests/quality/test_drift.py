@@ -53,6 +53,18 @@ def test_a_shift_of_the_predicted_labels_is_found(classifier, mails):
     assert "100.0%" in found.new
 
 
+@pytest.mark.filterwarnings("error")
+def test_equal_features_have_not_shifted(classifier, monkeypatch):
+    monkeypatch.setattr(
+        "ptune.quality.drift.features",
+        lambda columns, *_, **__: (np.full((len(columns[0]), 3), 0.1), []),
+    )
+    texts = ["the same text"] * 8
+    *_, found = drift(classifier, [texts], [texts[:5]], model="any")
+    assert (found.size, found.p_value, found.is_shift) == (0, 1, False)
+    assert (found.reference, found.new) == ("8 texts", "5 texts")
+
+
 def test_the_command_compares_files(folder_of, mails, tmp_path, capsys):
     for name, some in {"old": mails[:150], "new": [t * 3 for t in mails[150:250]]}.items():
         with (tmp_path / f"{name}.csv").open("w", encoding="utf-8", newline="") as out:

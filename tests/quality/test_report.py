@@ -140,6 +140,30 @@ def test_a_report_replaces_nothing_but_reports(run, tmp_path, capsys):
     assert (tmp_path / "gold.json").read_text() == '{"mine": 1}'
 
 
+def test_mistakes_are_in_the_rows_of_the_file(run, texts, tmp_path):
+    folder, labels = run
+    rows = [(f"{t} {i}", labels[i % 3]) for i in range(3) for t in texts]
+    rows.insert(1, ("a text without a label", ""))
+    rows.insert(4, ("text", "label"))
+    rows.insert(6, ("another one", " "))
+    file = write(tmp_path / "gold.csv", rows, ("text", "label"))
+    options = ("--file", file, "--fast", "--skip-unlabelled", "--dtype", "float32")
+    assert call("report", folder, *options, "--output", tmp_path / "a.html") == 0
+    mistakes = [*csv.DictReader((tmp_path / "a-mistakes.csv").open(encoding="utf-8", newline=""))]
+    assert len(mistakes) > 5
+    for row in mistakes:
+        assert (row["text"], row["label"]) == rows[int(row["row"]) - 1]
+    assert ">row</th>" in (tmp_path / "a.html").read_text("utf-8")
+
+
+def test_a_held_out_part_has_no_rows_of_a_file(run, tmp_path):
+    folder, _ = run
+    own = Path(shutil.copytree(folder, tmp_path / "run"))
+    assert call("report", own, "--fast", "--dtype", "float32") == 0
+    assert (own / "mistakes.csv").read_text("utf-8").startswith("text,label,predicted,score,")
+    assert ">row</th>" not in (own / "report.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(("kind", "pictures"), [(REGRESSION, 1), (MULTI, 1), (SINGLE, 3)])
 def test_a_page_of_each_kind_has_its_pictures(kind, pictures):
     rng = np.random.default_rng(0)

@@ -25,9 +25,11 @@ from ptune.data.tables import (
     Columns,
     Table,
     find_columns,
+    header_rows,
     is_typed,
     read_table,
     rows_where,
+    without_headers,
 )
 from ptune.errors import Origin, PtuneError, listed
 from ptune.labels import SINGLE, LabelColumn, Labels, annotated, in_words, read, weights_of
@@ -391,7 +393,12 @@ def _without_other(examples: Examples, label: str | None) -> tuple[Examples, lis
 
 
 def labelled_texts(
-    file: str | Path, *, dialect: Dialect = FOUND, where: str | None = None, **how: Any
+    file: str | Path,
+    *,
+    dialect: Dialect = FOUND,
+    where: str | None = None,
+    numbers: list[int] | None = None,
+    **how: Any,
 ) -> Examples:
     """The texts of a labelled file and their labels.
 
@@ -399,15 +406,24 @@ def labelled_texts(
         file: The file.
         dialect: How it is written.
         where: As for `rows_where`; ``None``: all rows.
+        numbers: Gets the number of each example's row in the file, from 1. It cannot be combined
+            with `where` or `annotators`.
         **how: Other arguments of `examples_of`.
 
     Raises:
         PtuneError: As for `load_files`.
     """
-    table, source = read_table(file, dialect), str(file)
+    whole, source, kept = read_table(file, dialect, as_it_is=True), str(file), list[int]()
+    table = without_headers(whole, file)
     if where is not None:
         table, source = rows_where(table, where, file), f"{file} where {where}"
-    return examples_of(table, source, typed=is_typed(file), **how)
+    examples = examples_of(table, source, typed=is_typed(file), kept=kept, **how)
+    if numbers is not None:
+        headers = set(header_rows(whole))
+        rows = range(1, len(next(iter(whole.values()))) + 1)
+        places = [row for row in rows if row - 1 not in headers]
+        numbers += [places[i] for i in kept]
+    return examples
 
 
 def examples_of(
@@ -423,6 +439,7 @@ def examples_of(
     annotators: bool = False,
     known: Sequence[str] = (),
     notes: list[str] | None = None,
+    kept: list[int] | None = None,
 ) -> Examples:
     """The texts of a table, in one column or two, and their labels.
 
@@ -439,6 +456,7 @@ def examples_of(
         annotators: Rows with the same text are one example that several people labelled.
         known: Names of labels that exist.
         notes: Gets sentences about what was read.
+        kept: Gets the positions of the rows that were not left out.
 
     Raises:
         PtuneError: A column is missing or is not as expected.
@@ -457,7 +475,10 @@ def examples_of(
         if gone:
             logger.warning("Left out %d of %d examples without %s.", len(gone), len(column), what)
             said.append(f"{len(gone)} of {len(column)} rows without {what} left out")
-    if out := {*missing, *(empty if skip_empty else [])}:
+    out = {*missing, *(empty if skip_empty else [])}
+    if kept is not None:
+        kept += [i for i in range(len(column)) if i not in out]
+    if out:
         if len(out) == len(column):
             raise no_complete_row(source)
         texts = [[t for i, t in enumerate(text) if i not in out] for text in texts]

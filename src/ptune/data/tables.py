@@ -168,7 +168,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = F
             _check_repaired(table, ragged, file)
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
-    return table if as_it_is else _without_headers(table, file)
+    return table if as_it_is else without_headers(table, file)
 
 
 def _check_rows(table: Table, file: Path) -> None:
@@ -192,7 +192,8 @@ def header_rows(table: Table) -> list[int]:
     return [i for i, row in enumerate(rows) if [str(cell).strip() for cell in row] == names]
 
 
-def _without_headers(table: Table, file: Path) -> Table:
+def without_headers(table: Table, file: str | Path) -> Table:
+    """A table without the rows that repeat its header; a warning names them."""
     if not (found := header_rows(table)):
         return table
     warnings.warn(

@@ -121,6 +121,9 @@ def _labels(names: list[str], decided: list[Array]) -> Shift:
 def _features(both: list[Array]) -> Shift:
     """The mean feature: the distance of the two means, in units of the features' spread."""
     together = np.concatenate(both)
+    old, new = (f"{len(part):,} texts" for part in both)
+    if (together == together[0]).all():  # of texts that are all the same, or features of zeros
+        return Shift("features", old, new, 0.0, 1.0)
     spread = float(np.sqrt(together.var(axis=0).sum()))
 
     def distance(a: Array, b: Array) -> float:
@@ -128,7 +131,7 @@ def _features(both: list[Array]) -> Shift:
 
     size = distance(both[0].mean(axis=0), both[1].mean(axis=0))
     p_value = _permuted(together, len(both[0]), distance, size)
-    return Shift("features", f"{len(both[0]):,} texts", f"{len(both[1]):,} texts", size, p_value)
+    return Shift("features", old, new, size, p_value)
 
 
 def _permuted(

@@ -52,6 +52,8 @@ class Evidence:
         slices: Columns of the file by whose values scores are split.
         train: Texts and targets of the training set, if they are available.
         metrics: Names of the metrics.
+        rows: The number of each text's row in its file, from 1; ``None``: it is a run's own set,
+            whose rows are not numbered.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Evidence:
     slices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     train: tuple[list[list[str]], Array] | None = None
     metrics: tuple[str, ...] = ()
+    rows: Sequence[int] | None = None
 
     @classmethod
     def collect(
@@ -86,7 +89,7 @@ class Evidence:
             classifier: The classifier.
             columns, targets, name: As for the attributes.
             chosen_on: Calibration and thresholds were fitted on these very texts.
-            **more: `slices`, `train` and `metrics`.
+            **more: `slices`, `train`, `metrics` and `rows`.
 
         Raises:
             PtuneError: A label is unknown to the classifier.
@@ -216,7 +219,8 @@ def of_file(
     """
     labels = classifier.labels_
     how |= {"problem_type": labels.kind, "known": labels.names}
-    found, column = labelled_texts(file, dialect=dialect, **how)
+    rows: list[int] = []
+    found, column = labelled_texts(file, dialect=dialect, numbers=rows, **how)
     table = read_table(file, dialect) if slices else {}
     for name in slices:
         if name not in table:
@@ -233,6 +237,7 @@ def of_file(
         chosen_on=False,
         slices={name: table[name] for name in slices},
         train=train,
+        rows=rows,
     )
     learned = set(zip(*train[0], strict=True)) if train else set()
     known = sum(row in learned for row in zip(*found, strict=True))

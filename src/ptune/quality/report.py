@@ -230,7 +230,7 @@ def _mistakes(evidence: Evidence, alike: list[list[str]] | None) -> list[dict[st
     rows = []
     for i in wrong.tolist():
         row = {
-            "row": i + 1,
+            **({} if evidence.rows is None else {"row": evidence.rows[i]}),
             "text": " ⏎ ".join(column[i] for column in evidence.columns),
             "label": target_in_words(labels, evidence.targets[i]),
             "predicted": target_in_words(labels, predicted[i]),
@@ -336,10 +336,12 @@ def write(content: dict[str, Any], page: Path, shown: Pictures = ()) -> None:
         write_json(stage / f"{page.stem}.json", rest)
         with (stage / mistakes_name(page)).open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out)
-            writer.writerow(["row", "text", "label", "predicted", "score", "scores", *NEAREST])
+            names = ["text", "label", "predicted", "score"]
+            names = ["row", *names] if any("row" in row for row in content["mistakes"]) else names
+            writer.writerow([*names, "scores", *NEAREST])
             for row in content["mistakes"]:
                 scores = json.dumps(row.get("scores", {}), ensure_ascii=False)
-                own = [row[name] for name in ("row", "text", "label", "predicted", "score")]
+                own = [row[name] for name in names]
                 writer.writerow([*own, scores, *row.get("nearest", [""] * 3)])
 
 
