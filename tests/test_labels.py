@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from ptune.data.glue import GLUE
-from ptune.labels import METRICS, MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, Labels, compute
+from ptune.labels import (
+    METRICS,
+    MULTI,
+    PROBLEM_TYPES,
+    REGRESSION,
+    SINGLE,
+    Labels,
+    comparable,
+    compute,
+)
 
 # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
 LABELS = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
@@ -106,7 +115,7 @@ def test_half_precision_logits_are_decided_like_any():
 def test_unknown_and_unseen_labels_are_compared_as_if_both_said_no():
     labels = Labels(("a", "b"), MULTI)
     targets = np.array([[1, np.nan, 1], [np.nan, np.nan, np.nan], [0, 1, 0]])  # a third label
-    found, predicted, known = labels.comparable(targets, np.array([[1, 1], [1, 0], [0, 1]]))
+    found, predicted, known = comparable(labels, targets, np.array([[1, 1], [1, 0], [0, 1]]))
     assert found.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert predicted.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert known.tolist() == [True, False, True]

@@ -139,6 +139,7 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
 
     from ptune.data.glue import evaluation_sets
     from ptune.inference.text_classifier import warn_of_unseen
+    from ptune.labels import comparable
     from ptune.texts import as_rows
 
     labels = classifier.labels_
@@ -151,5 +152,5 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
     if labels.is_single:
         names = [*labels.classes.tolist(), *[None] * (int(np.max(targets, initial=0)) + 1)]
         return np.array([names[t] == p for t, p in zip(targets, predicted.tolist(), strict=True)])
-    targets, predicted, known = labels.comparable(targets, predicted)
+    targets, predicted, known = comparable(labels, targets, predicted)
     return np.asarray((targets == predicted).all(axis=1)[known])

@@ -23,7 +23,7 @@ from ptune.labels.columns import (
     values_of,
     weights_of,
 )
-from ptune.labels.labels import NO_LABEL, Labels, Prediction
+from ptune.labels.labels import NO_LABEL, Labels, Prediction, comparable
 from ptune.labels.metrics import METRICS, compute, confusion, majority, mean_and_std, per_label
 from ptune.labels.stored import labels_from_json, labels_to_json
 from ptune.labels.values import in_words
@@ -43,6 +43,7 @@ __all__ = [
     "as_iterable",
     "as_numbers",
     "columns_of",
+    "comparable",
     "compute",
     "confusion",
     "in_words",

@@ -376,35 +376,37 @@ class Labels:
                 f"The metric {wrong[0]} is not for {self.kind}{several}. Use one of "
                 f"{', '.join(fitting)}."
             )
-        targets, predictions, known = self.comparable(targets, predictions)
+        targets, predictions, known = comparable(self, targets, predictions)
         return compute(names, targets[known], predictions[known])
 
     def score(self, y: Any, logits: Array, sample_weight: Any = None) -> float:
         """scikit-learn's score: accuracy, or R² for a regression."""
-        targets, predictions, known = self.comparable(self.targets(y)[0], self.decide(logits))
+        targets, predictions, known = comparable(self, self.targets(y)[0], self.decide(logits))
         targets, predictions = targets[known], predictions[known]
         weights = None if sample_weight is None else weights_of(sample_weight, len(known))[known]
         function = sk.r2_score if self.is_regression else sk.accuracy_score
         return float(function(targets, predictions, sample_weight=weights))
 
-    def comparable(self, targets: Array, predictions: Array) -> tuple[Array, Array, Array]:
-        """Targets and predictions of the same shape, to compare one by one.
 
-        Where a label is unknown (NaN), both say no: that changes neither F1 nor accuracy.
+def comparable(labels: Labels, targets: Array, predictions: Array) -> tuple[Array, Array, Array]:
+    """Targets and predictions of the same shape, to compare one by one.
 
-        Args:
-            targets: From `targets`; there may be columns for labels that training never saw.
-            predictions: From `decide`.
+    Where a label is unknown (NaN), both say no: that changes neither F1 nor accuracy.
 
-        Returns:
-            The targets; the predictions; and a mask ``[n]`` of the examples with a known label.
-            Leave the others out of scores.
-        """
-        targets, predictions = np.asarray(targets), np.asarray(predictions)
-        if not self.is_multi:
-            return targets, predictions, np.full(len(targets), True)
-        unseen = targets.shape[1] - predictions.shape[1]
-        predictions = np.pad(predictions, ((0, 0), (0, unseen)))
-        unknown = np.isnan(targets)
-        known = np.asarray(~unknown.all(axis=1))
-        return np.nan_to_num(targets).astype(int), np.where(unknown, 0, predictions), known
+    Args:
+        labels: The labels of both.
+        targets: From `Labels.targets`; there may be columns for labels that training never saw.
+        predictions: From `Labels.decide`.
+
+    Returns:
+        The targets; the predictions; and a mask ``[n]`` of the examples with a known label.
+        Leave the others out of scores.
+    """
+    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    if not labels.is_multi:
+        return targets, predictions, np.full(len(targets), True)
+    unseen = targets.shape[1] - predictions.shape[1]
+    predictions = np.pad(predictions, ((0, 0), (0, unseen)))
+    unknown = np.isnan(targets)
+    known = np.asarray(~unknown.all(axis=1))
+    return np.nan_to_num(targets).astype(int), np.where(unknown, 0, predictions), known

@@ -136,12 +136,12 @@ def check(
         PtuneError: The backbone cannot be loaded.
     """
     found = [*train.incomplete]
+    of_names = () if train.rows.is_regression else (findings.label_names, findings.give_away)
     for look in (
         findings.duplicates,
         findings.broken,
         findings.scripts,
-        findings.label_names,
-        findings.give_away,
+        *of_names,
         findings.personal_data,
     ):
         found += look(train.rows)

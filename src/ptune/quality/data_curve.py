@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from ptune.data.dataset import LABEL, TaskData
 from ptune.errors import PtuneError
 from ptune.files import DATA_CURVE_NAME, staged, write_json
+from ptune.labels import comparable
 from ptune.quality.bootstrap import SLOW_SAMPLES, counts, interval, resampled
 from ptune.training.pictures import data_curve as draw
 from ptune.training.run import Answers, Run, all_answers, joined, trained_in_memory
@@ -149,7 +150,7 @@ def curve_of(answers: dict[int, Answers], dataset: TaskData) -> DataCurve:
     samples, scores = [], []
     for own in answers.values():
         truth, logits = joined(own)
-        truth, decided, known = labels.comparable(truth, labels.decide(logits))
+        truth, decided, known = comparable(labels, truth, labels.decide(logits))
         truth, decided = truth[known], decided[known]
         strata = truth if labels.is_single else np.zeros(len(truth))
         weights = np.concatenate([np.ones((1, len(truth))), counts(strata, SLOW_SAMPLES - 1)])

@@ -17,7 +17,7 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import Columns, find_columns, read_table
 from ptune.errors import Origin, PtuneError, near
 from ptune.inference.text_classifier import TextClassifier
-from ptune.labels import NO_LABEL, Labels
+from ptune.labels import NO_LABEL, Labels, comparable
 from ptune.postprocessing import Goal, Postprocessing
 from ptune.training import calibration
 from ptune.training.start import dataset_of_run
@@ -130,7 +130,7 @@ class Evidence:
     @property
     def comparable(self) -> tuple[Array, Array]:
         """Targets and predictions; unknown labels (NaN) as if both said no."""
-        targets, predicted, _ = self.labels.comparable(self.targets, self.predicted)
+        targets, predicted, _ = comparable(self.labels, self.targets, self.predicted)
         return targets, predicted
 
     @property

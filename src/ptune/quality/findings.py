@@ -344,8 +344,6 @@ def truncated(rows: Rows, cut: Sequence[int], limit: str) -> Iterator[Finding]:
 
 def label_names(rows: Rows) -> Iterator[Finding]:
     """Labels that differ in case or spelling, that are rare, and that are very frequent."""
-    if rows.is_regression:
-        return
     counts = rows.counts
     spellings = same_spelling(counts)
     for spelling, usual in spellings.items():
@@ -454,7 +452,7 @@ def _typo(a: str, b: str) -> bool:
 def give_away(rows: Rows) -> Iterator[Finding]:
     """Labels that the presence of one word gives away."""
     names = sorted(name for name, n in rows.counts.items() if n >= FEW)
-    if rows.is_regression or len(rows.counts) < 2:
+    if len(rows.counts) < 2:
         return
     vectorizer = CountVectorizer(binary=True, min_df=FEW, token_pattern=r"(?u)\b\w+\b")
     try:
