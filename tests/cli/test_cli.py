@@ -419,6 +419,15 @@ def test_the_files_of_a_folder_are_labelled_once(run_ptune, trained, tmp_path):
     assert list(rows[0]) == ["id", "text", "label", "score", "a", "b"]
 
 
+def test_texts_that_were_cut_are_counted_wherever_the_predictions_go(run_ptune, trained, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.csv").write_text(f"text\n{'long ' * 99}\nshort\n")
+    words = ["predict", trained, "--file", tmp_path / "in/a.csv"]
+    for output in ([], ["--output", tmp_path / "a.csv"], ["--output", tmp_path / "out/"]):
+        said = run_ptune(*words, *output).err
+        assert "A part of 1 text was not read: it is too long." in said, output
+
+
 def test_a_folder_requires_an_output_folder(refused, trained, tmp_path):
     refused(["predict", trained, "--file", tmp_path], "--output")
     refused(["predict", trained, "hello", "--ray"], "--file", "--output")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,8 @@ def predict(folder, target, source, **options):
     """Classify as `ptune predict` does; the number of rows."""
     recipe = Recipe(str(source), dtype="float32", **options)
     jobs = [job for job in find_jobs(folder, target, recipe) if not job.is_done()]
-    return run_jobs(jobs, recipe)
+    rows, _ = run_jobs(jobs, recipe)
+    return rows
 
 
 def times(folder):
@@ -164,6 +166,15 @@ def test_predictions_are_not_mixed_with_a_classifier(classifier, folder):
     assert times(classifier) == before
 
 
+def test_files_that_ptune_did_not_write_are_never_replaced(classifier, folder, tmp_path):
+    own = tmp_path / "backup/deep/er/d.tsv"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(PtuneError, match=r"backup/deep/er/d\.tsv exists, .* Name another folder"):
+        predict(folder, tmp_path / "backup", classifier)
+    assert (own.read_text(), times(tmp_path / "backup").keys()) == ("mine", {"d.tsv"})
+
+
 def test_a_missing_backbone_is_reported_once(classifier, folder, tmp_path):
     shutil.copytree(classifier, tmp_path / "gone")
     config = tmp_path / "gone/adapter_config.json"
@@ -180,6 +191,23 @@ def test_the_message_says_how_to_install_ray(classifier, folder, tmp_path, monke
     jobs = find_jobs(folder, tmp_path / "out", recipe)
     with pytest.raises(PtuneError, match=r"pip install 'ptune\[ray\]'"):
         run_jobs(jobs, recipe, ray=True)
+
+
+def made_old(stage):
+    for path in (*stage.iterdir(), stage):
+        os.utime(path, (0, 0))
+
+
+def test_only_unfinished_files_that_nobody_is_writing_are_removed(classifier, folder, tmp_path):
+    stages = [tmp_path / "out" / f".writing-{name}" for name in ("now", "before", "long")]
+    stages += [tmp_path / "out/.ptune/.writing-now"]
+    for stage in stages:
+        stage.mkdir(parents=True)
+        (stage / "x.csv").write_text("text,la")
+    made_old(stages[1])
+    os.utime(stages[2], (0, 0))  # a large file: its folder is old, and it is still growing
+    assert predict(folder, tmp_path / "out", classifier) == ROWS
+    assert [stage.is_dir() for stage in stages] == [True, False, True, True]
 
 
 @pytest.mark.slow
@@ -199,6 +227,8 @@ def test_a_killed_process_resumes_where_it_stopped(classifier, texts, tmp_path):
     process.kill()
     process.communicate()
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.jsonl")}
+    for stage in out.glob(".writing-*"):
+        made_old(stage)
     assert 2 <= len(before) < 6
     assert being_written(out, f"{len(before)}.jsonl"), "the process was killed between two files"
     assert predict(tmp_path / "in", out, classifier) == 4000 * (6 - len(before))

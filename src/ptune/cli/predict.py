@@ -32,7 +32,7 @@ from ptune.cli.options import (
     say,
     with_settings,
 )
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, counted
 from ptune.files import check_is_no_input, is_export, json_line, staged_file, write_json
 from ptune.training.settings import DATA, TrainSettings
 
@@ -228,7 +228,7 @@ def answer(
             files.writer(file, kind, classifier, mark_truncated=mark_truncated) as out,
         ):
             count, truncated = files.write(classifier, source, out, abstain)
-        say(f"{count} predictions in {output}", errors)
+        say(f"{counted(count, 'prediction', 'predictions')} in {output}", errors)
     elif format == "table":
         truncated = 0
         for _, shown, predicted in files.predictions(classifier, source, abstain):
@@ -240,8 +240,7 @@ def answer(
         count, truncated = files.write(classifier, source, out, abstain)
         if not count:
             say("There are no texts to classify.", errors)
-    if truncated:
-        say(f"A part of {truncated:,} texts was not read: they are too long.", errors)
+    _say_truncated(truncated)
 
 
 def _bank(recipe: Recipe, has_none_of: Iterable[Any]) -> PromptBank:
@@ -286,9 +285,17 @@ def _predict_files(
 
     jobs = find_jobs(file, output, recipe, format)
     todo = [job for job in jobs if not job.is_done()]
-    rows = run_jobs(todo, recipe, ray=ray, workers=workers, show=show)
-    before = f"; {len(jobs) - len(todo)} files were done before" if len(todo) < len(jobs) else ""
-    say(f"{rows} predictions in {output}{before}", errors)
+    rows, truncated = run_jobs(todo, recipe, ray=ray, workers=workers, show=show)
+    done = len(jobs) - len(todo)
+    before = f"; {counted(done, 'file was', 'files were')} done before" if done else ""
+    say(f"{counted(rows, 'prediction', 'predictions')} in {output}{before}", errors)
+    _say_truncated(truncated)
+
+
+def _say_truncated(texts: int) -> None:
+    if texts:
+        some = counted(texts, "text was not read: it is", "texts was not read: they are")
+        say(f"A part of {some} too long.", errors)
 
 
 def print_predictions(texts: Sequence[Any], predictions: Sequence[Prediction]) -> None:

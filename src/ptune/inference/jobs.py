@@ -8,10 +8,12 @@ changed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +29,15 @@ from ptune.data.opening import FOUND, Dialect
 from ptune.data.sheets import SHEETS
 from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
-from ptune.files import MODEL_NAME, digest_of, read_json, staged, staged_file, write_json
+from ptune.files import (
+    MODEL_NAME,
+    UNFINISHED,
+    digest_of,
+    read_json,
+    staged,
+    staged_file,
+    write_json,
+)
 from ptune.inference.classifier import load
 from ptune.inference.engines import EXPORT_INFO_NAME, load_exported
 from ptune.inference.files import Source, format_of, write, writer
@@ -36,6 +46,8 @@ from ptune.inference.text_classifier import TextClassifier
 RECORDS = ".ptune"
 # A driver and its workers exchange only file names.
 OBJECT_STORE_BYTES = 100 * 2**20
+# An unfinished file that nobody has written to for so long was left by a killed process.
+ABANDONED_SECONDS = 24 * 60 * 60
 
 Results = Iterable[dict[str, Any]]
 
@@ -155,27 +167,29 @@ class Worker:
         """Do the job with the number `item["job"]`.
 
         Returns:
-            `rows`, the number of texts classified, and `error`, a message or an empty string.
+            `rows` and `truncated`, the number of texts classified and of those that were not read
+            to the end, and `error`, a message or an empty string.
         """
         try:
-            return {"rows": self._do(self.jobs[item["job"]]), "error": ""}
+            rows, truncated = self._do(self.jobs[item["job"]])
+            return {"rows": rows, "truncated": truncated, "error": ""}
         except PtuneError as error:
-            return {"rows": 0, "error": str(error)}
+            return {"rows": 0, "truncated": 0, "error": str(error)}
 
-    def _do(self, job: Job) -> int:
+    def _do(self, job: Job) -> tuple[int, int]:
         source = Source.of_file(job.source, self.recipe.columns, self.recipe.dialect)
         # The record comes first. It holds the output's time, so it is not valid before the output
         # is in place.
-        count = 0
+        counts = 0, 0
         with staged_file(job.target) as file:
             mark = self.recipe.mark_truncated
             with writer(file, job.format, self.classifier, mark_truncated=mark) as out:
-                count, _ = write(self.classifier, source, out, self.recipe.min_confidence)
+                counts = write(self.classifier, source, out, self.recipe.min_confidence)
             if job.record is not None:
                 with staged(job.record.parent) as records:
                     record = {**job.made_from, "output": _fingerprint(file)}
                     write_json(records / job.record.name, record)
-        return count
+        return counts
 
 
 def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = None) -> list[Job]:
@@ -190,7 +204,8 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
         format: Format of the output file. ``None``: from its extension.
 
     Raises:
-        PtuneError: There are no files to classify, or the output would overwrite the input.
+        PtuneError: There are no files to classify, or the output would overwrite the input or files
+            in a folder that `.ptune` does not record.
     """
     if not file.is_dir():
         if not file.is_file():
@@ -222,6 +237,11 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
         # Sheets are read and not written.
         sheet = opening.format_of(source) in SHEETS
         target = below / (path.with_name(path.name + ".csv") if sheet else path)
+        if target.exists() and not record.is_file():
+            raise PtuneError(
+                f"{output / target.relative_to(below)} exists, and {output / RECORDS} has no note "
+                "that ptune wrote it, so it is not replaced. Name another folder with --output."
+            )
         jobs.append(Job(source, target, format_of(target), record, made_from))
     return jobs
 
@@ -240,7 +260,7 @@ def run_jobs(
     ray: bool = False,
     workers: int | None = None,
     show: Callable[[Results, int], Results] = lambda results, total: results,
-) -> int:
+) -> tuple[int, int]:
     """Classify files. If one cannot be classified, the others still are.
 
     Args:
@@ -251,17 +271,18 @@ def run_jobs(
         show: Shows progress, like `rich.progress.track`.
 
     Returns:
-        The number of texts classified.
+        The number of texts classified, and of those that were not read to the end.
 
     Raises:
         PtuneError: Some files could not be classified. The message says which and why.
     """
     if not jobs:
-        return 0
+        return 0, 0
     results = _on_ray(jobs, recipe, workers) if ray else _here(jobs, recipe)
-    rows, failed = 0, []
+    rows, truncated, failed = 0, 0, []
     for result in show(results, len(jobs)):
         rows += result["rows"]
+        truncated += result["truncated"]
         failed += [result["error"]] if result["error"] else []
     if failed:
         done = len(jobs) - len(failed)
@@ -270,12 +291,19 @@ def run_jobs(
         reasons = list(dict.fromkeys(failed))
         more = f" And {len(reasons) - 3} more files." if len(reasons) > 3 else ""
         raise PtuneError(of + " ".join(reasons[:3]) + more + rest)
-    # Killed workers leave unfinished files. All jobs are done, so nobody is writing them.
     recorded = [job for job in jobs if job.record is not None]
     for folder in {p.parent for job in recorded for p in (job.target, job.record) if p}:
-        for unfinished in folder.glob(".writing-*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return rows
+        _remove_abandoned(folder)
+    return rows, truncated
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes left unfinished. Others may be writing to this folder too."""
+    for stage in folder.glob(UNFINISHED + "*"):
+        with contextlib.suppress(OSError):  # its process has just finished it
+            newest = max(path.stat().st_mtime for path in (stage, *stage.iterdir()))
+            if time.time() - newest > ABANDONED_SECONDS:
+                shutil.rmtree(stage, ignore_errors=True)
 
 
 def _here(jobs: list[Job], recipe: Recipe) -> Iterator[dict[str, Any]]:
