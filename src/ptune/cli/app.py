@@ -12,12 +12,12 @@ import warnings
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperCommand
 
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
 from ptune.cli.options import FIRST, WIDE, errors
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, first_line
 from ptune.training.settings import DATA
 
 
@@ -123,7 +123,7 @@ def _setup(
     # 🤗 Datasets reads it when it is imported. ptune has its own progress bar.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.showwarning = lambda message, *_, **__: errors.print(
-        f"Note: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        f"Note: {message}", style="yellow", highlight=False, soft_wrap=True
     )
     if not verbose:
         warnings.simplefilter("ignore", FutureWarning)
@@ -137,14 +137,25 @@ def _setup(
 
 
 def main() -> None:
-    """Run the command. A `PtuneError` ends it with a message and exit code 2."""
+    """Run the command. A mistake of the user's ends it with a message and exit code 2.
+
+    Such mistakes are a `PtuneError`, and files that cannot be read or written.
+    """
     try:
         app()
     except PtuneError as error:
-        where = "" if FIRST else f" in process {os.environ['RANK']}"
-        errors.print(
-            f"[bold red]Error{where}:[/bold red] {escape(str(error))}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        sys.exit(2)
+        message = str(error)
+    except OSError as error:
+        message = _reason(error)
+    where = "" if FIRST else f" in process {os.environ['RANK']}"
+    shown = Text.assemble((f"Error{where}:", "bold red"), f" {message}")
+    errors.print(shown, highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _reason(error: OSError) -> str:
+    """What the system says about a file, on one line. A text in its place may be long."""
+    if error.filename is None:
+        return first_line(error)
+    name = " ".join(str(error.filename).split())
+    return f"{name if len(name) <= 100 else name[:99] + '…'}: {error.strerror}."

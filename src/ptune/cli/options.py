@@ -28,13 +28,14 @@ ORDER = (DATA, MODEL, TRAINING, SERVER, LIMITS, OUTPUT, HUB, ADVANCED)
 WIDE = shutil.get_terminal_size().columns >= 80
 # `torchrun` and `accelerate launch` start the command several times. Only one process prints.
 FIRST = is_first()
-console = Console(quiet=not FIRST)
-errors = Console(stderr=True)
+# Texts, labels and names of folders are printed as they are: `[b]` and `:x:` mean nothing in them.
+console = Console(quiet=not FIRST, markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 
 
 def say(text: str, to: Console = console) -> None:
-    """Print a text as it is, without markup and line breaks."""
-    to.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print a text as it is, without colours and line breaks."""
+    to.print(text, highlight=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

@@ -213,8 +213,8 @@ def drift(
     else:
         table = Table("", "reference", "new", "size", "p-value", "")
         for s in found:
-            verdict = "[yellow]shifted[/]" if s.is_shift else "as before"
-            texts = map(Text, (s.name, s.reference, s.new))
+            verdict = Text("shifted", "yellow") if s.is_shift else "as before"
+            texts = s.name, s.reference, s.new
             table.add_row(*texts, f"{s.size:.3f}", f"{s.p_value:.3f}", verdict)
         console.print(table)
     if strict and any(s.is_shift for s in found):
@@ -271,19 +271,19 @@ def explain(
     console.print(found.to_rich(), soft_wrap=True)
     table = Table("word", "weight")
     for word in sorted(found.words, key=lambda word: -abs(word.weight))[:8]:
-        table.add_row(Text(word.text), f"{word.weight:+.3f}")
+        table.add_row(word.text, f"{word.weight:+.3f}")
     console.print(table)
     if found.nearest:
         table = Table("training text", "label")
         for alike in found.nearest:
-            table.add_row(Text(alike.text), Text(alike.label))
+            table.add_row(alike.text, alike.label)
         console.print(table)
 
 
 def _show_scores(content: dict[str, Any]) -> None:
     baselines = content["baselines"]
     title = f"{content['name']}: {content['rows']:,} texts ({content['measured_on']})"
-    table = Table("", "value", "95% interval", *baselines, title=Text(title))
+    table = Table("", "value", "95% interval", *baselines, title=title)
     for row in content["scores"]:
         own = f"{row['value']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"
         others = [f"{scores[row['metric']]:.4f}" for scores in baselines.values()]
@@ -303,8 +303,8 @@ def _show(found: list[Any], texts: list[str], is_single: bool, fast: bool) -> No
     table = Table("check", "found", "rows", "what to do", title=f"{len(texts):,} examples")
     for finding in found:
         rows = ", ".join(map(str, finding.rows[:4])) + (", …" if len(finding.rows) > 4 else "")
-        name = f"[{COLOURS[finding.level]}]{finding.check}[/]"
-        table.add_row(name, *[Text(cell) for cell in (finding.problem, rows, finding.advice)])
+        name = Text(finding.check, COLOURS[finding.level])
+        table.add_row(name, finding.problem, rows, finding.advice)
     if found:
         console.print(table)
     else:

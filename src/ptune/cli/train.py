@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ptune.cli.options import (
@@ -279,7 +278,7 @@ def show_run(run: Run) -> None:
     console.print(table)
     _show_problem_type(run.metrics)
     if warning := verdict(run.metrics):
-        errors.print(f"[yellow]{escape(warning)}[/yellow]", highlight=False, soft_wrap=True)
+        errors.print(warning, style="yellow", highlight=False, soft_wrap=True)
     what = '"…" --pair "…"' if run.metrics["text_pairs"] else '"…"'
     say(
         f"Saved in {run.folder}: adapter, metrics.json, settings.json, pictures, report.html.\n"
