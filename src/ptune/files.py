@@ -278,9 +278,11 @@ def json_text(content: dict[str, Any]) -> str:
 def _dumps(content: Any, **how: Any) -> str:
     how |= {"ensure_ascii": False, "allow_nan": False}
     try:
-        return json.dumps(content, **how)
+        text = json.dumps(content, **how)
     except ValueError:
-        return json.dumps(_without_nan(content), **how)
+        text = json.dumps(_without_nan(content), **how)
+    # Half of a character that takes two in UTF-16 has no UTF-8. JSON escapes it as Python does.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _without_nan(value: Any) -> Any:

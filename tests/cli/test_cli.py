@@ -21,6 +21,7 @@ import torch
 import transformers
 import typer
 from conftest import call, cut_short, edit_json, edit_tensors
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
 import ptune
@@ -402,6 +403,30 @@ def test_a_table_shows_label_and_probability(run_ptune, trained):
     done = run_ptune("predict", trained, "hello", "--format", "table")
     assert "hello" in done.out
     assert "%" in done.out
+
+
+def test_texts_and_names_are_shown_as_they_are(run_ptune, trained, tmp_path):
+    text = "a [/b] text [red]and[x] :smile:"
+    for words in ([], ["--format", "jsonl"]):
+        assert text in run_ptune("predict", trained, text, "--format", "table", *words).out
+    shutil.copytree(trained, tmp_path / "runs/run[a]")
+    edit_json(tmp_path / "runs/run[a]/metrics.json", task="my[red]d")
+    listed = run_ptune("list", tmp_path / "runs").out
+    assert "run[a]" in listed
+    assert "my[red]d" in listed
+
+
+@pytest.mark.parametrize(
+    "file", [("--output", "out.csv"), ("--file", "a.csv", "--output", "b.csv")]
+)
+def test_a_file_is_never_written_as_a_table_for_people(
+    refused, trained, tmp_path, file, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("text\nhello\n")
+    words = [*(() if "--file" in file else ["hello"]), *file, "--format", "table"]
+    refused(["predict", trained, *words], f"--format table is for the terminal, and {file[-1]}")
+    assert [f.name for f in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_the_files_of_a_folder_are_labelled_once(run_ptune, trained, tmp_path):
@@ -897,6 +922,41 @@ def test_a_pipe_gets_the_output_and_stays(run_ptune, trained, mail, tmp_path, al
         assert done.code == 0, done.err
         assert pipe.is_fifo()
         assert json.loads(got.pop().splitlines()[0])["text"]
+
+
+def test_all_tasks_take_another_backbone_only_if_told_to(
+    run_ptune, refused, trained, bert_folder, tmp_path
+):
+    other = tmp_path / "other"
+    shutil.copytree(bert_folder, other)
+    tensors = load_file(other / "model.safetensors")
+    save_file({n: t + 1 for n, t in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    shutil.copytree(trained, tmp_path / "runs/mail")
+    words = ["predict", tmp_path / "runs", "hello", "--all-tasks", "--model", other]
+    refused(words, "None of the tasks in", "mail", "--allow-other-backbone")
+    (record,) = json_lines(run_ptune(*words, "--allow-other-backbone").out)
+    assert list(record) == ["text", "mail"]
+
+
+LONG = "where is my parcel? " * 30
+
+
+@pytest.mark.parametrize(
+    "words", [["predict", LONG, "runs/m"], ["list", LONG], ["train", "--train-file", LONG]]
+)
+def test_a_name_that_the_system_refuses_is_an_error_in_one_line(refused, tmp_path, words):
+    output = ["--output-dir", tmp_path / "run"] if words[0] == "train" else []
+    refused([*words, *output], "Error: where is my parcel?", "…: File name too long.")
+
+
+def test_a_file_that_may_not_be_read_is_an_error_in_one_line(refused, mail, monkeypatch):
+    from ptune.cli import quality
+
+    def check(*args, **options):
+        raise PermissionError(13, "Permission denied", str(mail))
+
+    monkeypatch.setattr(quality, "check_is_no_input", check)
+    refused(["check", mail], f"Error: {mail}: Permission denied.")
 
 
 def test_columns_of_two_tasks_never_replace_each_other(run_ptune, refused, trained, tmp_path):

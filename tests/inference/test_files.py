@@ -81,6 +81,18 @@ def test_numbers_that_json_lacks_are_null(classifier, tmp_path):
     assert [row["x"] for row in read(tmp_path / "out.jsonl")] == [None, None, 1.5]
 
 
+def test_lists_objects_and_lone_surrogates_are_written_in_every_format(classifier, tmp_path):
+    row = {"text": "hello", "tags": ["x", "y"], "more": {"k": None}, "half": "a\ud800"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    classify(classifier, tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    (found,) = read(tmp_path / "b.jsonl")
+    assert {name: found[name] for name in row} == row
+    classify(classifier, tmp_path / "a.jsonl", tmp_path / "b.csv")
+    (found,) = read(tmp_path / "b.csv")
+    assert (found["tags"], found["more"]) == ('["x", "y"]', '{"k": null}')
+    assert found["half"] == "a?"
+
+
 def test_a_clashing_column_in_later_rows_is_refused(classifier, texts, tmp_path):
     rows = [
         {"id": i, "text": texts[i % 8]} | ({"label": 1} if i > 3000 else {}) for i in range(4000)

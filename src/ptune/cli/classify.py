@@ -69,6 +69,7 @@ def classify(
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
     check_is_no_input(output, file)
+    shown = shown_format(texts, output, format)
     names = [name.strip() for name in labels.split(",") if name.strip()]
     classifier = PromptClassifier.zero_shot(
         names,
@@ -79,7 +80,7 @@ def classify(
         dtype=dtype,
     )
     source = texts_of(texts, None, file, Recipe("", Columns(text_column)))
-    answer(classifier, source, output, shown_format(texts, format))
+    answer(classifier, source, output, shown)
     if save:
         classifier.save(save)
         say(f"The classifier is in {save}.", errors)

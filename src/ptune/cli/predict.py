@@ -152,8 +152,8 @@ def predict(
         return
     if ray or (file and file.is_dir()):
         raise PtuneError("A folder, and --ray, require --file and --output. Give both.")
-    classifier, shown = recipe.load(), shown_format(texts, format)
-    source = texts_of(texts, pair, file, recipe)
+    shown = shown_format(texts, output, format)
+    classifier, source = recipe.load(), texts_of(texts, pair, file, recipe)
     answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
 
 
@@ -168,10 +168,15 @@ def on_runtime(recipe: Recipe) -> Recipe:
     return replace(recipe, adapter=str(folder), **own)
 
 
-def shown_format(texts: list[str] | None, format: str | None) -> str | None:
-    """The format on standard output: by default a table for typed texts on a terminal."""
-    is_typed = texts and texts != ["-"]
-    return "table" if format is None and is_typed and console.is_terminal else format
+def shown_format(texts: list[str] | None, output: Path | None, format: str | None) -> str:
+    """The format of what a command prints or writes.
+
+    On standard output, it is by default a table for typed texts on a terminal.
+    """
+    from ptune.inference.files import output_format
+
+    is_shown = output is None and texts and texts != ["-"] and console.is_terminal
+    return "table" if format is None and is_shown else output_format(output, format)
 
 
 def texts_of(
@@ -213,7 +218,7 @@ def answer(
     classifier: TextClassifier,
     source: Source,
     output: Path | None,
-    format: str | None,
+    format: str,
     abstain: float | None = None,
     *,
     mark_truncated: bool = False,
@@ -222,10 +227,9 @@ def answer(
     from ptune.inference import files
 
     if output:
-        kind = format if format in ("csv", "jsonl") else files.format_of(output)
         with (
             staged_file(output) as file,
-            files.writer(file, kind, classifier, mark_truncated=mark_truncated) as out,
+            files.writer(file, format, classifier, mark_truncated=mark_truncated) as out,
         ):
             count, truncated = files.write(classifier, source, out, abstain)
         say(f"{counted(count, 'prediction', 'predictions')} in {output}", errors)
@@ -235,7 +239,7 @@ def answer(
             print_predictions(shown, predicted)
             truncated += sum(prediction.truncated for prediction in predicted)
     else:
-        out = files.text_writer(sys.stdout, format or "jsonl")
+        out = files.text_writer(sys.stdout, format)
         out.mark_truncated = mark_truncated
         count, truncated = files.write(classifier, source, out, abstain)
         if not count:
@@ -252,7 +256,12 @@ def _bank(recipe: Recipe, has_none_of: Iterable[Any]) -> PromptBank:
             "--all-tasks does not work with --ray, --revision, --abstain, --mark-truncated, "
             "--runtime and --format table. Leave them out."
         )
-    bank = PromptBank.from_folder(recipe.adapter, model=recipe.model, dtype=recipe.dtype)
+    own = ("model", "dtype", "allow_other_backbone")
+    bank = PromptBank.from_folder(recipe.adapter, **{name: getattr(recipe, name) for name in own})
+    if not len(bank) and bank.refused:
+        raise PtuneError(
+            f"None of the tasks in {recipe.adapter} can be used. {' '.join(bank.refused.values())}"
+        )
     for reason in bank.refused.values():
         say(reason, errors)
     return bank
@@ -262,10 +271,10 @@ def _predict_all(bank: PromptBank, source: Source, output: Path | None, format: 
     """Classify the texts of one source with all tasks, to a file or to standard output."""
     from ptune.inference import files
 
+    kind = files.output_format(output, format)
     if output is None:
-        files.write_all(bank, source, files.text_writer(sys.stdout, format or "jsonl"))
+        files.write_all(bank, source, files.text_writer(sys.stdout, kind))
         return
-    kind = format or files.format_of(output)
     if kind in files.TYPED:
         raise PtuneError(f"--all-tasks does not write .{kind} files. Name a .jsonl or .csv file.")
     with staged_file(output) as file, files.text_file(file, kind) as out:
@@ -370,4 +379,4 @@ def info(adapter: Adapter, as_json: AsJson = False, **where: Any) -> None:
     table.add_column(overflow="fold")
     for key, value in found.items():
         table.add_row(key, str(value))
-    console.print(table, markup=False)
+    console.print(table)

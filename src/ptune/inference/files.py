@@ -34,6 +34,7 @@ from ptune.texts import Text, as_columns, as_rows, check
 JSON_LINES = ("", ".jsonl", ".ndjson", ".json", ".txt")
 # Formats with types, rows of a file in memory at a time, and of such a file.
 TYPED = ("parquet", "arrow", "feather")
+SEPARATORS = {"csv": ",", "tsv": "\t"}
 ROWS, TYPED_ROWS = WINDOW, 8 * WINDOW
 
 
@@ -312,7 +313,7 @@ class Delimited(Rows):
     def header(self, row: dict[str, Any]) -> None:
         """Write the names of the columns."""
         self._writer = csv.DictWriter(self.out, list(row), delimiter=self.separator)
-        self._writer.writeheader()
+        self._writer.writerow({name: in_cell(name) for name in row})
 
     def put(self, row: dict[str, Any]) -> None:
         """Append a row, with a header before the first one."""
@@ -324,7 +325,7 @@ class Delimited(Rows):
                 f"Some rows have a column {unknown[0]!r} and the first row does not, so they "
                 "do not form a table. Write JSON lines instead (a .jsonl file)."
             )
-        self._writer.writerow(row)
+        self._writer.writerow({name: in_cell(value) for name, value in row.items()})
 
     def columns(self, task: str, prediction: Prediction) -> dict[str, Any]:
         """The label, the score and so on, each with the name of the task."""
@@ -381,6 +382,13 @@ class Typed(Writer):
             self._writer.close()
 
 
+def in_cell(value: Any) -> Any:
+    """A value as a cell of a table: lists and objects as JSON, and no lone surrogates."""
+    if isinstance(value, list | dict):
+        return json_line(value)
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
 def joined(labels: Sequence[str]) -> str:
     """Several labels in one cell: `a|b`, or a JSON list if that could be misread."""
     plain = all(label == label.strip() and "|" not in label for label in labels)
@@ -389,10 +397,17 @@ def joined(labels: Sequence[str]) -> str:
 
 
 def text_writer(out: IO[str], format: str) -> Rows:
-    """A writer of the format `jsonl`, `csv` or `tsv`."""
+    """A writer of the format `jsonl`, `csv` or `tsv`.
+
+    Raises:
+        PtuneError: It is another format.
+    """
     if format == "jsonl":
         return JsonLines(out)
-    return Delimited(out, "," if format == "csv" else "\t")
+    if format not in SEPARATORS:
+        expected = ", ".join(("jsonl", *SEPARATORS))
+        raise PtuneError(f"There is no format {format!r} of predictions; expected {expected}.")
+    return Delimited(out, SEPARATORS[format])
 
 
 @contextmanager
@@ -414,7 +429,7 @@ def format_of(file: Path) -> str:
     ending = opening.format_of(file)
     if ending in JSON_LINES:
         return "jsonl"
-    if ending[1:] in ("csv", "tsv", *TYPED):
+    if ending[1:] in (*SEPARATORS, *TYPED):
         return ending[1:]
     instead = (
         "Name a .csv file; spreadsheets open it."
@@ -422,6 +437,26 @@ def format_of(file: Path) -> str:
         else "Name a .csv, .jsonl or .parquet file."
     )
     raise PtuneError(f"Predictions are not written as {ending}. {instead}")
+
+
+def output_format(file: Path | None, format: str | None) -> str:
+    """The format of predictions: the one that is asked for, else the one of the file's name.
+
+    Args:
+        file: The file. ``None``: standard output, by default JSON lines.
+        format: The format that the user asks for.
+
+    Raises:
+        PtuneError: A table is asked for in a file, or the name is that of another format.
+    """
+    if file is None:
+        return format or "jsonl"
+    if format == "table":
+        raise PtuneError(
+            f"--format table is for the terminal, and {file} is a file. Leave out --format: the "
+            "ending of the name tells the format."
+        )
+    return format or format_of(file)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from ptune.files import (
 )
 from ptune.inference.classifier import load
 from ptune.inference.engines import EXPORT_INFO_NAME, load_exported
-from ptune.inference.files import Source, format_of, write, writer
+from ptune.inference.files import Source, format_of, output_format, write, writer
 from ptune.inference.text_classifier import TextClassifier
 
 RECORDS = ".ptune"
@@ -211,7 +211,7 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
         if not file.is_file():
             raise PtuneError(f"There is no file or folder {file}. Check the path.")
         if not output.is_dir() and (output.suffix or output.exists()):
-            return [Job(file, output.absolute(), format or format_of(output))]
+            return [Job(file, output.absolute(), output_format(output, format))]
     if format is not None:
         raise PtuneError("Files in a folder keep their format. Omit --format.")
     whole, below = (file if file.is_dir() else file.parent).absolute(), output.absolute()
