@@ -885,6 +885,7 @@ def test_a_line_that_is_no_pair_among_pairs_is_refused(run_ptune, trained):
         (["one", "two", "--pair", "three"], ["--pair", "exactly one text"]),
         (["--file", "nowhere.csv"], ["There is no file nowhere.csv"]),
         (["--file", "a.txt"], ["'.txt'", ".csv"]),
+        (["hello", "--workers", "3"], ["--workers", "Add --ray"]),
     ],
 )
 def test_wrong_options_of_predict_are_refused(refused, trained, words, parts):
@@ -996,6 +997,28 @@ def test_scores_that_are_not_numbers_are_null(run_ptune, bert_folder, tmp_path):
 )
 def test_wrong_options_of_evaluate_are_refused(refused, trained, words, parts):
     refused(["evaluate", trained, *words], *parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "kind"),
+    [
+        (["train", "--dataset", "d", "--eval-file", "e.csv"], "--eval-file", "a data set"),
+        (["train", "--dataset", "d", "--sheet", "e"], "--sheet", "a data set"),
+        (["train", "--task", "mrpc", "--eval-file", "e.csv"], "--eval-file", "a GLUE task"),
+        (["train", "--task", "mrpc", "--annotators"], "--annotators", "a GLUE task"),
+        (["train", "--train-file", "a.csv", "--dataset-config", "c"], "--dataset-config", "a file"),
+        (["train", "--train-file", "a.csv", "--data-dir", "d"], "--data-dir", "a file"),
+        (["evaluate", "m", "--file", "a.csv", "--split", "s"], "--split", "a file"),
+        (["evaluate", "m", "--dataset", "d", "--data-dir", "d"], "--data-dir", "a data set"),
+        (["report", "m", "--slice-column", "c"], "--slice-column", "the data of the run"),
+        (["report", "m", "--text-column", "c"], "--text-column", "the data of the run"),
+        (["predict", "m", "hello", "--text-column", "c"], "--text-column", "typed texts"),
+    ],
+)
+def test_options_for_other_data_are_refused(refused, trained, tmp_path, words, wrong, kind):
+    words = [trained if word == "m" else word for word in words]
+    output = ["--output-dir", tmp_path / "run"] if words[0] == "train" else []
+    refused([*words, *output], f"{wrong} is for ", f"this is {kind}", "Leave it out")
 
 
 def test_a_label_that_training_never_saw_counts_as_an_error_and_is_reported(

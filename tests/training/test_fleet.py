@@ -396,8 +396,27 @@ def test_rows_are_chosen_by_a_column(common, table, tmp_path):
     for where, message in messages.items():
         with refused(message):
             start.load_dataset(replace(common, label_column="tone", where=where))
-    with refused("where chooses rows of a file. Use it with --train-file, or leave it out."):
+    with refused("--where is for a file, and this is a GLUE task: it would change nothing. …"):
         start.load_dataset(TrainSettings(task="mrpc", where="customer=acme"))
+
+
+def test_several_tasks_never_drop_an_option(common, table):
+    own = replace(common, where="tone=kind")
+    with refused("A task for each value of 'customer' chooses its own rows, and --where tone=…"):
+        tasks_of(own, group_column="customer")
+    with refused(
+        f"Each file in … is the training file of a task, and {table} would not be read. …"
+    ):
+        tasks_of(common, tasks_dir=table.parent)
+
+
+def test_long_values_get_folders_with_short_names(common, tmp_path):
+    values = [f"{'ü' * 300} {i}" for i in range(2)]
+    file = tmp_path / "long.csv"
+    file.write_text("text,label,group\n" + "".join(f"a,b,{value}\n" for value in values))
+    tasks = tasks_of(replace(common, train_file=str(file)), group_column="group")
+    assert [own.where for own in tasks.values()] == [f"group={value}" for value in values]
+    assert all(len(name.encode()) < 120 and name.startswith("ü" * 50) for name in tasks)
 
 
 def test_two_names_that_give_one_folder_are_refused(common):

@@ -32,6 +32,7 @@ from ptune.cli.options import (
     say,
     with_settings,
 )
+from ptune.data.sources import check_options, source_of
 from ptune.errors import PtuneError, counted
 from ptune.files import check_is_no_input, is_export, json_line, staged_file, write_json
 from ptune.training.settings import DATA, TrainSettings
@@ -136,6 +137,10 @@ def predict(
         raise PtuneError("Give texts or --file, not both.")
     if pair is not None and (not texts or len(texts) != 1):
         raise PtuneError("--pair requires exactly one text before it.")
+    if workers is not None and not ray:
+        raise PtuneError("--workers is for Ray. Add --ray, or leave it out.")
+    if not file:
+        check_options(options, "texts")
     check_is_no_input(output, file)
     recipe = Recipe(
         adapter, min_confidence=abstain, mark_truncated=mark_truncated, **read_with(options)
@@ -350,6 +355,9 @@ def evaluate(
     from ptune.texts import as_rows
 
     check_is_no_input(output, file)
+    asked = {**options, "file": file, "split": split}
+    if source := source_of(asked):
+        check_options(asked, source)
     classifier = on_runtime(Recipe(adapter, **load_with(options))).load()
     how = {"file": file, "split": split, **read_with(options)}
     sets, metrics = evaluation_sets(classifier.labels_, **how)

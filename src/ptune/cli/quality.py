@@ -29,6 +29,7 @@ from ptune.cli.options import (
     say,
     with_settings,
 )
+from ptune.data.sources import check_options
 from ptune.errors import PtuneError
 from ptune.files import METRICS_NAME, REPORT_NAME, check_is_no_input, read_metrics, staged_file
 from ptune.training.settings import DATA, MODEL, TrainSettings
@@ -47,7 +48,9 @@ Fix = Annotated[
 
 @with_settings(TrainSettings, *READING, *LABELLED[:3])
 def check(
-    data: Annotated[Path, typer.Argument(help="A labelled CSV, TSV, JSON lines or Parquet file.")],
+    data: Annotated[
+        Path, typer.Argument(help="A labelled file, of any kind that ptune train reads.")
+    ],
     eval_file: Annotated[
         Path | None, file_option("Also look for its texts in the training file.", DATA)
     ] = None,
@@ -148,6 +151,8 @@ def report(
     report.check_page(page)
     for written in report.written_with(page):
         check_is_no_input(written, file, train_file)
+    if file is None:
+        check_options({**options, "slice_column": slice_column}, "run")
     classifier = load(adapter, **load_with(options))
     data = dataset_of_run(Path(adapter), train_file)
     if file is None:

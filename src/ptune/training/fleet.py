@@ -7,6 +7,7 @@ train one task after another.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ from ptune.training.together import PART, STATE_NAME, Member, Stack
 
 # The most virtual tokens in a forward pass. More take more memory, and as much time per token.
 MOST_TOKENS = 1024
+# Bytes that the name of a run folder may have, and those that stay of a longer one.
+LONGEST_NAME, CUT_NAME = 200, 100
 # The fields of `TrainingArguments` that tasks follow when they train together.
 FOLLOWED = {
     *(f"{what}_{how}" for what in ("eval", "save", "logging") for how in ("strategy", "steps")),
@@ -158,11 +161,22 @@ def tasks_of(
         group_column: Each value in this column of `settings.train_file` is a task.
 
     Raises:
-        PtuneError: More than one of these, or none, is given; or there are no tasks.
+        PtuneError: More than one of these, or none, is given; something else chooses the file or
+            its rows too; or there are no tasks.
     """
     if sum(map(bool, (label_columns, tasks_dir, group_column))) != 1:
         raise PtuneError(
             "Name several tasks in one way: by --label-column, by --tasks-dir or by --group-column."
+        )
+    if tasks_dir is not None and settings.train_file is not None:
+        raise PtuneError(
+            f"Each file in {tasks_dir} is the training file of a task, and {settings.train_file} "
+            "would not be read. Leave out --train-file or --tasks-dir."
+        )
+    if group_column is not None and settings.where is not None:
+        raise PtuneError(
+            f"A task for each value of {group_column!r} chooses its own rows, and --where "
+            f"{settings.where} would be dropped. Leave out --where or --group-column."
         )
     if tasks_dir is not None:
         files = [f for f in sorted(Path(tasks_dir).glob("[!.]*")) if format_of(f) in FORMATS]
@@ -193,11 +207,19 @@ def _by_folder(
     """
     tasks: dict[str, TrainSettings] = {}
     for name, what in zip(names, own, strict=True):
-        folder = re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "_"
+        folder = _short(re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "_", name)
         if folder in tasks:
             raise PtuneError(f"Two tasks would get the folder {folder!r}. Rename {name!r}.")
         tasks[folder] = replace(settings, **what)
     return tasks
+
+
+def _short(folder: str, name: str) -> str:
+    """A name of a folder, cut if file systems would refuse it. Most allow 255 bytes."""
+    if len(folder.encode()) <= LONGEST_NAME:
+        return folder
+    start = folder.encode()[:CUT_NAME].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _prepared(

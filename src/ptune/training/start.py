@@ -28,6 +28,7 @@ from ptune.backbones.loading import (
 from ptune.data.dataset import PAIR, TEXT, TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
+from ptune.data.sources import check_options, source_of
 from ptune.data.splits import load_task
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
@@ -129,16 +130,16 @@ def load_dataset(settings: TrainSettings) -> TaskData:
     """Read the dataset that the settings name.
 
     Raises:
-        PtuneError: They name none or two, or it cannot be read.
+        PtuneError: They name none or two, or have options for other data; or it cannot be read.
     """
     named = [s for s in (settings.task, settings.train_file, settings.dataset) if s is not None]
-    if len(named) != 1:
+    source = source_of(vars(settings))
+    if source is None:
         raise PtuneError(
             "Name what to learn: a GLUE task (--task mrpc), a file (--train-file a.csv) or a data "
             "set (--dataset ag_news)" + (", and one only." if named else ".")
         )
-    if settings.where is not None and settings.train_file is None:
-        raise PtuneError("where chooses rows of a file. Use it with --train-file, or leave it out.")
+    check_options(vars(settings), source)
     notes: list[str] = []
     how: dict[str, Any] = {
         "notes": notes,
