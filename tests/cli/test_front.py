@@ -71,6 +71,20 @@ def test_every_option_has_a_sentence_and_shows_its_default(name):
             assert shown or option.is_flag or option.required, option.name
 
 
+def test_help_says_what_is_true_of_the_command():
+    def help_of(command, name):
+        (found,) = (p for p in COMMANDS[command].params if p.name == name)
+        return found.help, [*found.opts, *found.secondary_opts]
+
+    assert "half of those of ptune train" in help_of("demo", "epochs")[0]
+    for command in ("check", "drift"):
+        assert "one JSON list" in help_of(command, "as_json")[0]
+    for command in ("tune", "check", "report"):
+        assert "task for each" not in help_of(command, "label_column")[0]
+    assert "task for each" in help_of("train", "label_column")[0]
+    assert help_of("train", "no_header")[1] == ["--no-header", "--header"]
+
+
 def test_panels_are_in_the_order_in_which_people_think():
     panels = dict.fromkeys(p.rich_help_panel for p in COMMANDS["train"].params if p.name != "help")
     assert list(panels) == ["Data", "Model", "Training", "Output", "Advanced"]
@@ -158,6 +172,19 @@ def test_saved_settings_are_read_again(printed, flags, tmp_path, ending):
     assert json.loads(first)["settings"]["learning_rate"] == 0.005
     assert printed("train", "--config", file, *words).out == first
     assert "weight_decay" in file.read_text()
+
+
+def test_saved_settings_in_a_new_output_folder_are_refused(flags, tmp_path, capsys):
+    words = ["--save-config", tmp_path / "run/own.yaml", "--output-dir", tmp_path / "run"]
+    assert call(*flags, *words) == 2
+    assert "own.yaml is in the output folder, which must be empty" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_resumes_nothing(printed, flags, runs, tmp_path):
+    for folder in (runs / "one", tmp_path / "run"):
+        words = ["--resume", "--dry-run", "--output-dir", folder]
+        assert "columns" in printed(*flags, *words).out
 
 
 def test_yaml_may_write_names_with_hyphens_and_numbers_without_a_point(printed, flags, tmp_path):

@@ -387,3 +387,6 @@ def test_rows_that_repeat_the_header_are_no_examples(tmp_path):
     file.write_text("text,label\nx,0\ny,1\ntext, label\nz,0\nlabel,1\ntext,label\n")
     with pytest.warns(UserWarning, match=r"2 rows of .*a\.csv repeat its header, at row 3, 6 "):
         assert read_table(file) == {"text": ["x", "y", "z", "label"], "label": ["0", "1", "0", "1"]}
+    file.write_text("text,label\nx,0\ntext,label\n")
+    with pytest.warns(UserWarning, match=r"1 row of .*a\.csv repeats its header, .* without it\."):
+        read_table(file)

@@ -65,6 +65,7 @@ def test_planted_mistakes_are_found_in_their_rows(mails, tmp_path):
     assert first in rows_of(found, "duplicates")
     assert {2, first + 1} <= set(rows_of(found, "conflicts"))
     assert rows_of(found, "no text") == [first + 2]
+    assert "1 row has no text" in [finding.problem for finding in found]
     assert rows_of(found, "no label") == [first + 3]
     assert rows_of(found, "short texts") == [first + 4]
     assert rows_of(found, "encoding") == [first + 5]

@@ -39,7 +39,7 @@ def say(text: str, to: Console = console) -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print one JSON object to standard output, without colours and line breaks of a terminal."""
+    """Print one JSON value to standard output, without colours and line breaks of a terminal."""
     if FIRST:
         print(json_line(content))
 
@@ -75,9 +75,13 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 def option_of(setting: Setting) -> Any:
     """The option for a setting."""
+    name = setting.name.replace("_", "-")
+    # The opposite of `--no-header` is `--header`.
+    names = (f"--{name}/--{name.removeprefix('no-')}",) if name.startswith("no-") else ()
     return option(
         setting.help,
         setting.section,
+        *names,
         default=setting.shown_default or ("" if setting.kind is bool else "none"),
         metavar=setting.metavar or _METAVARS.get(setting.kind),
         envvar=setting.envvar,
@@ -189,6 +193,9 @@ Texts = Annotated[
 Adapter = Annotated[str, typer.Argument(help="A run folder, a checkpoint or a Hub id.")]
 AsJson = Annotated[
     bool, option("Print one JSON object to standard output, and nothing else.", OUTPUT, "--json")
+]
+AsJsonList = Annotated[
+    bool, option("Print one JSON list to standard output, and nothing else.", OUTPUT, "--json")
 ]
 Overwrite = Annotated[bool, option("Replace the run in the output folder.", OUTPUT, "--overwrite")]
 LabelledFile = Annotated[

@@ -17,6 +17,7 @@ from ptune.cli.options import (
     READING,
     Adapter,
     AsJson,
+    AsJsonList,
     LabelledFile,
     Loading,
     console,
@@ -72,7 +73,7 @@ def check(
     output: Annotated[
         Path | None, file_option("Write a CSV file with every row that was found.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonList = False,
     **options: Any,
 ) -> None:
     """Look for mistakes in labelled data, before a training.
@@ -191,7 +192,7 @@ def drift(
     strict: Annotated[
         bool, option("Exit with code 1 if something has shifted.", OUTPUT, "--strict")
     ] = False,
-    as_json: AsJson = False,
+    as_json: AsJsonList = False,
     **options: Any,
 ) -> None:
     """Compare new texts, which need no labels, with those that a classifier was made for.

@@ -8,6 +8,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,6 @@ from ptune.cli.options import (
     FIRST,
     OUTPUT,
     AsJson,
-    Epochs,
     Overwrite,
     Seed,
     console,
@@ -78,7 +78,20 @@ DataCurve = Annotated[
 Resume = Annotated[
     bool, option("Continue the interrupted run in the output folder.", OUTPUT, "--resume")
 ]
-LabelColumns = Annotated[list[str] | None, option_of(settings_of(TrainSettings)["label_column"])]
+_SETTINGS = settings_of(TrainSettings)
+_EACH = "Column with the label. Repeat it to train a task for each column."
+LabelColumns = Annotated[
+    list[str] | None, option_of(dataclasses.replace(_SETTINGS["label_column"], help=_EACH))
+]
+DemoEpochs = Annotated[
+    float | None,
+    option_of(
+        dataclasses.replace(
+            _SETTINGS["epochs"],
+            unset="half of those of ptune train; for a decoder 2 of all examples and 4 of few",
+        )
+    ),
+]
 TasksDir = Annotated[
     Path | None,
     option("Train a task for each file in this folder.", DATA, default="none", metavar="DIR"),
@@ -139,7 +152,7 @@ def train(
     before = TrainSettings.read(first).to_dict() if resume and is_begun(first) else {}
     settings, given = read_settings(context, options, config, before)
     if save_config:
-        _save_config(given, save_config)
+        _save_config(given, save_config, new_run=None if tasks or is_begun(first) else first)
     to = errors if as_json else console
     if tasks:
         if dry_run or seeds > 1:
@@ -149,14 +162,14 @@ def train(
         return
     how: dict[str, Any] = {
         "overwrite": overwrite,
-        "resume": resume,
+        "resume": resume and not dry_run,
         "progress": TrainingProgress(to),
         "show": _Shown(to, dry_run, as_json, settings.skip_empty),
     }
     with interruptible(output_dir, runs=seeds), tempfile.TemporaryDirectory() as elsewhere:
         if dry_run:
-            # Shows what there is; training refuses empty texts.
-            train_run(dataclasses.replace(settings, skip_empty=True), elsewhere, **how)
+            # Shows what there is; training refuses empty texts. GLUE has none.
+            train_run(replace(settings, skip_empty=settings.task is None), elsewhere, **how)
         if seeds == 1:
             run = train_run(settings, output_dir, **how)
             write_report(run)
@@ -213,9 +226,14 @@ class _Shown:
             raise typer.Exit
 
 
-def _save_config(content: dict[str, Any], file: Path) -> None:
+def _save_config(content: dict[str, Any], file: Path, new_run: Path | None) -> None:
     import yaml
 
+    if new_run is not None and file.absolute().is_relative_to(new_run.absolute()):
+        raise PtuneError(
+            f"--save-config {file} is in the output folder, which must be empty when a run starts. "
+            "Name a file elsewhere. The run writes its settings to settings.json there too."
+        )
     with staged_file(file) as written:
         if file.suffix in (".yaml", ".yml"):
             written.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
@@ -313,7 +331,7 @@ def demo(
         str, option("Backbone. A decoder, such as smollm2, is first asked untrained.", MODEL)
     ] = "minilm",
     seed: Seed = 0,
-    epochs: Epochs = None,
+    epochs: DemoEpochs = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train on support emails that come with ptune, and classify a few messages.

@@ -28,7 +28,7 @@ from ptune.data.opening import (
     opened,
 )
 from ptune.data.sheets import SHEETS, sheet_rows
-from ptune.errors import Origin, PtuneError, first_line, listed, near
+from ptune.errors import Origin, PtuneError, counted, first_line, listed, near
 from ptune.labels import LABEL_NAMES
 
 # Names of columns that hold texts, in order of preference.
@@ -196,14 +196,15 @@ def without_headers(table: Table, file: str | Path) -> Table:
     """A table without the rows that repeat its header; a warning names them."""
     if not (found := header_rows(table)):
         return table
+    repeat = counted(len(found), f"row of {file} repeats", f"rows of {file} repeat")
+    gone, them = ("It is", "it") if len(found) == 1 else ("They are", "them")
     warnings.warn(
-        f"{len(found)} rows of {file} repeat its header, at "
-        f"{Origin(str(file), in_file=True).at(found)}. They are left out, and further messages "
-        "count the rows without them.",
+        f"{repeat} its header, at {Origin(str(file), in_file=True).at(found)}. {gone} left out, "
+        f"and further messages count the rows without {them}.",
         stacklevel=3,
     )
-    gone = set(found)
-    return {name: [c for i, c in enumerate(own) if i not in gone] for name, own in table.items()}
+    headers = set(found)
+    return {name: [c for i, c in enumerate(own) if i not in headers] for name, own in table.items()}
 
 
 def is_typed(file: str | Path) -> bool:

@@ -22,7 +22,7 @@ from ptune.data.tables import (
     is_typed,
     read_table,
 )
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, counted
 from ptune.files import staged_file
 from ptune.inference.files import text_file
 from ptune.labels import REGRESSION, is_missing
@@ -111,7 +111,8 @@ class Examples:
         ):
             if gone:
                 numbers, remarks = [i + 1 for i in sorted(gone)], [""] * len(gone)
-                problem = f"{len(gone)} rows {problem}"
+                one = problem.replace("have ", "has ", 1).replace("repeat ", "repeats ", 1)
+                problem = counted(len(gone), f"row {one}", f"rows {problem}")
                 found.incomplete.append(Finding(what, "error", problem, advice, numbers, remarks))
         return found
 

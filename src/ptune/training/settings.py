@@ -307,7 +307,7 @@ class TrainSettings(ClassifierSettings):
     )
     label_column: str | None = setting(
         None,
-        "Column with the label. ptune train takes several, and trains a task for each.",
+        "Column with the label.",
         DATA,
         unset="found by name",
         metavar="NAME",
