@@ -149,9 +149,9 @@ def report(
     if file is not None:  # a classifier on the Hub has no folder here
         page = (run if run.is_dir() else Path()) / "reports" / f"{file.stem}.html"
     page = output or page
-    report.check_page(page)
     for written in report.written_with(page):
         check_is_no_input(written, file, train_file)
+    report.check_page(page)
     if file is None:
         check_options({**options, "slice_column": slice_column}, "run")
     classifier = load(adapter, **load_with(options))

@@ -354,11 +354,18 @@ def check_page(page: Path) -> None:
     if page.suffix.lower() not in (".html", ".htm"):
         raise PtuneError(f"{page} is not a page; expected a name that ends in .html.")
     content = page.with_suffix(".json")
-    if content.is_file() and "measured_on" not in read_json(content):
+    if content.is_file() and not _is_report(content):
         raise PtuneError(
             f"{content} is no report, and would be replaced by the content of {page.name}. Choose "
             "another --output."
         )
+
+
+def _is_report(file: Path) -> bool:
+    try:
+        return "measured_on" in read_json(file)
+    except PtuneError:
+        return False
 
 
 NEAREST = ("nearest_1", "nearest_2", "nearest_3")
