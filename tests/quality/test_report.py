@@ -127,6 +127,15 @@ def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys)
         assert row["nearest_1"]
 
 
+@pytest.mark.parametrize(
+    "own", [{"task": "mrpc", "data_dir": "glue"}, {"dataset": "mails", "dataset_config": "en"}]
+)
+def test_another_training_file_may_be_named_for_any_run(tmp_path, own):
+    file = write(tmp_path / "mail.csv", [("a text", "x"), ("another", "y")] * 5, ("text", "label"))
+    (tmp_path / "settings.json").write_text(json.dumps(own))
+    assert len(dataset_of_run(tmp_path, file).train) == 8
+
+
 def test_a_report_replaces_nothing_but_reports(run, tmp_path, capsys):
     folder, labels = run
     file = write(tmp_path / "gold.csv", [("a text", labels[0])], ("text", "label"))

@@ -185,7 +185,9 @@ def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | N
     try:
         settings = TrainSettings.read(folder)
         if train_file is not None:
-            settings = replace(settings, train_file=str(train_file), task=None, dataset=None)
+            other_sources = ("task", "dataset", "data_dir", "dataset_config")
+            none: dict[str, Any] = dict.fromkeys(other_sources)
+            settings = replace(settings, **none, train_file=str(train_file))
         return load_dataset(settings)
     except PtuneError:
         if train_file is not None:
