@@ -149,9 +149,10 @@ def staged(folder: Path) -> Iterator[Path]:
             f"Cannot write to {folder}: {error.strerror}. Name a folder that you may write to."
         ) from error
     try:
-        yield stage
-        open_up(stage)
-        _replace_together(sorted(stage.iterdir()), folder)
+        with locked(stage):  # so that others know that somebody is writing to it
+            yield stage
+            open_up(stage)
+            _replace_together(sorted(stage.iterdir()), folder)
     except (OSError, SafetensorError) as error:
         raise PtuneError(
             f"Saving to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "

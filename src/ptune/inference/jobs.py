@@ -33,6 +33,7 @@ from ptune.files import (
     MODEL_NAME,
     UNFINISHED,
     digest_of,
+    locked,
     read_json,
     staged,
     staged_file,
@@ -46,8 +47,8 @@ from ptune.inference.text_classifier import TextClassifier
 RECORDS = ".ptune"
 # A driver and its workers exchange only file names.
 OBJECT_STORE_BYTES = 100 * 2**20
-# An unfinished file that nobody has written to for so long was left by a killed process.
-ABANDONED_SECONDS = 24 * 60 * 60
+# A folder for unfinished files that is newer may not be locked yet by its process.
+NEW_SECONDS = 0.5
 
 Results = Iterable[dict[str, Any]]
 
@@ -300,9 +301,9 @@ def run_jobs(
 def _remove_abandoned(folder: Path) -> None:
     """Delete what killed processes left unfinished. Others may be writing to this folder too."""
     for stage in folder.glob(UNFINISHED + "*"):
-        with contextlib.suppress(OSError):  # its process has just finished it
-            newest = max(path.stat().st_mtime for path in (stage, *stage.iterdir()))
-            if time.time() - newest > ABANDONED_SECONDS:
+        # `staged` locks it while it writes, a moment after it was made.
+        with contextlib.suppress(OSError), locked(stage) as free:
+            if free and time.time() - stage.stat().st_ctime > NEW_SECONDS:
                 shutil.rmtree(stage, ignore_errors=True)
 
 
