@@ -89,8 +89,8 @@ def test_prompts_have_the_same_defaults_everywhere():
 def test_the_default_is_shown():
     assert SETTINGS["seed"].shown_default == "0"
     assert SETTINGS["epochs"].full_help.endswith(
-        "[default: 8, and at least 200 steps (48 in pairs or with label words); for a deep prompt "
-        "on an encoder and single texts 4, and at least 48 steps]"
+        "[default: 8, and at least 200 steps (48 in pairs or with label words). With single texts "
+        "on an encoder, a deep prompt or a reader: 4, and at least 48 steps]"
     )
     assert SETTINGS["prompt_init"].shown_default.startswith(
         "random for a deep prompt of an encoder"
