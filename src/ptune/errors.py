@@ -47,6 +47,21 @@ def counted(n: int, one: str, many: str) -> str:
     return f"{n} {one if n == 1 else many}"
 
 
+def cut(text: str, most: int) -> str:
+    """A text with at most so many characters.
+
+    Example:
+        >>> cut("a long name", 7)
+        'a long…'
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def on_one_line(text: str, most: int = 60) -> str:
+    """A text without line breaks, and cut."""
+    return cut(" ".join(text.split()), most)
+
+
 def listed(names: Sequence[str], limit: int = 20) -> str:
     """Names with commas between them, for a message.
 

@@ -31,7 +31,7 @@ from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import loading
 from ptune.labels import Labels
 from ptune.prompts.config import PromptEncoderConfig
-from ptune.prompts.heads import Head, labels_dict, set_labels
+from ptune.prompts.heads import Head, labels_dict, labels_of, set_labels
 from ptune.prompts.host import SHARED, Given, Host
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.mechanisms import Prompt
@@ -289,11 +289,11 @@ class PromptModel(AdapterSet):
         """
         name = self.active_adapter if name is None else name
         self._check_known(name)
-        config, state = self.config, self.adapters[name]
+        state = self.adapters[name]
         with self.host.passes.lock:
             head, labels = self._parameters_of(state.head), state.head.labels
             if state.head is self.host.heads.installed:
-                labels = {"id2label": config.id2label, "problem_type": config.problem_type}
+                labels = labels_of(self.backbone)
         return Adapter(
             config=replace(state.config, inference_mode=True),
             prompt_embeddings=self.prompt_encoders[name]().detach().float().cpu(),

@@ -146,7 +146,8 @@ class Adapter:
                 was there before is unchanged.
         """
         folder = folder_of(folder)
-        if trained_state and not _may_replace(folder / state_name):
+        before = folder / state_name
+        if trained_state and before.is_file() and not is_trained_state(before):
             raise PtuneError(
                 f"{folder} holds a model ({state_name}), which would be replaced. Name another "
                 "folder."
@@ -173,13 +174,14 @@ class Adapter:
             if trained_state:
                 state = {n: t.cpu().contiguous() for n, t in trained_state.items()}
                 save_file(state, stage / state_name, metadata={"format": "pt"})
-        # What would now belong to an older adapter.
-        own = folder / state_name if trained_state else self.trained_state
-        stale = [n for n in (ENCODER_NAME, TRAINED_STATE_NAME) if not _is_same(folder / n, own)]
-        stale += [] if self.postprocessing.tensors else [QUALITY_NAME]
-        for name in stale:
-            if name == QUALITY_NAME or _may_replace(folder / name):
-                (folder / name).unlink(missing_ok=True)
+        # What would now belong to an older adapter is removed, and somebody's model is not.
+        own = before if trained_state else self.trained_state
+        for file in (folder / ENCODER_NAME, folder / TRAINED_STATE_NAME):
+            is_own = own is not None and file.resolve() == own.resolve()
+            if not is_own and is_trained_state(file):
+                file.unlink()
+        if not self.postprocessing.tensors:
+            (folder / QUALITY_NAME).unlink(missing_ok=True)
 
     @property
     def requires(self) -> list[str]:
@@ -212,15 +214,6 @@ class Adapter:
         if self.trained_state is None:
             return None
         return read_tensors(self.trained_state, is_adapter=False)
-
-
-def _is_same(file: Path, other: Path | None) -> bool:
-    return other is not None and file.exists() and other.exists() and file.samefile(other)
-
-
-def _may_replace(file: Path) -> bool:
-    """Whether a file holds nothing but what `save` writes to it; not if it is somebody's model."""
-    return not file.is_file() or is_trained_state(file)
 
 
 def adapter_of(source: Any, **where: Any) -> Adapter:

@@ -88,7 +88,7 @@ def read_tensors(file: Path, *, is_adapter: bool = True) -> dict[str, torch.Tens
 
 
 def is_trained_state(file: Path) -> bool:
-    """Whether a file holds prompt encoder and head, rather than a model or anything else."""
+    """Whether a file holds prompt encoder and head; not if it is a model, or not there."""
     try:
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
 from ptune.cli.options import FIRST, WIDE, errors
-from ptune.errors import PtuneError, first_line
+from ptune.errors import PtuneError, first_line, on_one_line
 from ptune.training.settings import DATA
 
 
@@ -157,5 +157,4 @@ def _reason(error: OSError) -> str:
     """What the system says about a file, on one line. A text in its place may be long."""
     if error.filename is None:
         return first_line(error)
-    name = " ".join(str(error.filename).split())
-    return f"{name if len(name) <= 100 else name[:99] + '…'}: {error.strerror}."
+    return f"{on_one_line(str(error.filename), 100)}: {error.strerror}."

@@ -155,7 +155,7 @@ def report(
     if file is None:
         check_options({**options, "slice_column": slice_column}, "run")
     classifier = load(adapter, **load_with(options))
-    data = dataset_of_run(Path(adapter), train_file)
+    data = dataset_of_run(run, train_file)
     if file is None:
         if data is None:
             raise PtuneError(
@@ -168,7 +168,7 @@ def report(
         found = evidence.of_file(classifier, file, **how)
     backbone = None if fast else report.backbone_of(classifier)
     content = report.build(found, backbone, _progress)
-    results = read_metrics(Path(adapter) / METRICS_NAME)
+    results = read_metrics(run / METRICS_NAME)
     report.write(content, page, report.pictures(found, content, results))
     if as_json:
         print_json({k: v for k, v in content.items() if k != "mistakes"})

@@ -32,7 +32,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.cli.predict import print_predictions
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, on_one_line
 from ptune.files import METRICS_NAME, read_json, staged_file, write_json
 from ptune.training.declaration import settings_of
 from ptune.training.settings import DATA, DECIDED, MODEL, TRAINING, TrainSettings
@@ -81,12 +81,12 @@ Resume = Annotated[
 _SETTINGS = settings_of(TrainSettings)
 _EACH = "Column with the label. Repeat it to train a task for each column."
 LabelColumns = Annotated[
-    list[str] | None, option_of(dataclasses.replace(_SETTINGS["label_column"], help=_EACH))
+    list[str] | None, option_of(replace(_SETTINGS["label_column"], help=_EACH))
 ]
 DemoEpochs = Annotated[
     float | None,
     option_of(
-        dataclasses.replace(
+        replace(
             _SETTINGS["epochs"],
             unset="half of those of ptune train; for a decoder 2 of all examples and 4 of few",
         )
@@ -305,7 +305,6 @@ def show_run(run: Run) -> None:
 
 
 def _show_problem_type(metrics: dict[str, Any]) -> None:
-    from ptune.training.summary import on_one_line
 
     names, kind = metrics["labels"], metrics.get("problem_type", "a classifier")
     shown = ", ".join(on_one_line(name, 40) for name in names[:10])

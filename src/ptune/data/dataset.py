@@ -414,15 +414,15 @@ def labelled_texts(
         PtuneError: As for `load_files`.
     """
     whole, source, kept = read_table(file, dialect, as_it_is=True), str(file), list[int]()
-    table = without_headers(whole, file)
+    headers = header_rows(whole)
+    table = without_headers(whole, headers, file)
     if where is not None:
         table, source = rows_where(table, where, file), f"{file} where {where}"
     examples = examples_of(table, source, typed=is_typed(file), kept=kept, **how)
     if numbers is not None:
-        headers = set(header_rows(whole))
-        rows = range(1, len(next(iter(whole.values()))) + 1)
-        places = [row for row in rows if row - 1 not in headers]
-        numbers += [places[i] for i in kept]
+        rows = range(len(next(iter(whole.values()))))
+        places = sorted(set(rows) - set(headers))
+        numbers += [places[i] + 1 for i in kept]
     return examples
 
 

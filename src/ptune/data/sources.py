@@ -16,6 +16,13 @@ IN_WORDS: dict[Source, str] = {
     "run": "the data of the run",
     "texts": "typed texts or standard input",
 }
+# Options that name the source of labelled data.
+NAMED_BY: dict[str, Source] = {
+    "task": "task",
+    "dataset": "dataset",
+    "train_file": "file",
+    "file": "file",
+}
 _FILE: tuple[Source, ...] = ("file",)
 _TABLE: tuple[Source, ...] = ("file", "dataset")
 # Options that are not here count for every source.
@@ -64,9 +71,11 @@ def check_options(options: Mapping[str, Any], source: Source) -> None:
 
 def source_of(options: Mapping[str, Any]) -> Source | None:
     """Where options say that labelled data come from; ``None``: they name no source, or two."""
-    files = ("train_file", "file")
-    named = [n for n in ("task", "dataset", *files) if options.get(n) is not None]
-    if len(named) != 1:
-        return None
-    found: dict[str, Source] = {"task": "task", "dataset": "dataset"}
-    return found.get(named[0], "file")
+    named = [source for name, source in NAMED_BY.items() if options.get(name) is not None]
+    return named[0] if len(named) == 1 else None
+
+
+def of_others(source: Source) -> set[str]:
+    """The options that name other sources, or count for others only."""
+    naming = {name for name, named in NAMED_BY.items() if named != source}
+    return naming | {name for name, sources in COUNTS_FOR.items() if source not in sources}

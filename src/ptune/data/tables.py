@@ -168,7 +168,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = F
             _check_repaired(table, ragged, file)
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
-    return table if as_it_is else without_headers(table, file)
+    return table if as_it_is else without_headers(table, header_rows(table), file)
 
 
 def _check_rows(table: Table, file: Path) -> None:
@@ -192,9 +192,9 @@ def header_rows(table: Table) -> list[int]:
     return [i for i, row in enumerate(rows) if [str(cell).strip() for cell in row] == names]
 
 
-def without_headers(table: Table, file: str | Path) -> Table:
-    """A table without the rows that repeat its header; a warning names them."""
-    if not (found := header_rows(table)):
+def without_headers(table: Table, found: list[int], file: str | Path) -> Table:
+    """A table without what `header_rows` has found in it; a warning names these rows."""
+    if not found:
         return table
     repeat = counted(len(found), f"row of {file} repeats", f"rows of {file} repeat")
     gone, them = ("It is", "it") if len(found) == 1 else ("They are", "them")

@@ -101,18 +101,18 @@ class Examples:
         )
         found = cls(Path(file), table, columns, rows)
         fill, fix = (f"{what}, or leave them out (--fix)." for what in ("Fill it in", "Correct it"))
-        repeats = "repeat the header, as in joined files"
-        for what, problem, advice, gone in (
-            ("repeated header", repeats, "Leave them out (--fix).", headers),
-            ("no text", "have no text", fill, empty - headers - no_text),
-            ("not a text", "have something other than a text, such as a list", fix, no_text),
-            ("no label", "have no label", fill, missing),
-            ("not a label", "have something other than a label, such as a list", fix, no_label),
+        leave_out = "Leave them out (--fix)."
+        has, repeats = ("row has", "rows have"), ("row repeats", "rows repeat")
+        for what, verb, problem, advice, gone in (
+            ("repeated header", repeats, "the header, as in joined files", leave_out, headers),
+            ("no text", has, "no text", fill, empty - headers - no_text),
+            ("not a text", has, "something other than a text, such as a list", fix, no_text),
+            ("no label", has, "no label", fill, missing),
+            ("not a label", has, "something other than a label, such as a list", fix, no_label),
         ):
             if gone:
                 numbers, remarks = [i + 1 for i in sorted(gone)], [""] * len(gone)
-                one = problem.replace("have ", "has ", 1).replace("repeat ", "repeats ", 1)
-                problem = counted(len(gone), f"row {one}", f"rows {problem}")
+                problem = f"{counted(len(gone), *verb)} {problem}"
                 found.incomplete.append(Finding(what, "error", problem, advice, numbers, remarks))
         return found
 

@@ -15,7 +15,7 @@ from ptune import texts
 from ptune.data.dataset import LABEL, TaskData, labelled_texts, text_columns
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import Columns, find_columns, read_table
-from ptune.errors import Origin, PtuneError, near
+from ptune.errors import Origin, PtuneError, cut, near
 from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import NO_LABEL, Labels, comparable
 from ptune.postprocessing import Goal, Postprocessing
@@ -141,8 +141,7 @@ class Evidence:
 
     def text(self, i: int) -> str:
         """A text for people, shortened."""
-        text = " ⏎ ".join(column[i] for column in self.columns)
-        return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+        return cut(" ⏎ ".join(column[i] for column in self.columns), SHOWN)
 
 
 def target_in_words(labels: Labels, row: Any) -> str:

@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
 
-from ptune.errors import counted
+from ptune.errors import counted, on_one_line
 from ptune.labels import Labels
 from ptune.quality.features import cross_fitted_logits
 from ptune.training.calibration import fit_temperature
-from ptune.training.summary import on_one_line
 
 Array = NDArray[Any]
 Level = Literal["error", "warning", "note"]
@@ -429,8 +428,7 @@ def _without_separators(name: str) -> tuple[str, ...]:
         return (" ".join(name.split()),)
     core = plain.strip(_AT_ENDS + _SIGNS)
     start, end = plain.split(core, 1) if core else (plain, "")
-    signs = ("".join(c for c in part if c in _SIGNS) for part in (start, end))
-    before, after = signs
+    before, after = ("".join(c for c in part if c in _SIGNS) for part in (start, end))
     return before, _BETWEEN.sub(" ", core), after
 
 

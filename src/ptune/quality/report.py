@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from ptune.data.dataset import TaskData
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, cut
 from ptune.files import METRICS_NAME, REPORT_NAME, read_json, read_metrics, staged, write_json
 from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import compute, confusion, majority, per_label
@@ -313,7 +313,7 @@ def render(content: dict[str, Any], shown: Pictures = ()) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = lambda v: "none" if v is None else f"{100 * v:.1f}%"
     environment.filters["number"] = lambda value: f"{value:.4f}"
-    environment.filters["short"] = lambda s: s if len(s) <= SHOWN else s[: SHOWN - 1] + "…"
+    environment.filters["short"] = lambda text: cut(text, SHOWN)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(**content, pictures=dict(shown), most=MISTAKES, has=content.__contains__)
 
@@ -346,10 +346,11 @@ def write(content: dict[str, Any], page: Path, shown: Pictures = ()) -> None:
 
 
 def check_page(page: Path) -> None:
-    """Refuse a page that `write` would refuse, and one beside which somebody else's file is.
+    """Check that a report may be written here.
 
     Raises:
-        PtuneError: It has another ending, or `.json` next to it is no report.
+        PtuneError: The name does not end in `.html`, or the `.json` file next to it, which would be
+            replaced, is not a report.
     """
     if page.suffix.lower() not in (".html", ".htm"):
         raise PtuneError(f"{page} is not a page; expected a name that ends in .html.")

@@ -306,7 +306,7 @@ def _train_alone(task: _Task, fleet: Fleet, show: Show, *, overwrite: bool) -> N
 def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
     """Write the run folder of a task; returns the content of its `metrics.json`."""
     settings, dataset, answers = task.settings, task.dataset, member.answers
-    step = member.best[1] if member.best else None
+    step = member.best.step if member.best else None
     how = member.log, member.args, member.sizes, step
     results = runs.results_of(settings, dataset, answers, *how)
     results |= {"truncated_texts": member.truncated, "seconds": round(member.seconds, 1)}

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
+from ptune.errors import cut
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -111,7 +113,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 def short(name: str, most: int = LONGEST) -> str:
     """A name on one line, without invisible characters, and cut."""
     name = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return cut(name, most)
 
 
 @_picture

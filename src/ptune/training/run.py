@@ -273,6 +273,15 @@ def all_answers(trainer: SharingTrainer) -> Answers:
     return found
 
 
+def all_scores(dataset: TaskData, answers: Answers) -> dict[str, float]:
+    """The loss and the metrics of each evaluation set, such as `matched_loss`."""
+    return {
+        "_".join(filter(None, [name, key])): value
+        for name, (truth, logits) in answers.items()
+        for key, value in scores_of(dataset, truth, logits).items()
+    }
+
+
 def joined(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
     """True labels and logits of all evaluation sets together."""
     truth, logits = zip(*answers.values(), strict=True)
@@ -383,11 +392,7 @@ def results_of(
         "dataset_revision": dataset.revision,
         "text_pairs": dataset.pairs,
         "model": full_name(settings.model),
-        "eval": {
-            "_".join(filter(None, [name, key])): value
-            for name, (truth, logits) in answers.items()
-            for key, value in scores_of(dataset, truth, logits).items()
-        },
+        "eval": all_scores(dataset, answers),
         "best": report.best(epochs, dataset),
         "adapter": "best" if args.load_best_model_at_end else "last",
         "adapter_step": best_step or (epochs[-1]["step"] if epochs else None),

@@ -28,7 +28,7 @@ from ptune.backbones.loading import (
 from ptune.data.dataset import PAIR, TEXT, TaskData, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
-from ptune.data.sources import check_options, source_of
+from ptune.data.sources import check_options, of_others, source_of
 from ptune.data.splits import load_task
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
@@ -185,8 +185,7 @@ def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | N
     try:
         settings = TrainSettings.read(folder)
         if train_file is not None:
-            other_sources = ("task", "dataset", "data_dir", "dataset_config")
-            none: dict[str, Any] = dict.fromkeys(other_sources)
+            none: dict[str, Any] = dict.fromkeys(of_others("file") & vars(settings).keys())
             settings = replace(settings, **none, train_file=str(train_file))
         return load_dataset(settings)
     except PtuneError:

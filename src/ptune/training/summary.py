@@ -13,6 +13,7 @@ from datasets import Dataset
 from scipy import stats
 
 from ptune.data.dataset import LABEL, PAIR, TEXT, TaskData
+from ptune.errors import on_one_line
 from ptune.training.settings import TrainSettings
 
 # A label with fewer training examples is pointed out.
@@ -143,12 +144,6 @@ def _example(dataset: TaskData, row: dict[str, Any]) -> tuple[str, str]:
         return text, f"{target:g}"
     names = [name for name, one in zip(labels.names, target, strict=True) if one == 1]
     return text, on_one_line(", ".join(names)) or "(none)"
-
-
-def on_one_line(text: str, most: int = 60) -> str:
-    """A text without line breaks, and cut."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def verdict(metrics: dict[str, Any]) -> str | None:

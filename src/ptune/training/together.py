@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ import transformers
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import default_device
@@ -41,7 +41,7 @@ from ptune.prompts.mechanisms import Prompt
 from ptune.training.asking import own_language_model, start_with_words
 from ptune.training.fitting import start_at_shares
 from ptune.training.folder import CHECKPOINTS
-from ptune.training.run import Answers, tokenized_texts
+from ptune.training.run import Answers, all_scores, tokenized_texts
 from ptune.training.settings import TrainSettings
 from ptune.training.start import (
     fitted_prompt,
@@ -51,7 +51,6 @@ from ptune.training.start import (
 )
 from ptune.training.trainer import (
     check_metric,
-    metric_function,
     not_finite,
     tokenized,
     training_arguments,
@@ -104,6 +103,22 @@ class Examples:
 def by_length(rows: Rows) -> list[int]:
     """The numbers of examples, the shortest one first."""
     return sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+
+
+class Best(NamedTuple):
+    """The best state of a task so far.
+
+    Attributes:
+        score: The larger, the better.
+        step: After which step it was.
+        values: Its parameters.
+        answers: Its answers to the evaluation sets.
+    """
+
+    score: float
+    step: int
+    values: list[Tensor]
+    answers: Answers
 
 
 class Member:
@@ -169,7 +184,7 @@ class Member:
         self.losses: list[float] = []  # since the last evaluation
         self.latest = deque[float](maxlen=max(STEADY, self.per_epoch))
         self.answers: Answers = {}
-        self.best: tuple[float, int, list[Tensor], Answers] | None = None  # score, step, …
+        self.best: Best | None = None
         self.refused = ""
 
     @property
@@ -231,12 +246,11 @@ class Member:
     def evaluated(self, logits: dict[str, np.ndarray]) -> None:
         """Take the logits of the evaluation sets after a step."""
         at = {"epoch": self.step / self.per_epoch, "step": self.step}
-        loss, scores = float(np.mean(self.losses)), dict[str, float]()
+        loss = float(np.mean(self.losses))
         self.losses = []
         self.answers = {name: (self.truth[name], own) for name, own in logits.items()}
-        for name, (truth, own) in self.answers.items():
-            found = metric_function(self.dataset)(EvalPrediction(own, truth))
-            scores |= {"_".join(filter(None, ["eval", name, k])): v for k, v in found.items()}
+        found = all_scores(self.dataset, self.answers)
+        scores = {f"eval_{name}": value for name, value in found.items()}
         self.log += [{"loss": loss, **at}, {**scores, **at}]
         if self.args.load_best_model_at_end:
             self._keep_best(scores)
@@ -245,12 +259,12 @@ class Member:
     def _keep_best(self, scores: dict[str, float]) -> None:
         metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
         score = scores[metric] if self.args.greater_is_better else -scores[metric]
-        if self.best is None or score > self.best[0]:
+        if self.best is None or score > self.best.score:
             values = [p.clone() for p in self.parameters]
-            self.best = score, self.step, values, self.answers
+            self.best = Best(score, self.step, values, self.answers)
         if self.has_ended:
-            *_, values, self.answers = self.best
-            self._set(values)
+            self.answers = self.best.answers
+            self._set(self.best.values)
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:
@@ -298,7 +312,8 @@ class Member:
         if "best" in state:
             score, step, values, logits = state["best"]
             answers = {name: (self.truth[name], own.numpy()) for name, own in logits.items()}
-            self.best = score, step, [v.to(self.parameters[0].device) for v in values], answers
+            values = [v.to(self.parameters[0].device) for v in values]
+            self.best = Best(score, step, values, answers)
 
 
 class Stack:
