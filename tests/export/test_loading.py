@@ -30,6 +30,7 @@ def adapter(folder_of):
     return folder / "adapter", folder / "cache"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_an_engine_gives_the_logits_of_pytorch(adapter, engine):
     source, cache = adapter
@@ -46,6 +47,7 @@ def test_an_engine_gives_the_logits_of_pytorch(adapter, engine):
     assert [p.truncated for p in classifier(texts)] == [False] * 9 + [True]
 
 
+@pytest.mark.slow
 def test_the_graph_is_exported_once_for_each_content_of_an_adapter(adapter, tmp_path):
     source, cache = adapter
     first = graph_of(source, cache_dir=cache)

@@ -101,6 +101,7 @@ def assert_same(found, expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_runtimes_give_pytorch_s_logits_in_any_batch(export, runtime):
     classifier, folder = export
@@ -114,6 +115,7 @@ def test_runtimes_give_pytorch_s_logits_in_any_batch(export, runtime):
     assert_same(exported.logits(PAIRS), classifier.logits(PAIRS))
 
 
+@pytest.mark.slow
 def test_an_export_needs_only_onnxruntime_and_tokenizers(export):
     classifier, folder = export
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -131,6 +133,7 @@ def test_an_export_needs_only_onnxruntime_and_tokenizers(export):
         assert_same(logits, classifier.logits(texts))
 
 
+@pytest.mark.slow
 def test_the_graph_of_a_text_serves_every_reader_on_the_backbone(exports):
     made = [exports(name) for name in ("BERT, reader", "BERT, reader, pairs")]
     text = onnxruntime.InferenceSession(made[0][1] / "text.onnx")
@@ -166,6 +169,7 @@ def test_an_export_has_the_methods_of_a_classifier(bert, runtime):
         exported.predict(["fine", ""])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_an_export_answers_with_merged_labels(exports, runtime):
     adapter, folder = exports(MERGED)
@@ -186,6 +190,7 @@ def test_openvino_in_bfloat16_is_close(bert):
     np.testing.assert_allclose(half, expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_close(bert, monkeypatch, tmp_path):
     adapter, folder = bert
     # As if the graph were large: the weights go to a second file.
@@ -368,6 +373,7 @@ def test_a_damaged_file_is_named(bert, tmp_path, runtime, name, damage, message)
         ptune.load_exported(folder, runtime)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_graph_of_the_text_alone_is_refused(exports, tmp_path, runtime):
     folder = shutil.copytree(exports("BERT, reader")[1], tmp_path / "out")
