@@ -48,7 +48,7 @@ def counted(n: int, one: str, many: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """A text with at most so many characters.
+    """A text, shortened to at most `most` characters.
 
     Example:
         >>> cut("a long name", 7)
@@ -58,7 +58,7 @@ def cut(text: str, most: int) -> str:
 
 
 def on_one_line(text: str, most: int = 60) -> str:
-    """A text without line breaks, and cut."""
+    """A text without line breaks, shortened to at most `most` characters."""
     return cut(" ".join(text.split()), most)
 
 

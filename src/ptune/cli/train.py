@@ -305,7 +305,6 @@ def show_run(run: Run) -> None:
 
 
 def _show_problem_type(metrics: dict[str, Any]) -> None:
-
     names, kind = metrics["labels"], metrics.get("problem_type", "a classifier")
     shown = ", ".join(on_one_line(name, 40) for name in names[:10])
     shown += ", …" if len(names) > 10 else ""

@@ -111,7 +111,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 
 
 def short(name: str, most: int = LONGEST) -> str:
-    """A name on one line, without invisible characters, and cut."""
+    """A name on one line, without invisible characters, shortened to at most `most`."""
     name = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(name.split()))
     return cut(name, most)
 
