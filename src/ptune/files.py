@@ -7,6 +7,7 @@ publish them.
 from __future__ import annotations
 
 import filecmp
+import glob
 import hashlib
 import json
 import math
@@ -14,8 +15,9 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,10 @@ NEXT_TO_REPORT = ("report.json", "mistakes.csv")
 MODEL_NAME = "model.onnx"
 # How folders are called that files are written in. A killed process leaves its own behind.
 UNFINISHED = ".writing-"
+# Such a folder that is newer may not be locked yet by its process.
+NEW_SECONDS = 0.5
+# The folder that `replaced` is about to replace.
+FORMER = "former"
 
 
 def is_export(source: str | os.PathLike[str]) -> bool:
@@ -108,10 +114,12 @@ def folder_of(output: str | os.PathLike[str]) -> Path:
     """A folder to write to.
 
     Raises:
-        PtuneError: It has no name, or is no path. An empty path would be the current folder.
+        PtuneError: It has no name (that would be the current folder), is no path, or is a file.
     """
     if not isinstance(output, str | os.PathLike) or not os.fspath(output):
         raise PtuneError(f"Expected the name of a folder to write to; found {output!r}.")
+    if Path(output).is_file():
+        raise PtuneError(f"{output} is a file. Name a folder to write to.")
     return Path(output)
 
 
@@ -162,6 +170,23 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Delete what killed processes left unfinished. Others may be writing to this folder too.
+
+    A folder with what was there before stays: it may be the only copy.
+
+    Args:
+        folder: Where `staged` wrote.
+        name: The name of a folder in it that `replaced` wrote; empty: anything.
+    """
+    for stage in folder.glob(f"{UNFINISHED}{glob.escape(name)}*"):
+        # Its process locks it while it writes, a moment after it was made.
+        with suppress(OSError), locked(stage) as free:
+            is_old = time.time() - stage.stat().st_ctime > NEW_SECONDS
+            if free and is_old and not (stage / FORMER).exists():
+                shutil.rmtree(stage, ignore_errors=True)
+
+
 def _replace_together(files: list[Path], folder: Path) -> None:
     """Move files into a folder. Until all are there, the first is missing (such as the config)."""
     if sum(not _is_same(file, folder / file.name) for file in files) > 1:
@@ -184,19 +209,21 @@ def replaced(folder: Path) -> Iterator[Path]:
     stage = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        made, former = stage / "new", stage / "former"
-        made.mkdir()
-        yield made
-        open_up(made)
-        if folder.exists():
-            folder.replace(former)
-        try:
-            made.replace(folder)
-        except BaseException:
-            if former.exists():
-                former.replace(folder)
-            raise
+        remove_abandoned(folder.parent, f"{folder.name}-")
+        stage = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name}-", dir=folder.parent))
+        with locked(stage):
+            made, former = stage / "new", stage / FORMER
+            made.mkdir()
+            yield made
+            open_up(made)
+            if folder.exists():
+                folder.replace(former)
+            try:
+                made.replace(folder)
+            except BaseException:
+                if former.exists():
+                    former.replace(folder)
+                raise
     except (OSError, SafetensorError) as error:
         raise PtuneError(
             f"Writing to {folder} failed: {getattr(error, 'strerror', None) or error}. What was "
@@ -217,8 +244,7 @@ def staged_file(file: Path) -> Iterator[Path]:
     Raises:
         PtuneError: It cannot be written, or it is a folder.
     """
-    if file.is_dir():
-        raise PtuneError(f"{file} is a folder. Name a file.")
+    check_output(file)
     # `/dev/stdout` can be a link to a file that the shell has opened. Replaced, it would be lost.
     if file.exists() and (not file.is_file() or file.absolute().is_relative_to("/dev")):
         try:
@@ -234,13 +260,18 @@ def staged_file(file: Path) -> Iterator[Path]:
         (stage / file.name).rename(stage / target.name)
 
 
-def check_is_no_input(output: Path | None, *inputs: Path | None) -> None:
-    """Refuse an output that is also an input: writing it would replace the user's data.
+def check_output(output: Path | None, *inputs: Path | None, may_be_folder: bool = False) -> None:
+    """Refuse a file to write to before there is anything to write.
 
     Raises:
-        PtuneError: The output is one of the inputs.
+        PtuneError: It is one of the inputs, so that writing it would replace the user's data; or it
+            is a folder.
     """
-    if output is not None and output.is_file():
+    if output is None:
+        return
+    if output.is_dir() and not may_be_folder:
+        raise PtuneError(f"{output} is a folder. Name a file.")
+    if output.is_file():
         for file in inputs:
             if file is not None and file.is_file() and file.samefile(output):
                 raise PtuneError(

@@ -365,8 +365,10 @@ def test_all_tasks_of_a_folder_answer_for_each_text(run_ptune, refused, trained,
         "--all-tasks does not work with --ray, --revision, --abstain, --mark-truncated, "
         "--runtime and --format table",
     )
-    (tmp_path / "new.csv").write_text("text,mail\nwhere is it,x\n")
-    (record,) = json_lines(run_ptune(*asked).out)
+    (tmp_path / "new.csv").write_text(f"text,mail\nwhere is it {'now ' * 600},x\n")
+    done = run_ptune(*asked)
+    assert "A part of 1 text was not read: it is too long." in done.err
+    (record,) = json_lines(done.out)
     assert record["mail"] == "x"
     assert list(record) == ["text", "mail", "predicted_mail", "predicted_reader"]
 
@@ -958,7 +960,7 @@ def test_a_file_that_may_not_be_read_is_an_error_in_one_line(refused, mail, monk
     def check(*args, **options):
         raise PermissionError(13, "Permission denied", str(mail))
 
-    monkeypatch.setattr(quality, "check_is_no_input", check)
+    monkeypatch.setattr(quality, "check_output", check)
     refused(["check", mail], f"Error: {mail}: Permission denied.")
 
 
@@ -970,8 +972,37 @@ def test_columns_of_two_tasks_never_replace_each_other(run_ptune, refused, train
     assert {"mail", "mail score"} < json.loads(run_ptune(*asked, "jsonl").out).keys()
 
 
-def test_an_output_that_is_a_folder_is_refused(refused, trained, tmp_path):
-    refused(["predict", trained, "one", "--output", tmp_path], "is a folder. Name a file.")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "predict RUN one --output FOLDER",
+        "predict RUN --all-tasks --file DATA --output FOLDER",
+        "check DATA --fix FOLDER",
+        "classify one --labels a,b --output FOLDER",
+    ],
+)
+def test_an_output_that_is_a_folder_is_refused_before_any_work(
+    refused, mail, tmp_path, asked, monkeypatch
+):
+    monkeypatch.setattr("ptune.quality.check.check", None)
+    places = {"RUN": tmp_path / "not read", "DATA": mail, "FOLDER": tmp_path}
+    refused([places.get(word, word) for word in asked.split()], "is a folder. Name a file.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("--save DATA", "is a file. Name a folder to write to."),
+        ("--text-column x", "--text-column is for a file or a data set, and this is typed texts"),
+        ("--output a.csv.gz --format jsonl", "--format is jsonl, and the name of a.csv.gz"),
+        ("--output a.xlsx --format csv", "Predictions are not written as .xlsx."),
+    ],
+)
+def test_options_of_classify_that_contradict_each_other_are_refused_before_any_work(
+    refused, mail, asked, message
+):
+    words = [mail if word == "DATA" else word for word in asked.split()]
+    refused(["classify", "one", "--labels", "a,b", "--model", "nowhere", *words], message)
 
 
 def test_scores_that_are_not_numbers_are_null(run_ptune, bert_folder, tmp_path):

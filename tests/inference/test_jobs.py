@@ -17,7 +17,7 @@ from test_files import read, save_untrained
 
 import ptune
 from ptune import PtuneError
-from ptune.files import locked
+from ptune.files import locked, replaced
 from ptune.inference.jobs import Recipe, find_jobs, run_jobs
 
 ROWS = 40
@@ -203,6 +203,19 @@ def test_only_unfinished_files_that_nobody_is_writing_are_removed(classifier, fo
     with locked(stages[0]), locked(stages[2]):
         assert predict(folder, tmp_path / "out", classifier) == ROWS
     assert [stage.is_dir() for stage in stages] == [True, False, True]
+
+
+def test_what_a_killed_process_left_is_removed_unless_it_is_the_only_copy(tmp_path):
+    left = {name: tmp_path / f".writing-{name}-1" for name in ("a[1]", "a[1]-kept", "b")}
+    for stage in left.values():
+        (stage / "new").mkdir(parents=True)
+    (left["a[1]-kept"] / "former").mkdir()
+    time.sleep(1)
+    with replaced(tmp_path / "a[1]") as stage:
+        (stage / "file").write_text("new")
+    found = {name for name, stage in left.items() if stage.is_dir()}
+    assert found == {"a[1]-kept", "b"}
+    assert sorted(tmp_path.glob("a*/*")) == [tmp_path / "a[1]/file"]
 
 
 @pytest.mark.slow

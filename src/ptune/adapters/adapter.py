@@ -39,7 +39,15 @@ from ptune.adapters.weights import (
     split,
 )
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, folder_of, read_json, read_metrics, staged, write_json
+from ptune.files import (
+    METRICS_NAME,
+    folder_of,
+    read_json,
+    read_metrics,
+    remove_abandoned,
+    staged,
+    write_json,
+)
 from ptune.labels import Labels, labels_to_json
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
@@ -174,6 +182,7 @@ class Adapter:
             if trained_state:
                 state = {n: t.cpu().contiguous() for n, t in trained_state.items()}
                 save_file(state, stage / state_name, metadata={"format": "pt"})
+        remove_abandoned(folder)
         # What would now belong to an older adapter is removed, and somebody's model is not.
         own = before if trained_state else self.trained_state
         for file in (folder / ENCODER_NAME, folder / TRAINED_STATE_NAME):

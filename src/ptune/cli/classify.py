@@ -17,8 +17,9 @@ from ptune.cli.options import (
     say,
 )
 from ptune.cli.predict import Format, answer, shown_format, texts_of
+from ptune.data.sources import check_options
 from ptune.errors import PtuneError
-from ptune.files import check_is_no_input
+from ptune.files import check_output, folder_of
 from ptune.training.settings import DATA, MODEL
 
 
@@ -68,7 +69,11 @@ def classify(
 
     if file and texts:
         raise PtuneError("Give texts or --file, not both.")
-    check_is_no_input(output, file)
+    if not file:
+        check_options({"text_column": text_column}, "texts")
+    check_output(output, file)
+    if save:
+        folder_of(save)
     shown = shown_format(texts, output, format)
     names = [name.strip() for name in labels.split(",") if name.strip()]
     classifier = PromptClassifier.zero_shot(

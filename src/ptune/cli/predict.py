@@ -34,7 +34,7 @@ from ptune.cli.options import (
 )
 from ptune.data.sources import check_options, source_of
 from ptune.errors import PtuneError, counted
-from ptune.files import check_is_no_input, is_export, json_line, staged_file, write_json
+from ptune.files import check_output, is_export, json_line, staged_file, write_json
 from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def predict(
         raise PtuneError("--workers is for Ray. Add --ray, or leave it out.")
     if not file:
         check_options(options, "texts")
-    check_is_no_input(output, file)
+    check_output(output, file, may_be_folder=file is not None and not all_tasks)
     recipe = Recipe(
         adapter, min_confidence=abstain, mark_truncated=mark_truncated, **read_with(options)
     )
@@ -278,13 +278,14 @@ def _predict_all(bank: PromptBank, source: Source, output: Path | None, format: 
 
     kind = files.output_format(output, format)
     if output is None:
-        files.write_all(bank, source, files.text_writer(sys.stdout, kind))
-        return
-    if kind in files.TYPED:
+        _, truncated = files.write_all(bank, source, files.text_writer(sys.stdout, kind))
+    elif kind in files.TYPED:
         raise PtuneError(f"--all-tasks does not write .{kind} files. Name a .jsonl or .csv file.")
-    with staged_file(output) as file, files.text_file(file, kind) as out:
-        count = files.write_all(bank, source, out)
-    say(f"{count} texts with the predictions of {len(bank)} tasks in {output}", errors)
+    else:
+        with staged_file(output) as file, files.text_file(file, kind) as out:
+            count, truncated = files.write_all(bank, source, out)
+        say(f"{count} texts with the predictions of {len(bank)} tasks in {output}", errors)
+    _say_truncated(truncated)
 
 
 def _predict_files(
@@ -354,7 +355,7 @@ def evaluate(
     from ptune.inference.jobs import Recipe
     from ptune.texts import as_rows
 
-    check_is_no_input(output, file)
+    check_output(output, file)
     asked = {**options, "file": file, "split": split}
     if source := source_of(asked):
         check_options(asked, source)

@@ -32,7 +32,7 @@ from ptune.cli.options import (
 )
 from ptune.data.sources import check_options
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, REPORT_NAME, check_is_no_input, read_metrics, staged_file
+from ptune.files import METRICS_NAME, REPORT_NAME, check_output, read_metrics, staged_file
 from ptune.training.settings import DATA, MODEL, TrainSettings
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -87,7 +87,7 @@ def check(
     from ptune.quality import check as checks
 
     for written in (output, fix):
-        check_is_no_input(written, data, eval_file)
+        check_output(written, data, eval_file)
     how = read_with(options)
     train = checks.Examples.read(data, **how)
     evaluation = checks.Examples.read(eval_file, **how) if eval_file else None
@@ -150,7 +150,7 @@ def report(
         page = (run if run.is_dir() else Path()) / "reports" / f"{file.stem}.html"
     page = output or page
     for written in report.written_with(page):
-        check_is_no_input(written, file, train_file)
+        check_output(written, file, train_file)
     report.check_page(page)
     if file is None:
         check_options({**options, "slice_column": slice_column}, "run")
@@ -261,7 +261,7 @@ def explain(
     from ptune.quality import report
     from ptune.training.start import dataset_of_run
 
-    check_is_no_input(output, train_file)
+    check_output(output, train_file)
     classifier = load(adapter, **loading)
     found = explaining.explain(classifier, text if pair is None else (text, pair), label)
     backbone = report.backbone_of(classifier)

@@ -447,7 +447,7 @@ def output_format(file: Path | None, format: str | None) -> str:
         format: The format that the user asks for.
 
     Raises:
-        PtuneError: A table is asked for in a file, or the name is that of another format.
+        PtuneError: A table is asked for in a file, or the file's name is that of another format.
     """
     if file is None:
         return format or "jsonl"
@@ -455,6 +455,11 @@ def output_format(file: Path | None, format: str | None) -> str:
         raise PtuneError(
             f"--format table is for the terminal, and {file} is a file. Leave out --format: the "
             "ending of the name tells the format."
+        )
+    if format and opening.format_of(file) in tables.FORMATS and format_of(file) != format:
+        raise PtuneError(
+            f"--format is {format}, and the name of {file} says {format_of(file)}. Leave out "
+            "--format, or name another file."
         )
     return format or format_of(file)
 
@@ -474,17 +479,22 @@ def writer(
         yield table
 
 
-def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
-    """Classify the texts of `source` with every task of a bank; return how many there were.
+def write_all(bank: PromptBank, source: Source, out: Rows) -> tuple[int, int]:
+    """Classify the texts of `source` with every task of a bank.
+
+    Returns:
+        How many texts there were, and how many at least one task did not read to the end.
 
     Raises:
         PtuneError: A text is empty or missing. The message names the row.
     """
-    count, names = 0, list[str]()
+    count, truncated, names = 0, 0, list[str]()
     labels = {task: bank.task(task).labels_ for task in bank}
 
     def rows(batch: list[dict[str, Any]], texts: list[Text]) -> Iterator[dict[str, Any]]:
+        nonlocal truncated
         for row, found in zip(batch, bank.predict_all(texts), strict=True):
+            truncated += any(prediction.truncated for prediction in found.values())
             named = {task: labels[task].by_name(p) for task, p in found.items()}
             yield out.with_tasks(row, named, names)
 
@@ -495,7 +505,7 @@ def write_all(bank: PromptBank, source: Source, out: Rows) -> int:
         count += len(texts)
     if names and not count:
         out.header(next(rows([dict.fromkeys(names)], source.example())))
-    return count
+    return count, truncated
 
 
 def write(

@@ -8,12 +8,9 @@ changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,10 +28,9 @@ from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import (
     MODEL_NAME,
-    UNFINISHED,
     digest_of,
-    locked,
     read_json,
+    remove_abandoned,
     staged,
     staged_file,
     write_json,
@@ -47,8 +43,6 @@ from ptune.inference.text_classifier import TextClassifier
 RECORDS = ".ptune"
 # A driver and its workers exchange only file names.
 OBJECT_STORE_BYTES = 100 * 2**20
-# A folder for unfinished files that is newer may not be locked yet by its process.
-NEW_SECONDS = 0.5
 
 Results = Iterable[dict[str, Any]]
 
@@ -294,17 +288,8 @@ def run_jobs(
         raise PtuneError(of + " ".join(reasons[:3]) + more + rest)
     recorded = [job for job in jobs if job.record is not None]
     for folder in {p.parent for job in recorded for p in (job.target, job.record) if p}:
-        _remove_abandoned(folder)
+        remove_abandoned(folder)
     return rows, truncated
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left unfinished. Others may be writing to this folder too."""
-    for stage in folder.glob(UNFINISHED + "*"):
-        # `staged` locks it while it writes, a moment after it was made.
-        with contextlib.suppress(OSError), locked(stage) as free:
-            if free and time.time() - stage.stat().st_ctime > NEW_SECONDS:
-                shutil.rmtree(stage, ignore_errors=True)
 
 
 def _here(jobs: list[Job], recipe: Recipe) -> Iterator[dict[str, Any]]:
