@@ -14,7 +14,7 @@ from ptune import PromptEncoderConfig, PromptModel
 from ptune.data.dataset import WEIGHT
 from ptune.labels import Labels
 from ptune.training.features import Features
-from ptune.training.fitting import fit_head, start_at_shares
+from ptune.training.fitting import fit_head, scale_and_shift, start_at_shares
 from ptune.training.steps import ScaledSteps, prompt_scales
 
 WORDS = [word for sentence in SENTENCES for word in sentence.split()]
@@ -110,6 +110,45 @@ def test_a_linear_head_starts_at_the_shares_of_the_labels(
     bias = dict(model.head_parameters())["classifier.bias"].detach()
     found = bias if labels.is_regression else bias.sigmoid() if labels.is_multi else bias.exp()
     np.testing.assert_allclose(found, np.reshape(expected, -1), rtol=1e-5)
+
+
+# With a bias, and without one.
+@pytest.mark.parametrize("name", ["BERT", "Llama"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_head_of_words_is_scaled_and_shifted_to_what_tells_the_labels(name, weighted):
+    tokenizer = build_tokenizer(ARCHITECTURES[name], SENTENCES)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model, labels = PromptModel(build_model(ARCHITECTURES[name], tokenizer)), Labels(("a", "b"))
+    train = examples(tokenizer, [0] * 600)
+    features = features_of(model, train, tokenizer)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        spread = 5 * torch.randn_like(features.weight) / features.std / features.std.numel() ** 0.5
+        mean = features.mean / features.mean.square().sum()
+        likelier = torch.tensor([2.0, -2.0])  # whatever the text says
+        features.weight.copy_(spread + torch.outer(likelier - spread @ features.mean, mean))
+        asked = F.linear(features.values, features.weight, features.bias).double()
+        # Without a bias, only the mean of the features can shift logits.
+        one = 1 if name == "BERT" else (features.values @ mean)[:, None]
+        true = 0.3 * asked - one * (0.3 * likelier + torch.tensor([1.0, -1.0]))
+    drawn = np.empty(600, dtype=int)
+    drawn[features.rows] = torch.multinomial(true.softmax(dim=1), 1)[:, 0].numpy()
+    own = np.ones(600)
+    if weighted:  # what counts nothing has the other label
+        own[:200], drawn[:200] = 0, 1 - drawn[:200]
+    train = train.remove_columns("labels").add_column("labels", drawn.tolist())
+    train = train.add_column(WEIGHT, own.tolist())
+    features = features_of(model, train, tokenizer)
+    targets = torch.from_numpy(drawn[features.rows])
+    scale_and_shift(features, labels, train)
+    with torch.no_grad():
+        found = F.linear(features.values, features.weight, features.bias).double()
+    places = {row: i for i, row in enumerate(np.random.default_rng(0).permutation(600).tolist())}
+    true = true[[places[row] for row in features.rows.tolist()]]
+    loss = F.cross_entropy(found, targets)
+    assert loss < F.cross_entropy(true, targets) + 0.005
+    margins = found[:, 0] - found[:, 1], true[:, 0] - true[:, 1]
+    assert torch.corrcoef(torch.stack(margins))[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("count", [20, 60], ids=["fewer than the width", "more"])

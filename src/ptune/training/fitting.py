@@ -109,6 +109,46 @@ def start_at_shares(model: PromptModel, labels: Labels, train: Dataset) -> None:
         dict(model.head_parameters())[name].copy_(start)
 
 
+def scale_and_shift(features: Features, labels: Labels, train: Dataset) -> None:
+    """Scale the logits of a head of label words, and shift each label's, to fit training labels.
+
+    A language model prefers some words whatever the text says, and is too sure of its answer to a
+    question that it hardly understands. Steps of training would be spent on correcting this.
+
+    Without a bias, the shift is along the mean of the features, which texts share.
+
+    Args:
+        features: The features. The parameters of their layer change in place.
+        labels: The labels.
+        train: The tokenised training set.
+    """
+    targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[features.rows])
+    targets = targets.long() if labels.is_single else targets
+    weights = len(targets) * weights_of(train, features.rows)
+    mean, bias = features.mean.cpu().double(), features.bias
+    logits = features.values @ features.weight.detach().cpu().float().T
+    logits = (logits if bias is None else logits + bias.detach().cpu()).double()
+    shared = mean / (mean @ mean)
+    one = features.values.double() @ shared if bias is None else torch.ones(len(logits)).double()
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        found = torch.tensor(values, requires_grad=True)
+        losses = labels.losses(found[0].exp() * logits + one[:, None] * found[1:], targets)
+        total = (weights * losses.reshape(len(logits), -1).sum(1)).sum() + found @ found / 2
+        (gradient,) = torch.autograd.grad(total, found)
+        return total.item(), gradient.numpy()
+
+    with torch.enable_grad():
+        found = optimize.minimize(loss, np.zeros(1 + len(labels)), jac=True, method="L-BFGS-B")
+    scale, shift = float(np.exp(found.x[0])), torch.from_numpy(found.x[1:])
+    with torch.no_grad():
+        features.weight.mul_(scale)
+        if bias is not None:
+            bias.mul_(scale).add_(shift.to(bias))
+        else:
+            features.weight.add_(torch.outer(shift, shared).to(features.weight))
+
+
 def _telling_start(
     windows: Sequence[Tensor],
     same: Tensor,

@@ -28,7 +28,12 @@ import transformers
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import default_device
@@ -39,7 +44,6 @@ from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.host import Given
 from ptune.prompts.mechanisms import Prompt
 from ptune.training.asking import own_language_model, start_with_words
-from ptune.training.fitting import start_at_shares
 from ptune.training.folder import CHECKPOINTS
 from ptune.training.run import Answers, all_scores, tokenized_texts
 from ptune.training.settings import TrainSettings
@@ -52,6 +56,7 @@ from ptune.training.start import (
 from ptune.training.trainer import (
     check_metric,
     not_finite,
+    start_at_labels,
     tokenized,
     training_arguments,
 )
@@ -150,8 +155,8 @@ class Member:
         check_metric(self.args, dataset)
         self.adapter = stack.add(settings, dataset)
         train, evaluation, self.truncated = tokenized(stack.model, stack.tokenizer, data)
-        if settings.head == "linear":
-            start_at_shares(stack.model, dataset.labels, train)
+        collate = DataCollatorWithPadding(stack.tokenizer)
+        start_at_labels(stack.model, dataset.labels, train, collate, settings)
         self.train = Examples.of(train)
         self.evaluation = {name: Examples.of(own) for name, own in evaluation.items()}
         others = tokenized_texts(stack.model, stack.tokenizer, dataset.out_of_scope)

@@ -39,7 +39,13 @@ from ptune.errors import PtuneError, first_line
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import Reading, pooled
-from ptune.training.defaults import HEAD_RATE, SCHEDULED, steps_per_epoch, with_schedule
+from ptune.training.defaults import (
+    HEAD_RATE,
+    MANY_EXAMPLES,
+    SCHEDULED,
+    steps_per_epoch,
+    with_schedule,
+)
 from ptune.training.features import (
     LABELS,
     MOST_TEXTS,
@@ -48,7 +54,7 @@ from ptune.training.features import (
     HeadInput,
     last_layer,
 )
-from ptune.training.fitting import fit_head, start_at_shares
+from ptune.training.fitting import fit_head, scale_and_shift, start_at_shares
 from ptune.training.pairs import TrainingInPairs
 from ptune.training.settings import TrainSettings
 from ptune.training.steps import ScaledSteps, prompt_scales
@@ -526,15 +532,14 @@ def scale_steps_and_fit_head(
 ) -> None:
     """Make steps relative to the scale of what they change, and fit the head if `features`.
 
-    A linear head starts at the labels' shares. One that a checkpoint brought stays as it is.
+    A head that a checkpoint brought stays as it is.
     """
     model: Any = trainer.model
-    if settings.head == "linear":
-        start_at_shares(model, labels, trainer.train_dataset)
-    if settings.prompt == "reader" and settings.head != "features":
-        return
     train, fits = trainer.train_dataset, settings.head == "features"
-    features = Features.of(
+    features = start_at_labels(model, labels, train, trainer.data_collator, settings)
+    if settings.prompt == "reader" and not fits:
+        return
+    features = features or Features.of(
         model, train, trainer.data_collator, settings.seed, MOST_TEXTS if fits else SOME_TEXTS
     )
     own = model.host.heads.original.parameters
@@ -548,6 +553,35 @@ def scale_steps_and_fit_head(
         return
     assert trainer.optimizer is not None
     ScaledSteps(trainer.optimizer, prompt_scales(model), features)
+
+
+def start_at_labels(
+    model: PromptModel, labels: Labels, train: Dataset, collate: Any, settings: TrainSettings
+) -> Features | None:
+    """Start a head that is not fitted to features at what the training labels say.
+
+    A linear head starts at their shares. One of label words is scaled and shifted, if there are
+    many examples of each label: fewer say less than the language model.
+
+    Args:
+        model: The model. Its head changes in place.
+        labels: The labels.
+        train: The tokenised training set.
+        collate: Makes a batch of examples.
+        settings: Those of the run.
+
+    Returns:
+        The features, if they were read.
+    """
+    if settings.head == "linear":
+        start_at_shares(model, labels, train)
+    many = len(train) >= MANY_EXAMPLES * len(labels) and not model.state.reading.in_windows
+    if settings.head != "words" or not many:
+        return None
+    features = Features.of(model, train, collate, settings.seed, SOME_TEXTS)
+    if features is not None:
+        scale_and_shift(features, labels, train)
+    return features
 
 
 def learn_in_pairs(trainer: SharingTrainer, labels: Labels, settings: TrainSettings) -> None:
