@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
-PARALLEL := -n auto --maxprocesses 4 --dist load
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo demo-decoder test test-all attack fuzz lint structure docs dist architectures nightly bench growth clean
 
