@@ -190,8 +190,8 @@ MESSAGES = {
     "a.csv does not have the encoding utf-16. Name another with --encoding.": lambda: table(
         "a.csv", b"text,label", encoding="utf-16"
     ),
-    "a.jsonl goes on after its first list, in line 2. Expected one list of objects, or one object "
-    'per line, such as {"text": "…", "label": "…"}.': lambda: table(
+    "a.jsonl does not end after its first list: there is more in line 2. Expected one list of "
+    'objects, or one object per line, such as {"text": "…", "label": "…"}.': lambda: table(
         "a.jsonl", '["where is it", "a"]\n["my money", "b"]\n'
     ),
     "mail.ods has a password. Save it without one.": lambda: locked_sheet("mail.ods"),

@@ -195,7 +195,7 @@ def test_readers_of_a_decoder_start_in_a_fleet_as_alone(
     decoders, common, tmp_path, monkeypatch, name, head, many
 ):
     """As words after the text, with label words as head where the language model allows it."""
-    monkeypatch.setattr("ptune.training.trainer.MANY_EXAMPLES", many)
+    monkeypatch.setattr("ptune.training.defaults.MANY_EXAMPLES", many)
     still = {"learning_rate": 0.0, "prompt_learning_rate": 0.0, "epochs": 1, "reader_rank": 0}
     settings = replace(common, model=str(decoders / name), label_column="topic", **still)
     settings = replace(settings, num_virtual_tokens=None)

@@ -392,8 +392,9 @@ def _broken_json(file: Path, error: Exception, number: int) -> PtuneError:
     line, reason = getattr(error, "lineno", 1), getattr(error, "msg", "nested too deeply")
     if reason == "Extra data" and line > 1:
         return PtuneError(
-            f"{file} goes on after its first list, in line {number + line - 1}. Expected one list "
-            'of objects, or one object per line, such as {"text": "…", "label": "…"}.'
+            f"{file} does not end after its first list: there is more in line {number + line - 1}. "
+            "Expected one list of objects, or one object per line, such as "
+            '{"text": "…", "label": "…"}.'
         )
     return PtuneError(
         f"{file} could not be read as json: line {number + line - 1} is broken or cut short "

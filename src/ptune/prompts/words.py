@@ -107,6 +107,20 @@ class Start(NamedTuple):
     rows: Tensor
     bias: Tensor | None
 
+    def shifted(self, by: Tensor, mean: Tensor) -> Start:
+        """The same with other scores.
+
+        Without a bias, the scores of a text move along the mean of the states, which language
+        models share among all texts, so by nearly these amounts.
+
+        Args:
+            by: What is added to the score of each label, ``[labels]``.
+            mean: The mean of what the head reads, ``[hidden]``.
+        """
+        if self.bias is not None:
+            return Start(self.rows, self.bias + by)
+        return Start(self.rows + by[:, None] * (mean / (mean @ mean)), None)
+
 
 def token_of_each(tokenizer: Any, words: Words, *, spaced: bool) -> list[list[list[int]]]:
     """The tokens that stand for each label: for every word a list of tokens to average over.
@@ -241,9 +255,7 @@ class Asked:
         """A head that answers as the language model does.
 
         With `calibrate`, texts without content get equal scores (contextual calibration): what the
-        model prefers anyway says nothing about a text. Without a bias, the scores of other texts
-        move by nearly the same amounts, along the mean of the states, which language models share
-        among all texts.
+        model prefers anyway says nothing about a text.
 
         Args:
             words: The words of each label.
@@ -258,10 +270,7 @@ class Asked:
             return Start(rows, bias)
         states = self._states([list(WITHOUT_CONTENT)] * (1 + self.template.takes_pairs))
         scores = F.linear(states, rows, bias).log_softmax(dim=1).mean(0)  # [labels]
-        excess, mean = scores - scores.mean(), states.mean(0)
-        if bias is not None:
-            return Start(rows, bias - excess)
-        return Start(rows - excess[:, None] * (mean / (mean @ mean)), None)
+        return Start(rows, bias).shifted(scores.mean() - scores, states.mean(0))
 
     @torch.no_grad()
     def _states(self, columns: Sequence[Sequence[str]], longest: int | None = None) -> Tensor:

@@ -109,7 +109,7 @@ class Situation:
             single=dataset.labels.is_single,
             regression=dataset.labels.is_regression,
             few=examples <= FEW_EXAMPLES * len(names),
-            many=examples >= MANY_EXAMPLES * len(names),
+            many=are_many(examples, len(names)),
             names=words and all(len(name) >= SHORTEST_NAME for name in names),
             labels=len(names),
         )
@@ -117,6 +117,11 @@ class Situation:
 
 def _is_word(label: str) -> bool:
     return any(c.isalpha() for c in label) and not re.fullmatch(r"LABEL_\d+", label)
+
+
+def are_many(examples: int, labels: int) -> bool:
+    """Whether there are many examples per label."""
+    return examples >= MANY_EXAMPLES * labels
 
 
 def virtual_tokens(settings: TrainSettings) -> int:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ptune import compat, texts
 from ptune.labels import Labels
 from ptune.model import PromptModel
+from ptune.prompts.words import Start
 from ptune.training.features import LABELS, Features, last_layer, weights_of
 from ptune.training.telling import fit_telling
 
@@ -47,8 +48,7 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> texts.Weight
     Returns:
         How much windows count by their place in a text, as for `texts.pooled`.
     """
-    targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[features.rows])
-    targets = targets.long() if labels.is_single else targets
+    targets = _targets_of(train, features.rows, labels)
     weights = weights_of(train, features.rows)
     mean, std = features.mean.cpu().double(), features.std.cpu().double()
     shifts = features.bias is not None
@@ -77,6 +77,12 @@ def fit_head(features: Features, labels: Labels, train: Dataset) -> texts.Weight
         if features.bias is not None:
             features.bias.copy_(intercept - coefficients @ mean)
     return tuple(places[0].tolist()) if places else ()
+
+
+def _targets_of(train: Dataset, rows: np.ndarray, labels: Labels) -> Tensor:
+    """The targets of some training texts, ``[n, …]``."""
+    targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[rows])
+    return targets.long() if labels.is_single else targets
 
 
 def start_at_shares(model: PromptModel, labels: Labels, train: Dataset) -> None:
@@ -115,21 +121,19 @@ def scale_and_shift(features: Features, labels: Labels, train: Dataset) -> None:
     A language model prefers some words whatever the text says, and is too sure of its answer to a
     question that it hardly understands. Steps of training would be spent on correcting this.
 
-    Without a bias, the shift is along the mean of the features, which texts share.
-
     Args:
         features: The features. The parameters of their layer change in place.
         labels: The labels.
         train: The tokenised training set.
     """
-    targets = torch.tensor(np.asarray(train[LABELS], dtype=float)[features.rows])
-    targets = targets.long() if labels.is_single else targets
+    targets = _targets_of(train, features.rows, labels)
     weights = len(targets) * weights_of(train, features.rows)
     mean, bias = features.mean.cpu().double(), features.bias
     logits = features.values @ features.weight.detach().cpu().float().T
     logits = (logits if bias is None else logits + bias.detach().cpu()).double()
-    shared = mean / (mean @ mean)
-    one = features.values.double() @ shared if bias is None else torch.ones(len(logits)).double()
+    one = torch.ones(len(logits)).double()
+    if bias is None:  # see `Start.shifted`
+        one = features.values.double() @ (mean / (mean @ mean))
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         found = torch.tensor(values, requires_grad=True)
@@ -142,11 +146,11 @@ def scale_and_shift(features: Features, labels: Labels, train: Dataset) -> None:
         found = optimize.minimize(loss, np.zeros(1 + len(labels)), jac=True, method="L-BFGS-B")
     scale, shift = float(np.exp(found.x[0])), torch.from_numpy(found.x[1:])
     with torch.no_grad():
-        features.weight.mul_(scale)
-        if bias is not None:
-            bias.mul_(scale).add_(shift.to(bias))
-        else:
-            features.weight.add_(torch.outer(shift, shared).to(features.weight))
+        scaled = Start(scale * features.weight, None if bias is None else scale * bias)
+        start = scaled.shifted(shift.to(features.weight), mean.to(features.weight))
+        features.weight.copy_(start.rows)
+        if bias is not None and start.bias is not None:
+            bias.copy_(start.bias)
 
 
 def _telling_start(

@@ -41,8 +41,8 @@ from ptune.model import PromptModel
 from ptune.texts import Reading, pooled
 from ptune.training.defaults import (
     HEAD_RATE,
-    MANY_EXAMPLES,
     SCHEDULED,
+    are_many,
     steps_per_epoch,
     with_schedule,
 )
@@ -575,8 +575,8 @@ def start_at_labels(
     """
     if settings.head == "linear":
         start_at_shares(model, labels, train)
-    many = len(train) >= MANY_EXAMPLES * len(labels) and not model.state.reading.in_windows
-    if settings.head != "words" or not many:
+    is_fitted = settings.head == "words" and are_many(len(train), len(labels))
+    if not is_fitted or model.state.reading.in_windows:
         return None
     features = Features.of(model, train, collate, settings.seed, SOME_TEXTS)
     if features is not None:
