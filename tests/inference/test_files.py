@@ -277,7 +277,7 @@ def test_a_file_without_rows_gives_a_header_of_several_tasks(bert_folder, tmp_pa
         (tmp_path / f"{name}.csv").write_text("id,text\n" + rows)
         with (tmp_path / f"{name}-out.csv").open("w+") as out:
             source = Source.of_file(tmp_path / f"{name}.csv", Columns())
-            assert write_all(bank, source, text_writer(out, "csv")) == len(rows.splitlines())
+            assert write_all(bank, source, text_writer(out, "csv")) == (len(rows.splitlines()), 0)
             out.seek(0)
             headers.append(out.readline())
     assert headers[0] == headers[1] == "id,text,a,a score,b,b score\n"
