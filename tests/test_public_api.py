@@ -111,10 +111,15 @@ def test_every_public_name_is_declared_for_type_checkers():
     assert declared | {"__version__"} == set(NAMES)
 
 
+HEAVY = ["torch", "transformers", "numpy", "pandas", "sklearn", "datasets"]
+
+
 @pytest.mark.parametrize(
     ("work", "packages"),
     [
-        ("import ptune", ["torch", "transformers", "numpy", "sklearn", "datasets"]),
+        ("import ptune", HEAVY),
+        # So that help, completion and a wrong option answer at once.
+        ("import ptune.cli.app", HEAVY),
         *(
             (
                 f"{before}ptune.load; import ptune.inference.jobs",

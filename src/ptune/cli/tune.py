@@ -27,7 +27,6 @@ from ptune.cli.train import (
     was_typed,
     write_report,
 )
-from ptune.labels import in_words
 from ptune.training.settings import TRAINING, TrainSettings
 
 if TYPE_CHECKING:
@@ -71,6 +70,7 @@ def tune(
 
     Example: ptune tune --train-file mail.csv --trials 20 --output-dir runs/mail
     """
+    from ptune.labels import in_words
     from ptune.training import tune as search
     from ptune.training.report import TrainingProgress
 
