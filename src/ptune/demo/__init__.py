@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from sklearn.linear_model import LogisticRegression
 from transformers import TrainerCallback
 
 from ptune import labels as metrics
 from ptune.backbones.wheels import MINILM
 from ptune.data.dataset import LABEL, TEXT
 from ptune.inference.classifier import PromptClassifier
-from ptune.quality.features import features
+from ptune.quality.features import features, fit_logistic_regression
 from ptune.training import pictures
 from ptune.training.folder import check_folder
 from ptune.training.run import Run, train_run
@@ -126,8 +125,8 @@ def logistic_regression(
     Returns:
         Accuracy and macro-F1, and the number of fitted parameters.
     """
-    classifier = LogisticRegression(C=10.0, max_iter=1000)
-    classifier.fit(features([train[TEXT]], model)[0], train[LABEL])
+    known, _ = features([train[TEXT]], model)
+    classifier = fit_logistic_regression(known, np.asarray(train[LABEL]))
     predicted = classifier.predict(features([test[TEXT]], model)[0])
     scores = metrics.compute(["accuracy", "f1_macro"], np.asarray(test[LABEL]), predicted)
     return scores, classifier.coef_.size + classifier.intercept_.size

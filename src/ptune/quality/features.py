@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
 from ptune import texts
 from ptune.backbones.architectures import Architecture
@@ -76,6 +77,11 @@ def nearest(new: Array, known: Array, count: int = 3) -> Array:
         count: How many to find for each.
     """
     return np.argsort(-(new @ known.T), axis=1)[:, :count]
+
+
+def fit_logistic_regression(x: Array, y: Array) -> LogisticRegression:
+    """Logistic regression on features of length 1, which the demo and the report compare with."""
+    return LogisticRegression(C=10.0, max_iter=1000).fit(x, y)
 
 
 class Discriminant:

@@ -16,7 +16,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError, cut
@@ -25,7 +24,7 @@ from ptune.inference.text_classifier import TextClassifier
 from ptune.labels import compute, confusion, majority, per_label
 from ptune.quality import bootstrap
 from ptune.quality.evidence import SHOWN, Evidence, of_run, target_in_words
-from ptune.quality.features import Show, features, nearest
+from ptune.quality.features import Show, features, fit_logistic_regression, nearest
 from ptune.training import calibration
 from ptune.training import pictures as draw
 from ptune.training import report as training
@@ -131,7 +130,7 @@ def _with_features(
     labels = evidence.labels
     if labels.is_single:
         chosen = np.random.default_rng(0).permutation(len(known))[:MOST_EXAMPLES]
-        simple = LogisticRegression(C=10.0, max_iter=300).fit(known[chosen], targets[chosen])
+        simple = fit_logistic_regression(known[chosen], targets[chosen])
         scores = compute(evidence.metrics, evidence.targets, simple.predict(new))
         content["baselines"]["logistic regression on features"] = scores
     found = nearest(new, known)
