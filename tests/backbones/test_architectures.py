@@ -375,6 +375,9 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(  # of input prompts, test_modes.py compiles more
+    "options", [pytest.param("prefix", marks=pytest.mark.slow), "deep"], indirect=True
+)
 def test_it_compiles_without_a_graph_break_in_ptune(backbone, tokenizer, options):
     model = prompt(backbone, **options)
     inputs = dict(batch(tokenizer, SENTENCES[:2], padding=True))
