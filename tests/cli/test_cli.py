@@ -532,6 +532,7 @@ def test_every_subcommand_has_help(run_ptune, command, option):
     done = run_ptune(command, option)
     assert done.code == 0
     assert f"ptune {command}" in done.out
+    assert "<bool>" not in done.out  # a flag takes no value
 
 
 def test_without_a_subcommand_the_subcommands_are_listed(run_ptune):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
 from ptune.cli.options import FIRST, WIDE, errors
@@ -21,7 +21,23 @@ from ptune.errors import PtuneError, first_line, on_one_line
 from ptune.training.settings import DATA
 
 
-class Command(TyperCommand):
+class _FlagsWithoutType:
+    """Help without `<bool>` after a flag, which would ask for a value that it does not take."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, as Typer finds them."""
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in found:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""
+        return found
+
+
+class Group(_FlagsWithoutType, TyperGroup):
+    """All commands."""
+
+
+class Command(_FlagsWithoutType, TyperCommand):
     """A command that drops nothing in silence, and says how to name a file."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -52,6 +68,7 @@ class Command(TyperCommand):
 
 app = typer.Typer(
     name="ptune",
+    cls=Group,
     help=(
         "Turn one frozen language model into any number of text classifiers, by p-tuning.\n\n"
         "Start with `ptune demo`: it trains on a small dataset of support emails."
