@@ -295,6 +295,21 @@ def test_a_single_task_may_be_named_without_a_list(shared_bank):
     assert list(shared_bank.predict_all(TEXTS[0], task)[0]) == [task]
 
 
+def test_a_table_is_read_by_the_columns_of_each_task(folder, tmp_path):
+    """As by each task's own classifier, however the columns are ordered and how many there are."""
+    for task, columns in (("prefix", ["title"]), ("pairs", ["first", "second"])):
+        shutil.copytree(folder / task, tmp_path / task)
+        edit_json(tmp_path / task / "ptune.json", text_columns=columns, text_pairs=len(columns) > 1)
+    bank = PromptBank.from_folder(tmp_path, dtype="float32")
+    table = pd.DataFrame({"second": ["red", "dog"], "first": ["the lamp", "a cat"], "title": "it"})
+    of_all = bank.predict_all(table)
+    for task in bank:
+        expected = ptune.load(tmp_path / task, dtype="float32").predict_proba(table)
+        np.testing.assert_allclose(bank[task].predict_proba(table), expected, atol=1e-5)
+        found = [list(by_task[task].probabilities.values()) for by_task in of_all]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_all_tasks_answer_for_every_text(own, shared_bank):
     found = shared_bank.predict_all(iter(TEXTS[:3]))
     assert [list(by_task) for by_task in found] == [list(shared_bank)] * 3

@@ -40,7 +40,7 @@ from ptune.errors import Origin, PtuneError, listed
 from ptune.files import METRICS_NAME, name_of, read_json
 from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
 from ptune.inference.text_classifier import WINDOW, Found, TextClassifier
-from ptune.labels import Prediction
+from ptune.labels import Prediction, columns_of
 from ptune.prompts.batch import takes_turns
 from ptune.prompts.heads import HeadPerText
 from ptune.prompts.host import Given, Host
@@ -291,7 +291,8 @@ class PromptBank:
             found.config.depth,
         )
         reading = replace(found.reading, max_text_tokens=longest, pairs=info.pairs)
-        return Task(info, str(folder.absolute()), stamp, reading, weights)
+        columns = tuple(found.text_columns or ())
+        return Task(info, str(folder.absolute()), stamp, reading, weights, columns)
 
     def _host_for(self, *, at_mask: bool) -> Host:
         """The backbone of tasks that read at the mask token, or of all others.
@@ -420,16 +421,22 @@ class PromptBank:
         Each text is read once for all readers among the tasks. Every other prompt reads it again.
 
         Args:
-            texts: Texts or pairs.
+            texts: Texts or pairs. Of a table, each task reads the columns it was trained on.
             tasks: Names of the tasks; ``None``: all of them.
 
         Raises:
             PtuneError: As for `logits`.
         """
         tasks = [tasks] if isinstance(tasks, str) else tasks
-        names, given = list(self if tasks is None else tasks), list(rows(texts))
-        answers = self.answers([(name, text) for text in given for name in names])
-        return [{name: next(answers).prediction for name in names} for _ in given]
+        names = list(self if tasks is None else tasks)
+        wanted: list[tuple[tuple[str, ...], bool | None]] = [((), None)] * len(names)
+        if columns_of(texts) is not None:
+            wanted = [(task.columns, task.info.pairs) for task in self._tasks.of(names)]
+        read = {own: list(rows(texts, *own)) for own in dict.fromkeys(wanted)}
+        count = len(next(iter(read.values()), ()))
+        asked = list(zip(names, (read[own] for own in wanted), strict=True))
+        answers = self.answers([(name, own[i]) for i in range(count) for name, own in asked])
+        return [{name: next(answers).prediction for name in names} for _ in range(count)]
 
     def excess(self, requests: Iterable[tuple[str, Text]]) -> list[int]:
         """How many tokens of each text are cut off. Raises as `logits` does."""
@@ -641,6 +648,8 @@ class _TaskClassifier(TextClassifier):
         self._bank, self._task = bank, task
         self.labels_, self.postprocessing_ = task.info.labels_, task.info.postprocessing
         self.tokenizer_ = bank.tokenizer
+        if task.columns:
+            self.feature_names_in_ = np.array(task.columns, dtype=object)
 
     def _reading(self) -> Reading:
         return self._task.reading

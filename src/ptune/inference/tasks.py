@@ -81,6 +81,7 @@ class Task:
         stamp: State of these files when they were read.
         reading: How its texts are read.
         weights: `None` while they are only on disk.
+        columns: The columns of a table that hold its texts; empty: not trained on a table.
     """
 
     info: TaskInfo
@@ -88,6 +89,7 @@ class Task:
     stamp: tuple[Any, ...]
     reading: Reading
     weights: Weights | None
+    columns: tuple[str, ...] = ()
 
 
 class TaskTable:
