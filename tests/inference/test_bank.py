@@ -1,5 +1,6 @@
 """A bank gives the logits of each task's own classifier, whatever else is in the batch."""
 
+import copy
 import json
 import random
 import re
@@ -397,6 +398,13 @@ def test_the_backbone_may_get_another_number_format_later(folder, own, dtype):
     requests = [(task, text) for task in TASKS for text in TEXTS]
     for one, other in zip(bank.logits(requests), alone(own, requests), strict=True):
         np.testing.assert_allclose(one, other, atol=0.05 * max(1.0, np.abs(other).max()))
+
+
+def test_a_reader_in_float64_answers_as_in_float32(own):
+    classifier = copy.deepcopy(own["reader"])
+    expected = classifier.predict_proba(["the lamp", "red"])
+    classifier.prompt_model_.double()
+    np.testing.assert_allclose(classifier.predict_proba(["the lamp", "red"]), expected, atol=1e-5)
 
 
 def test_a_backbone_in_training_mode_answers_as_in_evaluation_mode(bank, own):

@@ -213,7 +213,7 @@ def _with_keys(mask: Tensor, k: int, key_mask: Tensor | None) -> Tensor:
         return nn.functional.pad(mask, (k, 0), value=mask.dtype == torch.bool)
     visible = key_mask.reshape(key_mask.shape[0], 1, -1, k)  # [batch, 1, 1 or queries, k]
     if mask.dtype != torch.bool:
-        visible = torch.where(visible, 0.0, torch.finfo(mask.dtype).min).to(mask.dtype)
+        visible = torch.where(visible, mask.new_zeros(()), torch.finfo(mask.dtype).min)
     shape = torch.broadcast_shapes(mask.shape[:-1], visible.shape[:-1])
     return torch.cat([visible.expand(*shape, -1), mask.expand(*shape, -1)], dim=-1)
 
