@@ -30,6 +30,7 @@ from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import loading
 from ptune.labels import Labels
+from ptune.postprocessing import RAW
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.heads import Head, labels_dict, labels_of, set_labels
 from ptune.prompts.host import SHARED, Given, Host
@@ -291,16 +292,22 @@ class PromptModel(AdapterSet):
         self._check_known(name)
         state = self.adapters[name]
         with self.host.passes.lock:
-            head, labels = self._parameters_of(state.head), state.head.labels
+            head, named = self._parameters_of(state.head), state.head.labels
             if state.head is self.host.heads.installed:
-                labels = labels_of(self.backbone)
+                named = labels_of(self.backbone)
+        labels, values = state.labels, state.postprocessing
+        if labels is None or labels_dict(labels) != named:  # the user's own, by name
+            labels = Labels(tuple(named["id2label"].values()), named["problem_type"])
+            values = RAW
         return Adapter(
             config=replace(state.config, inference_mode=True),
             prompt_embeddings=self.prompt_encoders[name]().detach().float().cpu(),
             head={name: p.detach().cpu() for name, p in head.items()},
-            labels=Labels(tuple(labels["id2label"].values()), labels["problem_type"]),
+            labels=labels,
             mechanism=state.mechanism.name,  # type: ignore[arg-type]
             reading=state.reading,
+            text_columns=state.text_columns,
+            postprocessing=values,
             backbone=self.host.identity,
         )
 
@@ -365,7 +372,7 @@ class PromptModel(AdapterSet):
         except BaseException:
             model.unload()
             raise
-        model.state.reading = adapter.reading
+        model.state.take(adapter, trains=is_trainable)
         if not is_trainable:
             model.freeze()
         return model.train(is_trainable)
@@ -412,6 +419,7 @@ class PromptModel(AdapterSet):
         encoder = fixed_encoder(self.host, state.config, state.mechanism, embeddings)
         self._fill_head(adapter)
         self.prompt_encoders[self.active_adapter] = encoder
+        state.postprocessing = RAW  # was fitted to the old ones
         # The encoder is the prompt itself.
         state.config = replace(state.config, encoder_reparameterization_type="NONE")
         self._freeze_inactive()

@@ -889,6 +889,27 @@ def test_an_adapter_on_a_backbone_keeps_its_labels(tmp_path):
     assert model.unload().config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 
 
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+def test_an_adapter_on_a_backbone_can_be_saved_again(tmp_path, added, trains):
+    """With the types of its labels and merged ones; and with what was fitted, unless it trains."""
+    labels = Labels(("3", "7"), value_type="int64", outputs=(0, 1, 1))
+    values = Postprocessing(scale=np.full(3, 2.0))
+    own = {"labels": labels, "postprocessing": values, "text_columns": ["mail"]}
+    adapter = replace(trained(build("bert", num_labels=3)).to_adapter(), **own)
+    model = PromptModel.from_adapter(build("bert", num_labels=3), adapter, is_trainable=trains)
+    if added:
+        model.load_adapter(adapter, "again", is_trainable=trains)
+        model.set_adapter("again")
+    model.save_pretrained(tmp_path)
+    found = Adapter.read(tmp_path)
+    assert (found.labels, found.text_columns) == (labels, ["mail"])
+    assert bool(found.postprocessing.tensors) is not trains
+    model.config.id2label = {0: "a", 1: "b", 2: "c"}  # the user's own
+    assert model.to_adapter().labels.names == ("a", "b", "c")
+    assert not model.to_adapter().postprocessing.tensors
+
+
 def test_one_output_without_a_problem_type_stays_a_number(tmp_path):
     model = PromptModel(build("bert", num_labels=1), PromptEncoderConfig(num_virtual_tokens=3))
     model.save_pretrained(tmp_path)

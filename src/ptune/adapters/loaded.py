@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune import compat
-from ptune.adapters.adapter import adapter_of
+from ptune.adapters.adapter import Adapter, adapter_of
 from ptune.adapters.fit import check_fits
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import loading, smallest
 from ptune.errors import PtuneError
+from ptune.labels import Labels
+from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.encoder import PromptEncoder
 from ptune.prompts.heads import Head
@@ -39,6 +41,9 @@ class AdapterState:
         reading: How the caller reads texts, with the user's limit on their length.
         trains: Whether it trains while it is active.
         head_trains: Whether its head then trains too.
+        labels: The labels of a saved adapter, with the types of their values.
+        postprocessing: What was fitted to a saved adapter that does not train.
+        text_columns: As in `Adapter`.
     """
 
     config: PromptEncoderConfig
@@ -47,6 +52,15 @@ class AdapterState:
     reading: Reading = field(default_factory=Reading)
     trains: bool = True
     head_trains: bool = True
+    labels: Labels | None = None
+    postprocessing: Postprocessing = RAW
+    text_columns: list[str] | None = None
+
+    def take(self, saved: Adapter, *, trains: bool) -> None:
+        """Keep of a saved adapter what is neither prompt nor head, to save it again."""
+        self.reading, self.labels = saved.reading, saved.labels
+        self.text_columns = saved.text_columns
+        self.postprocessing = RAW if trains else saved.postprocessing
 
 
 class _ThreadChoice(threading.local):
@@ -219,7 +233,8 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
         with loading():
             self._put(adapter_name, config, adapter.prompt_embeddings, adapter.mechanism, head)
         state = self.adapters[adapter_name]
-        state.reading, state.trains = adapter.reading, is_trainable
+        state.trains = is_trainable
+        state.take(adapter, trains=is_trainable)
         self._freeze_inactive()
 
     def set_adapter(self, name: str) -> None:
