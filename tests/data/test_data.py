@@ -1,6 +1,7 @@
 """GLUE's original files, the user's own files, and what is wrong with either."""
 
 import json
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 
@@ -688,6 +689,47 @@ def test_a_column_unlike_any_other_lists_those_there_are(file):
 def test_a_label_column_that_cannot_be_told_is_asked_for(file):
     with refused("label", "it has text, kind", "--label-column"):
         load_files(file("a.csv", as_csv(ROWS, "text,kind")))
+
+
+PREDICTED = {
+    "csv": ("label,score,no,yes", "yes,0.9,0.1,0.9"),
+    "several.csv": ("label,score,no,yes", "no|yes,0.9,0.8,0.9"),
+    "jsonl": ("label,score,probabilities", "yes,0.9,"),
+}
+
+
+@pytest.mark.parametrize("ending", PREDICTED)
+def test_the_true_labels_of_a_file_are_read_and_not_those_that_ptune_predicted(file, ending):
+    header, cells = PREDICTED[ending]
+    rows = [{"text": f"text {i}", "intent": "ab"[i % 2]} for i in range(10)]
+    added = dict(zip(header.split(","), cells.split(","), strict=True))
+    content = "".join(json.dumps(row | added) + "\n" for row in rows)
+    if ending != "jsonl":
+        content = as_csv([(r["text"], r["intent"], cells) for r in rows], f"text,intent,{header}")
+    with pytest.warns(UserWarning, match="from column 'intent', because 'label' looks like a pred"):
+        _, labels = labelled_texts(file(f"a.{ending}", content))
+    assert labels.values == ["a", "b"] * 5
+
+
+@pytest.mark.parametrize("ending", PREDICTED)
+def test_labels_that_ptune_predicted_are_named_as_such(file, ending):
+    header, cells = PREDICTED[ending]
+    added = dict(zip(header.split(","), cells.split(","), strict=True))
+    content = json.dumps({"text": "one"} | added)
+    if ending != "jsonl":
+        content = as_csv([("one", cells)], f"text,{header}")
+    with pytest.warns(UserWarning, match="'label' of .* looks like a prediction of ptune"):
+        labelled_texts(file(f"a.{ending}", content))
+
+
+def test_a_column_of_labels_next_to_other_scores_is_not_taken_for_a_prediction(file):
+    content = as_csv(
+        [("one", "yes,1,ann,2024"), ("two", "no,2,tom,2024")], "text,label,score,by,at"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, labels = labelled_texts(file("a.csv", content))
+    assert labels.values == ["yes", "no"]
 
 
 def test_a_text_column_that_cannot_be_told_is_asked_for(file):

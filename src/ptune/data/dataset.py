@@ -26,6 +26,7 @@ from ptune.data.tables import (
     Table,
     find_columns,
     header_rows,
+    is_prediction,
     is_typed,
     read_table,
     rows_where,
@@ -462,6 +463,12 @@ def examples_of(
         PtuneError: A column is missing or is not as expected.
     """
     found = find_columns(table, columns, source)
+    if columns.label is None and found.label is not None and is_prediction(found.label, table):
+        warnings.warn(
+            f"The column {found.label!r} of {source} looks like a prediction of ptune, and is read "
+            "as the labels. Name the column of the true ones with --label-column.",
+            stacklevel=2,
+        )
     how: dict[str, Any] = {"problem_type": problem_type, "separator": label_separator}
     column = labels_in(table, found, source, typed=typed, known=known, **how)
     texts = [table[name] for name in found.texts]

@@ -508,7 +508,7 @@ def find_columns(
     _check_asked(names, [*asked.texts, *(asked.labels if labelled else ())], file)
     text, pair, label = asked.text, asked.text_pair, asked.label
     if labelled and label is None and not asked.indicators:
-        label = called(LABEL_NAMES, [n for n in names if n not in (text, pair)])
+        label = _find_label([n for n in names if n not in (text, pair)], file)
         if label is None:
             besides = f" but {' and '.join(asked.texts)}" if asked.texts else ""
             raise PtuneError(
@@ -538,6 +538,30 @@ def find_columns(
             f"{listed(names)}. Name it with --text-column{_no_header(file, names)}."
         )
     return Columns(text, pair, label if labelled else None, asked.indicators)
+
+
+def _find_label(names: list[str], file: str | Path) -> str | None:
+    """The column of labels, by its name; rather not one that `ptune predict` added."""
+    label, first = called(LABEL_NAMES, _without_predictions(names)), called(LABEL_NAMES, names)
+    if label is None or first == label:
+        return first
+    warnings.warn(
+        f"The labels of {file} are read from column {label!r}, because {first!r} looks like a "
+        f"prediction of ptune. To read that one, use --label-column {first}.",
+        stacklevel=3,
+    )
+    return label
+
+
+def is_prediction(label: str, table: Table) -> bool:
+    """True if `ptune predict` added the column, and those of probabilities after it."""
+    names = list(table)
+    before = _without_predictions(names)
+    if label in before or label != names[len(before)]:
+        return False
+    added = names[len(before) + 2 :]
+    labels = {part for value in table[label] for part in str(value).split("|") if part}
+    return added[:1] == ["probabilities"] or (len(added) > 1 and labels <= set(added))
 
 
 def _check_asked(names: list[str], asked: list[str], file: str | Path) -> None:
