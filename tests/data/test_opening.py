@@ -7,6 +7,7 @@ import codecs
 import gzip
 import json
 import lzma
+import warnings
 
 import numpy as np
 import pyarrow
@@ -281,7 +282,8 @@ def test_a_column_is_not_used_twice(columns, name):
 
 CARE = (
     'A text with a separator, a quote or a line break belongs in quotes ("), and a quote inside is '
-    'doubled (""). JSON lines (.jsonl) need no such care.'
+    'doubled (""). If quotes are part of the texts, use --no-quotes. JSON lines (.jsonl) need no '
+    "such care."
 )
 
 
@@ -390,3 +392,38 @@ def test_rows_that_repeat_the_header_are_no_examples(tmp_path):
     file.write_text("text,label\nx,0\ntext,label\n")
     with pytest.warns(UserWarning, match=r"1 row of .*a\.csv repeats its header, .* without it\."):
         read_table(file)
+
+
+MAILS = [("where is it?", "parcel"), ("money back", "refund")] * 3
+# A quote before one text, and one after a later text: read as CSV, three rows are one.
+QUOTED = [*MAILS, ('"where is it?', "parcel"), MAILS[1], ('my screen is 5"', "parcel")]
+
+
+def table_of(rows, separator, turned):
+    rows = [row[::-1] if turned else row for row in [("text", "label"), *rows]]
+    return "\n".join(map(separator.join, rows)) + "\n"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("ending", "separator"), [("tsv", "\t"), ("csv", ",")])
+def test_quotes_that_join_rows_are_named_and_can_be_text(tmp_path, ending, separator, turned):
+    file = tmp_path / f"a.{ending}"
+    file.write_text(table_of(QUOTED, separator, turned))
+    for read in (read_table, lambda f: list(read_batches(f, 8))):
+        with pytest.warns(UserWarning, match=r"1 cell, of row 7 .* use --no-quotes"):
+            read(file)
+    whole = Dialect(quotes=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_table(file, whole)["text"] == [text for text, _ in QUOTED]
+        assert sum(map(len, read_batches(file, 8, whole))) == len(QUOTED)
+
+
+def test_lines_of_a_text_that_are_no_rows_are_not_named(tmp_path):
+    file = tmp_path / "a.csv"
+    text = "Hello, all\nmy order, refund\n\nthanks, Ann"
+    file.write_text(table_of([*MAILS, (f'"{text}"', "refund"), ('"a,\nb"', "x")], ",", False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_table(file)["text"][6:] == [text, "a,\nb"]
+        assert len(next(read_batches(file, 100))) == 8

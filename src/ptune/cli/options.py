@@ -129,7 +129,15 @@ def _panel(parameter: inspect.Parameter) -> str:
 
 
 # Settings by which a file is read, and by which its labels are.
-READING = ("text_column", "text_pair_column", "delimiter", "encoding", "no_header", "sheet")
+READING = (
+    "text_column",
+    "text_pair_column",
+    "delimiter",
+    "encoding",
+    "no_header",
+    "sheet",
+    "no_quotes",
+)
 LABELLED = ("label_column", "indicator_column", "label_separator", "skip_unlabelled", "skip_empty")
 
 
@@ -139,10 +147,10 @@ def read_with(options: dict[str, Any]) -> dict[str, Any]:
     from ptune.data.tables import Columns
 
     rest = dict(options)
-    text, pair, delimiter, encoding, no_header, sheet = map(rest.pop, READING)
+    text, pair, delimiter, encoding, no_header, sheet, no_quotes = map(rest.pop, READING)
     label, indicators = (rest.pop(name, None) for name in LABELLED[:2])
     columns = Columns(text, pair, label, tuple(indicators or ()) or None)
-    dialect = Dialect(delimiter, encoding, not no_header, sheet)
+    dialect = Dialect(delimiter, encoding, not no_header, sheet, not no_quotes)
     return {"columns": columns, "dialect": dialect, **rest}
 
 

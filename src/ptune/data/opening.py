@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pyarrow
 
@@ -64,12 +64,19 @@ class Dialect:
         header: True if the first line of a CSV or TSV file names the columns. If not, the columns
             are called 1, 2 and so on.
         sheet: Name of a sheet of a workbook; ``None``: the first one.
+        quotes: True if a cell of a CSV or TSV file may be in quotes. If not, they are text.
     """
 
     delimiter: str | None = None
     encoding: str | None = None
     header: bool = True
     sheet: str | None = None
+    quotes: bool = True
+
+    @property
+    def quoting(self) -> Literal[0, 3]:
+        """How quotes are read, for `csv`."""
+        return csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
 
 
 FOUND = Dialect()
@@ -281,7 +288,11 @@ def delimiter_of(file: Path, dialect: Dialect = FOUND) -> str:
 
     def quality(delimiter: str) -> tuple[bool, int]:
         try:
-            rows = [row for row in csv.reader(sample, delimiter=delimiter) if row]
+            rows = [
+                row
+                for row in csv.reader(sample, delimiter=delimiter, quoting=dialect.quoting)
+                if row
+            ]
         except csv.Error:
             return False, 0
         width = len(rows[0]) if rows else 0

@@ -35,6 +35,7 @@ COUNTS_FOR: dict[str, tuple[Source, ...]] = {
     "delimiter": _FILE,
     "encoding": _FILE,
     "no_header": _FILE,
+    "no_quotes": _FILE,
     "sheet": _FILE,
     "slice_column": _FILE,
     "text_column": _TABLE,

@@ -27,6 +27,7 @@ from ptune.data.opening import (
     lines,
     opened,
 )
+from ptune.data.quotes import warn_of_joined
 from ptune.data.sheets import SHEETS, sheet_rows
 from ptune.errors import Origin, PtuneError, counted, first_line, listed, near
 from ptune.labels import LABEL_NAMES
@@ -96,7 +97,8 @@ Ragged: TypeAlias = tuple[int, list[str]]
 
 _CARE = (
     'A text with a separator, a quote or a line break belongs in quotes ("), and a quote inside is '
-    'doubled (""). JSON lines (.jsonl) need no such care.'
+    'doubled (""). If quotes are part of the texts, use --no-quotes. JSON lines (.jsonl) need no '
+    "such care."
 )
 
 # Some rows of a file, or one batch of a Parquet file, which keeps its types.
@@ -126,10 +128,16 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
         return
     rows = _cells(file, dialect)
     names, any_rows = next(rows, []), False
+    separator, before = None if kind in SHEETS else delimiter_of(file, dialect), 0
     # `strict` would take a tenth of the time; every row is as long as the header.
     while batch := [dict(zip(names, row)) for row in itertools.islice(rows, size)]:  # noqa: B905
-        yield batch
         any_rows = True
+        if separator and warn_of_joined(
+            {name: [row[name] for row in batch] for name in names}, file, separator, before
+        ):
+            separator = None  # a warning is enough
+        yield batch
+        before += len(batch)
     if names and not any_rows:
         schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
         yield pyarrow.RecordBatch.from_pylist([], schema=schema)
@@ -166,6 +174,8 @@ def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = F
                 column.extend(cells)
         if ragged:  # not in a sheet
             _check_repaired(table, ragged, file)
+        if is_text:
+            warn_of_joined(table, file, delimiter_of(file, dialect))
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table if as_it_is else without_headers(table, header_rows(table), file)
@@ -272,7 +282,8 @@ def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> 
         return
     csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
     separator = delimiter_of(file, dialect)
-    reader = csv.reader(lines(file, dialect, newline=""), delimiter=separator, strict=True)
+    text = lines(file, dialect, newline="")
+    reader = csv.reader(text, delimiter=separator, quoting=dialect.quoting, strict=True)
     names: list[str] = []
     started = 1
     try:

@@ -336,6 +336,9 @@ class TrainSettings(ClassifierSettings):
     no_header: bool = setting(
         False, "The first line of a table is an example. Its columns are called 1, 2, 3.", DATA
     )
+    no_quotes: bool = setting(
+        False, 'Quotes (") in a CSV or TSV file are text, and no cell is in quotes.', DATA
+    )
     sheet: str | None = setting(
         None, "Sheet of a workbook.", DATA, unset="the first one", metavar="NAME"
     )

@@ -196,7 +196,13 @@ def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | N
 
 def dialect_of(settings: TrainSettings) -> Dialect:
     """How the settings say that files are written."""
-    return Dialect(settings.delimiter, settings.encoding, not settings.no_header, settings.sheet)
+    return Dialect(
+        settings.delimiter,
+        settings.encoding,
+        not settings.no_header,
+        settings.sheet,
+        not settings.no_quotes,
+    )
 
 
 def own_prompt(
