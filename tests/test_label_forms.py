@@ -448,6 +448,8 @@ def test_a_missing_label_inside_a_list_is_missing():
         (np.array(["2020", "2021"], dtype="datetime64[Y]"), "is of type datetime64"),
         (pd.Series(pd.to_timedelta([1, 2])), "is of type Timedelta"),
         ([1j, 2j], "is of type complex"),
+        ([[0.7, 0.3], [0, 1]], r"Found \[0.7, 0.3\].* with the shares as sample_weight"),
+        ([[0.5], [1.5]], r"Found \[0.5\].*Numbers to predict are not in lists"),
         ([Side.LEFT, Side.LEFT | Side.RIGHT], "combines members of Side .* position 1 "),
         ([["0", "1"], ["1", "1"]], "hold the strings '0' and '1'"),
         ([[1, 0], [1, 0, 1]], "rows of 0 and 1 in the labels have from 2 to 3 values"),

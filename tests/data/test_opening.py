@@ -375,6 +375,12 @@ def test_lists_in_cells_are_several_labels(tmp_path):
     assert {tuple(row) for row in data.train["label"]} == {(1, 1), (0, 0), (1, 0)}
 
 
+def test_shares_in_lists_are_no_names_of_labels(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "label": [0.7, 0.3, 0]}\n')
+    with pytest.raises(PtuneError, match=r"Found \[0.7, 0.3, 0\].*row 1 .*--indicator-column"):
+        load_files(tmp_path / "a.jsonl")
+
+
 def test_labels_of_the_evaluation_file_keep_the_space_that_tells_them_apart(tmp_path):
     rows = "".join(f"text {i},{'a' if i % 2 else ' a'}\n" for i in range(20))
     (tmp_path / "a.csv").write_text(f"text,label\n{rows}")

@@ -389,6 +389,7 @@ def _nested(rows: list[Any], origin: Origin) -> LabelColumn:
         if len(matrix[0]) == 1:
             return read(np.array(matrix), origin)
         return indicators(matrix, origin=origin)
+    _refuse_shares(rows, origin)
     values: list[Any] = []
     for row in rows:
         if is_container(row):
@@ -409,6 +410,33 @@ def _nested(rows: list[Any], origin: Origin) -> LabelColumn:
             "'1'. Convert them, for example with np.array(y).astype(int)."
         )
     return LabelColumn("several", values, origin=origin)
+
+
+def _refuse_shares(rows: list[Any], origin: Origin) -> None:
+    """Refuse rows with a number for each label, such as shares or probabilities."""
+    numbers = [[plain(v) for v in row] for row in rows if is_container(row)]
+    flat = [v for row in numbers for v in row]
+    if (
+        len(numbers) == len(rows)
+        and {len(row) for row in numbers} == {len(numbers[0])}
+        and all(isinstance(v, int | float) for v in flat)
+        and any(v % 1 for v in flat if math.isfinite(v))
+    ):
+        fix = (
+            "write shares of annotators as a column for each label (--indicator-column, with "
+            f"--problem-type {SINGLE})"
+            if origin.in_file
+            else "repeat a text for each of its labels, with the shares as sample_weight"
+        )
+        raise PtuneError(
+            f"Expected the names of labels, or only 0 and 1 for each label. Found {numbers[0]} "
+            f"({origin}, {origin.at([0])}). "
+            + (
+                "Numbers to predict are not in lists."
+                if len(numbers[0]) == 1
+                else f"Name the most likely label of each text, or {fix}."
+            )
+        )
 
 
 def annotated(votes: Sequence[Mapping[Any, float]], origin: Origin) -> LabelColumn:
