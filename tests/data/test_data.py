@@ -1,5 +1,6 @@
 """GLUE's original files, the user's own files, and what is wrong with either."""
 
+import datetime
 import json
 import warnings
 from collections import Counter
@@ -968,3 +969,22 @@ def test_the_data_of_a_run_follows_its_labels(change, expected, several):
             assert examples[LABEL] == targets
     other = TaskData.from_lists([["one", "two", "three"]], ["b", "c", "d"])
     assert other.for_labels(change(data.labels)) is None
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("where", ["n=1", "n=1.0", "b=true", "d=2024-01-01", "none="])
+def test_rows_are_chosen_by_values_as_files_without_types_write_them(tmp_path, ending, where):
+    row = {"text": "one", "label": "a", "n": 1.0, "b": True, "none": None}
+    row["d"] = "2024-01-01" if ending == "jsonl" else datetime.datetime(2024, 1, 1)
+    file = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    elif ending == "jsonl":
+        file.write_text(json.dumps(row))
+    else:
+        file.write_text("text,label,n,b,none,d\none,a,1,true,,2024-01-01\n")
+    if ending == "csv" and where == "n=1.0":
+        with refused(f"No row of {file} has '1.0' in column 'n'; there are: 1."):
+            labelled_texts(file, where=where)
+    else:
+        assert labelled_texts(file, where=where)[0] == [["one"]]

@@ -397,7 +397,7 @@ def test_rows_are_chosen_by_a_column(common, table, tmp_path):
     messages = {
         "acme": "where is 'acme'; expected a column and a value, as customer=acme.",
         "custmer=acme": f"{table} has no column 'custmer'; did you mean 'customer'? There are: …",
-        "customer=": f"No row of {table} has '' in column 'customer'. Check the value.",
+        "customer=": f"No row of {table} has '' in column 'customer'; there are: acme, bolt & co.",
     }
     for where, message in messages.items():
         with refused(message):

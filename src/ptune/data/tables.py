@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import itertools
 import json
@@ -29,7 +30,7 @@ from ptune.data.opening import (
 )
 from ptune.data.quotes import warn_of_joined
 from ptune.data.sheets import SHEETS, sheet_rows
-from ptune.errors import Origin, PtuneError, counted, first_line, listed, near
+from ptune.errors import Origin, PtuneError, counted, cut, first_line, listed, near
 from ptune.labels import LABEL_NAMES
 
 # Names of columns that hold texts, in order of preference.
@@ -496,10 +497,24 @@ def rows_where(table: Table, where: str, file: str | Path) -> Table:
         raise PtuneError(f"where is {where!r}; expected a column and a value, as customer=acme.")
     if column not in table:
         raise PtuneError(f"{file} has no column {column!r}; {near(column, table)}.")
-    chosen = [str(cell) == value for cell in table[column]]
+    chosen = [value in _spellings(cell) for cell in table[column]]
     if not any(chosen):
-        raise PtuneError(f"No row of {file} has {value!r} in column {column!r}. Check the value.")
+        values = dict.fromkeys(cut(_spellings(cell)[0], 50) for cell in table[column])
+        raise PtuneError(
+            f"No row of {file} has {value!r} in column {column!r}; {near(value, values)}."
+        )
     return {name: list(itertools.compress(cells, chosen)) for name, cells in table.items()}
+
+
+def _spellings(cell: Any) -> list[str]:
+    """How a value is written in a file without types: first as in JSON."""
+    if isinstance(cell, bool):
+        return [str(cell).lower(), str(cell)]
+    if isinstance(cell, float) and cell.is_integer():
+        return [str(int(cell)), str(cell)]
+    if isinstance(cell, datetime.datetime) and cell.time() == datetime.time():
+        return [str(cell.date()), str(cell)]
+    return ["" if cell is None else str(cell)]
 
 
 def find_columns(
