@@ -195,9 +195,9 @@ MESSAGES = {
         "a.jsonl", '["where is it", "a"]\n["my money", "b"]\n'
     ),
     "mail.ods has a password. Save it without one.": lambda: locked_sheet("mail.ods"),
-    "mail.txt ends in '.txt'; ptune reads .csv, .tsv, .json, .jsonl, .parquet, .arrow, .feather, "
-    ".xlsx, .ods. For a text in each line: `ptune predict … < mail.txt`.": lambda: read_table(
-        "mail.txt"
+    "mail.txt ends in '.txt'; ptune reads .csv, .tsv, .json, .jsonl, .ndjson, .parquet, .arrow, "
+    ".feather, .xlsx, .ods. For a text in each line: `ptune predict … < mail.txt`.": lambda: (
+        read_table("mail.txt")
     ),
     "mail has no ending that says what it is; ptune reads .csv, …": lambda: read_table("mail"),
     "mail is a folder; ptune reads .csv, …": lambda: (Path("mail").mkdir(), read_table("mail")),

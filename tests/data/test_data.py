@@ -390,7 +390,9 @@ def as_json_lines(rows):
     return "".join(json.dumps({"text": t, "label": label}) + "\n" for t, label in rows)
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "list.json", "parquet"])
+@pytest.mark.parametrize(
+    "ending", ["csv", "tsv", "jsonl", "ndjson", "json", "list.json", "parquet"]
+)
 def test_every_format_gives_the_same_examples(tmp_path, ending):
     path = tmp_path / f"mail.{ending}"
     if ending == "parquet":
@@ -694,6 +696,7 @@ def test_a_label_column_that_cannot_be_told_is_asked_for(file):
 
 PREDICTED = {
     "csv": ("label,score,no,yes", "yes,0.9,0.1,0.9"),
+    "unsure.csv": ("label,score,no,yes", "(none),0.5,0.5,0.5"),
     "several.csv": ("label,score,no,yes", "no|yes,0.9,0.8,0.9"),
     "jsonl": ("label,score,probabilities", "yes,0.9,"),
 }
@@ -851,7 +854,7 @@ def test_broken_quoting_is_refused_with_its_line(file, lines):
 
 @pytest.mark.parametrize(("name", "met"), [("a.txt", "'.txt'"), ("a", "no ending")])
 def test_an_unknown_ending_lists_the_known_ones(file, name, met):
-    with refused(name, met, ".csv, .tsv, .json, .jsonl, .parquet"):
+    with refused(name, met, ".csv, .tsv, .json, .jsonl, .ndjson, .parquet"):
         load_files(file(name, as_csv(ROWS)))
 
 

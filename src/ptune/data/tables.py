@@ -31,7 +31,7 @@ from ptune.data.opening import (
 from ptune.data.quotes import warn_of_joined
 from ptune.data.sheets import SHEETS, sheet_rows
 from ptune.errors import Origin, PtuneError, counted, cut, first_line, listed, near
-from ptune.labels import LABEL_NAMES
+from ptune.labels import LABEL_NAMES, NO_LABEL
 
 # Names of columns that hold texts, in order of preference.
 TEXT_NAMES = ("text", "sentence", "message", "content", "body", "review", "utterance", "comment")
@@ -46,7 +46,8 @@ PAIR_NAMES = (
     ("query", "passage"),
 )
 
-FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", *SHEETS)
+_JSON = (".json", ".jsonl", ".ndjson")
+FORMATS = (".csv", ".tsv", *_JSON, ".parquet", ".arrow", ".feather", *SHEETS)
 
 # Columns of a file, by name. Not a 🤗 dataset: Arrow would turn texts that look like dates into
 # dates, and reject a column of both names and numbers.
@@ -122,7 +123,7 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
     if kind in _ARROW:
         yield from _ARROW[kind](file, size)
         return
-    if kind in (".json", ".jsonl"):
+    if kind in _JSON:
         records = _records(file, dialect)
         while batch := list(itertools.islice(records, size)):
             yield batch
@@ -163,7 +164,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = F
     if kind in _ARROW:
         batches = [batch.to_pylist() for batch in _ARROW[kind](file, 2**16)]
         table = _table(row for batch in batches for row in batch)
-    elif kind in (".json", ".jsonl"):
+    elif kind in _JSON:
         table = _table(_records(file, dialect))
         _check_rows(table, file)
     else:
@@ -587,7 +588,7 @@ def is_prediction(label: str, table: Table) -> bool:
         return False
     added = names[len(before) + 2 :]
     labels = {part for value in table[label] for part in str(value).split("|") if part}
-    return added[:1] == ["probabilities"] or (len(added) > 1 and labels <= set(added))
+    return added[:1] == ["probabilities"] or (len(added) > 1 and labels <= {NO_LABEL, *added})
 
 
 def _check_asked(names: list[str], asked: list[str], file: str | Path) -> None:
@@ -603,7 +604,7 @@ def _check_asked(names: list[str], asked: list[str], file: str | Path) -> None:
 
 
 def _no_header(file: str | Path, names: list[str]) -> str:
-    if format_of(file) in (".json", ".jsonl", *_ARROW) or names == _numbered(names):
+    if format_of(file) in (*_JSON, *_ARROW) or names == _numbered(names):
         return ""
     return ", or use --no-header if the first line is an example"
 
