@@ -158,3 +158,13 @@ def test_numbers_with_too_many_digits_are_names():
     cells = ["1" * 5000, "7", *map(str, range(30))]
     assert list(label_column(cells, "column 'label' of a.csv").values) == cells
     assert list(label_column([*cells, "0.5"], "…").values) == [*cells, "0.5"]
+
+
+def test_whole_numbers_are_known_with_and_without_the_fraction_that_pandas_adds(tmp_path):
+    whole, missing = tmp_path / "whole.csv", tmp_path / "missing.csv"
+    whole.write_text("text,label\none,0\ntwo,1\n")
+    missing.write_text("text,label\none,0.0\ntwo,1.0\nthree,\n")
+    for train, other in ((whole, missing), (missing, whole)):
+        data = load_files(train, other, skip_unlabelled=True)
+        assert data.evaluation[""]["label"] == [0, 1]
+        assert data.labels.names == (("0", "1") if train == whole else ("0.0", "1.0"))

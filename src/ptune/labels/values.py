@@ -173,6 +173,8 @@ def keys(value: Any) -> Iterator[tuple[str, Any]]:
         yield "text", str(value)
         if isinstance(value, float) and value.is_integer():
             yield "text", str(int(value))
+        if type(value) is int:  # pandas adds a fraction to whole numbers if some are missing
+            yield "text", f"{value}.0"
 
 
 def _visible(name: str) -> str:
