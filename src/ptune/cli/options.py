@@ -147,11 +147,11 @@ def read_with(options: dict[str, Any]) -> dict[str, Any]:
     from ptune.data.tables import Columns
 
     rest = dict(options)
-    text, pair, delimiter, encoding, no_header, sheet, no_quotes = map(rest.pop, READING)
+    given = {name: rest.pop(name) for name in READING}
     label, indicators = (rest.pop(name, None) for name in LABELLED[:2])
+    text, pair = given["text_column"], given["text_pair_column"]
     columns = Columns(text, pair, label, tuple(indicators or ()) or None)
-    dialect = Dialect(delimiter, encoding, not no_header, sheet, not no_quotes)
-    return {"columns": columns, "dialect": dialect, **rest}
+    return {"columns": columns, "dialect": Dialect.of(given), **rest}
 
 
 _SETTINGS = settings_of(TrainSettings)

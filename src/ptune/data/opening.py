@@ -14,7 +14,7 @@ import itertools
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,12 @@ class Dialect:
     header: bool = True
     sheet: str | None = None
     quotes: bool = True
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Dialect:
+        """What `delimiter`, `encoding`, `no_header`, `sheet` and `no_quotes` say."""
+        same = {name: settings[name] for name in ("delimiter", "encoding", "sheet")}
+        return cls(**same, header=not settings["no_header"], quotes=not settings["no_quotes"])
 
     @property
     def quoting(self) -> Literal[0, 3]:

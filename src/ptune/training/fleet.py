@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ptune import compat
 from ptune.backbones.cpu import forget_shapes
 from ptune.data.dataset import TaskData
-from ptune.data.opening import format_of
+from ptune.data.opening import Dialect, format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
 from ptune.files import METRICS_NAME, read_metrics, staged, write_json
@@ -30,7 +30,7 @@ from ptune.training import folder as run_folder
 from ptune.training import run as runs
 from ptune.training.defaults import virtual_tokens
 from ptune.training.settings import TrainSettings
-from ptune.training.start import dialect_of, prepare, undisturbed
+from ptune.training.start import prepare, undisturbed
 from ptune.training.together import PART, STATE_NAME, Member, Stack
 
 # The most virtual tokens in a forward pass. More take more memory, and as much time per token.
@@ -189,7 +189,7 @@ def tasks_of(
         raise PtuneError("Several tasks come from one file. Name it with --train-file.")
     if label_columns:
         return _by_folder(settings, label_columns, [{"label_column": n} for n in label_columns])
-    table = read_table(settings.train_file, dialect_of(settings))
+    table = read_table(settings.train_file, Dialect.of(vars(settings)))
     if group_column not in table:
         known = near(group_column, table)
         raise PtuneError(f"{settings.train_file} has no column {group_column!r}; {known}.")

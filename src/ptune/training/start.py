@@ -164,7 +164,7 @@ def load_dataset(settings: TrainSettings) -> TaskData:
     elif settings.dataset is not None:
         dataset = load_task(settings.dataset, settings.dataset_config, **how)
     else:
-        how |= {"dialect": dialect_of(settings), "where": settings.where}
+        how |= {"dialect": Dialect.of(vars(settings)), "where": settings.where}
         dataset = load_files(named[0], settings.eval_file, **how)
     dataset.notes = notes[:1]
     if settings.examples_per_label is not None:
@@ -192,17 +192,6 @@ def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | N
         if train_file is not None:
             raise
         return None
-
-
-def dialect_of(settings: TrainSettings) -> Dialect:
-    """How the settings say that files are written."""
-    return Dialect(
-        settings.delimiter,
-        settings.encoding,
-        not settings.no_header,
-        settings.sheet,
-        not settings.no_quotes,
-    )
 
 
 def own_prompt(
