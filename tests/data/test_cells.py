@@ -30,7 +30,8 @@ def test_columns_of_zeros_and_ones_are_labels_and_empty_cells_are_unknown():
 def test_another_value_among_zeros_and_ones_is_named():
     with refused(
         "A matrix of labels has a column for each label and holds only 0 and 1. Found 'often' in "
-        "column 'late' of a.csv, at row 2 (counting from 1)."
+        "column 'late' of a.csv, at row 2 (counting from 1). Write 1 where a text has the label "
+        "and 0 where it does not; an empty cell is unknown."
     ):
         indicator_columns({"late": ["1", "often"], "rude": ["0", "1"]}, "a.csv")
 
@@ -79,6 +80,15 @@ def test_other_separators_are_reported_where_the_parts_stand_alone(used):
 def test_a_separator_without_evidence_is_part_of_the_name_and_reported():
     with pytest.warns(UserWarning, match=r"'a\|b' contains '\|'.*--label-separator"):
         assert Labels.learn(label_column(["a|b", "c"], "a.csv")).names == ("a|b", "c")
+
+
+def test_labels_on_separate_lines_of_a_cell_are_reported_and_can_be_read():
+    cells = ["late", "late\nlost", "lost\nbroken"]
+    with pytest.warns(UserWarning, match=r"'late\\nlost' contains '\\n'.*--label-separator '\\n'"):
+        label_column(cells, "column 'y'")
+    for separator in ("\n", r"\n"):
+        column = label_column(cells, "column 'y'", separator=separator)
+        assert Labels.learn(column).names == ("broken", "late", "lost")
 
 
 def test_an_empty_cell_is_no_label_only_where_there_may_be_several():

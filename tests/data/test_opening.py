@@ -151,7 +151,6 @@ def test_utf16_without_a_mark_is_named_and_can_be_given(tmp_path, encoding, lang
         (b"PK\3\4", "a zip file, such as .xlsx or .ods,"),
         (gzip.compress(b"text,label\n", mtime=0), "compressed (.gz)"),
         (b"PAR1", "a Parquet file (.parquet)"),
-        (b"\xd0\xcf\x11\xe0", "an old Excel file (.xls)"),
     ],
 )
 def test_what_is_not_text_is_named(tmp_path, content, what):
@@ -161,6 +160,14 @@ def test_what_is_not_text_is_named(tmp_path, content, what):
         f"{file} is {what} and not text. Give it the ending that says so, or save it as CSV in "
         "UTF-8."
     ):
+        read_table(file)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.xls"])
+def test_an_old_excel_file_is_to_be_saved_as_xlsx(tmp_path, name):
+    file = tmp_path / name
+    file.write_bytes(b"\xd0\xcf\x11\xe0")
+    with pytest.raises(PtuneError, match=r"an old Excel file \(.xls\).* Save it as .xlsx"):
         read_table(file)
 
 

@@ -484,6 +484,8 @@ def test_tasks_can_be_added_replaced_and_removed(bank, folder, own):
     for gone in (bank.remove, bank.task, lambda t: bank.logits([("deep", text), (t, text)])):
         with pytest.raises(PtuneError, match="There is no task 'twin'"):
             gone("twin")
+    with pytest.raises(PtuneError, match="There is no task 'deap'; did you mean 'deep'"):
+        bank.remove("deap")
     assert_same(bank.logits([("deep", text)]), alone(own, [("deep", text)]))
 
 

@@ -200,7 +200,7 @@ def test_what_is_not_a_label_is_found(tmp_path):
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert rows_of(found_in(tmp_path / "b.jsonl"), "not a label") == [2, 4]
     (tmp_path / "c.jsonl").write_text(json.dumps(rows[1]))
-    with refused("The label \"{'a': 1}\" is of type dict …"):
+    with refused("Expected the name of a label. Found {'a': 1} …"):
         Examples.read(tmp_path / "c.jsonl")
 
 

@@ -40,6 +40,7 @@ _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
 }
 
+OLD_EXCEL = "an old Excel file (.xls)"
 # The first bytes of files that are not text.
 _BINARY = {
     b"PK\x03\x04": "a zip file, such as .xlsx or .ods,",
@@ -49,7 +50,7 @@ _BINARY = {
     b"\x28\xb5\x2f\xfd": "compressed (.zst)",
     b"PAR1": "a Parquet file (.parquet)",
     b"ARROW1": "an Arrow file (.arrow)",
-    b"\xd0\xcf\x11\xe0": "an old Excel file (.xls)",
+    b"\xd0\xcf\x11\xe0": OLD_EXCEL,
     b"%PDF-": "a PDF file",
 }
 
@@ -140,10 +141,12 @@ def lines(file: Path, dialect: Dialect = FOUND, newline: str = "\n") -> Iterator
         start = stream.read(2**10)
     for magic, what in _BINARY.items():
         if start.startswith(magic):
-            raise PtuneError(
-                f"{file} is {what} and not text. Give it the ending that says so, or save it as "
-                "CSV in UTF-8."
+            fix = (
+                "Save it as .xlsx or as CSV in UTF-8."
+                if what == OLD_EXCEL
+                else "Give it the ending that says so, or save it as CSV in UTF-8."
             )
+            raise PtuneError(f"{file} is {what} and not text. {fix}")
     mark = next((name for bom, name in _MARKS.items() if start.startswith(bom)), None)
     if mark == "utf-8-sig" and dialect.encoding and not _is_utf8(file):
         mark = None  # another program has put it before a text that it did not convert

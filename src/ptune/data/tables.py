@@ -240,6 +240,8 @@ def _kind(file: Path) -> str:
         met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
         met = "is a folder" if file.is_dir() else met
         plain = f" For a text in each line: `ptune predict … < {file}`." if kind == ".txt" else ""
+        old = kind == ".xls" and file.is_file()
+        met, plain = ("is an old Excel file (.xls)", " Save it as .xlsx.") if old else (met, plain)
         raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.{plain}")
     if file.is_file():
         with file.open("rb") as stream:

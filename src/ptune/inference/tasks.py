@@ -14,7 +14,7 @@ from torch import Tensor
 from ptune.adapters import adapter
 from ptune.adapters.adapter import Adapter
 from ptune.compat import ForkLock
-from ptune.errors import PtuneError, first_line
+from ptune.errors import PtuneError, first_line, near
 from ptune.labels import Labels
 from ptune.postprocessing import Postprocessing
 from ptune.prompts.mechanisms import Prompt
@@ -168,7 +168,8 @@ class TaskTable:
 
     def _known(self, task: str) -> Task:
         if task not in self._tasks:
-            raise PtuneError(f"There is no task {task!r}; there are {len(self._tasks)} others.")
+            there = near(task, self._tasks) if self._tasks else "the bank has none"
+            raise PtuneError(f"There is no task {task!r}; {there}.")
         return self._tasks[task]
 
     def take(self, tasks: Iterable[Task]) -> dict[Task, Weights]:

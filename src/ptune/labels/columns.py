@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import DataConversionWarning
 
-from ptune.errors import Origin, PtuneError
+from ptune.errors import Origin, PtuneError, cut
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 REGRESSION = "regression"
@@ -158,11 +158,11 @@ class LabelColumn:
             )
         for name in self.names or ():
             if not _is_label(name):
-                _refuse(name, f"the name of a column of {self.origin}")
+                _refuse(name, f"the name of a column of {self.origin}", self.origin)
         for i in self.wrong()[:1]:
             own = self.values[i] if self.kind == "several" else [self.values[i]]
             label = next(label for label in own if not _is_label(label))
-            _refuse(label, f"{self.origin}, {self.origin.at([i])}")
+            _refuse(label, f"{self.origin}, {self.origin.at([i])}", self.origin)
         return self
 
 
@@ -240,7 +240,12 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _refuse(label: Any, where: str) -> NoReturn:
+def _refuse(label: Any, where: str, origin: Origin) -> NoReturn:
+    if isinstance(label, Mapping):
+        raise PtuneError(
+            f"Expected the name of a label. Found {cut(str(label), 50)} ({where}). "
+            f"{_instead_of(label, origin)}"
+        )
     if not isinstance(label, SCALARS):
         how = "float()" if hasattr(label, "__float__") else "str()"
         how = ".decode()" if isinstance(label, bytes) else how
@@ -257,6 +262,26 @@ def _refuse(label: Any, where: str) -> NoReturn:
     if isinstance(label, float):
         raise PtuneError(f"The label {label} is not a finite number ({where}). Leave it out.")
     raise PtuneError(f"The label {label!r} is not valid Unicode ({where}).")
+
+
+def _instead_of(label: Mapping[Any, Any], origin: Origin) -> str:
+    """What to write in place of a mapping, such as shares or probabilities by label."""
+    values = [plain(v) for v in label.values()]
+    if not values or not all(isinstance(v, int | float) for v in values):
+        return "Write only the name, or a list of names if a text can have several labels."
+    if all(v in (0, 1) for v in values):
+        return "Write the names of the labels that are 1, as a list if a text can have several."
+    return f"Name the most likely label of each text, or {_as_shares(origin)}."
+
+
+def _as_shares(origin: Origin) -> str:
+    """How to give the shares of annotators who chose each label."""
+    if origin.in_file:
+        return (
+            "write shares of annotators as a column for each label (--indicator-column, with "
+            f"--problem-type {SINGLE})"
+        )
+    return "repeat a text for each of its labels, with the shares as sample_weight"
 
 
 def read(y: Any, origin: Origin = LABELS) -> LabelColumn:
@@ -422,19 +447,13 @@ def _refuse_shares(rows: list[Any], origin: Origin) -> None:
         and all(isinstance(v, int | float) for v in flat)
         and any(v % 1 for v in flat if math.isfinite(v))
     ):
-        fix = (
-            "write shares of annotators as a column for each label (--indicator-column, with "
-            f"--problem-type {SINGLE})"
-            if origin.in_file
-            else "repeat a text for each of its labels, with the shares as sample_weight"
-        )
         raise PtuneError(
             f"Expected the names of labels, or only 0 and 1 for each label. Found {numbers[0]} "
             f"({origin}, {origin.at([0])}). "
             + (
                 "Numbers to predict are not in lists."
                 if len(numbers[0]) == 1
-                else f"Name the most likely label of each text, or {fix}."
+                else f"Name the most likely label of each text, or {_as_shares(origin)}."
             )
         )
 
@@ -470,7 +489,8 @@ def indicators(
                 raise PtuneError(
                     "A matrix of labels has a column for each label and holds only 0 and 1. Found "
                     f"{rows[i][j]!r} in column {names[j] if names else j!r} of {origin}, at "
-                    f"{origin.at([i])}."
+                    f"{origin.at([i])}. Write 1 where a text has the label and 0 where it does "
+                    "not; an empty cell is unknown."
                 )
     matrix: NDArray[np.float64] = np.array(found, dtype=float).reshape(len(rows), -1)
     return LabelColumn("indicators", matrix, names, origin=origin)
