@@ -1,5 +1,8 @@
 """What is fitted on held-out texts, on simulated logits whose truth is known."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 from conftest import refused
@@ -7,10 +10,12 @@ from scipy import special
 from sklearn.metrics import roc_auc_score
 
 import ptune
+from ptune.data.dataset import TaskData
 from ptune.files import METRICS_NAME, read_json
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Goal
 from ptune.training.calibration import ece, fit, fit_thresholds, fit_unfamiliar, some_of_each
+from ptune.training.start import prepare
 
 ONE = Labels(("a", "b", "c"))
 SEVERAL = Labels(("a", "b", "c"), "multi_label_classification")
@@ -278,9 +283,35 @@ def test_no_calibrate_leaves_the_probabilities_as_they_are(run, tmp_path):
     assert raw.metrics["eval"] == before.metrics["eval"]
 
 
-def test_a_wrong_goal_is_refused_before_any_training(run, tmp_path):
+def test_a_wrong_goal_is_refused_before_any_training(run, texts, tmp_path):
     _, settings = run
     own = ptune.TrainSettings(**{**settings.to_dict(), "threshold_for": "precision>=9"})
     with refused("threshold_for is 'precision>=9'; expected f1, none, …"):
         ptune.train_run(own, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    classifier = ptune.PromptClassifier(
+        settings.model, threshold_for="precision>=9", num_virtual_tokens=4, epochs=10**6
+    )
+    with refused("threshold_for is 'precision>=9'; expected f1, none, …"):
+        classifier.fit(texts, ["a", "b"] * (len(texts) // 2) + ["a"] * (len(texts) % 2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "why"),
+    [
+        (["a", "b"], {}, "is not used: only texts that can have several labels"),
+        ([["a"], ["a", "b"]], {"calibrate": False}, "is not used: .* only with calibration"),
+        ([["a"], ["a", "b"]], {}, None),
+        ([["a"], ["a", "b"]], {"calibrate": False, "threshold_for": "none"}, None),
+    ],
+)
+def test_a_goal_without_effect_is_reported(bert_folder, labels, own, why):
+    data = TaskData.from_lists([["one", "two"]], labels)
+    own = {"threshold_for": "precision>=0.9", **own}
+    settings = ptune.TrainSettings(model=str(bert_folder), num_virtual_tokens=4, **own)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare(settings, data)
+    found = [str(w.message) for w in caught if "threshold_for" in str(w.message)]
+    assert len(found) == (why is not None)
+    assert all(re.search(why, message) for message in found)

@@ -119,7 +119,6 @@ def train_run(
     forget_shapes()
     given = settings
     settings, dataset, tokenizer = prepare(given, dataset)
-    Goal.parse(settings.threshold_for or "f1")  # refuses a wrong one
     if resume:
         check_unchanged(folder, settings, dataset)
     settings, model = model_for(given, settings, dataset, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -34,6 +35,7 @@ from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.labels import Labels
 from ptune.model import PromptModel
+from ptune.postprocessing import Goal
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.words import NoWords
@@ -102,6 +104,7 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
 
     With the result, a run can be repeated elsewhere.
     """
+    _check_goal(settings, dataset.labels)
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
     pooling = config.pooling
@@ -119,6 +122,18 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     if settings.task is None:
         resolved.problem_type = dataset.labels.problem_type  # type: ignore[assignment]
     return choose(resolved, situation)
+
+
+def _check_goal(settings: TrainSettings, labels: Labels) -> None:
+    """Refuse a wrong goal of the thresholds, and warn about one that has no effect."""
+    if settings.threshold_for is None:
+        return
+    goal = Goal.parse(settings.threshold_for)
+    why = None if labels.is_multi else "only texts that can have several labels have thresholds"
+    if labels.is_multi and goal is not None and not settings.calibrate:
+        why = "thresholds are chosen only with calibration, which was turned off"
+    if why is not None:
+        warnings.warn(f"threshold_for {settings.threshold_for!r} is not used: {why}.", stacklevel=2)
 
 
 def learned(settings: TrainSettings, dataset: TaskData) -> TaskData:
