@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,25 @@ def test_saved_settings_in_a_new_output_folder_are_refused(flags, tmp_path, caps
     assert call(*flags, *words) == 2
     assert "own.yaml is in the output folder, which must be empty" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["mail.csv", "mail.json", "mail"])
+def test_saved_settings_never_replace_data(flags, tmp_path, capsys, name):
+    content = json.dumps([{"text": "one", "label": "a"}])
+    (tmp_path / name).write_text(content)
+    words = ["--save-config", tmp_path / name, "--output-dir", tmp_path / "run"]
+    assert call(*flags, *words) == 2
+    assert re.search(r"ends in '.csv'|a file that holds no settings", capsys.readouterr().err)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_what_saved_settings_do_not_hold_is_printed(flags, tmp_path, capsys):
+    file = tmp_path / "own.yaml"
+    words = ["--save-config", file, "--output-dir", tmp_path / "run", "--dry-run"]
+    call(*flags, *words, "--group-column", "label", "--seeds", "2")
+    assert f"{file} does not hold --group-column and --seeds" in capsys.readouterr().err
+    call(*flags, *words)
+    assert "does not hold" not in capsys.readouterr().err
 
 
 def test_a_dry_run_resumes_nothing(printed, flags, runs, tmp_path):

@@ -153,6 +153,7 @@ def train(
     settings, given = read_settings(context, options, config, before)
     if save_config:
         _save_config(given, save_config, new_run=None if tasks or is_begun(first) else first)
+        _note_left_out(context, save_config, tasks)
     to = errors if as_json else console
     if tasks:
         if dry_run or seeds > 1:
@@ -234,11 +235,31 @@ def _save_config(content: dict[str, Any], file: Path, new_run: Path | None) -> N
             f"--save-config {file} is in the output folder, which must be empty when a run starts. "
             "Name a file elsewhere. The run writes its settings to settings.json there too."
         )
+    if file.suffix not in ("", ".json", ".yaml", ".yml"):
+        raise PtuneError(
+            f"--save-config {file} ends in {file.suffix!r}; settings are written as .yaml or .json."
+        )
+    if file.is_file() and file.stat().st_size:
+        try:
+            TrainSettings.read(file)
+        except PtuneError as error:
+            raise PtuneError(
+                f"--save-config {file} would replace a file that holds no settings. Name another "
+                "file."
+            ) from error
     with staged_file(file) as written:
         if file.suffix in (".yaml", ".yml"):
             written.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
         else:
             write_json(written, content)
+
+
+def _note_left_out(context: typer.Context, file: Path, tasks: dict[str, Any]) -> None:
+    """Print which options of this call are not settings, and must be given again."""
+    names = [f"--{name.replace('_', '-').replace('columns', 'column')}" for name in tasks]
+    names += [f"--{n.replace('_', '-')}" for n in ("seeds", "data_curve") if was_typed(context, n)]
+    if names:
+        say(f"{file} does not hold {' and '.join(names)}: repeat it with --config.", errors)
 
 
 def _data_curve(run: Run, settings: TrainSettings, to: Console, progress: Any) -> dict[str, Any]:
