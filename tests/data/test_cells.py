@@ -91,6 +91,15 @@ def test_labels_on_separate_lines_of_a_cell_are_reported_and_can_be_read():
         assert Labels.learn(column).names == ("broken", "late", "lost")
 
 
+def test_a_separator_that_no_label_has_is_reported_if_another_one_is_likely():
+    with pytest.warns(UserWarning, match=r"No label contains ';', and 'a\|b' contains '\|'"):
+        label_column(["a", "b", "a|b"], "column 'y'", separator=";")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        label_column(["a", "b", "c/d"], "column 'y'", separator=";")
+        label_column(["a", "b;a", "a|b"], "column 'y'", separator=";")
+
+
 def test_an_empty_cell_is_no_label_only_where_there_may_be_several():
     several = label_column(["a", "", "b"], "a.csv", problem_type=MULTI)
     assert Labels.learn(several).encode(several) == [[1, 0], [0, 0], [0, 1]]

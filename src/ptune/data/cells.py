@@ -78,6 +78,8 @@ def label_column(
                 stacklevel=2,
             )
     values: list[Any] = list(cells)
+    if separator and not any(separator in text for text in texts):
+        _warn_of_other(texts, separator, where)
     if several:
         values = [_parts(cell, separator or SEPARATOR) for cell in cells]
     if not typed:
@@ -171,6 +173,19 @@ def _parts_stand_alone(texts: Sequence[str], separator: str) -> bool:
     return any(all(p in alone for p in parts) for parts in joined) or (
         bool(joined) and all(any(p in alone for p in parts) for parts in joined)
     )
+
+
+def _warn_of_other(texts: Sequence[str], separator: str, where: str) -> None:
+    """Warn if no label has the separator that the user named, and another one is likely."""
+    for used in (SEPARATOR, "\n", *OTHER_SEPARATORS):
+        if _parts_stand_alone(texts, used):
+            joined = next(text for text in texts if used in text)
+            warnings.warn(
+                f"No label contains {separator!r}, and {joined!r} contains {used!r} ({where}). If "
+                f"it stands for several labels, use --label-separator {used!r}.",
+                stacklevel=3,
+            )
+            return
 
 
 def _parts(cell: Any, separator: str) -> Any:
