@@ -1061,7 +1061,7 @@ def test_a_label_that_training_never_saw_counts_as_an_error_and_is_reported(
     (tmp_path / "b.csv").write_text("text,label\nhello,c\n")
     done = run_ptune("evaluate", trained, "--file", tmp_path / "b.csv")
     assert (done.code, json.loads(done.out)["accuracy"]) == (0, 0.0)
-    assert "not in the training data: 'c'" in done.err
+    assert "unknown to the classifier: 'c'" in done.err
 
 
 # The real command.

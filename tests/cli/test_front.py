@@ -279,11 +279,11 @@ def test_two_classifiers_are_compared_on_one_file(printed, runs, mail):
     assert same["texts"] == 48
     shown = printed("compare", *[runs / "one"] * 2, *words)
     assert "The difference may be chance." in shown.out
-    assert "not in the training data" not in shown.err
+    assert "unknown to the classifier" not in shown.err
     mail.write_text(mail.read_text().replace("rare", "other"))
     said = printed("compare", *[runs / "one"] * 2, *words).err
     mail.write_text(mail.read_text().replace("other", "rare"))
-    assert "1 of 48 labels were not in the training data: 'other' (1)." in said
+    assert "1 of 48 labels are unknown to the classifier: 'other' (1)." in said
 
 
 def test_a_classifier_that_is_right_more_often_is_better(printed, runs, mail, tmp_path, texts):

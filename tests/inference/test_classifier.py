@@ -280,17 +280,17 @@ def test_label_values_and_their_type_survive_saving_and_loading(estimator, label
 
 def test_labels_that_training_never_saw_are_reported_and_count_as_errors(classifier, texts):
     y = ["green", *classifier.predict(texts)[1:]]
-    with pytest.warns(UserWarning, match=r"1 of 8 labels were not in the training data: 'green'"):
+    with pytest.warns(UserWarning, match=r"1 of 8 labels are unknown to the classifier: 'green'"):
         scores = classifier.evaluate(texts, y)
     assert scores["accuracy"] == 7 / 8
-    with pytest.warns(UserWarning, match=r"1 of 8 labels were not in the training data: 'green'"):
+    with pytest.warns(UserWarning, match=r"1 of 8 labels are unknown to the classifier: 'green'"):
         assert classifier.score(texts, y) == 7 / 8
 
 
 def test_unseen_labels_are_counted_among_all_labels_of_the_texts():
     labels = Labels(("red", "blue"), "multi_label_classification")
     found = labels.targets([["red", "green"], ["blue", "green"], []])
-    with pytest.warns(UserWarning, match="2 of 4 labels were not in the training data: 'green'"):
+    with pytest.warns(UserWarning, match="2 of 4 labels are unknown to the classifier: 'green'"):
         warn_of_unseen(*found)
 
 

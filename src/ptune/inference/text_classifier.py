@@ -278,12 +278,12 @@ class TextClassifier:
 
 
 def warn_of_unseen(targets: np.ndarray, unseen: Counter[str]) -> None:
-    """Warn about labels that training never saw, from what `Labels.targets` returns."""
+    """Warn about labels that the classifier does not have, from what `Labels.targets` returns."""
     if unseen:
         labels = len(targets) if targets.ndim == 1 else int(np.nansum(targets))
         listed = ", ".join(f"{name!r} ({n})" for name, n in unseen.most_common(5))
         warnings.warn(
-            f"{unseen.total()} of {labels} labels were not in the training data: "
+            f"{unseen.total()} of {labels} labels are unknown to the classifier: "
             f"{listed}{', …' if len(unseen) > 5 else ''}. They count as errors.",
             stacklevel=3,
         )
