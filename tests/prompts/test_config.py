@@ -77,6 +77,11 @@ def sentence_encoder(bert_folder, tmp_path_factory):
             "prompt_init='text', and the other way round. Set both or neither.",
         ),
         (
+            {"depth": "none", "prompt_init_text": "is it spam?"},
+            "prompt_init_text is 'is it spam?' and depth is 'none': there is no prompt to start "
+            "from a text. Leave it out, or use another depth.",
+        ),
+        (
             {"prompt_init": "random", "prompt_init_text": "what is it about?"},
             "prompt_init is 'random' and prompt_init_text is 'what is it about?', but a text to "
             "start from needs prompt_init='text', and the other way round. Set both or neither.",

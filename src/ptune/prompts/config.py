@@ -227,6 +227,11 @@ class PromptEncoderConfig:
         if not isinstance(self.prompt_init_text, str | None):
             raise PtuneError(f"prompt_init_text is {self.prompt_init_text!r}; expected a text.")
         has_text = bool((self.prompt_init_text or "").strip())
+        if has_text and self.depth == "none":
+            raise PtuneError(
+                f"prompt_init_text is {self.prompt_init_text!r} and depth is 'none': there is no "
+                "prompt to start from a text. Leave it out, or use another depth."
+            )
         if self.prompt_init is not None and (self.prompt_init == "text") != has_text:
             raise PtuneError(
                 f"prompt_init is {self.prompt_init!r} and prompt_init_text is "
