@@ -152,8 +152,7 @@ def train(
     before = TrainSettings.read(first).to_dict() if resume and is_begun(first) else {}
     settings, given = read_settings(context, options, config, before)
     if save_config:
-        _save_config(given, save_config, new_run=None if tasks or is_begun(first) else first)
-        _note_left_out(context, save_config, tasks)
+        _save_config(given, save_config, None if is_begun(first) else first, context, tasks)
     to = errors if as_json else console
     if tasks:
         if dry_run or seeds > 1:
@@ -227,10 +226,25 @@ class _Shown:
             raise typer.Exit
 
 
-def _save_config(content: dict[str, Any], file: Path, new_run: Path | None) -> None:
+def _save_config(
+    content: dict[str, Any],
+    file: Path,
+    new_run: Path | None,
+    context: typer.Context,
+    tasks: dict[str, Any],
+) -> None:
+    """Write the settings that are given, and print what they do not hold.
+
+    Args:
+        content: The settings.
+        file: Where to.
+        new_run: The folder of the run, if it is new.
+        context: The command's.
+        tasks: As from `several_tasks`.
+    """
     import yaml
 
-    if new_run is not None and file.absolute().is_relative_to(new_run.absolute()):
+    if new_run is not None and not tasks and file.absolute().is_relative_to(new_run.absolute()):
         raise PtuneError(
             f"--save-config {file} is in the output folder, which must be empty when a run starts. "
             "Name a file elsewhere. The run writes its settings to settings.json there too."
@@ -252,10 +266,7 @@ def _save_config(content: dict[str, Any], file: Path, new_run: Path | None) -> N
             written.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
         else:
             write_json(written, content)
-
-
-def _note_left_out(context: typer.Context, file: Path, tasks: dict[str, Any]) -> None:
-    """Print which options of this call are not settings, and must be given again."""
+    # Not settings, so they must be given again.
     names = [f"--{name.replace('_', '-').replace('columns', 'column')}" for name in tasks]
     names += [f"--{n.replace('_', '-')}" for n in ("seeds", "data_curve") if was_typed(context, n)]
     if names:
