@@ -1006,6 +1006,24 @@ def test_options_of_classify_that_contradict_each_other_are_refused_before_any_w
     refused(["classify", "one", "--labels", "a,b", "--model", "nowhere", *words], message)
 
 
+@pytest.fixture
+def asked_without_training(monkeypatch):
+    """The arguments of `zero_shot`, which does nothing."""
+    asked = {}
+
+    def zero_shot(labels, **how):
+        asked.update(how)
+        raise ptune.PtuneError("asked")
+
+    monkeypatch.setattr(ptune.PromptClassifier, "zero_shot", zero_shot)
+    return asked
+
+
+def test_line_breaks_of_a_typed_template_are_read(run_ptune, asked_without_training):
+    run_ptune("classify", "one", "--labels", "a,b", "--template", r"{text}\nSo:")
+    assert asked_without_training["template"] == "{text}\nSo:"
+
+
 def test_scores_that_are_not_numbers_are_null(run_ptune, bert_folder, tmp_path):
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("text,label\n" + "".join(f"the money {i},{i / 7}\n" for i in range(16)))

@@ -78,6 +78,7 @@ def option_of(setting: Setting) -> Any:
     name = setting.name.replace("_", "-")
     # The opposite of `--no-header` is `--header`.
     names = (f"--{name}/--{name.removeprefix('no-')}",) if name.startswith("no-") else ()
+    more = {"callback": _with_line_breaks} if name == "template" else {}
     return option(
         setting.help,
         setting.section,
@@ -86,7 +87,13 @@ def option_of(setting: Setting) -> Any:
         metavar=setting.metavar or _METAVARS.get(setting.kind),
         envvar=setting.envvar,
         show_default=False,
+        **more,
     )
+
+
+def _with_line_breaks(template: str | None) -> str | None:
+    """A template as it is typed, in which a shell leaves a line break as two characters."""
+    return template and template.replace("\\n", "\n")
 
 
 def with_settings(owner: type, *names: str) -> Callable[[Command], Command]:
