@@ -175,6 +175,13 @@ def test_files_that_ptune_did_not_write_are_never_replaced(classifier, folder, t
     assert (own.read_text(), times(tmp_path / "backup").keys()) == ("mine", {"d.tsv"})
 
 
+def test_two_files_that_would_become_one_are_refused(classifier, tmp_path):
+    (tmp_path / "a.xlsx").write_bytes(b"a workbook")
+    (tmp_path / "a.xlsx.csv").write_text("text\none\n")
+    with pytest.raises(PtuneError, match=r"a\.xlsx and .*a\.xlsx\.csv would both become .*out/a"):
+        find_jobs(tmp_path, tmp_path.parent / "out", Recipe(str(classifier)))
+
+
 def test_a_missing_backbone_is_reported_once(classifier, folder, tmp_path):
     shutil.copytree(classifier, tmp_path / "gone")
     config = tmp_path / "gone/adapter_config.json"

@@ -224,7 +224,7 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
     if not found:
         raise PtuneError(f"{file} contains no {', '.join(FORMATS)} file. Check the path.")
     fingerprint = recipe.fingerprint()
-    jobs = []
+    jobs = list[Job]()
     for source in found:
         path = source.relative_to(whole)
         record = below / RECORDS / path.with_name(path.name + ".json")
@@ -236,6 +236,12 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
             raise PtuneError(
                 f"{output / target.relative_to(below)} exists, and {output / RECORDS} has no note "
                 "that ptune wrote it, so it is not replaced. Name another folder with --output."
+            )
+        if other := next((job for job in jobs if job.target == target), None):
+            raise PtuneError(
+                f"{other.source} and {source} would both become "
+                f"{output / target.relative_to(below)}, because a workbook becomes a CSV file. "
+                "Rename one of them."
             )
         jobs.append(Job(source, target, format_of(target), record, made_from))
     return jobs
