@@ -734,6 +734,13 @@ def test_words_may_be_given_in_three_ways(tmp_path):
             parse_words({"a": words}, ["a", "b"])
 
 
+def test_a_label_that_is_named_twice_is_refused():
+    with refused(
+        "The label words name 'a' twice. Write all its words at once, as a=good|great|fine."
+    ):
+        parse_words("a=good|great, a=fine,b=bad", ["a", "b"])
+
+
 def test_the_first_token_that_tells_the_labels_apart_stands_for_a_label(decoder):
     tokenizer = load_tokenizer(decoder)
     words = {"a": ["the parcel"], "b": ["the money"]}

@@ -95,7 +95,15 @@ def _read(given: str) -> Mapping[str, str | Sequence[str]]:
             f"The label words have {wrong[0]!r}; expected label=word or label=word|word, with "
             "commas between the labels, or the name of a JSON file."
         )
-    return {label.strip(): words.split("|") for label, _, words in pairs}
+    found: dict[str, str | Sequence[str]] = {}
+    for label, _, words in pairs:
+        if label.strip() in found:
+            raise PtuneError(
+                f"The label words name {label.strip()!r} twice. Write all its words at once, as "
+                f"{label.strip()}={'|'.join(found[label.strip()])}|{words.strip()}."
+            )
+        found[label.strip()] = words.split("|")
+    return found
 
 
 class Start(NamedTuple):
