@@ -1024,6 +1024,14 @@ def test_line_breaks_of_a_typed_template_are_read(run_ptune, asked_without_train
     assert asked_without_training["template"] == "{text}\nSo:"
 
 
+def test_classify_takes_pairs(run_ptune, asked_without_training, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("text,text_pair\na,b\n")
+    for words, expected in ((["--file", pairs], True), (["one"], False)):
+        run_ptune("classify", *words, "--labels", "a,b")
+        assert asked_without_training["pairs"] == expected
+
+
 def test_scores_that_are_not_numbers_are_null(run_ptune, bert_folder, tmp_path):
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("text,label\n" + "".join(f"the money {i},{i / 7}\n" for i in range(16)))

@@ -741,6 +741,20 @@ def test_a_label_that_is_named_twice_is_refused():
         parse_words("a=good|great, a=fine,b=bad", ["a", "b"])
 
 
+def test_a_template_for_pairs_makes_a_classifier_of_pairs(decoder, recwarn):
+    how = {"model": decoder, "dtype": "float32", "device": "cpu"}
+    template = "{text} or {text_pair} so"
+    classifier = PromptClassifier.zero_shot(LABELS, template=template, **how)
+    assert classifier.prompt_model_.state.reading.pairs
+    classifier.predict([("parcel", "money")])
+    assert not [w for w in recwarn if "trained on single texts" in str(w.message)]
+    with refused(
+        "The template 'read {text} so' has {text} alone, but the texts are pairs. Add {text_pair} "
+        "where the second text belongs."
+    ):
+        PromptClassifier.zero_shot(LABELS, template="read {text} so", pairs=True, **how)
+
+
 def test_the_first_token_that_tells_the_labels_apart_stands_for_a_label(decoder):
     tokenizer = load_tokenizer(decoder)
     words = {"a": ["the parcel"], "b": ["the money"]}

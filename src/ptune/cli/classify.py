@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ptune.cli.options import (
     OUTPUT,
@@ -76,15 +76,10 @@ def classify(
         folder_of(save)
     shown = shown_format(texts, output, format)
     names = [name.strip() for name in labels.split(",") if name.strip()]
-    classifier = PromptClassifier.zero_shot(
-        names,
-        model=model,
-        template=template,
-        label_words=label_words,
-        calibrate=calibrate,
-        dtype=dtype,
-    )
     source = texts_of(texts, None, file, Recipe("", Columns(text_column)))
+    asked: dict[str, Any] = {"template": template, "label_words": label_words}
+    asked |= {"pairs": len(source.columns.texts) == 2, "calibrate": calibrate}
+    classifier = PromptClassifier.zero_shot(names, model=model, dtype=dtype, **asked)
     answer(classifier, source, output, shown)
     if save:
         classifier.save(save)

@@ -402,6 +402,14 @@ def zero_shot_model(
         raise PtuneError(
             f"Found {len(labels)} label(s); expected at least two, such as --labels yes,no."
         )
+    if settings.template is not None:
+        takes_pairs = Template(settings.template).takes_pairs
+        if pairs and not takes_pairs:
+            raise PtuneError(
+                f"The template {settings.template!r} has {{text}} alone, but the texts are pairs. "
+                "Add {text_pair} where the second text belongs."
+            )
+        pairs = takes_pairs
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     columns: dict[str, list[str]] = {TEXT: [], **({PAIR: []} if pairs else {})}
     dataset = TaskData("zero-shot", labels, (), train=Dataset.from_dict(columns))
