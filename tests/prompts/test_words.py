@@ -741,6 +741,20 @@ def test_a_label_that_is_named_twice_is_refused():
         parse_words("a=good|great, a=fine,b=bad", ["a", "b"])
 
 
+def test_label_words_for_another_head_are_refused(decoder):
+    how = {"label_words": "parcel=box", "dtype": "float32", "epochs": 1}
+    message = (
+        "There are label words, and the head starts as 'linear', which does not use them. Add "
+        "head='words' (--head words) on a language model, or leave them out."
+    )
+    with refused(message):
+        PromptClassifier(decoder, head="linear", **how).fit(TEXTS, ["parcel", "money", "parcel"])
+    own = PromptClassifier.zero_shot(
+        LABELS, model=decoder, head="linear", label_words=how["label_words"], dtype="float32"
+    )
+    assert own.label_words is None
+
+
 def test_a_template_for_pairs_makes_a_classifier_of_pairs(decoder, recwarn):
     how = {"model": decoder, "dtype": "float32", "device": "cpu"}
     template = "{text} or {text_pair} so"

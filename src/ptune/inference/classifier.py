@@ -209,7 +209,9 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         found, tokenizer, asked = zero_shot_model(own, answers, pairs=pairs, calibrate=calibrate)
         found.freeze()
         classifier.prompt_model_ = found.eval().to(device)
-        classifier.template, classifier.label_words = asked.template, asked.label_words
+        classifier.template = asked.template
+        # Another head, for `fit`, uses no words.
+        classifier.label_words = asked.label_words if "words" in (classifier.head or "") else None
         classifier.tokenizer_, classifier.labels_ = tokenizer, answers
         return classifier
 

@@ -39,6 +39,11 @@ def ask_with_words(
         settings = replace(settings, head=head_of(settings, situation))
     if settings.asks_words and dataset.labels.is_regression:
         raise PtuneError("A regression has no label words. Use head='linear'.")
+    if settings.label_words and not settings.asks_words:
+        raise PtuneError(
+            f"There are label words, and the head starts as {settings.head!r}, which does not use "
+            "them. Add head='words' (--head words) on a language model, or leave them out."
+        )
     masked = is_masked(settings.model, revision=settings.revision)
     if settings.asks_words and settings.template is None:
         asked = default_question(

@@ -379,7 +379,7 @@ def model_for(
     try:
         return settings, new_model(settings, dataset, tokenizer)
     except NoWords as error:
-        if given.head is not None:
+        if given.head is not None or given.label_words is not None:
             raise
         logger.warning("%s", str(error).replace("Use head=", "It starts with head="))
     settings, _, _ = prepare(replace(given, head="linear"), dataset)
