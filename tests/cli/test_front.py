@@ -86,6 +86,12 @@ def test_help_says_what_is_true_of_the_command():
     assert help_of("train", "no_header")[1] == ["--no-header", "--header"]
 
 
+def test_backslash_and_n_as_typed_are_a_line_break():
+    words = ["--output-dir", "run", "--label-separator", r"\n", "--template", r"{text}\nSo:"]
+    given = COMMANDS["train"].make_context("train", words).params
+    assert (given["label_separator"], given["template"]) == ("\n", "{text}\nSo:")
+
+
 def test_panels_are_in_the_order_in_which_people_think():
     panels = dict.fromkeys(p.rich_help_panel for p in COMMANDS["train"].params if p.name != "help")
     assert list(panels) == ["Data", "Model", "Training", "Output", "Advanced"]

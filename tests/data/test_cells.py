@@ -86,9 +86,8 @@ def test_labels_on_separate_lines_of_a_cell_are_reported_and_can_be_read():
     cells = ["late", "late\nlost", "lost\nbroken"]
     with pytest.warns(UserWarning, match=r"'late\\nlost' contains '\\n'.*--label-separator '\\n'"):
         label_column(cells, "column 'y'")
-    for separator in ("\n", r"\n"):
-        column = label_column(cells, "column 'y'", separator=separator)
-        assert Labels.learn(column).names == ("broken", "late", "lost")
+    column = label_column(cells, "column 'y'", separator="\n")
+    assert Labels.learn(column).names == ("broken", "late", "lost")
 
 
 def test_a_separator_that_no_label_has_is_reported_if_another_one_is_likely():

@@ -70,6 +70,8 @@ def file_option(help: str, section: str = OUTPUT, default: str = "none") -> Any:
     return option(help, section, default=default, metavar="FILE")
 
 
+# Settings in which backslash and n, as typed, are a line break.
+HOLD_LINE_BREAKS = ("template", "label_separator")
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -78,7 +80,7 @@ def option_of(setting: Setting) -> Any:
     name = setting.name.replace("_", "-")
     # The opposite of `--no-header` is `--header`.
     names = (f"--{name}/--{name.removeprefix('no-')}",) if name.startswith("no-") else ()
-    more = {"callback": _with_line_breaks} if name == "template" else {}
+    more = {"callback": _with_line_breaks} if setting.name in HOLD_LINE_BREAKS else {}
     return option(
         setting.help,
         setting.section,
@@ -91,9 +93,9 @@ def option_of(setting: Setting) -> Any:
     )
 
 
-def _with_line_breaks(template: str | None) -> str | None:
-    """A template as it is typed, in which a shell leaves a line break as two characters."""
-    return template and template.replace("\\n", "\n")
+def _with_line_breaks(value: str | None) -> str | None:
+    """A setting as it is typed, in which a shell leaves a line break as two characters."""
+    return value and value.replace("\\n", "\n")
 
 
 def with_settings(owner: type, *names: str) -> Callable[[Command], Command]:

@@ -47,9 +47,8 @@ def label_column(
         cells: The cells, of any type if the file has types, else strings.
         where: The column and its file, for messages.
         problem_type: As in Transformers' configurations, if it is known.
-        separator: Between several labels in one cell (backslash and n: a line break); ``None``:
-            `|`, if cells hold it and parts of them also occur alone. A list in a cell, as JSON or
-            Python, is several labels too.
+        separator: Between several labels in one cell; ``None``: `|`, if cells hold it and parts of
+            them also occur alone. A list in a cell, as JSON or Python, is several labels too.
         typed: True if the file has types: its strings are names, and its numbers are numbers.
         known: Names of labels that exist, with the white space around them.
     """
@@ -59,7 +58,6 @@ def label_column(
             cell.strip() if isinstance(cell, str) and cell not in exact else cell for cell in cells
         ]
     texts = [cell for cell in cells if isinstance(cell, str) and cell]
-    separator = {"\\n": "\n"}.get(separator or "", separator)
     several = problem_type == MULTI or (separator is not None and problem_type is None)
     if problem_type is None and not several:
         several = _parts_stand_alone(texts, SEPARATOR) or _are_lists(texts)

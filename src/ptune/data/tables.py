@@ -22,6 +22,7 @@ from pyarrow import feather, parquet
 from ptune.data.opening import (
     DELIMITERS,
     FOUND,
+    OLD_EXCEL,
     Dialect,
     delimiter_of,
     format_of,
@@ -241,7 +242,7 @@ def _kind(file: Path) -> str:
         met = "is a folder" if file.is_dir() else met
         plain = f" For a text in each line: `ptune predict … < {file}`." if kind == ".txt" else ""
         old = kind == ".xls" and file.is_file()
-        met, plain = ("is an old Excel file (.xls)", " Save it as .xlsx.") if old else (met, plain)
+        met, plain = (f"is {OLD_EXCEL}", " Save it as .xlsx.") if old else (met, plain)
         raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.{plain}")
     if file.is_file():
         with file.open("rb") as stream:

@@ -224,7 +224,7 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
     if not found:
         raise PtuneError(f"{file} contains no {', '.join(FORMATS)} file. Check the path.")
     fingerprint = recipe.fingerprint()
-    jobs = list[Job]()
+    jobs, sources = list[Job](), dict[Path, Path]()
     for source in found:
         path = source.relative_to(whole)
         record = below / RECORDS / path.with_name(path.name + ".json")
@@ -237,9 +237,9 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
                 f"{output / target.relative_to(below)} exists, and {output / RECORDS} has no note "
                 "that ptune wrote it, so it is not replaced. Name another folder with --output."
             )
-        if other := next((job for job in jobs if job.target == target), None):
+        if (other := sources.setdefault(target, source)) != source:
             raise PtuneError(
-                f"{other.source} and {source} would both become "
+                f"{other} and {source} would both become "
                 f"{output / target.relative_to(below)}, because a workbook becomes a CSV file. "
                 "Rename one of them."
             )
