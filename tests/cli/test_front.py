@@ -268,6 +268,13 @@ def test_runs_are_listed(printed, runs, monkeypatch):
     assert "tiny-bert" in shown
 
 
+def test_the_tasks_and_seeds_of_a_training_are_listed(printed, runs, tmp_path):
+    for name in ("alone", "fleet/a", "fleet/b", "alone/few", "checkpoints/checkpoint-5"):
+        shutil.copytree(runs / "one", tmp_path / name, dirs_exist_ok=True)
+    rows = json.loads(printed("list", tmp_path, "--json").out)["runs"]
+    assert [row["run"] for row in rows] == ["alone", "fleet/a", "fleet/b"]
+
+
 def test_the_score_in_a_list_is_not_a_loss(printed, runs, tmp_path):
     """With several evaluation sets, the loss has the name of its set before it."""
     shutil.copytree(runs / "one", tmp_path / "mnli")

@@ -175,6 +175,11 @@ def test_files_that_ptune_did_not_write_are_never_replaced(classifier, folder, t
     assert (own.read_text(), times(tmp_path / "backup").keys()) == ("mine", {"d.tsv"})
 
 
+def test_a_folder_does_not_become_a_file(classifier, folder, tmp_path):
+    with pytest.raises(PtuneError, match=r"all\.csv names a file, and .* is a folder"):
+        predict(folder, tmp_path / "all.csv", classifier)
+
+
 def test_two_files_that_would_become_one_are_refused(classifier, tmp_path):
     (tmp_path / "a.xlsx").write_bytes(b"a workbook")
     (tmp_path / "a.xlsx.csv").write_text("text\none\n")

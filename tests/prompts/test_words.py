@@ -909,6 +909,8 @@ def test_models_whose_scores_are_not_rows_of_the_head_are_refused(tmp_path):
         PromptClassifier.zero_shot(LABELS, model=str(tmp_path / "biased"), dtype="float32")
 
 
-def test_labels_with_the_same_words_are_noted():
-    with pytest.warns(UserWarning, match="'a' and 'b' have the same words, good, fine"):
-        parse_words("a=fine|good,b=good|fine", ["a", "b"])
+@pytest.mark.parametrize("given", ["a=fine|good,b=good|fine", "a=US,b=us", "a=😀,b=😞"])
+def test_labels_whose_words_are_the_same_tokens_are_noted(given):
+    words = parse_words(given, ["a", "b"])
+    with pytest.warns(UserWarning, match="'a' and 'b' are the same tokens"):
+        token_of_each(load_tokenizer("minilm"), words, spaced=False)

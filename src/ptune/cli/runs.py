@@ -46,11 +46,15 @@ def list_runs(
     Example: ptune list runs
     """
     from ptune.adapters.adapter import WEIGHTS_NAME
+    from ptune.training.folder import CHECKPOINTS
 
     if not folder.is_dir():
         raise PtuneError(f"{folder} is not a folder. Name the folder that holds your runs.")
-    found = sorted(file.parent for file in folder.glob(f"[!.]*/{WEIGHTS_NAME}"))
-    rows = [_row(run) for run in found]
+    found = {file.parent for file in folder.glob(f"[!.]*/{WEIGHTS_NAME}")}
+    # The tasks or seeds of one training.
+    parts = {file.parent for file in folder.glob(f"[!.]*/[!.]*/{WEIGHTS_NAME}")}
+    found |= {p for p in parts if p.parent not in found and p.parent.name != CHECKPOINTS}
+    rows = [_row(run, run.relative_to(folder).as_posix()) for run in sorted(found)]
     if as_json:
         print_json({"runs": rows})
         return
@@ -66,12 +70,12 @@ def list_runs(
     console.print(table)
 
 
-def _row(run: Path) -> dict[str, Any]:
+def _row(run: Path, name: str) -> dict[str, Any]:
     from ptune.adapters.adapter import WEIGHTS_NAME, Adapter
     from ptune.files import METRICS_NAME, read_metrics
 
     weights = run / WEIGHTS_NAME
-    row: dict[str, Any] = {"run": run.name, "task": "", "labels": "", "score": ""}
+    row: dict[str, Any] = {"run": name, "task": "", "labels": "", "score": ""}
     row["date"] = f"{datetime.fromtimestamp(weights.stat().st_mtime):%Y-%m-%d %H:%M}"
     row |= {"backbone": "", "kB": round(weights.stat().st_size / 1000)}
     try:
@@ -81,8 +85,8 @@ def _row(run: Path) -> dict[str, Any]:
         return row | {"task": "(damaged)"}
     scores = metrics.get("eval", {})
     row |= {"task": metrics.get("task", ""), "labels": len(adapter.labels)}
-    if name := first_score(scores):
-        row["score"] = f"{name} {scores[name]:.3f}"
+    if score := first_score(scores):
+        row["score"] = f"{score} {scores[score]:.3f}"
     return row | {"backbone": Path(adapter.config.base_model_name_or_path or "").name}
 
 

@@ -209,6 +209,11 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
             return [Job(file, output.absolute(), output_format(output, format))]
     if format is not None:
         raise PtuneError("Files in a folder keep their format. Omit --format.")
+    if file.is_dir() and not output.is_dir() and opening.format_of(output) in FORMATS:
+        raise PtuneError(
+            f"{output} names a file, and {file} is a folder: each of its files becomes one of its "
+            "own. Name a folder."
+        )
     whole, below = (file if file.is_dir() else file.parent).absolute(), output.absolute()
     holds = "a classifier" if (below / CONFIG_NAME).is_file() else ""
     if below.resolve().is_relative_to(whole.resolve()) and (

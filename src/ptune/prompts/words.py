@@ -69,14 +69,6 @@ def parse_words(given: str | Mapping[str, str | Sequence[str]], labels: Sequence
             )
         if not found[label] or not all(word.strip() for word in found[label]):
             raise PtuneError(f"The label {label!r} has no words. Give it at least one.")
-        same = next(other for other, own in found.items() if set(own) == set(found[label]))
-        if same != label:
-            warnings.warn(
-                f"The labels {same!r} and {label!r} have the same words, "
-                f"{', '.join(found[label])}, so the language model cannot tell them apart. Give "
-                "each words of its own (label_words).",
-                stacklevel=2,
-            )
     return found
 
 
@@ -153,6 +145,15 @@ def token_of_each(tokenizer: Any, words: Words, *, spaced: bool) -> list[list[li
         tokens = [{word[place] for word in own} for own in ids]
         if sum(map(len, tokens)) == len(set().union(*tokens)):
             return [[[word[place]] for word in own] for own in ids]
+    alike: dict[frozenset[tuple[int, ...]], str] = {}
+    for label, own in zip(words, ids, strict=True):
+        same = alike.setdefault(frozenset(map(tuple, own)), label)
+        if same != label:
+            warnings.warn(
+                f"The words of the labels {same!r} and {label!r} are the same tokens, so the "
+                "language model cannot tell them apart. Give each words of its own (label_words).",
+                stacklevel=2,
+            )
     return ids
 
 
