@@ -64,20 +64,16 @@ def label_column(
         likely = [s for s in OTHER_SEPARATORS if _parts_stand_alone(texts, s)]
         for used in [] if several else [SEPARATOR, "\n", *likely]:
             if joined := next((t for t in texts if used in t), None):
-                warnings.warn(
-                    f"The label {joined!r} contains {used!r} ({where}). If it stands for several "
-                    f"labels, use --label-separator {used!r}.",
-                    stacklevel=2,
-                )
+                _name_separator(f"The label {joined!r}", used, where)
         if not several and texts and all(map(_BRACKETS.fullmatch, set(texts))):
             warnings.warn(
                 f"Each label is in brackets, such as {texts[0]!r} ({where}), and each is taken as "
                 'one label. If they are lists, write them as JSON, such as ["a", "b"].',
                 stacklevel=2,
             )
-    values: list[Any] = list(cells)
     if separator and not any(separator in text for text in texts):
         _warn_of_other(texts, separator, where)
+    values: list[Any] = list(cells)
     if several:
         values = [_parts(cell, separator or SEPARATOR) for cell in cells]
     if not typed:
@@ -178,12 +174,17 @@ def _warn_of_other(texts: Sequence[str], separator: str, where: str) -> None:
     for used in (SEPARATOR, "\n", *OTHER_SEPARATORS):
         if _parts_stand_alone(texts, used):
             joined = next(text for text in texts if used in text)
-            warnings.warn(
-                f"No label contains {separator!r}, and {joined!r} contains {used!r} ({where}). If "
-                f"it stands for several labels, use --label-separator {used!r}.",
-                stacklevel=3,
-            )
+            _name_separator(f"No label contains {separator!r}, and {joined!r}", used, where)
             return
+
+
+def _name_separator(found: str, used: str, where: str) -> None:
+    """Say which option reads labels that `used` separates."""
+    warnings.warn(
+        f"{found} contains {used!r} ({where}). If it stands for several labels, use "
+        f"--label-separator {used!r}.",
+        stacklevel=3,
+    )
 
 
 def _parts(cell: Any, separator: str) -> Any:

@@ -129,9 +129,9 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
         while batch := list(itertools.islice(records, size)):
             yield batch
         return
-    rows = _cells(file, dialect)
-    names, any_rows = next(rows, []), False
-    separator, before = None if kind in SHEETS else delimiter_of(file, dialect), 0
+    separator = None if kind in SHEETS else delimiter_of(file, dialect)
+    rows = _cells(file, dialect, separator)
+    names, any_rows, before = next(rows, []), False, 0
     # `strict` would take a tenth of the time; every row is as long as the header.
     while batch := [dict(zip(names, row)) for row in itertools.islice(rows, size)]:  # noqa: B905
         any_rows = True
@@ -170,15 +170,16 @@ def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = F
         _check_rows(table, file)
     else:
         ragged: list[Ragged] = []
-        rows = _cells(file, dialect, ragged)
+        separator = delimiter_of(file, dialect) if is_text else None
+        rows = _cells(file, dialect, separator, ragged)
         table = {name: [] for name in next(rows, [])}
         while some := list(itertools.islice(rows, 2**8)):  # many lists are slow to collect
             for column, cells in zip(table.values(), zip(*some, strict=True), strict=True):
                 column.extend(cells)
         if ragged:  # not in a sheet
             _check_repaired(table, ragged, file)
-        if is_text:
-            warn_of_joined(table, file, delimiter_of(file, dialect))
+        if separator:
+            warn_of_joined(table, file, separator)
     if not any(table.values()):
         raise PtuneError(f"{file} holds no examples. Add some, or name another file.")
     return table if as_it_is else without_headers(table, header_rows(table), file)
@@ -240,10 +241,10 @@ def _kind(file: Path) -> str:
     if kind not in FORMATS:
         met = f"ends in {file.suffix!r}" if file.suffix else "has no ending that says what it is"
         met = "is a folder" if file.is_dir() else met
-        plain = f" For a text in each line: `ptune predict … < {file}`." if kind == ".txt" else ""
-        old = kind == ".xls" and file.is_file()
-        met, plain = (f"is {OLD_EXCEL}", " Save it as .xlsx.") if old else (met, plain)
-        raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.{plain}")
+        fix = f" For a text in each line: `ptune predict … < {file}`." if kind == ".txt" else ""
+        if kind == ".xls" and file.is_file():
+            met, fix = f"is {OLD_EXCEL}", " Save it as .xlsx."
+        raise PtuneError(f"{file} {met}; ptune reads {', '.join(FORMATS)}.{fix}")
     if file.is_file():
         with file.open("rb") as stream:
             start = stream.read(64).lstrip().lower()
@@ -269,16 +270,19 @@ def _table(rows: Iterable[dict[str, Any]]) -> Table:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> Iterator[list[str]]:
+def _cells(
+    file: Path, dialect: Dialect, separator: str | None, ragged: list[Ragged] | None = None
+) -> Iterator[list[str]]:
     """The names of the columns, then the rows: a sheet, or CSV (RFC 4180) with any delimiter.
 
     Args:
         file: The file.
         dialect: How it is written.
+        separator: Between the cells; ``None``: it is a sheet.
         ragged: Gets rows with more cells than the header, if the file has texts and then labels:
             all but the last cell are yielded as the text. ``None``: they are refused.
     """
-    if format_of(file) in SHEETS:
+    if separator is None:
         for i, row in enumerate(sheet_rows(file, dialect.sheet)):
             if not i:
                 yield _header(row, file) if dialect.header else _numbered(row)
@@ -286,7 +290,6 @@ def _cells(file: Path, dialect: Dialect, ragged: list[Ragged] | None = None) -> 
                 yield row
         return
     csv.field_size_limit(2**31 - 1)  # as long as a text may be; the default is 128 KiB
-    separator = delimiter_of(file, dialect)
     text = lines(file, dialect, newline="")
     reader = csv.reader(text, delimiter=separator, quoting=dialect.quoting, strict=True)
     names: list[str] = []
