@@ -6,6 +6,7 @@ publish them.
 
 from __future__ import annotations
 
+import difflib
 import filecmp
 import glob
 import hashlib
@@ -44,6 +45,8 @@ PICTURES = {
     "learning_curve.png": "Training curve",
 }
 REPORT_NAME = "report.html"
+# The folder of an unfinished run.
+CHECKPOINTS = "checkpoints"
 NEXT_TO_REPORT = ("report.json", "mistakes.csv")
 # The graph in an export to ONNX.
 MODEL_NAME = "model.onnx"
@@ -387,3 +390,23 @@ def read_json(file: Path, limit: int | None = None) -> dict[str, Any]:
             f"{file} is damaged: it does not hold a JSON object. Save or fetch it again."
         )
     return content
+
+
+def near_path(path: Path) -> str:
+    """A hint at a file with a similar name, for the end of a message."""
+    parent = path.parent
+    if not parent.is_dir():
+        return f"There is no folder {parent} either."
+    close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
+    return f"Did you mean {parent / close[0]}?" if close else "Check the path."
+
+
+def check_file(file: Path, or_folder: bool = False) -> None:
+    """Check that a file to be read, or a folder of files, exists.
+
+    Raises:
+        PtuneError: It does not.
+    """
+    if not (file.is_file() or (or_folder and file.is_dir())):
+        kind = "file or folder" if or_folder else "file"
+        raise PtuneError(f"There is no {kind} {file}. {near_path(file)}")

@@ -684,10 +684,10 @@ def test_a_run_on_pairs_says_how_to_ask_for_a_pair(run_ptune, flags, tmp_path):
     assert f'Try it: ptune predict {tmp_path / "run"} "…" --pair "…"' in said
 
 
-def test_several_runs_are_resumed_by_the_command_that_started_them(refused, tmp_path):
+def test_several_runs_are_resumed_by_the_command_that_started_them(refused, mail, tmp_path):
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / "settings.json").write_text("{}")
-    words = ["train", "--resume", "--train-file", "mail.csv", "--output-dir", tmp_path]
+    words = ["train", "--resume", "--train-file", mail, "--output-dir", tmp_path]
     refused(words, "holds runs in folders of their own (seed-0). Resume them with the command")
 
 
@@ -886,15 +886,31 @@ def test_a_line_that_is_no_pair_among_pairs_is_refused(run_ptune, trained):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["hello", "--file", "a.csv"], ["texts or --file, not both"]),
+        (["hello", "--file", "{here}"], ["texts or --file, not both"]),
         (["one", "two", "--pair", "three"], ["--pair", "exactly one text"]),
-        (["--file", "nowhere.csv"], ["There is no file nowhere.csv"]),
-        (["--file", "a.txt"], ["'.txt'", ".csv"]),
+        (["--file", "nowhere.csv"], ["There is no file or folder nowhere.csv"]),
+        (["--file", "{here}"], ["'.txt'", ".csv"]),
         (["hello", "--workers", "3"], ["--workers", "Add --ray"]),
     ],
 )
-def test_wrong_options_of_predict_are_refused(refused, trained, words, parts):
-    refused(["predict", trained, *words], *parts)
+def test_wrong_options_of_predict_are_refused(refused, trained, tmp_path, words, parts):
+    here = tmp_path / "a.txt"
+    here.write_text("hello\n")
+    refused(["predict", trained, *(word.format(here=here) for word in words)], *parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["train", "--train-file", "mial.csv", "--output-dir", "run"], "file"),
+        (["evaluate", "anybody/adapter", "--file", "mial.csv"], "file"),
+        (["predict", "anybody/adapter", "--file", "mial.csv"], "file or folder"),
+    ],
+)
+def test_a_missing_file_is_named_before_anything_is_loaded(refused, mail, monkeypatch, words, kind):
+    """Nothing of the adapter is asked of the Hub, and no heavy package is imported."""
+    monkeypatch.chdir(mail.parent)
+    refused(words, f"There is no {kind} mial.csv. Did you mean mail.csv?")
 
 
 def test_failed_predictions_keep_the_former_output(refused, trained, tmp_path):
@@ -1062,9 +1078,9 @@ def test_wrong_options_of_evaluate_are_refused(refused, trained, words, parts):
 @pytest.mark.parametrize(
     ("words", "wrong", "kind"),
     [
-        (["train", "--dataset", "d", "--eval-file", "e.csv"], "--eval-file", "a data set"),
+        (["train", "--dataset", "d", "--eval-file", "a.csv"], "--eval-file", "a data set"),
         (["train", "--dataset", "d", "--sheet", "e"], "--sheet", "a data set"),
-        (["train", "--task", "mrpc", "--eval-file", "e.csv"], "--eval-file", "a GLUE task"),
+        (["train", "--task", "mrpc", "--eval-file", "a.csv"], "--eval-file", "a GLUE task"),
         (["train", "--task", "mrpc", "--annotators"], "--annotators", "a GLUE task"),
         (["train", "--train-file", "a.csv", "--dataset-config", "c"], "--dataset-config", "a file"),
         (["train", "--train-file", "a.csv", "--data-dir", "d"], "--data-dir", "a file"),
@@ -1076,7 +1092,9 @@ def test_wrong_options_of_evaluate_are_refused(refused, trained, words, parts):
     ],
 )
 def test_options_for_other_data_are_refused(refused, trained, tmp_path, words, wrong, kind):
-    words = [trained if word == "m" else word for word in words]
+    here = tmp_path / "a.csv"
+    here.write_text("text,label\nhello,a\n")
+    words = [{"m": trained, "a.csv": here}.get(word, word) for word in words]
     output = ["--output-dir", tmp_path / "run"] if words[0] == "train" else []
     refused([*words, *output], f"{wrong} is for ", f"this is {kind}", "Leave it out")
 

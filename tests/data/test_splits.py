@@ -131,7 +131,7 @@ def test_train_and_evaluate_take_a_data_set(saved, bert_folder, tmp_path, capsys
     capsys.readouterr()
     assert call("evaluate", tmp_path / "run", "--dataset", name, "--split", "train") == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] >= 0.25
-    assert call("evaluate", tmp_path / "run", "--dataset", name, "--file", "a.csv") == 2
+    assert call("evaluate", tmp_path / "run", "--dataset", name, "--file", __file__) == 2
     told = "Error: Name what to evaluate on: --task, --file or --dataset, and one only.\n"
     assert capsys.readouterr().err == told
 

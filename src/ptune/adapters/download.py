@@ -20,9 +20,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ptune import compat
 from ptune.adapters.schema import CONFIG_NAME
-from ptune.data.opening import near_path
 from ptune.errors import PtuneError, first_line, listed
-from ptune.files import SETTINGS_NAME, name_of
+from ptune.files import SETTINGS_NAME, name_of, near_path
 
 HubHTTPError = compat.connection_error()
 

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,8 +17,9 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
-from ptune.cli.options import FIRST, WIDE, errors
+from ptune.cli.options import FILE, FILE_OR_FOLDER, FIRST, WIDE, errors
 from ptune.errors import PtuneError, first_line, on_one_line
+from ptune.files import check_file
 from ptune.training.settings import DATA
 
 
@@ -50,7 +52,11 @@ class Command(_FlagsWithoutType, TyperCommand):
         values, words, given = self.make_parser(ctx).parse_args(args=list(args))
         options: list[Any] = [p for p in self.params if p.param_type_name == "option"]
         single = [option for option in options if not option.multiple]
-        files = [option for option in single if option.metavar == "FILE"]
+        files = [option for option in single if option.metavar == FILE]
+        for option in single:
+            named = option.metavar in (FILE, FILE_OR_FOLDER) and option.rich_help_panel == DATA
+            if named and option in given:  # known before anything is imported or loaded
+                check_file(Path(values[option.name]), or_folder=option.metavar == FILE_OR_FOLDER)
         # Other options may be repeated to override a script's.
         for option in single:
             is_data = option in files or option.rich_help_panel == DATA

@@ -22,6 +22,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Sections of `--help`, in addition to those of the settings.
 OUTPUT, HUB = "Output", "Hub"
+# What `--help` calls the value of an option that names a file, or a file or folder.
+FILE, FILE_OR_FOLDER = "FILE", "PATH"
 ORDER = (DATA, MODEL, TRAINING, SERVER, LIMITS, OUTPUT, HUB, ADVANCED)
 
 # On a narrow terminal, `--help` has no frames: they would leave no room for the names of options.
@@ -67,7 +69,7 @@ def option(help: str, section: str, *names: str, default: str = "", **more: Any)
 
 def file_option(help: str, section: str = OUTPUT, default: str = "none") -> Any:
     """An option that names a file; see `option`."""
-    return option(help, section, default=default, metavar="FILE")
+    return option(help, section, default=default, metavar=FILE)
 
 
 # Settings in which backslash and n, as typed, are a line break.

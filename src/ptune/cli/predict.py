@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.table import Table
 
 from ptune.cli.options import (
+    FILE_OR_FOLDER,
     LABELLED,
     OUTPUT,
     READING,
@@ -78,7 +79,12 @@ Pair = Annotated[
 ]
 FileOrFolder = Annotated[
     Path | None,
-    option("Classify the texts of a file, or of every file in a folder.", DATA, default="none"),
+    option(
+        "Classify the texts of a file, or of every file in a folder.",
+        DATA,
+        default="none",
+        metavar=FILE_OR_FOLDER,
+    ),
 ]
 AllTasks = Annotated[
     bool, option("The adapter is a folder of adapters. Use all of them.", OUTPUT, "--all-tasks")

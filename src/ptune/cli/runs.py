@@ -24,6 +24,7 @@ from ptune.cli.options import (
     with_settings,
 )
 from ptune.errors import PtuneError
+from ptune.files import CHECKPOINTS
 from ptune.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -45,11 +46,10 @@ def list_runs(
 
     Example: ptune list runs
     """
-    from ptune.adapters.adapter import WEIGHTS_NAME
-    from ptune.training.folder import CHECKPOINTS
-
     if not folder.is_dir():
         raise PtuneError(f"{folder} is not a folder. Name the folder that holds your runs.")
+    from ptune.adapters.adapter import WEIGHTS_NAME
+
     found = {file.parent for file in folder.glob(f"[!.]*/{WEIGHTS_NAME}")}
     # The tasks or seeds of one training.
     parts = {file.parent for file in folder.glob(f"[!.]*/[!.]*/{WEIGHTS_NAME}")}

@@ -12,10 +12,11 @@ from datasets import Dataset, load_dataset
 
 from ptune import compat
 from ptune.data.dataset import LABEL, PAIR, TEXT, Examples, TaskData, labelled_texts, text_columns
-from ptune.data.opening import FOUND, Dialect, near_path
+from ptune.data.opening import FOUND, Dialect
 from ptune.data.splits import evaluation_split
 from ptune.data.tables import read_text
 from ptune.errors import Origin, PtuneError, first_line, near
+from ptune.files import near_path
 from ptune.labels import REGRESSION, Labels, as_numbers, read
 
 logger = logging.getLogger(__name__)

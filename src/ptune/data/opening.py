@@ -7,7 +7,6 @@ from __future__ import annotations
 import bz2
 import codecs
 import csv
-import difflib
 import gzip
 import io
 import itertools
@@ -23,6 +22,7 @@ from typing import IO, Any, Literal
 import pyarrow
 
 from ptune.errors import PtuneError, first_line
+from ptune.files import check_file
 
 DELIMITERS = (",", ";", "\t", "|")
 # Lines of a file from which its delimiter is found.
@@ -104,8 +104,7 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
     Raises:
         PtuneError: There is no such file, or it is damaged.
     """
-    if not file.is_file():
-        raise PtuneError(f"There is no file {file}. {near_path(file)}".rstrip())
+    check_file(file)
     try:
         with _OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
             yield stream
@@ -309,12 +308,3 @@ def delimiter_of(file: Path, dialect: Dialect = FOUND) -> str:
         return width > 1 and all(len(row) == width for row in rows[:-1] or rows), width
 
     return max(DELIMITERS, key=quality)
-
-
-def near_path(path: Path) -> str:
-    """A hint at a file with a similar name, for the end of a message."""
-    parent = path.parent
-    if not parent.is_dir():
-        return f"There is no folder {parent} either."
-    close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
-    return f"Did you mean {parent / close[0]}?" if close else "Check the path."

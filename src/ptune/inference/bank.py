@@ -35,9 +35,8 @@ from ptune.backbones.loading import (
     smallest,
 )
 from ptune.compat import commit_of
-from ptune.data.opening import near_path
 from ptune.errors import Origin, PtuneError, listed
-from ptune.files import METRICS_NAME, name_of, read_json
+from ptune.files import METRICS_NAME, name_of, near_path, read_json
 from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
 from ptune.inference.text_classifier import WINDOW, Found, TextClassifier
 from ptune.labels import Prediction, columns_of

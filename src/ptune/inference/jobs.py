@@ -28,6 +28,7 @@ from ptune.data.tables import FORMATS, Columns
 from ptune.errors import PtuneError, first_line, missing_package
 from ptune.files import (
     MODEL_NAME,
+    check_file,
     digest_of,
     read_json,
     remove_abandoned,
@@ -203,8 +204,7 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
             in a folder that `.ptune` does not record.
     """
     if not file.is_dir():
-        if not file.is_file():
-            raise PtuneError(f"There is no file or folder {file}. Check the path.")
+        check_file(file, or_folder=True)
         if not output.is_dir() and (output.suffix or output.exists()):
             return [Job(file, output.absolute(), output_format(output, format))]
     if format is not None:

@@ -23,7 +23,7 @@ from ptune.data.dataset import TaskData
 from ptune.data.opening import Dialect, format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
-from ptune.files import METRICS_NAME, read_metrics, staged, write_json
+from ptune.files import CHECKPOINTS, METRICS_NAME, read_metrics, staged, write_json
 from ptune.prompts.words import NoWords
 from ptune.texts import IN_WINDOWS
 from ptune.training import folder as run_folder
@@ -78,7 +78,7 @@ class _Task:
     @property
     def was_together(self) -> bool:
         """Whether it was interrupted while it trained with others."""
-        return self.begun and (self.folder / run_folder.CHECKPOINTS / STATE_NAME).is_file()
+        return self.begun and (self.folder / CHECKPOINTS / STATE_NAME).is_file()
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -274,10 +274,10 @@ def _train_together(tasks: list[_Task], fleet: Fleet, show: Show) -> list[_Task]
                     continue
                 members[member] = task
                 run_folder.prepare_folder(task.folder, task.settings, task.dataset, keep=task.begun)
-                member.load(task.folder / run_folder.CHECKPOINTS)
+                member.load(task.folder / CHECKPOINTS)
 
             def keep(member: Member, members: dict[Member, _Task] = members) -> None:
-                member.save(members[member].folder / run_folder.CHECKPOINTS)
+                member.save(members[member].folder / CHECKPOINTS)
 
             for member in stack.train(list(members), keep):
                 task = members[member]
@@ -321,5 +321,5 @@ def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
     runs.write_adapter(task.folder, stack.model.to_adapter(member.adapter), dataset, values)
     with staged(task.folder) as stage:
         write_json(stage / METRICS_NAME, results)
-    (task.folder / run_folder.CHECKPOINTS / STATE_NAME).unlink(missing_ok=True)
+    (task.folder / CHECKPOINTS / STATE_NAME).unlink(missing_ok=True)
     return results

@@ -13,6 +13,7 @@ from ptune.adapters.adapter import PREDICTING
 from ptune.data.dataset import TaskData
 from ptune.errors import PtuneError, listed
 from ptune.files import (
+    CHECKPOINTS,
     DATA_CURVE_NAME,
     FEATURES_NAME,
     METRICS_NAME,
@@ -33,8 +34,7 @@ from ptune.training.start import resolve
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-# In that folder: by what the data of a run is recognised when it is resumed.
+# In the folder of checkpoints: by what the data of a run is recognised when it is resumed.
 DATA_NAME = "data.json"
 
 
@@ -83,9 +83,9 @@ def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) ->
         PtuneError: Some differ.
     """
     before = resolve(TrainSettings.read(folder), dataset).to_dict()
-    if listed := differences(before, settings.to_dict()):
+    if differing := differences(before, settings.to_dict()):
         raise PtuneError(
-            f"The run in {folder} was started with other settings: {listed}. Resume it with its "
+            f"The run in {folder} was started with other settings: {differing}. Resume it with its "
             "own settings, or start a run in another folder."
         )
     file = folder / CHECKPOINTS / DATA_NAME

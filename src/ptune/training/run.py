@@ -27,14 +27,13 @@ from ptune.adapters.adapter import Adapter
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import full_name
 from ptune.data.dataset import TaskData, dataset_of
-from ptune.files import METRICS_NAME, SEEDS_NAME, read_metrics, staged, write_json
+from ptune.files import CHECKPOINTS, METRICS_NAME, SEEDS_NAME, read_metrics, staged, write_json
 from ptune.labels import Labels, confusion, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
 from ptune.training import calibration, overconfidence, report
 from ptune.training.features import LABELS, SOME_TEXTS, Features, keep_features
 from ptune.training.folder import (
-    CHECKPOINTS,
     check_folder,
     check_unchanged,
     is_begun,

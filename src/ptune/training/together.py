@@ -39,12 +39,11 @@ from ptune.backbones.architectures import names_of_head
 from ptune.backbones.loading import default_device
 from ptune.data.dataset import WEIGHT, TaskData
 from ptune.errors import PtuneError
-from ptune.files import staged
+from ptune.files import CHECKPOINTS, staged
 from ptune.prompts.heads import Head, HeadPerText
 from ptune.prompts.host import Given
 from ptune.prompts.mechanisms import Prompt
 from ptune.training.asking import own_language_model, start_with_words
-from ptune.training.folder import CHECKPOINTS
 from ptune.training.run import Answers, all_scores, tokenized_texts
 from ptune.training.settings import TrainSettings
 from ptune.training.start import (
