@@ -19,6 +19,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -330,6 +331,15 @@ def checkpointing_function(layer: Any) -> Callable[..., Any]:
 def set_checkpointing_function(layer: Any, function: Callable[..., Any]) -> None:
     """Recompute a layer with `function` from now on."""
     layer._gradient_checkpointing_func = function
+
+
+def recomputed_layer(function: partial[Any]) -> Any:
+    """The layer that a checkpointing function is asked to recompute.
+
+    Transformers 5.23 passes its forward method with the layer as first argument, earlier releases
+    the layer's bound method.
+    """
+    return function.args[0] if function.args else function.func.__self__  # type: ignore[attr-defined]
 
 
 def switch_off_checkpointing(model: PreTrainedModel) -> None:

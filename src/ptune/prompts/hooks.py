@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from ptune import compat
 from ptune.backbones.architectures import (
     Architecture,
     LastLayerEnd,
@@ -279,8 +280,8 @@ class FrozenCheckpoint:
         self.checkpoint, self.passes, self.drops_out = checkpoint, passes, drops_out
 
     def __call__(self, function: partial[Any], *args: Any) -> Any:
-        """Checkpoint `function`, the layer's forward method bound to the layer."""
-        layer, current = function.args[0], self.passes.current
+        """Checkpoint `function`, which calls the layer."""
+        layer, current = compat.recomputed_layer(function), self.passes.current
 
         def run(*inputs: Any) -> Any:
             with self.passes.running(current):
