@@ -14,7 +14,15 @@ from ptune import PromptBank, PtuneError
 from ptune.adapters import schema
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.relabel import relabel
-from ptune.labels import Labels, edits, labels_from_json, labels_to_json
+from ptune.labels import (
+    Labels,
+    edits,
+    indicators,
+    labels_from_json,
+    labels_to_json,
+    leaves_out,
+)
+from ptune.labels.columns import LABELS
 from ptune.postprocessing import Postprocessing
 
 
@@ -111,6 +119,62 @@ def test_labels_can_be_changed_again_and_again():
     numbers = edits.rename(Labels(("1", "2"), value_type="int64"), "1", "one")
     assert numbers.values == ["one", 2]
     assert special.softmax(z).sum() == pytest.approx(1)
+
+
+def test_files_may_have_the_labels_of_before_a_change(copy_of, tmp_path, capsys, caplog):
+    folder = copy_of(Subject("input"))
+    before = load(folder).predict(SENTENCES)
+    file = tmp_path / "gold.csv"
+    rows = [*zip(SENTENCES, before, strict=True), (SENTENCES[0], "maybe"), (SENTENCES[1], "yes")]
+    file.write_text("\n".join(["text,label", *(f'"{text}",{label}' for text, label in rows)]))
+    merged, dropped = tmp_path / "merged", tmp_path / "dropped"
+    assert call("merge-labels", folder, "yes", "no", "--into", "decided", "--output", merged) == 0
+    assert call("rename-label", merged, "decided", "sure") == 0
+    after = load(merged)
+    names = ["maybe" if label == "maybe" else "sure" for _, label in rows]
+    expected = after.evaluate([text for text, _ in rows], names)
+    capsys.readouterr()
+    assert call("evaluate", merged, "--file", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(expected, abs=1e-6)
+    # Texts of a dropped label are left out, with a note; of two classifiers, for both.
+    assert call("drop-label", folder, "maybe", "--output", dropped) == 0
+    assert call("evaluate", dropped, "--file", file, "--json") == 0
+    left = sum(label != "maybe" for _, label in rows)
+    assert f"Left out {len(rows) - left} of {len(rows)} examples" in caplog.text
+    capsys.readouterr()
+    assert call("compare", folder, dropped, "--file", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["texts"] == left
+    file.write_text(f'text,label\n"{SENTENCES[0]}",maybe')
+    assert call("evaluate", dropped, "--file", file) == 2
+    assert "so none is left to evaluate on" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_old_names_of_labels_follow_every_change():
+    labels = Labels(("a", "b", "c", "d"), aliases=(("other", -1),))
+    labels = edits.rename(labels, "a", "x")
+    labels = edits.merge(labels, ["x", "c"], "y")
+    labels = edits.drop(labels, "b")
+    assert dict(labels.aliases) == {"other": -1, "a": 0, "x": 0, "c": 0, "b": -1}
+    assert labels.targets(["y", "a", "c", "d"])[0].tolist() == [0, 0, 0, 1]
+    assert leaves_out(labels, "b")
+    assert not leaves_out(labels, "a")
+    assert labels_from_json(labels_to_json(labels), "ptune.json") == labels
+    # A name that is used again belongs to its new label.
+    again = edits.rename(labels, "d", "b")
+    assert dict(again.aliases) == {"other": -1, "a": 0, "x": 0, "c": 0, "d": 1}
+    assert again.targets(["b", "d"])[0].tolist() == [1, 1]
+    for wrong in ({"d": 0}, {"z": 2}, {"z": True}, {"z": "y"}, ["z"], {"\ud800": 0}):
+        with pytest.raises(PtuneError, match="label_aliases is"):
+            labels_from_json({**labels_to_json(labels), "label_aliases": wrong}, "ptune.json")
+
+
+def test_columns_of_merged_labels_are_read_as_one():
+    labels = edits.merge(Labels(("a", "b", "c"), "multi_label_classification"), ["a", "c"], "x")
+    table = {"a": [1, 0, 0], "c": [0, 0, np.nan], "b": [1, 1, 0]}
+    column = indicators(list(zip(*table.values(), strict=True)), names=tuple(table), origin=LABELS)
+    np.testing.assert_array_equal(labels.targets(column)[0], [[1, 1], [0, 1], [np.nan, 0]])
+    column = indicators([(1, 0)], names=("b", "x"), origin=LABELS)
+    assert edits.drop(labels, "b").targets(column)[0].tolist() == [[0]]
 
 
 def test_a_label_that_others_are_merged_into_keeps_its_value():

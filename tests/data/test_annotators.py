@@ -6,6 +6,7 @@ from conftest import refused
 
 from ptune import PtuneError
 from ptune.data.dataset import LABEL, TEXT, WEIGHT, load_files
+from ptune.data.glue import evaluation_sets
 from ptune.data.tables import Columns
 
 COLUMNS = Columns(indicators=("angry", "calm", "sad"))
@@ -78,6 +79,10 @@ def test_texts_of_no_label_are_not_learned(tmp_path):
     assert data.labels.names == ("a", "b")
     assert len(data.train) + len(data.evaluation[""]) == 20
     assert data.out_of_scope == [[f"text {i}" for i in range(2, 30, 3)]]
+    # Nor are they in the way when the classifier is evaluated on such a file.
+    ((texts, column),) = evaluation_sets(data.labels, file=train)[0].values()
+    assert column.values == list("ab" * 10)
+    assert texts == [[f"text {i}" for i in range(30) if i % 3 < 2]]
     data = load_files(train, train, other_label="c")
     assert len(data.out_of_scope[0]) == 20
     assert len(data.train) == len(data.evaluation[""]) == 20

@@ -79,6 +79,34 @@ def test_a_report_on_a_run_without_one_of_its_labels(run, tmp_path):
     assert content["baselines"]["logistic regression on features"]["accuracy"] > 0.8
 
 
+def test_a_file_with_old_labels_is_reported_on_after_they_were_changed(
+    run, tmp_path, capsys, caplog
+):
+    folder, labels = run
+    changed = tmp_path / "changed"
+    assert call("rename-label", folder, labels[0], "cash", "--output", changed) == 0
+    assert call("drop-label", changed, labels[2]) == 0
+    rows = [(f"text {i} of money", labels[i % 3], f"c{i % 3}", i) for i in range(12)]
+    file = write(tmp_path / "gold.csv", [rows[0], *rows], ("text", "label", "country", "id"))
+    options = ("--dtype", "float32", "--fast", "--slice-column", "country")
+    assert call("report", changed, "--file", file, *options) == 0
+    assert "Left out 4 of 13 examples with a label that" in caplog.text
+    content = read_json(changed / "reports" / "gold.json")
+    examples = {row["label"]: row["examples"] for row in content["per_label"]}
+    assert examples == {"cash": 5, labels[1]: 4}
+    slices = {row["part"]: row["texts"] for row in content["slices"]["country"]}
+    assert slices == {"c0": 5, "c1": 4}
+    # The new folder knows its run: what it was trained on, with the new labels.
+    assert call("report", changed, "--dtype", "float32", "--fast") == 0
+    content = read_json(changed / "report.json")
+    assert {row["label"] for row in content["per_label"]} == {"cash", labels[1]}
+    capsys.readouterr()
+    known = ("--train-file", folder.parent / "train.csv", "--dtype", "float32", "--json")
+    assert call("explain", changed, "the money is gone 0", *known) == 0
+    found = json.loads(capsys.readouterr().out)["nearest"]
+    assert {row["label"] for row in found} <= {"cash", labels[1]}
+
+
 def test_a_report_on_a_file_has_everything_as_text(run, texts, tmp_path, capsys):
     folder, labels = run
     rows = [

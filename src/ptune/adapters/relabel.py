@@ -12,7 +12,7 @@ from pathlib import Path
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.schema import INFO_NAME
 from ptune.errors import PtuneError
-from ptune.files import check_new
+from ptune.files import METRICS_NAME, SETTINGS_NAME, check_new
 from ptune.labels import Labels
 
 
@@ -26,8 +26,8 @@ def relabel(
     Args:
         source: The adapter.
         change: Returns the new labels for the old ones.
-        output: A new folder for the adapter; ``None``: it changes in place, and its `ptune.json`
-            stays under another name.
+        output: A new folder for the adapter, which also gets the settings and scores of its run;
+            ``None``: it changes in place, and its `ptune.json` stays under another name.
 
     Returns:
         The new labels, and the name under which the old `ptune.json` stays.
@@ -40,6 +40,9 @@ def relabel(
     if output is not None:
         check_new(Path(output))
         changed.save(output)
+        for name in (SETTINGS_NAME, METRICS_NAME):  # it is the same run
+            if (file := Path(source) / name).is_file():
+                shutil.copyfile(file, Path(output) / name)
         return changed.labels, None
     folder = Path(source)
     if not folder.is_dir():

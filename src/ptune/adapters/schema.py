@@ -213,6 +213,7 @@ INFO_FIELDS = {
     "problem_type": Field(LABELS),
     "label_type": Field(LABELS),
     "label_outputs": Field(LABELS),
+    "label_aliases": Field(LABELS),
     "mechanism": Field(one_of(*get_args(Mechanism))),
     "backbone": Field(OBJECT),
     "quality": Field(OBJECT),  # `ptune.adapters.quality` reads it

@@ -266,6 +266,7 @@ def explain(
     found = explaining.explain(classifier, text if pair is None else (text, pair), label)
     backbone = report.backbone_of(classifier)
     if train_file and backbone and (data := dataset_of_run(Path(adapter), train_file)):
+        data = data.for_labels(classifier.labels_) or data
         found = explaining.with_nearest(found, data, backbone)
     if output:
         with staged_file(output) as page:

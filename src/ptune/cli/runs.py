@@ -106,6 +106,7 @@ def compare(
 
     Example: ptune compare runs/deep runs/input --file gold.csv
     """
+    import numpy as np
     from scipy import stats
 
     from ptune.inference.classifier import load
@@ -114,6 +115,10 @@ def compare(
         raise PtuneError("Name a labelled file to compare on: --file gold.csv.")
     loading = load_with(options)
     right = [_right(load(adapter, **loading), file, options) for adapter in (first, second)]
+    both = ~np.isnan(right).any(axis=0)
+    if not both.any():
+        raise PtuneError(f"No text of {file} has a label that both classifiers can answer with.")
+    right = [found[both].astype(bool) for found in right]
     only = [int((a & ~b).sum()) for a, b in (right, right[::-1])]
     p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
     result: dict[str, Any] = {
@@ -138,23 +143,28 @@ def compare(
 
 
 def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> np.ndarray:
-    """Which texts of a file a classifier labels correctly."""
+    """Which texts of a file a classifier labels correctly, as 0 and 1; NaN: it does not count."""
     import numpy as np
 
-    from ptune.data.glue import evaluation_sets
+    from ptune.data.dataset import labelled_texts, that_count
     from ptune.inference.text_classifier import warn_of_unseen
-    from ptune.labels import comparable
+    from ptune.labels import comparable, known_names
     from ptune.texts import as_rows
 
     labels = classifier.labels_
     if labels.is_regression:
         raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
-    ((texts, column),) = evaluation_sets(labels, file=file, **read_with(options))[0].values()
+    how = {"problem_type": labels.kind, "known": known_names(labels), **read_with(options)}
+    examples = labelled_texts(file, **how)
+    (texts, column), rows = that_count(examples, labels)
+    found = np.full(len(examples[1]), np.nan)
     targets, unseen = labels.targets(column)
     warn_of_unseen(targets, unseen)
     predicted = np.asarray(classifier.predict(as_rows(texts)))
     if labels.is_single:
         names = [*labels.classes.tolist(), *[None] * (int(np.max(targets, initial=0)) + 1)]
-        return np.array([names[t] == p for t, p in zip(targets, predicted.tolist(), strict=True)])
+        found[rows] = [names[t] == p for t, p in zip(targets, predicted.tolist(), strict=True)]
+        return found
     targets, predicted, known = comparable(labels, targets, predicted)
-    return np.asarray((targets == predicted).all(axis=1)[known])
+    found[known] = (targets == predicted).all(axis=1)[known]
+    return found

@@ -33,7 +33,17 @@ from ptune.data.tables import (
     without_headers,
 )
 from ptune.errors import Origin, PtuneError, listed
-from ptune.labels import SINGLE, LabelColumn, Labels, annotated, in_words, read, weights_of
+from ptune.labels import (
+    SINGLE,
+    LabelColumn,
+    Labels,
+    annotated,
+    in_words,
+    known_names,
+    leaves_out,
+    read,
+    weights_of,
+)
 from ptune.texts import check
 
 if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying needs none of it.
@@ -339,7 +349,7 @@ def load_files(
         None
         if eval_file is None
         else lambda labels: labelled_texts(
-            eval_file, problem_type=labels.kind, known=labels.names, **how
+            eval_file, problem_type=labels.kind, known=known_names(labels), **how
         ),
         problem_type,
         seed,
@@ -377,6 +387,8 @@ def task_data(
             "none of the others, or leave out --other-label."
         )
     data.train, data.out_of_scope = _with_shares(data.train), out_of_scope
+    if other_label is not None:
+        data.labels = replace(data.labels, aliases=((other_label, -1),))
     return data
 
 
@@ -388,9 +400,48 @@ def _without_other(examples: Examples, label: str | None) -> tuple[Examples, lis
     if column.kind != "one":
         raise PtuneError("--other-label requires one label per text.")
     gone = {i for i, value in enumerate(column.values) if str(value) == label}
-    kept = [[t for i, t in enumerate(own) if i not in gone] for own in texts]
     out = [[t for i, t in enumerate(own) if i in gone] for own in texts]
-    return (kept, column.without(sorted(gone))), out
+    return _without(examples, gone), out
+
+
+def _without(examples: Examples, gone: set[int]) -> Examples:
+    """The examples without those at some positions."""
+    texts, column = examples
+    kept = [[t for i, t in enumerate(own) if i not in gone] for own in texts]
+    return kept, column.without(sorted(gone))
+
+
+def that_count(examples: Examples, labels: Labels) -> tuple[Examples, list[int]]:
+    """The examples on which a classifier with these labels can be right, and their positions.
+
+    Texts of labels that were dropped after training, and of `--other-label`, are left out with a
+    note. If a text can have several labels, it is without the dropped ones.
+
+    Raises:
+        PtuneError: No example is left.
+    """
+    (texts, column), rows = examples, list(range(len(examples[1])))
+    if not any(number == -1 for _, number in labels.aliases) or column.kind == "indicators":
+        return examples, rows
+    if column.kind == "several":
+        own = [v and [x for x in v if not leaves_out(labels, x)] for v in column.values]
+        return (texts, replace(column, values=own)), rows
+    out = {value for value in set(column.values) if leaves_out(labels, value)}
+    gone = {i for i, value in enumerate(column.values) if value in out} if out else set()
+    if gone:
+        names = listed(sorted(map(str, out)), 5)
+        if len(gone) == len(rows):
+            raise PtuneError(
+                f"All {len(rows)} examples have a label that the classifier does not answer with "
+                f"({names}; {column.origin}), so none is left to evaluate on."
+            )
+        logger.warning(
+            "Left out %d of %d examples with a label that the classifier does not answer with: %s.",
+            len(gone),
+            len(rows),
+            names,
+        )
+    return _without(examples, gone), [i for i in rows if i not in gone]
 
 
 def labelled_texts(

@@ -11,13 +11,22 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from ptune import compat
-from ptune.data.dataset import LABEL, PAIR, TEXT, Examples, TaskData, labelled_texts, text_columns
+from ptune.data.dataset import (
+    LABEL,
+    PAIR,
+    TEXT,
+    Examples,
+    TaskData,
+    labelled_texts,
+    text_columns,
+    that_count,
+)
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.splits import evaluation_split
 from ptune.data.tables import read_text
 from ptune.errors import Origin, PtuneError, first_line, near
 from ptune.files import near_path
-from ptune.labels import REGRESSION, Labels, as_numbers, read
+from ptune.labels import REGRESSION, Labels, as_numbers, known_names, read
 
 logger = logging.getLogger(__name__)
 
@@ -302,11 +311,13 @@ def evaluation_sets(
     """
     if sum(source is not None for source in (task, file, dataset)) != 1:
         raise PtuneError("Name what to evaluate on: --task, --file or --dataset, and one only.")
-    how |= {"problem_type": labels.kind, "known": labels.names}
+    how |= {"problem_type": labels.kind, "known": known_names(labels)}
     if file is not None:
-        return {"": labelled_texts(file, dialect=dialect, **how)}, labels.metrics
+        examples = labelled_texts(file, dialect=dialect, **how)
+        return {"": that_count(examples, labels)[0]}, labels.metrics
     if dataset is not None:
-        return {"": evaluation_split(dataset, dataset_config, split, **how)}, labels.metrics
+        examples = evaluation_split(dataset, dataset_config, split, **how)
+        return {"": that_count(examples, labels)[0]}, labels.metrics
     assert task is not None
     data = load_glue(task, data_dir)
     if not data.evaluation:

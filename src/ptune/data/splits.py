@@ -11,7 +11,7 @@ from ptune import compat
 from ptune.data.dataset import Examples, TaskData, examples_of, quiet, task_data
 from ptune.data.tables import BY_NAME, Columns, Table, called, find_columns
 from ptune.errors import PtuneError, near
-from ptune.labels import LABEL_NAMES, Labels
+from ptune.labels import LABEL_NAMES, Labels, known_names
 
 if TYPE_CHECKING:  # 🤗 Datasets takes a second to import, and classifying needs none of it.
     from datasets import Dataset, Features
@@ -87,7 +87,7 @@ def load_task(
     evaluation = _first_labelled(splits, (*VALIDATION, *TEST), columns)
 
     def evaluation_examples(labels: Labels) -> Examples:
-        known = {**how, "problem_type": labels.kind, "known": labels.names}
+        known = {**how, "problem_type": labels.kind, "known": known_names(labels)}
         return split_examples(splits, str(evaluation), name, columns=columns, **known)
 
     logger.warning(

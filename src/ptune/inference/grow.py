@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
-from ptune.data.dataset import Examples, dataset_of, labelled_texts
+from ptune.data.dataset import Examples, dataset_of, labelled_texts, that_count
 from ptune.errors import PtuneError
 from ptune.files import check_new
 from ptune.inference.classifier import PromptClassifier, load
-from ptune.labels import Labels
+from ptune.labels import Labels, known_names
 from ptune.labels.values import (
     distinct,
     type_of_all,
@@ -169,7 +169,13 @@ def _grown(before: Labels, examples: Examples, file: str | Path) -> Labels:
         )
     warn_of_alike([*before.names, *added], column.origin)
     each = [*types_of_each(before.value_type, len(before)), *(types[name] for name in added)]
-    return Labels((*before.names, *added), before.problem_type, type_of_all(each))
+    aliases = tuple((name, i) for name, i in before.aliases if name not in added)
+    return replace(
+        before,
+        names=(*before.names, *added),
+        value_type=type_of_all(each),
+        aliases=aliases,
+    )
 
 
 def _old_texts(
@@ -180,7 +186,7 @@ def _old_texts(
 ) -> _Set:
     labels, folder = classifier.labels_, Path(source)
     if replay is not None:
-        texts = labelled_texts(replay, known=labels.names, **how)
+        texts, _ = that_count(labelled_texts(replay, known=known_names(labels), **how), labels)
         return _features(classifier, texts, labels, replay)
     if (kept := read_features(folder)) is not None:
         return _Set(*kept)

@@ -23,7 +23,14 @@ from ptune.labels.columns import (
     values_of,
     weights_of,
 )
-from ptune.labels.labels import NO_LABEL, Labels, Prediction, comparable
+from ptune.labels.labels import (
+    NO_LABEL,
+    Labels,
+    Prediction,
+    comparable,
+    known_names,
+    leaves_out,
+)
 from ptune.labels.metrics import METRICS, compute, confusion, majority, mean_and_std, per_label
 from ptune.labels.stored import labels_from_json, labels_to_json
 from ptune.labels.values import in_words
@@ -51,8 +58,10 @@ __all__ = [
     "is_container",
     "is_missing",
     "is_unicode",
+    "known_names",
     "labels_from_json",
     "labels_to_json",
+    "leaves_out",
     "majority",
     "mean_and_std",
     "per_label",

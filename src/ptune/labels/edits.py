@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,8 @@ def rename(labels: Labels, old: Any, new: str) -> Labels:
     # A number or an enum member that is renamed becomes a string.
     types = list(types_of_each(labels.value_type, len(labels)))
     types[number] = "str"
-    return replace(labels, names=tuple(names), value_type=type_of_all(types))
+    aliases = {**dict(labels.aliases), labels.names[number]: number}
+    return _renamed(replace(labels, names=tuple(names), value_type=type_of_all(types)), aliases)
 
 
 def merge(labels: Labels, old: Sequence[Any], into: str) -> Labels:
@@ -71,12 +72,20 @@ def _without(labels: Labels, gone: list[int], to: int | None) -> Labels:
         i: -1 if to is None else kept.index(to) for i in gone
     }
     types = types_of_each(labels.value_type, len(labels))
-    return Labels(
+    changed = Labels(
         tuple(labels.names[i] for i in kept),
         labels.problem_type,
         type_of_all([types[i] for i in kept]),
         tuple(place.get(i, -1) for i in labels.outputs or range(len(labels))),
     )
+    aliases = {name: place.get(i, -1) for name, i in labels.aliases}
+    return _renamed(changed, {**aliases, **{labels.names[i]: place[i] for i in gone}})
+
+
+def _renamed(labels: Labels, aliases: Mapping[str, int]) -> Labels:
+    """Labels that labelled files may call by other names, too, unless a label has that name."""
+    others = {name: i for name, i in aliases.items() if name not in labels.names}
+    return replace(labels, aliases=tuple(others.items()))
 
 
 def _number(labels: Labels, name: Any) -> int:

@@ -78,12 +78,16 @@ class Labels:
         value_type: The type of the user's label values, see `ptune.labels.values`.
         outputs: The number of the label of each output of the head, -1 for none, after labels
             were merged or dropped. ``None``: one output for each label.
+        aliases: Other names in labelled files, with the number of the label that each stands for:
+            what a label was called before it was renamed or merged. -1: texts with it are left out
+            of evaluation, because it was dropped, or is that of texts that belong to no label.
     """
 
     names: tuple[str, ...]
     problem_type: str | None = SINGLE
     value_type: ValueType = "str"
     outputs: tuple[int, ...] | None = None
+    aliases: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def learn(cls, y: Any, problem_type: str | None = None) -> Labels:
@@ -238,7 +242,18 @@ class Labels:
         return numbers
 
     def _number(self, value: Any) -> int | None:
-        return next((self._numbers[key] for key in keys(value) if key in self._numbers), None)
+        for key in keys(value):
+            if key in self._numbers:
+                return self._numbers[key]
+        alias = self._alias(value) if self.aliases else None
+        return None if alias == -1 else alias
+
+    @cached_property
+    def _aliases(self) -> dict[tuple[str, Any], int]:
+        return {key: number for name, number in self.aliases for key in keys(name)}
+
+    def _alias(self, value: Any) -> int | None:
+        return next((self._aliases[key] for key in keys(value) if key in self._aliases), None)
 
     def __contains__(self, value: Any) -> bool:
         """Whether a value is one of the labels, in any form that `encode` accepts."""
@@ -246,19 +261,23 @@ class Labels:
 
     def _rearranged(self, column: LabelColumn) -> Array:
         """Indicators with the columns in the order of the labels."""
+        values = column.values
         if column.names is None:
-            order = list(range(column.values.shape[1]))
+            order = list(range(values.shape[1]))
         else:
-            order = [
-                -1 if (known := self._number(name)) is None else known for name in column.names
-            ]
-        if sorted(order) != list(range(len(self))):
+            counted = [not leaves_out(self, name) for name in column.names]
+            names = [name for name, counts in zip(column.names, counted, strict=True) if counts]
+            order = [-1 if (known := self._number(name)) is None else known for name in names]
+            values = values[:, counted]
+        if sorted(set(order)) != list(range(len(self))):
             found = ", ".join(map(str, column.names or [f"{len(order)} columns without names"]))
             raise PtuneError(
                 f"Expected a column for each of the labels {', '.join(self.names)}; "
                 f"{column.origin} have {found}."
             )
-        return column.values[:, np.argsort(order)]
+        if len(order) > len(self):  # columns of labels that were merged
+            return np.stack([_either(values[:, np.equal(order, i)]) for i in range(len(self))], 1)
+        return values[:, np.argsort(order)]
 
     # From logits to answers.
 
@@ -388,6 +407,16 @@ class Labels:
         return float(function(targets, predictions, sample_weight=weights))
 
 
+def known_names(labels: Labels) -> tuple[str, ...]:
+    """All names that a labelled file may have."""
+    return (*labels.names, *(name for name, _ in labels.aliases))
+
+
+def leaves_out(labels: Labels, value: Any) -> bool:
+    """Whether texts with a label do not count: it was dropped, or stands for none of the labels."""
+    return value not in labels and labels._alias(value) == -1
+
+
 def comparable(labels: Labels, targets: Array, predictions: Array) -> tuple[Array, Array, Array]:
     """Targets and predictions of the same shape, to compare one by one.
 
@@ -410,3 +439,9 @@ def comparable(labels: Labels, targets: Array, predictions: Array) -> tuple[Arra
     unknown = np.isnan(targets)
     known = np.asarray(~unknown.all(axis=1))
     return np.nan_to_num(targets).astype(int), np.where(unknown, 0, predictions), known
+
+
+def _either(columns: Array) -> Array:
+    """Whether a text has one of several labels ``[n, labels]``; NaN: unknown."""
+    found: Array = columns.max(axis=1)  # unknown, if one of them is
+    return np.where((columns == 1).any(axis=1), 1.0, found)

@@ -16,6 +16,8 @@ def labels_to_json(labels: Labels) -> dict[str, Any]:
     content: dict[str, Any] = {"labels": list(labels.names), "problem_type": labels.problem_type}
     if labels.outputs is not None:
         content["label_outputs"] = list(labels.outputs)
+    if labels.aliases:
+        content["label_aliases"] = dict(labels.aliases)
     each = labels.value_type
     if each != "str":
         content["label_type"] = each if isinstance(each, str) else list(each)
@@ -40,6 +42,7 @@ def labels_from_json(content: Mapping[str, Any], where: str, count: int = 2) -> 
 
     names, problem_type = content.get("labels"), content.get("problem_type")
     value_type, outputs = content.get("label_type", "str"), content.get("label_outputs")
+    aliases = content.get("label_aliases") or {}
     if problem_type not in (None, *PROBLEM_TYPES):
         raise damaged(
             f"problem_type is {str(problem_type)[:80]!r}. Expected one of "
@@ -63,7 +66,16 @@ def labels_from_json(content: Mapping[str, Any], where: str, count: int = 2) -> 
             "or -1"
         )
     each = tuple(value_type) if isinstance(value_type, list) else value_type
-    labels = Labels(tuple(names), problem_type, each, None if outputs is None else tuple(outputs))
+    if not isinstance(aliases, dict) or not all(
+        is_unicode(name) and name not in names and type(n) is int and n in known
+        for name, n in aliases.items()
+    ):
+        raise damaged(
+            f"label_aliases is {str(aliases)[:80]!r}. Expected an object with the number of a "
+            "label, or -1, for each further name"
+        )
+    changed = None if outputs is None else tuple(outputs)
+    labels = Labels(tuple(names), problem_type, each, changed, tuple(aliases.items()))
     try:
         labels.classes  # noqa: B018
     except (TypeError, ValueError, OverflowError) as error:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptune import texts
-from ptune.data.dataset import LABEL, TaskData, labelled_texts, text_columns
+from ptune.data.dataset import LABEL, TaskData, labelled_texts, text_columns, that_count
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import Columns, find_columns, read_table
 from ptune.errors import Origin, PtuneError, cut, near
 from ptune.inference.text_classifier import TextClassifier
-from ptune.labels import NO_LABEL, Labels, comparable
+from ptune.labels import NO_LABEL, Labels, comparable, known_names
 from ptune.postprocessing import Goal, Postprocessing
 from ptune.training import calibration
 from ptune.training.start import dataset_of_run
@@ -217,15 +217,15 @@ def of_file(
         PtuneError: The file cannot be read, or has a label that training never saw.
     """
     labels = classifier.labels_
-    how |= {"problem_type": labels.kind, "known": labels.names}
-    rows: list[int] = []
-    found, column = labelled_texts(file, dialect=dialect, numbers=rows, **how)
-    table = read_table(file, dialect) if slices else {}
+    how |= {"problem_type": labels.kind, "known": known_names(labels)}
+    numbers: list[int] = []
+    examples = labelled_texts(file, dialect=dialect, numbers=numbers, **how)
+    (found, column), places = that_count(examples, labels)
+    rows = [numbers[i] for i in places]
+    table = read_table(file, dialect, as_it_is=True) if slices else {}
     for name in slices:
         if name not in table:
             raise PtuneError(f"{file} has no column {name!r}; {near(name, table)}.")
-        if len(table[name]) != len(column):
-            raise PtuneError("--slice-column and --skip-unlabelled cannot be combined.")
     own = None if data is None else data.for_labels(labels)
     train = None if own is None else training_texts(own)
     evidence = Evidence.collect(
@@ -234,7 +234,7 @@ def of_file(
         labels.encode(column),
         file.stem,
         chosen_on=False,
-        slices={name: table[name] for name in slices},
+        slices={name: [table[name][row - 1] for row in rows] for name in slices},
         train=train,
         rows=rows,
     )
