@@ -143,7 +143,9 @@ def test_files_may_have_the_labels_of_before_a_change(copy_of, tmp_path, capsys,
     assert f"Left out {len(rows) - left} of {len(rows)} examples" in caplog.text
     capsys.readouterr()
     assert call("compare", folder, dropped, "--file", file, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["texts"] == left
+    said = capsys.readouterr()
+    assert json.loads(said.out)["texts"] == left
+    assert "Only one of the two classifiers has maybe." in " ".join(said.err.split())
     file.write_text(f'text,label\n"{SENTENCES[0]}",maybe')
     assert call("evaluate", dropped, "--file", file) == 2
     assert "so none is left to evaluate on" in " ".join(capsys.readouterr().err.split())

@@ -246,7 +246,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["predict", "EXPORT", "text"], "Name what runs it"),
+        (["predict", "EXPORT", "text"], "run it with `--runtime onnx`"),
         (["predict", "EXPORT", "text", "--runtime", "onnx", "--model", "minilm"], "--model is for"),
         (["predict", "EXPORT", "text", "--runtime", "openvino", "--revision", "v1"], "--revision"),
         (
@@ -257,7 +257,7 @@ def test_the_command_line_exports_predicts_and_evaluates(bert, tmp_path, capsys)
         (["export", "ADAPTER", "ADAPTER", "--to", "onnx"], "holds an adapter"),
         (["export", "ADAPTER", "FILE", "--to", "onnx"], "is a file"),
         (["export", "ADAPTER", "FOLDER", "--to", "onnx"], "not an export"),
-        (["export", "EXPORT", "NEW", "--to", "onnx"], "Name what runs it"),
+        (["export", "EXPORT", "NEW", "--to", "onnx"], "run it with `--runtime onnx`"),
         (["export", "ADAPTER", "NEW", "--to", "onnx", "--two-graphs"], "this prompt is input"),
         (["export", "ADAPTER", "NEW", "--two-graphs"], "--two-graphs is for --to onnx. Leave"),
     ],

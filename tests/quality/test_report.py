@@ -164,6 +164,23 @@ def test_another_training_file_may_be_named_for_any_run(tmp_path, own):
     assert len(dataset_of_run(tmp_path, file).train) == 8
 
 
+def test_a_training_file_may_be_named_for_an_adapter_without_a_run(run, tmp_path, capsys):
+    """As `save` writes it, or as it is on the Hub."""
+    folder, labels = run
+    shutil.copytree(folder, bare := tmp_path / "bare")
+    (bare / "settings.json").unlink()
+    train = folder.parent / "train.csv"
+    known = ("--train-file", train, "--dtype", "float32")
+    assert call("explain", bare, "the money is gone", *known, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["nearest"]) == 3
+    file = write(tmp_path / "gold.csv", [("a text", labels[0])], ("text", "label"))
+    assert call("report", bare, "--file", file, *known) == 0
+    baselines = read_json(bare / "reports" / "gold.json")["baselines"]
+    assert "logistic regression on features" in baselines
+    assert call("report", bare, *known) == 2
+    assert "it is not known which texts of" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_report_replaces_nothing_but_reports(run, tmp_path, capsys):
     folder, labels = run
     file = write(tmp_path / "gold.csv", [("a text", labels[0])], ("text", "label"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -32,8 +32,18 @@ from ptune.cli.options import (
 )
 from ptune.data.sources import check_options
 from ptune.errors import PtuneError
-from ptune.files import METRICS_NAME, REPORT_NAME, check_output, read_metrics, staged_file
+from ptune.files import (
+    METRICS_NAME,
+    REPORT_NAME,
+    SETTINGS_NAME,
+    check_output,
+    read_metrics,
+    staged_file,
+)
 from ptune.training.settings import DATA, MODEL, TrainSettings
+
+if TYPE_CHECKING:
+    from ptune.data.dataset import TaskData
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -157,12 +167,7 @@ def report(
     classifier = load(adapter, **load_with(options))
     data = dataset_of_run(run, train_file)
     if file is None:
-        if data is None:
-            raise PtuneError(
-                f"The data of {adapter} is not here. Name a labelled file (--file), or the "
-                "training file (--train-file)."
-            )
-        found = evidence.of_run(classifier, data)[0]
+        found = evidence.of_run(classifier, _with_evaluation(data, adapter, train_file))[0]
     else:
         how = {"slices": tuple(slice_column or ()), "data": data, **read_with(options)}
         found = evidence.of_file(classifier, file, **how)
@@ -285,6 +290,21 @@ def explain(
         for alike in found.nearest:
             table.add_row(alike.text, alike.label)
         console.print(table)
+
+
+def _with_evaluation(data: TaskData | None, adapter: str, train_file: Path | None) -> TaskData:
+    """The data of a run, if it is here and has an evaluation set."""
+    if data is None:
+        raise PtuneError(
+            f"The data of {adapter} is not here. Name a labelled file (--file), or the training "
+            "file (--train-file)."
+        )
+    if not data.evaluation:
+        raise PtuneError(
+            f"{adapter} has no {SETTINGS_NAME}, so it is not known which texts of {train_file} "
+            "were not learned. Name a labelled file with other texts (--file)."
+        )
+    return data
 
 
 def _show_scores(content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ from ptune.cli.options import (
     say,
     with_settings,
 )
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, listed
 from ptune.files import CHECKPOINTS
 from ptune.training.settings import TrainSettings
 
@@ -114,7 +115,19 @@ def compare(
     if file is None:
         raise PtuneError("Name a labelled file to compare on: --file gold.csv.")
     loading = load_with(options)
-    right = [_right(load(adapter, **loading), file, options) for adapter in (first, second)]
+    right, labels = [], []
+    for adapter in (first, second):
+        classifier = load(adapter, **loading)
+        right.append(_right(classifier, file, options))
+        labels.append(set(classifier.labels))
+    own, others = labels
+    if own != others:
+        named = listed(sorted(map(str, own ^ others)), 5)
+        warnings.warn(
+            f"Only one of the two classifiers has {named}. Fewer labels are an easier task, so the "
+            "difference does not tell which classifier is better.",
+            stacklevel=2,
+        )
     both = ~np.isnan(right).any(axis=0)
     if not both.any():
         raise PtuneError(f"No text of {file} has a label that both classifiers can answer with.")

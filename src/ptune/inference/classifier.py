@@ -386,8 +386,9 @@ def load(
     """
     if is_export(source):
         raise PtuneError(
-            f"{source} is an export to ONNX, and no adapter. Name what runs it (`--runtime onnx` "
-            "or `openvino`; engine= in Python)."
+            f"{source} is an export to ONNX, and no adapter. `ptune predict` and `ptune evaluate` "
+            "run it with `--runtime onnx` or `openvino` (engine= in Python). Everything else "
+            "requires the adapter that it was exported from."
         )
     if not isinstance(model, str | os.PathLike | None):
         raise PtuneError(

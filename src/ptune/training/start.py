@@ -26,13 +26,14 @@ from ptune.backbones.loading import (
     load_backbone,
     load_tokenizer,
 )
-from ptune.data.dataset import PAIR, TEXT, TaskData, load_files
+from ptune.data.dataset import PAIR, TEXT, TaskData, labelled_texts, load_files
 from ptune.data.glue import load_glue
 from ptune.data.opening import Dialect
 from ptune.data.sources import check_options, of_others, source_of
 from ptune.data.splits import load_task
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
+from ptune.files import SETTINGS_NAME
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.postprocessing import Goal
@@ -192,11 +193,15 @@ def dataset_of_run(folder: Path, train_file: Path | None = None) -> TaskData | N
 
     Args:
         folder: The run folder.
-        train_file: The training file, if it has moved.
+        train_file: The training file, if it has moved. If the folder is an adapter without the
+            settings of its run, all of the file is training data.
 
     Raises:
         PtuneError: `train_file` cannot be read.
     """
+    if train_file is not None and not (folder / SETTINGS_NAME).is_file():
+        data = TaskData.from_lists(*labelled_texts(train_file))
+        return replace(data, name=train_file.stem)
     try:
         settings = TrainSettings.read(folder)
         if train_file is not None:
