@@ -479,13 +479,18 @@ def test_the_card_follows_labels_that_changed_after_training(run_folder, tmp_pat
     row = {"precision": 0.75, "recall": 1.0, "f1": 0.857, "examples": 3}
     scores = {"eval": [{"label": name, **row} for name in ("where|is it?", "refund")]}
     edit_json(folder / "metrics.json", labels=["where|is it?", "refund"], label_scores=scores)
-    (folder / "confusion_matrix.png").write_bytes(b"\x89PNG matrix")
+    for name in ("confusion_matrix.png", "training_curve.png"):
+        (folder / name).write_bytes(b"\x89PNG matrix")
+    assert "confusion_matrix.png" in model_card(folder, "alice/mail").text
     assert call("rename-label", folder, "refund", "money back") == 0
     card = model_card(folder, "alice/mail")
     assert "| `money back` | 0.750 | 1.000 | 0.857 | 3 |" in card.text
     assert "refund" not in card.text
-    assert "confusion_matrix.png" in card.text
-    edit_json(folder / "ptune.json", labels=["any"], label_outputs=[0, 0])
+    # The picture has the old names.
+    assert "confusion_matrix.png" not in card.text
+    assert "training_curve.png" in card.text
+    assert not hub._public_files(folder).keys() & {"confusion_matrix.png", "label_scores.png"}
+    edit_json(folder / "ptune.json", labels=["any"], label_outputs=[0, 0], label_aliases={})
     card = model_card(folder, "alice/mail")
     assert "Labels were merged or dropped after training, so its scores are left out." in card.text
     assert not any(word in card.text for word in ("0.750", "Accuracy", "confusion_matrix.png"))

@@ -19,7 +19,15 @@ from ptune.adapters.public import PublicBackbone, last_part, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME, OWN_FIELDS, config_content
 from ptune.data.glue import GLUE_ON_THE_HUB
-from ptune.files import METRICS_NAME, PICTURES, SETTINGS_NAME, read_if_there, read_metrics
+from ptune.files import (
+    CONFUSION_NAME,
+    LABELS_NAME,
+    METRICS_NAME,
+    PICTURES,
+    SETTINGS_NAME,
+    read_if_there,
+    read_metrics,
+)
 from ptune.labels import Labels
 
 LIBRARY = "ptune"
@@ -96,9 +104,9 @@ def model_card(
     adapter = Adapter.read(folder, own_backbone=True)
     config = adapter.config
     backbone = PublicBackbone.of(config.base_model_name_or_path, config.revision)
-    metrics, pictures = read_metrics(folder / METRICS_NAME), PICTURES
+    metrics, pictures = read_metrics(folder / METRICS_NAME), pictures_of(folder, adapter.labels)
     if regrouped := adapter.labels.outputs is not None:
-        metrics, pictures = {k: v for k, v in metrics.items() if k not in _SCORES}, {}
+        metrics = {k: v for k, v in metrics.items() if k not in _SCORES}
     settings = read_if_there(folder / SETTINGS_NAME)
     own = config_content(config).keys() & OWN_FIELDS.keys()
     # PEFT would not put the template's words around texts.
@@ -138,12 +146,25 @@ def model_card(
         text=text,
         settings=_training(settings, metrics),
         versions=metrics.get("versions") or {},
-        pictures={file: t for file, t in pictures.items() if (folder / file).is_file()},
+        pictures=pictures,
         files={f: what for f, what in _FILES.items() if f in always or (folder / f).is_file()},
         regrouped=regrouped,
         **_scores(metrics, adapter.labels),
     )
     return ModelCard(rendered)
+
+
+def pictures_of(folder: Path, labels: Labels) -> dict[str, str]:
+    """The pictures in a run folder and what they show; none of labels that were changed since."""
+    before = read_metrics(folder / METRICS_NAME).get("labels", list(labels.names))
+    if labels.outputs is not None:
+        return {}
+    outdated = () if before == list(labels.names) else (CONFUSION_NAME, LABELS_NAME)
+    return {
+        name: what
+        for name, what in PICTURES.items()
+        if name not in outdated and (folder / name).is_file()
+    }
 
 
 def _datasets(settings: dict[str, Any]) -> list[str] | None:

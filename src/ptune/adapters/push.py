@@ -24,13 +24,13 @@ from safetensors.torch import save as tensors_to_bytes
 from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
-from ptune.adapters.card import LIBRARY, CardText, model_card
+from ptune.adapters.card import LIBRARY, CardText, model_card, pictures_of
 from ptune.adapters.download import HubHTTPError, id_of_address, own_file
 from ptune.adapters.public import PublicBackbone, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError, first_line
-from ptune.files import METRICS_NAME, PICTURES, json_text, read_json
+from ptune.files import METRICS_NAME, json_text, read_json
 
 CARD_NAME = "README.md"
 # Files of an adapter or a run, with their contents or the file that holds them.
@@ -162,7 +162,7 @@ def _public_files(folder: Path) -> Files:
     if (scores := folder / METRICS_NAME).is_file():
         public = without_paths({**read_json(scores), "model": backbone.name})
         files[METRICS_NAME] = json_text(public).encode()
-    unchanged = [INFO_NAME, *PICTURES, CARD_NAME]
+    unchanged = [INFO_NAME, *pictures_of(folder, adapter.labels), CARD_NAME]
     unchanged += [QUALITY_NAME] if adapter.postprocessing.tensors else []
     files |= {name: file for name in unchanged if (file := own_file(folder, name))}
     if CARD_NAME in files and CARD_MARK in (folder / CARD_NAME).read_text("utf-8"):

@@ -67,8 +67,7 @@ def labels_from_json(content: Mapping[str, Any], where: str, count: int = 2) -> 
         )
     each = tuple(value_type) if isinstance(value_type, list) else value_type
     if not isinstance(aliases, dict) or not all(
-        is_unicode(name) and name not in names and type(n) is int and n in known
-        for name, n in aliases.items()
+        is_unicode(name) and type(n) is int and n in known for name, n in aliases.items()
     ):
         raise damaged(
             f"label_aliases is {str(aliases)[:80]!r}. Expected an object with the number of a "
