@@ -54,6 +54,30 @@ def test_a_wrong_value_is_refused_with_what_is_expected(name, value, expected):
     assert str(refused.value) == f"{name} is {value!r}; expected {expected}."
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epoch": 3}, "PromptClassifier has no setting 'epoch'. Did you mean 'epochs'? …"),
+        ({"weight_decay": 1}, "…Fields of TrainingArguments are arguments of fit."),
+        (
+            {"device": "cpu"},
+            "PromptClassifier has no setting 'device'. It is an argument of fit: "
+            "PromptClassifier().fit(X, y, device=…).",
+        ),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_right_one(given, message):
+    with refused(message):
+        ptune.PromptClassifier(**given)
+
+
+def test_settings_are_given_by_name():
+    with refused("TrainSettings has no setting 'train'. Did you mean 'train_file'? …"):
+        TrainSettings(train="mail.csv")
+    with refused("PromptClassifier takes one value without a name, and there are 2: 'a', 'b'. …"):
+        ptune.PromptClassifier("a", "b")
+
+
 def test_a_setting_that_may_be_left_open_accepts_none():
     open_ones = {s.name: None for s in SETTINGS.values() if type(None) in get_args(s.type)}
     assert {"task", "epochs", "prompt_learning_rate"} < open_ones.keys()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import os
 import textwrap
@@ -15,7 +16,7 @@ import types
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, near
 
 Class = TypeVar("Class", bound=type)
 
@@ -175,4 +176,32 @@ def documented(owner: Class) -> Class:
         for s in settings_of(owner).values()
     ]
     owner.__doc__ = (owner.__doc__ or "").replace("{settings}", ("\n" + " " * 8).join(lines))
+    return owner
+
+
+def closed(owner: Class) -> Class:
+    """Make a class refuse arguments that it does not have with the names of those it has."""
+    made: Any = owner.__init__  # type: ignore[misc]
+    known = [name for name in inspect.signature(made).parameters if name != "self"]
+
+    @functools.wraps(made)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        kind = type(self)
+        for name in named.keys() - set(known):
+            fit = getattr(kind, "fit", None)
+            if fit is not None and name in inspect.signature(fit).parameters:
+                hint = f"It is an argument of fit: {kind.__name__}().fit(X, y, {name}=…)"
+            else:
+                hint = near(name, known)
+                hint = hint[0].upper() + hint[1:]
+                hint += ". Fields of TrainingArguments are arguments of fit" if fit else ""
+            raise PtuneError(f"{kind.__name__} has no setting {name!r}. {hint}.")
+        if len(values) > 1:
+            raise PtuneError(
+                f"{kind.__name__} takes one value without a name, and there are {len(values)}: "
+                f"{', '.join(map(repr, values[:3]))}. Name the others, such as prompt='deep'."
+            )
+        made(self, *values, **named)
+
+    owner.__init__ = init  # type: ignore[misc]
     return owner

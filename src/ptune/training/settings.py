@@ -21,7 +21,7 @@ from ptune.prompts.config import (
     PromptInit,
     Reparameterization,
 )
-from ptune.training.declaration import check_settings, documented, setting, settings_of
+from ptune.training.declaration import check_settings, closed, documented, setting, settings_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Preset = Literal["fast", "default", "best"]
@@ -55,6 +55,7 @@ def is_first() -> bool:
 _CHOSEN = "chosen from the backbone and the data"
 
 
+@closed
 @dataclass(eq=False, repr=False)
 class ClassifierSettings:
     """The settings of a classifier and its training, apart from where the data come from."""
@@ -245,6 +246,7 @@ class ClassifierSettings:
 
 
 @documented
+@closed
 @dataclass(kw_only=True)
 class TrainSettings(ClassifierSettings):
     """Everything that determines a run. `settings.json` stores it, so a run can be repeated.
