@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import shlex
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -197,6 +198,8 @@ def read_settings(
         before: Settings of the run that is resumed. What the user gives must agree with them.
     """
     typed = {name: value for name, value in options.items() if was_typed(context, name)}
+    if "epochs" in typed and "preset" in typed:
+        warnings.warn(f"--preset {typed['preset']} is not used: --epochs decides.", stacklevel=1)
     given = {**(before or {}), **(TrainSettings.read(config).to_dict() if config else {})}
     if before:
         given["processes"] = TrainSettings().processes

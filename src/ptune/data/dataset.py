@@ -547,7 +547,16 @@ def examples_of(
         _checked(text, Origin.column(name, source, fix=_FIX), typed=typed)
         for text, name in zip(texts, found.texts, strict=True)
     ]
-    return _joined(checked, column) if annotators else (checked, column)
+    if not annotators:
+        return checked, column
+    joined = _joined(checked, column)
+    if len(joined[1]) == len(column) and not known:  # evaluation may have one label per text
+        warnings.warn(
+            f"annotators is not used: no two rows of {source} have the same text, so each text has "
+            "the label of one annotator.",
+            stacklevel=2,
+        )
+    return joined
 
 
 def no_complete_row(source: str | Path) -> PtuneError:

@@ -358,6 +358,7 @@ _SAME_NAME = (
 def _settings_of(adapter: Adapter) -> dict[str, Any]:
     """The settings with which an adapter was trained, as far as it records them."""
     template = adapter.reading.template
+    same = [n for n in _SAME_NAME if n != "placement" or adapter.config.depth == "input"]
     return {
         "prompt": adapter.config.depth,
         "encoder": adapter.config.encoder_reparameterization_type,
@@ -365,7 +366,7 @@ def _settings_of(adapter: Adapter) -> dict[str, Any]:
         "long_texts": adapter.reading.long_texts,
         "template": template.pattern if template else None,
         "num_virtual_tokens": adapter.config.num_virtual_tokens or None,  # of no prompt: any
-        **{setting: getattr(adapter.config, setting) for setting in _SAME_NAME},
+        **{setting: getattr(adapter.config, setting) for setting in same},
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -36,7 +35,6 @@ from ptune.errors import PtuneError
 from ptune.files import SETTINGS_NAME
 from ptune.labels import Labels
 from ptune.model import PromptModel
-from ptune.postprocessing import Goal
 from ptune.prompts.config import PromptEncoderConfig
 from ptune.prompts.kept import KeptTexts
 from ptune.prompts.words import NoWords
@@ -49,6 +47,7 @@ from ptune.training.asking import (
 )
 from ptune.training.defaults import Situation, choose, pooling_of, question, virtual_tokens
 from ptune.training.settings import TrainSettings
+from ptune.training.unused import note_too_few, note_unused
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,11 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
 
     With the result, a run can be repeated elsewhere.
     """
-    _check_goal(settings, dataset.labels)
+    note_unused(settings, dataset.labels, lambda own: _resolved(own, dataset))
+    return _resolved(settings, dataset)
+
+
+def _resolved(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     situation = Situation.of(settings, dataset)
     config = own_prompt(settings, dataset, situation)
     pooling = config.pooling
@@ -123,18 +126,6 @@ def resolve(settings: TrainSettings, dataset: TaskData) -> TrainSettings:
     if settings.task is None:
         resolved.problem_type = dataset.labels.problem_type  # type: ignore[assignment]
     return choose(resolved, situation)
-
-
-def _check_goal(settings: TrainSettings, labels: Labels) -> None:
-    """Refuse a wrong goal of the thresholds, and warn about one that has no effect."""
-    if settings.threshold_for is None:
-        return
-    goal = Goal.parse(settings.threshold_for)
-    why = None if labels.is_multi else "only texts that can have several labels have thresholds"
-    if labels.is_multi and goal is not None and not settings.calibrate:
-        why = "thresholds are chosen only with calibration, which was turned off"
-    if why is not None:
-        warnings.warn(f"threshold_for {settings.threshold_for!r} is not used: {why}.", stacklevel=2)
 
 
 def learned(settings: TrainSettings, dataset: TaskData) -> TaskData:
@@ -184,7 +175,9 @@ def load_dataset(settings: TrainSettings) -> TaskData:
         dataset = load_files(named[0], settings.eval_file, **how)
     dataset.notes = notes[:1]
     if settings.examples_per_label is not None:
-        dataset = dataset.few_examples(settings.examples_per_label, settings.seed)
+        every, per_label = dataset, settings.examples_per_label
+        dataset = every.few_examples(per_label, settings.seed)
+        note_too_few(every, per_label)
     return dataset.weighted(class_weight=settings.class_weight)
 
 
