@@ -1,6 +1,7 @@
 """Whole runs: data in, a run folder out."""
 
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ from transformers import TrainerCallback
 import ptune
 from ptune import PromptModel, PtuneError
 from ptune.adapters.adapter import Adapter
-from ptune.files import staged
+from ptune.files import read_metrics, staged
 from ptune.peft import PromptEncoderConfig
 from ptune.training import folder as run_folder
 from ptune.training import report, start
@@ -114,6 +115,25 @@ def test_a_killed_run_resumes_and_writes_the_same_bytes(bert_folder, table, tmp_
     for file in ADAPTER_FILES:
         whole, killed = (tmp_path / run / file for run in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes(), file
+
+
+@pytest.mark.parametrize("own", [{"head": "linear"}, {"loss": "pairs", "head": "features"}])
+def test_a_run_that_ctrl_c_stopped_within_an_epoch_ends_as_it_would_have(
+    bert_folder, table, tmp_path, own
+):
+    """The rest of the epoch has the examples that were left, and later epochs have their order."""
+    own = settings(bert_folder, table, epochs=3, batch_size=4, **own)
+    ptune.train_run(own, tmp_path / "whole")
+    steps = itertools.count(1)
+    stopping = AtStep(lambda: next(steps) == 5 and os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        ptune.train_run(own, tmp_path / "stopped", progress=stopping)
+    ptune.train_run(own, tmp_path / "stopped", resume=True)
+    for file in ADAPTER_FILES:
+        whole, stopped = (tmp_path / run / file for run in ("whole", "stopped"))
+        assert whole.read_bytes() == stopped.read_bytes(), file
+    whole, stopped = (read_metrics(tmp_path / run / "metrics.json") for run in ("whole", "stopped"))
+    assert [e["epoch"] for e in stopped["epochs"]] == [e["epoch"] for e in whole["epochs"]]
 
 
 @pytest.mark.slow

@@ -55,8 +55,9 @@ from ptune.training.features import (
     last_layer,
 )
 from ptune.training.fitting import fit_head, scale_and_shift, start_at_shares
+from ptune.training.order import EpochOrder, saved_order
 from ptune.training.pairs import TrainingInPairs
-from ptune.training.settings import TrainSettings
+from ptune.training.settings import TrainSettings, is_first
 from ptune.training.steps import ScaledSteps, prompt_scales
 
 logger = logging.getLogger(__name__)
@@ -210,6 +211,11 @@ class StopAndSave(TrainerCallback):
         if self.asked:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave out the work at the end of an epoch that has not ended: the run continues in it."""
+        if self.asked and state.epoch % 1:
+            control.should_log = control.should_evaluate = control.should_save = False
+
 
 class Shares(Sampler[list[int]]):
     """The batches of one process: its share of each step's examples.
@@ -278,6 +284,13 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
     labels: Labels | None = None
     start: Features | None = None
     pairs: TrainingInPairs | None = None
+    _resumed: Path | None = None
+    _order: EpochOrder | None = None
+
+    def train(self, resume_from_checkpoint: Any = None, **how: Any) -> Any:
+        """Train as `Trainer` does; an epoch that was interrupted keeps its order of examples."""
+        self._resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **how)
 
     def compute_loss(
         self,
@@ -305,12 +318,19 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """The batches of this process."""
         args, dataset = self.args, self.train_dataset
-        if args.world_size == 1 or args.train_sampling_strategy != "group_by_length":
+        if args.train_sampling_strategy != "group_by_length":
             return super().get_train_dataloader()
+        again = saved_order(self._resumed) if self._resumed else None
+        if args.world_size == 1:
+            loader = super().get_train_dataloader()
+            batches: Any = loader.batch_sampler
+            batches.sampler = self._order = EpochOrder(batches.sampler, again)
+            return loader
         size, accumulated = args.train_batch_size, args.gradient_accumulation_steps
         together = size * accumulated * args.world_size
+        self._order = EpochOrder(compat.length_grouped_sampler(together, dataset), again)
         shares = Shares(
-            compat.length_grouped_sampler(together, dataset),
+            self._order,
             batch_size=size,
             accumulated=accumulated,
             process=args.process_index,
@@ -327,12 +347,16 @@ class SharingTrainer(compat.TrainerOverrides, Trainer):
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Say what to do if a checkpoint cannot be written, such as on a full disk.
+        """Save the order of the epoch, too, and say what to do if a checkpoint cannot be written.
 
         Raises:
-            PtuneError: It cannot.
+            PtuneError: It cannot, such as on a full disk.
         """
         try:
+            # First, because a checkpoint counts as complete with the last file of `Trainer`.
+            if self._order is not None and (self.state.epoch or 0) % 1 and is_first():
+                step = self.state.global_step
+                self._order.save(Path(self.args.output_dir) / f"checkpoint-{step}")
             yield
         except PtuneError:
             raise
