@@ -340,6 +340,13 @@ def test_a_folder_of_files_and_a_column_of_groups_are_tasks(common, table, tmp_p
     assert call(*words, *again, "--resume") == 0
     assert "Skipped, because they were finished: acme, bolt.v2." in capsys.readouterr().out
     assert ptune.load(tmp_path / "files/empty").labels == ["a", "b"]
+    (customers / "acme.csv").write_text((customers / "bolt.v2.csv").read_text())
+    assert call(*words, *again, "--resume") == 0
+    shown = capsys.readouterr()
+    assert "Skipped, because they were finished: acme, bolt.v2, empty, same." in shown.out
+    note = "files/acme was trained on other examples: a file has changed since. It is finished"
+    assert shown.err.count("other examples") == 1
+    assert note in shown.err
     groups = ["--train-file", table, "--group-column", "customer"]
     assert call(*words, *groups, "--output-dir", tmp_path / "groups") == 0
     assert sorted(p.name for p in (tmp_path / "groups").iterdir()) == ["acme", "bolt_co"]

@@ -313,6 +313,12 @@ def test_a_run_is_not_resumed_with_other_examples(bert_folder, table, tmp_path, 
     assert ptune.train_run(settings(bert_folder, own), tmp_path / "run", resume=True).metrics[
         "eval"
     ]
+    # Its new evaluation set would hold examples that it was trained on.
+    own.write_text(before.replace("money", "MONEY", 1))
+    scores = (tmp_path / "run/metrics.json").read_bytes()
+    with refused("The run in … was started with other examples: …"):
+        ptune.train_run(settings(bert_folder, own), tmp_path / "run", resume=True)
+    assert (tmp_path / "run/metrics.json").read_bytes() == scores
 
 
 def test_a_replaced_run_leaves_no_adapter_of_other_labels(bert_folder, table, tmp_path):

@@ -242,7 +242,7 @@ def _prepared(
             fleet.refused[name] = str(error)
             continue
         if begun:
-            run_folder.check_unchanged(folder, settings, dataset)
+            run_folder.check_unchanged(folder, settings, dataset, skips=True)
         prepared.append(_Task(name, folder, begun, given, settings, dataset, tokenizer))
     return prepared
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,24 +77,38 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
         pass  # it can be written
 
 
-def check_unchanged(folder: Path, settings: TrainSettings, dataset: TaskData) -> None:
+def check_unchanged(
+    folder: Path, settings: TrainSettings, dataset: TaskData, *, skips: bool = False
+) -> None:
     """Check that resolved settings are those of the run that is resumed, and the data, too.
+
+    Args:
+        folder, settings, dataset: Those of the run.
+        skips: If the run is finished, it is skipped: it is only noted that data have changed.
 
     Raises:
         PtuneError: Some differ.
     """
+    written = read_if_there(folder / CHECKPOINTS / DATA_NAME).get("digest")
+    is_changed = written not in (None, dataset.digest)
     before = resolve(TrainSettings.read(folder), dataset).to_dict()
     if differing := differences(before, settings.to_dict()):
+        also = " Its data have changed since, too." if is_changed else ""
         raise PtuneError(
-            f"The run in {folder} was started with other settings: {differing}. Resume it with its "
-            "own settings, or start a run in another folder."
+            f"The run in {folder} was started with other settings: {differing}.{also} Resume it with "
+            "its own settings, or start a run in another folder."
         )
-    file = folder / CHECKPOINTS / DATA_NAME
-    digest = None if (folder / METRICS_NAME).is_file() else read_if_there(file).get("digest")
-    if digest not in (None, dataset.digest):
+    if is_changed and skips and (folder / METRICS_NAME).is_file():
+        warnings.warn(
+            f"The run in {folder} was trained on other examples: a file has changed since. It is "
+            "finished, and stays as it is; --overwrite replaces it.",
+            stacklevel=2,
+        )
+    elif is_changed:
         raise PtuneError(
             f"The run in {folder} was started with other examples: a file has changed since. "
-            "Bring the former one back, or start a run in another folder."
+            "Bring the former one back, replace the run (--overwrite), or start one in another "
+            "folder."
         )
 
 

@@ -238,7 +238,7 @@ def train_seeds(
     for own, here in runs:
         check_folder(here, overwrite=overwrite, resume=begun[here])
         if begun[here]:
-            check_unchanged(here, *prepare(own, dataset)[:2])
+            check_unchanged(here, *prepare(own, dataset)[:2], skips=True)
     scores: dict[int, dict[str, float]] = {}
     with sharing_texts():
         for own, here in runs:
