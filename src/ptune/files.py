@@ -142,19 +142,23 @@ def holds_something(folder: Path) -> bool:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, name: str = "") -> Iterator[Path]:
     """A folder to write into, whose files replace those in `folder` once all are complete.
 
     Whatever goes wrong while writing (a full disk, a signal), the files that were there stay. If
     the process is killed while it replaces them, one is missing: old and new ones that do not
     belong together are never complete.
 
+    Args:
+        folder: Where the files belong.
+        name: By which `remove_abandoned` finds what a killed process left.
+
     Raises:
         PtuneError: `folder` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder))
+        stage = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{name}", dir=folder))
     except OSError as error:
         raise PtuneError(
             f"Cannot write to {folder}: {error.strerror}. Name a folder that you may write to."
@@ -180,7 +184,7 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
 
     Args:
         folder: Where `staged` wrote.
-        name: The name of a folder in it that `replaced` wrote; empty: anything.
+        name: That of a folder in it that `replaced` wrote, or as for `staged`; empty: anything.
     """
     for stage in folder.glob(f"{UNFINISHED}{glob.escape(name)}*"):
         # Its process locks it while it writes, a moment after it was made.
@@ -238,11 +242,15 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def staged_file(file: Path) -> Iterator[Path]:
+def staged_file(file: Path, *, sweep: bool = True) -> Iterator[Path]:
     """A path to write to, which replaces `file` once it is complete; see `staged`.
 
     A link stays, and the file that it names is replaced. A pipe or a device (`/dev/stdout`) is
     written as it is: a file in its place would destroy it.
+
+    Args:
+        file: The file.
+        sweep: Delete what a killed process left of this file. It looks through the folder.
 
     Raises:
         PtuneError: It cannot be written, or it is a folder.
@@ -258,7 +266,10 @@ def staged_file(file: Path) -> Iterator[Path]:
             ) from error
         return
     target = Path(os.path.realpath(file))
-    with staged(target.parent) as stage:
+    name = f"{hashlib.sha256(target.name.encode()).hexdigest()[:16]}-"
+    if sweep:
+        remove_abandoned(target.parent, name)
+    with staged(target.parent, name) as stage:
         yield stage / file.name  # whose ending tells the format
         (stage / file.name).rename(stage / target.name)
 

@@ -17,7 +17,7 @@ from test_files import read, save_untrained
 
 import ptune
 from ptune import PtuneError
-from ptune.files import locked, replaced
+from ptune.files import NEW_SECONDS, locked, replaced, staged_file
 from ptune.inference.jobs import Recipe, find_jobs, run_jobs
 
 ROWS = 40
@@ -215,6 +215,22 @@ def test_only_unfinished_files_that_nobody_is_writing_are_removed(classifier, fo
     with locked(stages[0]), locked(stages[2]):
         assert predict(folder, tmp_path / "out", classifier) == ROWS
     assert [stage.is_dir() for stage in stages] == [True, False, True]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_with_the_next_one(tmp_path):
+    code = "import os, pathlib, sys; from ptune.files import staged_file\n"
+    code += "with staged_file(pathlib.Path(sys.argv[1])) as file: file.touch(); os._exit(9)"
+    for name in ("out.csv", "other.csv"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    time.sleep(2 * NEW_SECONDS)
+    with staged_file(tmp_path / "out.csv") as file:
+        file.write_text("text")
+        with staged_file(tmp_path / "out.csv") as again:  # by another process at once
+            again.write_text("more")
+        assert file.exists()
+    left = [file for file in tmp_path.iterdir() if file.is_dir()]
+    assert [[f.name for f in stage.iterdir()] for stage in left] == [["other.csv"]]
 
 
 def test_what_a_killed_process_left_is_removed_unless_it_is_the_only_copy(tmp_path):

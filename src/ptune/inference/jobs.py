@@ -177,7 +177,7 @@ class Worker:
         # The record comes first. It holds the output's time, so it is not valid before the output
         # is in place.
         counts = 0, 0
-        with staged_file(job.target) as file:
+        with staged_file(job.target, sweep=False) as file:
             mark = self.recipe.mark_truncated
             with writer(file, job.format, self.classifier, mark_truncated=mark) as out:
                 counts = write(self.classifier, source, out, self.recipe.min_confidence)
