@@ -416,8 +416,10 @@ def check_file(file: Path, or_folder: bool = False) -> None:
     """Check that a file to be read, or a folder of files, exists.
 
     Raises:
-        PtuneError: It does not.
+        PtuneError: It does not, or is a folder in place of a file.
     """
-    if not (file.is_file() or (or_folder and file.is_dir())):
+    if file.is_dir() and not or_folder:
+        raise PtuneError(f"{file} is a folder. Name a file in it.")
+    if not (file.is_file() or file.is_dir()):
         kind = "file or folder" if or_folder else "file"
         raise PtuneError(f"There is no {kind} {file}. {near_path(file)}")

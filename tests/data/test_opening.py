@@ -95,6 +95,12 @@ def test_the_most_likely_encoding_is_named_and_can_be_given(tmp_path, encoding):
     assert read_table(file, Dialect(encoding=encoding))["text"] == ["hello", text]
 
 
+def test_a_folder_that_is_called_as_a_file_is_named(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with refused(f"{tmp_path}/a.csv is a folder. Name a file in it."):
+        read_table(tmp_path / "a.csv")
+
+
 def test_a_given_encoding_counts_if_a_byte_order_mark_is_wrong(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes(codecs.BOM_UTF8 + "text,label\nGröße,b\nweiß,a\n".encode("cp1252"))

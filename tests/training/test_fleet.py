@@ -319,6 +319,7 @@ def test_a_folder_of_files_and_a_column_of_groups_are_tasks(common, table, tmp_p
             csv.writer(f).writerows([rows[0], *some])
     (customers / "empty.csv").write_text("")
     (customers / "notes.md").write_text("mine")
+    (customers / "older.csv").mkdir()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in COMMON.items()]
     words = ["train", "--model", common.model, "--label-column", "tone", *options]
     (customers / "same.csv").write_text("text,tone\n" + "some text,a\n" * 8)
@@ -433,5 +434,5 @@ def test_long_values_get_folders_with_short_names(common, tmp_path):
 
 
 def test_two_names_that_give_one_folder_are_refused(common):
-    with refused("Two tasks would get the folder 'a_b'. Rename 'a&b'."):
+    with refused("Two tasks would get the folder 'a_b': a b and a&b. Rename one."):
         tasks_of(common, label_columns=["a b", "a&b"])

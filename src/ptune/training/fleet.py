@@ -180,6 +180,7 @@ def tasks_of(
         )
     if tasks_dir is not None:
         files = [f for f in sorted(Path(tasks_dir).glob("[!.]*")) if format_of(f) in FORMATS]
+        files = [f for f in files if not f.is_dir()]
         if not files:
             raise PtuneError(f"There is no file with examples in {tasks_dir}. Check the path.")
         stems = [f.name[: f.name.lower().rindex(format_of(f))] for f in files]
@@ -206,10 +207,13 @@ def _by_folder(
         PtuneError: Two of them would have one name.
     """
     tasks: dict[str, TrainSettings] = {}
+    made: dict[str, dict[str, Any]] = {}
     for name, what in zip(names, own, strict=True):
         folder = _short(re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "_", name)
         if folder in tasks:
-            raise PtuneError(f"Two tasks would get the folder {folder!r}. Rename {name!r}.")
+            shown = " and ".join(str(next(iter(of.values()))) for of in (made[folder], what))
+            raise PtuneError(f"Two tasks would get the folder {folder!r}: {shown}. Rename one.")
+        made[folder] = what
         tasks[folder] = replace(settings, **what)
     return tasks
 
@@ -235,7 +239,8 @@ def _prepared(
     for name, given in tasks.items():
         folder = output_dir / name
         begun = resume and run_folder.is_begun(folder)
-        run_folder.check_folder(folder, overwrite=overwrite or resume, resume=begun)
+        replaces = overwrite or (resume and not begun)
+        run_folder.check_folder(folder, overwrite=replaces, resume=begun)
         try:
             settings, dataset, tokenizer = prepare(given)
         except PtuneError as error:
