@@ -495,6 +495,8 @@ def test_a_folder_with_other_files_is_left_alone(bert_folder, table, tmp_path):
     for flags in ({}, {"overwrite": True}):
         with refused(f"The folder {tmp_path} holds files that are not from a ptune run, …"):
             ptune.train_run(settings(bert_folder, table), tmp_path, **flags)
+    with refused(f"--resume continues the run in {tmp_path}, and --overwrite replaces it. …"):
+        ptune.train_run(settings(bert_folder, table), tmp_path, resume=True, overwrite=True)
     with refused(f"{tmp_path} holds no run to resume. Leave out --resume to start one."):
         ptune.train_run(settings(bert_folder, table), tmp_path, resume=True)
     assert [f.name for f in tmp_path.iterdir()] == ["precious.txt"]

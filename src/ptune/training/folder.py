@@ -45,11 +45,15 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     Only the first process checks: others may arrive after it has begun to write.
 
     Raises:
-        PtuneError: The folder is not empty and neither flag was given, there is no run to resume,
-            or the folder cannot be written.
+        PtuneError: The folder is not empty and neither flag was given, or both were, there is no
+            run to resume, or the folder cannot be written.
     """
     if not is_first():
         return
+    if overwrite and resume:
+        raise PtuneError(
+            f"--resume continues the run in {folder}, and --overwrite replaces it. Use one of them."
+        )
     there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
     if not there.is_dir():
         raise PtuneError(f"{there} is a file; expected a folder for the results.")
