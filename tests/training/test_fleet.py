@@ -2,6 +2,8 @@
 
 import csv
 import json
+import resource
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -157,7 +159,17 @@ def test_a_task_that_is_continued_learns_what_it_would_have_learned(common, tmp_
     for one, other in zip(rest.parameters, whole.parameters, strict=True):
         torch.testing.assert_close(one, other)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-100])
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:  # a limit on the size of files, like a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with refused(f"Saving to {tmp_path} failed: File too large. … Make room or name another …"):
+            rest.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert file.read_bytes() == before
+    file.write_bytes(before[:-100])
     damaged.load(tmp_path)
     assert damaged.step == 0
 

@@ -11,6 +11,7 @@ so on. Otherwise every text would be padded to the longest one of all tasks.
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import math
@@ -291,8 +292,10 @@ class Member:
             score, step, values, answers = self.best
             logits = {name: torch.from_numpy(own) for name, (_, own) in answers.items()}
             state["best"] = score, step, values, logits
+        content = io.BytesIO()  # a full disk is an `OSError` then, and no error of torch's
+        torch.save(state, content)
         with staged(folder) as stage:
-            torch.save(state, stage / STATE_NAME)
+            (stage / STATE_NAME).write_bytes(content.getbuffer())
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote for the same data, if there is anything."""
