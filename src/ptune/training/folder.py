@@ -99,8 +99,8 @@ def check_unchanged(
     if differing := differences(before, settings.to_dict()):
         also = " Its data have changed since, too." if is_changed else ""
         raise PtuneError(
-            f"The run in {folder} was started with other settings: {differing}.{also} Resume it with "
-            "its own settings, or start a run in another folder."
+            f"The run in {folder} was started with other settings: {differing}.{also} Resume it "
+            "with its own settings, or start a run in another folder."
         )
     if is_changed and skips and (folder / METRICS_NAME).is_file():
         warnings.warn(
