@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One worker per core; more than four only cost memory.
 PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo demo-decoder test test-all attack fuzz lint structure docs dist architectures nightly bench growth clean
+.PHONY: help demo demo-decoder test test-all attack fuzz lint structure docs dist architectures nightly oldest bench growth clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -81,6 +81,16 @@ nightly: ## Test with the newest release of every other dependency, in .venv-nig
 	.venv-nightly/bin/python -c 'import ptune.compat as c; print("Newer than tested:", c.untested())'
 	.venv-nightly/bin/python -m pytest $(PARALLEL)
 
+# uv, because pip cannot choose the oldest. Old releases of torch bring gigabytes of CUDA.
+oldest: ## Test with the oldest release of every direct dependency, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --extra test \
+		--python .venv-oldest/bin/python --output-file .venv-oldest/requirements.txt pyproject.toml
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python \
+		-r .venv-oldest/requirements.txt -e .
+	.venv-oldest/bin/python -m pytest $(PARALLEL)
+
 # Started again after an interruption, it goes on where it stopped. GLUE=folder: MRPC as TSV files.
 # NOTE=text: added to the machine, such as that it was shared.
 bench: $(VENV)/installed-dev ## Measure the speed on this machine in 10 minutes
@@ -93,4 +103,4 @@ growth: $(VENV)/installed-dev ## Measure how time and memory grow with texts, la
 	$(BIN)/python benchmarks/growth.py --output benchmarks/results/growth_small.json
 
 clean: ## Remove what was built
-	rm -rf $(VENV) .venv-nightly .venv-dist runs site dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .venv-nightly .venv-oldest .venv-dist runs site dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

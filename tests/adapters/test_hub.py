@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import huggingface_hub
 import numpy as np
 import peft
@@ -363,10 +364,17 @@ def test_an_address_or_a_folder_in_place_of_a_name_is_called_so(server, run_fold
 # The card
 
 
+def check_metadata(server, card):
+    """Let the Hub check a card as `card.validate` does, which before 2.0 asks the public Hub."""
+    body = {"repoType": "model", "content": str(card)}
+    answer = httpx.post(f"{server.url}/api/validate-yaml", json=body)
+    assert (answer.status_code, answer.json()["errors"]) == (200, [])
+
+
 def test_the_hub_can_read_the_card_s_metadata(server, run_folder):
     push(run_folder, license="apache-2.0")
     card = ModelCard.load("alice/mail")
-    card.validate()
+    check_metadata(server, card)
     data = card.data
     assert data.library_name == "ptune"
     assert data.pipeline_tag == "text-classification"
@@ -419,7 +427,7 @@ def test_hostile_names_stay_text_in_the_card(server, run_folder, tmp_path):
     text = CardText("From *our* shop.", "Routing mail.", "Not for law.", "It's: --- 😀\n---", "en")
     push(folder, license="mit", card=text)
     card = ModelCard.load("alice/mail")
-    card.validate()
+    check_metadata(server, card)
     data = card.data
     assert (data.license, data.language, data.library_name) == ("mit", "en", "ptune")
     assert data.to_dict()["widget"] == [{"text": text.example}]
