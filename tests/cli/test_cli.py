@@ -1075,6 +1075,32 @@ def test_wrong_options_of_evaluate_are_refused(refused, trained, words, parts):
     refused(["evaluate", trained, *words], *parts)
 
 
+def test_columns_that_were_named_for_training_are_read_again(run_ptune, flags, tmp_path):
+    """Although another column has a name that says text, and the second comes first."""
+    rows = [(f"second {i}", f"first {i}", f"another {i}", "ab"[i % 2]) for i in range(40)]
+    table = tmp_path / "pairs.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("s2", "s1", "text", "label"), *rows])
+    named, run = ["--text-column", "s1", "--text-pair-column", "s2"], tmp_path / "run"
+    words = ["--train-file", table, *named, "--epochs", 1, "--output-dir", run]
+    assert call(*flags, *words) == 0
+    for command in (
+        ["predict", run, "--file", table, "--format", "jsonl"],
+        ["evaluate", run, "--file", table],
+        ["drift", run, "--file", table, "--fast", "--json"],
+    ):
+        given, found = run_ptune(*command, *named), run_ptune(*command)
+        assert (given.code, found.code) == (0, 0), found.err
+        assert found.out == given.out
+    once, again = tmp_path / "once.csv", tmp_path / "again.csv"
+    for how, output in ((named, once), ([], again)):
+        done = run_ptune("predict", run, "--file", table, "--output", output, *how)
+        assert done.code == 0, done.err
+    assert once.read_text() == again.read_text()
+    other = run_ptune("predict", run, "--file", table, "--text-column", "s1", "--format", "jsonl")
+    assert "trained on pairs" in other.err
+
+
 @pytest.mark.parametrize(
     ("words", "wrong", "kind"),
     [

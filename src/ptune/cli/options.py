@@ -152,8 +152,13 @@ READING = (
 LABELLED = ("label_column", "indicator_column", "label_separator", "skip_unlabelled", "skip_empty")
 
 
-def read_with(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with `columns` and a `dialect` in place of those that say how to read a file."""
+def read_with(options: dict[str, Any], trained: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The options with `columns` and a `dialect` in place of those that say how to read a file.
+
+    Args:
+        options: The options.
+        trained: As in `Columns`.
+    """
     from ptune.data.opening import Dialect
     from ptune.data.tables import Columns
 
@@ -161,7 +166,7 @@ def read_with(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: rest.pop(name) for name in READING}
     label, indicators = (rest.pop(name, None) for name in LABELLED[:2])
     text, pair = given["text_column"], given["text_pair_column"]
-    columns = Columns(text, pair, label, tuple(indicators or ()) or None)
+    columns = Columns(text, pair, label, tuple(indicators or ()) or None, trained)
     return {"columns": columns, "dialect": Dialect.of(given), **rest}
 
 

@@ -164,7 +164,8 @@ def predict(
     if ray or (file and file.is_dir()):
         raise PtuneError("A folder, and --ray, require --file and --output. Give both.")
     shown = shown_format(texts, output, format)
-    classifier, source = recipe.load(), texts_of(texts, pair, file, recipe)
+    classifier = recipe.load()
+    source = texts_of(texts, pair, file, recipe.trained_on(classifier))
     answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
 
 
@@ -366,7 +367,7 @@ def evaluate(
     if source := source_of(asked):
         check_options(asked, source)
     classifier = on_runtime(Recipe(adapter, **load_with(options))).load()
-    how = {"file": file, "split": split, **read_with(options)}
+    how = {"file": file, "split": split, **read_with(options, classifier.text_columns)}
     sets, metrics = evaluation_sets(classifier.labels_, **how)
     scores = {
         (f"{name}_" if name else "") + key: value

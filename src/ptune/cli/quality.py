@@ -169,7 +169,8 @@ def report(
     if file is None:
         found = evidence.of_run(classifier, _with_evaluation(data, adapter, train_file))[0]
     else:
-        how = {"slices": tuple(slice_column or ()), "data": data, **read_with(options)}
+        how: dict[str, Any] = {"slices": tuple(slice_column or ()), "data": data}
+        how |= read_with(options, classifier.text_columns)
         found = evidence.of_file(classifier, file, **how)
     backbone = None if fast else report.backbone_of(classifier)
     content = report.build(found, backbone, _progress)
@@ -211,7 +212,7 @@ def drift(
     from ptune.quality import evidence, report
 
     classifier = load(adapter, **load_with(options))
-    how = read_with(options)
+    how = read_with(options, classifier.text_columns)
     if reference is None:
         known = evidence.reference_texts(Path(adapter))
     else:

@@ -167,7 +167,8 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
     labels = classifier.labels_
     if labels.is_regression:
         raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
-    how = {"problem_type": labels.kind, "known": known_names(labels), **read_with(options)}
+    how: dict[str, Any] = {"problem_type": labels.kind, "known": known_names(labels)}
+    how |= read_with(options, classifier.text_columns)
     examples = labelled_texts(file, **how)
     (texts, column), rows = that_count(examples, labels)
     found = np.full(len(examples[1]), np.nan)

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,12 +62,15 @@ class Columns:
     Attributes:
         text, text_pair, label: Names of columns.
         indicators: Names of columns of zeros and ones, one for each label, in place of `label`.
+        trained: Names of columns that were named for training. If none is named now, they hold the
+            texts of a file that has them.
     """
 
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
     indicators: tuple[str, ...] | None = None
+    trained: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def texts(self) -> list[str]:
@@ -533,6 +536,9 @@ def find_columns(
         PtuneError: One that was asked for is missing, or none can be told from its name.
     """
     names = list(names)
+    if asked.trained and not asked.texts and set(asked.trained) <= set(names):
+        second = asked.trained[1] if len(asked.trained) > 1 else None
+        asked = replace(asked, text=asked.trained[0], text_pair=second)
     if names == _numbered(names) and asked == BY_NAME and labelled and len(names) in (2, 3):
         # A file without a header: the label comes last.
         return Columns(names[0], names[1] if len(names) == 3 else None, names[-1])

@@ -96,6 +96,11 @@ class Recipe:
                 raise PtuneError(f"--{option} is for adapters; an export contains its backbone.")
         return load_exported(self.adapter, self.runtime, dtype=self.dtype)  # type: ignore[arg-type]
 
+    def trained_on(self, classifier: TextClassifier) -> Recipe:
+        """The same, knowing the columns that were named when the classifier was trained."""
+        columns = dataclasses.replace(self.columns, trained=classifier.text_columns)
+        return dataclasses.replace(self, columns=columns)
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides a prediction, with a hash of the adapter's files.
 
@@ -111,7 +116,8 @@ class Recipe:
             files = [folder / EXPORT_INFO_NAME, folder / QUALITY_NAME]
             files += sorted(folder.glob(MODEL_NAME + "*"))
         rest = dataclasses.asdict(self)
-        del rest["adapter"], rest["allow_other_backbone"]
+        # The columns that were named for training belong to the adapter.
+        del rest["adapter"], rest["allow_other_backbone"], rest["columns"]["trained"]
         return {"adapter": digest_of(files), **rest}
 
 
@@ -173,7 +179,8 @@ class Worker:
             return {"rows": 0, "truncated": 0, "error": str(error)}
 
     def _do(self, job: Job) -> tuple[int, int]:
-        source = Source.of_file(job.source, self.recipe.columns, self.recipe.dialect)
+        recipe = self.recipe.trained_on(self.classifier)
+        source = Source.of_file(job.source, recipe.columns, recipe.dialect)
         # The record comes first. It holds the output's time, so it is not valid before the output
         # is in place.
         counts = 0, 0

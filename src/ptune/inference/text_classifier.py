@@ -74,6 +74,11 @@ class TextClassifier:
         return list(self.labels_.names)
 
     @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns with the texts that were named for training."""
+        return tuple(map(str, getattr(self, "feature_names_in_", ())))
+
+    @property
     def classes_(self) -> np.ndarray:
         """Label values, in the order of the probabilities."""
         return self.labels_.classes

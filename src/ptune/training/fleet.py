@@ -323,7 +323,8 @@ def _written(task: _Task, member: Member, stack: Stack) -> dict[str, Any]:
         for rows in ([member.train.rows[i] for i in known], member.out_of_scope)
     ]
     values, results["quality"] = runs.calibrated(settings, dataset.labels, answers, *further)
-    runs.write_adapter(task.folder, stack.model.to_adapter(member.adapter), dataset, values)
+    adapter = stack.model.to_adapter(member.adapter)
+    runs.write_adapter(task.folder, adapter, settings, dataset, values)
     with staged(task.folder) as stage:
         write_json(stage / METRICS_NAME, results)
     (task.folder / CHECKPOINTS / STATE_NAME).unlink(missing_ok=True)

@@ -156,7 +156,7 @@ def train_run(
             forget_texts(model)
         run = Run(folder, model, results, values, answers)
         if is_first():
-            write_adapter(folder, model.to_adapter(), dataset, values)
+            write_adapter(folder, model.to_adapter(), settings, dataset, values)
             _write_results(run, dataset)
             if settings.keep_features:
                 _keep_features(trainer, folder)
@@ -424,10 +424,17 @@ def results_of(
 
 
 def write_adapter(
-    folder: Path, adapter: Adapter, dataset: TaskData, postprocessing: Postprocessing
+    folder: Path,
+    adapter: Adapter,
+    settings: TrainSettings,
+    dataset: TaskData,
+    postprocessing: Postprocessing,
 ) -> None:
-    """Write an adapter with the user's labels, calibration and thresholds."""
-    replace(adapter, labels=dataset.labels, postprocessing=postprocessing).save(folder)
+    """Write an adapter with the user's columns and labels, calibration and thresholds."""
+    columns = (settings.text_column, settings.text_pair_column)[: 1 + dataset.pairs]
+    named = [name for name in columns if name is not None]
+    own: dict[str, Any] = {"labels": dataset.labels, "postprocessing": postprocessing}
+    replace(adapter, text_columns=named if len(named) == len(columns) else None, **own).save(folder)
 
 
 def _keep_features(trainer: SharingTrainer, folder: Path) -> None:
