@@ -8,6 +8,7 @@ import torch
 from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
 from conftest import SENTENCES, build, use_prompt
 
+import ptune
 from ptune import PromptModel, PtuneError
 from ptune.peft import PeftModel, PromptEncoderConfig
 
@@ -139,6 +140,19 @@ def test_unload_restores_the_attention_function(kind):
     model = PromptModel(backbone, deep())
     assert backbone.config._attn_implementation != before
     assert model.unload().config._attn_implementation == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", ["deep", "reader", "none"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_prompt_acts_after_the_attention_was_changed(kind, depth, attention):
+    model = PromptModel(build(kind), ptune.PromptEncoderConfig(num_virtual_tokens=K, depth=depth))
+    model.eval()
+    ids, mask = torch.arange(10, 24).view(2, 7), torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
+    expected = model(ids, attention_mask=mask).logits
+    model.set_attn_implementation(attention)
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits, expected)
+    assert model.unload().config._attn_implementation == attention
 
 
 @torch.no_grad()

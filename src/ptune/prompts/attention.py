@@ -57,17 +57,24 @@ class Attentions:
         self, backbone: PreTrainedModel, architecture: Architecture, passes: Passes
     ) -> None:
         self.backbone = backbone
-        self.before = compat.attention_of(backbone)
-        kernel = self.before if self.before in _KERNELS else "sdpa"
-        if kernel == "sdpa" and not compat.supports_sdpa(backbone):
-            kernel = "eager"
         numbers: dict[str, list[int]] = {}
         for i, attention in enumerate(architecture.attentions):
             numbers.setdefault(attention.path, []).append(i)
         self.modules = {backbone.get_submodule(path): own for path, own in numbers.items()}
-        backbone.set_attn_implementation(f"{_PREFIX}{kernel}")
+        self.use_chosen()
         for module, own in self.modules.items():
             module.ptune_site = _Site(passes, tuple(own))
+
+    def use_chosen(self) -> None:
+        """Route the attention that the backbone has, also after a user has chosen another one."""
+        chosen = compat.attention_of(self.backbone)
+        if chosen.startswith(_PREFIX):
+            return
+        kernel = chosen if chosen in _KERNELS else "sdpa"
+        if kernel == "sdpa" and not compat.supports_sdpa(self.backbone):
+            kernel = "eager"
+        self.before = chosen
+        self.backbone.set_attn_implementation(f"{_PREFIX}{kernel}")
 
     def remove(self) -> None:
         """Restore the backbone's own attention function."""

@@ -459,6 +459,8 @@ class Host:
                 "more. Build a PromptModel on it again."
             )
         with self.passes.running(current), self.heads.using(head):
+            if self._attentions is not None:
+                self._attentions.use_chosen()
             if isinstance(readers := prompts[0].mechanism, Readers):
                 states = self.read_texts(texts) if isinstance(texts, Given) else texts
                 batch = self._batch(prompts, which, current, states.mask.device)
@@ -585,6 +587,8 @@ class Host:
             )
         current = Pass(captured_key_values=None if by_cache else captured)
         with self.passes.running(current):
+            if self._attentions is not None:
+                self._attentions.use_chosen()
             none = replace(self.no_prompt, pooling=self.readers.of_text)
             batch, inputs = self._arranged([none], None, current, given)
             mask = inputs["attention_mask"] != 0
