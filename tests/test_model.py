@@ -256,6 +256,28 @@ def test_the_loss_of_each_problem_type(kind, problem_type, num_labels, labels):
 
 
 @torch.no_grad()
+def test_losses_of_a_step_add_up_to_its_mean_without_unknown_labels():
+    model, rows = prompt(build("bert")), torch.stack(ids(6, 6, 6))
+    labels, known = torch.tensor([0, -100, 1]), 5  # of all batches of the step
+    output = model(rows, labels=labels, num_items_in_batch=known)
+    rest = torch.nn.functional.cross_entropy(output.logits[::2], labels[::2], reduction="sum")
+    torch.testing.assert_close(output.loss, rest / known)
+    loss, logits = model(rows, labels=labels, num_items_in_batch=known, return_dict=False)
+    assert torch.equal(loss, output.loss)
+    assert torch.equal(logits, output.logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", ["deep", "reader"])
+def test_a_mask_of_fractions_is_a_mask(kind, depth):
+    config = OwnConfig(num_virtual_tokens=3, depth=depth)
+    model = PromptModel(build(kind), config).eval()
+    rows, mask = padded(ids(4, 7), "right", 0)
+    expected = model(rows, attention_mask=mask).logits
+    torch.testing.assert_close(model(rows, attention_mask=mask.float()).logits, expected)
+
+
+@torch.no_grad()
 def test_unload_restores_the_backbone(backbone):
     backbone.train()
     before = copy.deepcopy(backbone)

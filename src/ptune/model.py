@@ -224,8 +224,11 @@ class PromptModel(AdapterSet):
         given = Given(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         output = self.host.run([prompt], given, head=head, **kwargs)
         if labels is not None and num_items_in_batch is not None:
+            share = _labels_in(labels) / num_items_in_batch
+            if isinstance(output, tuple):  # return_dict=False
+                return output[0] * share, *output[1:]
             # Transformers' classifiers return the mean loss over the batch.
-            output["loss"] = output["loss"] * (labels.numel() / num_items_in_batch)
+            output["loss"] = output["loss"] * share
         return output
 
     @torch.no_grad()
@@ -471,6 +474,11 @@ class PromptModel(AdapterSet):
         old = kwargs.pop("use_auth_token", None)
         kwargs.setdefault("token", old)
         return push(self.to_adapter(), repo_id, **kwargs)
+
+
+def _labels_in(labels: Tensor) -> int | Tensor:
+    """How many labels a mean loss is over. Classes of -100 are unknown, and count neither way."""
+    return labels.numel() if labels.is_floating_point() else (labels != -100).sum()
 
 
 def _renamed(parameter: str, adapter_name: str) -> str:

@@ -521,6 +521,8 @@ class Host:
         _check_shapes(ids, given)
         if mask is None:
             mask = torch.ones_like(ids)
+        elif mask.is_floating_point():  # positions are counted by it
+            mask = (mask != 0).long()
         if embeddings is None:
             self._check_ids(ids, mask)
             mask = self._without_places(ids, mask, prompts, which)
