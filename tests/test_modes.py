@@ -68,6 +68,27 @@ def test_switching_adapters_does_not_change_them(kind, model):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("active", ["default", "second"])
+def test_a_state_dictionary_holds_the_heads_of_all_adapters(kind, model, active):
+    model.add_adapter("second", config(num_virtual_tokens=3))
+    expected = {}
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        expected[name] = randomised(model, 3)(IDS).logits
+    model.set_adapter(active)
+    other = PromptModel(build(kind), config()).eval()
+    other.add_adapter("second", config(num_virtual_tokens=3))
+    other.load_state_dict(model.state_dict())
+    for name, logits in expected.items():
+        other.set_adapter(name)
+        assert torch.equal(other(IDS).logits, logits)
+    alone = model.state_dict()
+    alone.pop(next(name for name in alone if name.startswith("heads.")))
+    with pytest.raises(RuntimeError, match=r"Missing key.*heads\."):
+        other.load_state_dict(alone)
+
+
+@torch.no_grad()
 def test_a_second_adapter_can_have_other_labels(kind, model, tmp_path):
     other = build(kind, num_labels=3)
     other.config.id2label = {0: "low", 1: "middle", 2: "high"}

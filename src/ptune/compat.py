@@ -109,6 +109,8 @@ def _names() -> list[tuple[Any, str, str]]:
         (model, "_set_gradient_checkpointing", "gradient checkpointing fails"),
         (model, "_check_and_adjust_attn_implementation", "building a PromptModel may fail"),
         (model, "_check_and_adjust_experts_implementation", "building a PromptModel may fail"),
+        (model, "_save_to_state_dict", "state_dict holds the active adapter's head alone"),
+        (model, "_load_from_state_dict", "state_dict holds the active adapter's head alone"),
         (model, "_keys_to_ignore_on_save", "Trainer reports frozen weights as missing"),
         (PreTrainedConfig, "_attn_implementation", "backbones fail to load"),
         (modeling_layers, "GradientCheckpointingLayer", "gradient checkpointing is unavailable"),
@@ -355,7 +357,8 @@ class ModelOverrides:
     """The private methods of `PreTrainedModel` that a wrapper around a model has to replace.
 
     Inherit from it before `PreTrainedModel`, and define `_frozen_names` and
-    `_on_gradient_checkpointing`. Without a method in Transformers, its override is never called.
+    `_on_gradient_checkpointing`; and `_tensors_elsewhere` and `_take_elsewhere`, if there are such
+    tensors. Without a method in Transformers or torch, its override is never called.
     """
 
     def _frozen_names(self) -> set[str]:
@@ -365,6 +368,24 @@ class ModelOverrides:
     def _on_gradient_checkpointing(self) -> None:
         """Called after gradient checkpointing has been switched on or off."""
         raise NotImplementedError
+
+    def _tensors_elsewhere(self) -> dict[str, Tensor]:
+        """Tensors of a state dictionary that belong to no module, by name."""
+        return {}
+
+    def _take_elsewhere(self, state: dict[str, Any], prefix: str) -> list[str]:
+        """Take such tensors out of a state dictionary; returns the names of missing ones."""
+        return []
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        for name, tensor in self._tensors_elsewhere().items():
+            destination[prefix + name] = tensor if keep_vars else tensor.detach()
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        _, _, missing, *_ = args  # names that the caller reports
+        missing += self._take_elsewhere(state, prefix)
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[misc]
 
     def _check_and_adjust_attn_implementation(self, implementation: Any, **kwargs: Any) -> Any:
         return implementation  # the wrapped model has checked it

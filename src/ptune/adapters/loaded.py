@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +29,8 @@ from ptune.prompts.host import Host
 from ptune.prompts.mechanisms import Mechanism
 from ptune.prompts.start import fixed_encoder, new_encoder
 from ptune.texts import Reading
+
+_HEADS = "heads."  # before the name of an adapter, in a state dictionary
 
 
 @dataclass
@@ -300,6 +303,44 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
             yield
         finally:
             self._choice.disabled = before
+
+    # State dictionaries. The installed head is part of the backbone, and the others are not.
+
+    def _tensors_elsewhere(self) -> dict[str, Tensor]:
+        return self._other_heads()
+
+    def _other_heads(self) -> dict[str, Tensor]:
+        with self.host.passes.lock:
+            return {
+                f"{_HEADS}{name}.{parameter}": tensor
+                for name, state in self.adapters.items()
+                if state.head is not self.host.heads.installed
+                for parameter, tensor in state.head.parameters.items()
+            }
+
+    @torch.no_grad()
+    def _take_elsewhere(self, state: dict[str, Any], prefix: str) -> list[str]:
+        start = prefix + _HEADS
+        given = {
+            key.removeprefix(start).partition(".")[0] for key in state if key.startswith(start)
+        }
+        # Another adapter may have been active. Then its head was the backbone's.
+        active = [name for name in self.adapters if name not in given]
+        installed = self.host.heads.installed
+        own = [name for name, adapter in self.adapters.items() if adapter.head is installed]
+        if len(active) == 1 and own and own[0] in given:
+            for parameter in self.architecture.head_names:
+                inside, outside = f"{prefix}backbone.{parameter}", f"{start}{own[0]}.{parameter}"
+                if inside in state and outside in state:
+                    state[f"{start}{active[0]}.{parameter}"] = state[inside]
+                    state[inside] = state.pop(outside)
+        missing = []
+        for name, tensor in self._other_heads().items():
+            if (found := state.get(prefix + name)) is None:
+                missing.append(prefix + name)
+            elif found.shape == tensor.shape:
+                tensor.copy_(state.pop(prefix + name))
+        return missing
 
     def _put(
         self,
