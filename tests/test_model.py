@@ -219,6 +219,10 @@ def test_padding_alone_never_makes_a_batch_too_long(model):
 def test_more_virtual_tokens_than_positions_is_refused(backbone):
     with pytest.raises(PtuneError, match=r"64 virtual tokens do not fit.*64 positions"):
         PromptModel(backbone, PromptEncoderConfig(num_virtual_tokens=64))
+    for options in ({"prompt_init": "vocab"}, {"shift_positions": True}):
+        config = OwnConfig(num_virtual_tokens=64, depth="deep", **options)
+        with pytest.raises(PtuneError, match=r"64 virtual tokens (cannot start|do not fit).*64"):
+            PromptModel(backbone, config)
 
 
 def test_only_prompt_and_head_get_gradients(model):

@@ -48,6 +48,10 @@ def sentence_encoder(bert_folder, tmp_path_factory):
             ]
         ),
         ({"encoder_dropout": 1.0}, "encoder_dropout is 1.0; expected at least 0 and below 1."),
+        (
+            {"prompt_init_scale": float("inf")},
+            "prompt_init_scale is inf; expected a number above 0.",
+        ),
         ({"prompt_init_scale": 0.0}, "prompt_init_scale is 0.0; expected a number above 0."),
         (
             {"placement": "end"},

@@ -7,6 +7,7 @@ The defaults were measured on MRPC and on the demo's emails (docs/measuring/accu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -183,7 +184,7 @@ class PromptEncoderConfig:
                     f"{name} is {value!r}; expected an integer from {least} to {limit:,}."
                 )
         scale, dropout = self.prompt_init_scale, self.encoder_dropout
-        if scale is not None and not (isinstance(scale, int | float) and scale > 0):
+        if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
             raise PtuneError(
                 f"prompt_init_scale is {self.prompt_init_scale!r}; expected a number above 0."
             )

@@ -193,7 +193,8 @@ class Host:
             decoder=generates(own.model_type),
         )
         k = config.num_virtual_tokens
-        if config.depth == "input" and own.max_positions is not None and k >= own.max_positions:
+        takes = config.depth == "input" or (config.shift_positions and k)
+        if takes and own.max_positions is not None and k >= own.max_positions:
             raise PtuneError(
                 f"{k} virtual tokens do not fit: the backbone has {own.max_positions} positions "
                 "and a text needs some of them. Use a smaller num_virtual_tokens."

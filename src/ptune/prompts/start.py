@@ -25,6 +25,13 @@ def new_encoder(host: Host, config: PromptEncoderConfig, mechanism: Mechanism) -
     if config.prompt_init != "random":
         words = _first_words(host.architecture, config).to(host.tokens.weight.device)
         wide = encoder.embedding.embedding_dim == mechanism.width
+        bound = host.architecture.max_positions
+        if wide and bound is not None and len(words) >= bound:
+            raise PtuneError(
+                f"{len(words)} virtual tokens cannot start as words: the backbone reads them and "
+                f"an end token, and has {bound} positions. Use a smaller num_virtual_tokens, or "
+                "prompt_init='random'."
+            )
         start = mechanism.from_words(words) if wide else host.tokens.of_words(words)
     assert config.prompt_init_scale is not None  # `fitted` decides it
     start = start.float() * config.prompt_init_scale
