@@ -175,3 +175,11 @@ def test_unload_restores_the_backbone_after_two_adapters(kind, tmp_path):
     after = model.unload()
     assert same_backbone(after, before)
     assert torch.equal(after(IDS[:1]).logits, before(IDS[:1]).logits)
+    for use in (
+        lambda: model.set_adapter("default"),
+        lambda: model.add_adapter("four", config()),
+        lambda: model.load_adapter(tmp_path, "four"),
+    ):
+        with pytest.raises(PtuneError, match=r"was given back \(unload\)"):
+            use()
+    assert same_backbone(after, before)

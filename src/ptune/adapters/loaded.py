@@ -246,8 +246,9 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
         This applies to the calling thread, and to threads that have never called `set_adapter`.
 
         Raises:
-            PtuneError: There is no adapter with this name.
+            PtuneError: There is no adapter with this name, or the backbone was restored (unload).
         """
+        self.host.check_in_use()
         self._check_known(name)
         with self.host.passes.lock:
             self._choice.choose(name)
@@ -356,6 +357,7 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
                 f"The configuration is {type(config).__name__}; expected a PromptEncoderConfig, "
                 "such as PromptEncoderConfig(num_virtual_tokens=20)."
             )
+        self.host.check_in_use()
         config = self.host.fitted(config)
         width = None if embeddings is None else embeddings.shape[1]
         own = self.host.mechanism_for(config, mechanism, width)

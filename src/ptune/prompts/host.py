@@ -176,6 +176,18 @@ class Host:
             self.backbone.__dict__.pop("ptune_hosted", None)
         return self.backbone
 
+    def check_in_use(self) -> None:
+        """Check that the backbone still carries prompts.
+
+        Raises:
+            PtuneError: It was released.
+        """
+        if self.released:
+            raise PtuneError(
+                f"This {self.architecture.name} was given back (unload) and has no prompts any "
+                "more. Build a PromptModel on it again."
+            )
+
     # Prompts.
 
     def fitted(self, config: PromptEncoderConfig) -> PromptEncoderConfig:
@@ -454,11 +466,7 @@ class Host:
             PtuneError: As for `PromptModel.forward`.
         """
         current = Pass(heads=heads)
-        if self.released:
-            raise PtuneError(
-                f"This {self.architecture.name} was given back (unload) and has no prompts any "
-                "more. Build a PromptModel on it again."
-            )
+        self.check_in_use()
         with self.passes.running(current), self.heads.using(head):
             if self._attentions is not None:
                 self._attentions.use_chosen()
