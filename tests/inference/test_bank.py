@@ -294,6 +294,7 @@ def test_each_text_is_read_once_for_all_readers(own, shared_bank):
 def test_a_single_task_may_be_named_without_a_list(shared_bank):
     task = next(iter(shared_bank))
     assert list(shared_bank.predict_all(TEXTS[0], task)[0]) == [task]
+    assert shared_bank.predict_all(iter(TEXTS), []) == [{}] * len(TEXTS)
 
 
 def test_a_table_is_read_by_the_columns_of_each_task(folder, tmp_path):

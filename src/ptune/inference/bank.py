@@ -431,7 +431,7 @@ class PromptBank:
         wanted: list[tuple[tuple[str, ...], bool | None]] = [((), None)] * len(names)
         if columns_of(texts) is not None:
             wanted = [(task.columns, task.info.pairs) for task in self._tasks.of(names)]
-        read = {own: list(rows(texts, *own)) for own in dict.fromkeys(wanted)}
+        read = {own: list(rows(texts, *own)) for own in dict.fromkeys(wanted or [((), None)])}
         count = len(next(iter(read.values()), ()))
         asked = list(zip(names, (read[own] for own in wanted), strict=True))
         answers = self.answers([(name, own[i]) for i in range(count) for name, own in asked])
