@@ -74,7 +74,12 @@ def name_of(source: str | os.PathLike[str]) -> str:
             f"Expected the folder of an adapter, or its name on the Hub; found an object of type "
             f"{type(source).__name__}. Save a classifier first: classifier.save(folder)."
         )
-    return os.fspath(source)
+    return at_home(source)
+
+
+def at_home(path: str | os.PathLike[str]) -> str:
+    """A path whose `~` is the home folder, as a shell makes it."""
+    return os.path.expanduser(path)  # noqa: PTH111 (Path's own fails if there is no such user)
 
 
 def digest_of(files: Iterable[Path | None]) -> str:
@@ -121,9 +126,10 @@ def folder_of(output: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(output, str | os.PathLike) or not os.fspath(output):
         raise PtuneError(f"Expected the name of a folder to write to; found {output!r}.")
-    if Path(output).is_file():
+    folder = Path(at_home(output))
+    if folder.is_file():
         raise PtuneError(f"{output} is a file. Name a folder to write to.")
-    return Path(output)
+    return folder
 
 
 def check_new(folder: Path) -> None:

@@ -871,6 +871,24 @@ def test_standard_input_in_another_encoding_is_refused(run_ptune, trained):
     assert "Error: Standard input is not UTF-8" in done.err
 
 
+def test_a_tilde_is_the_home_folder(refused, run_ptune, trained, flags, tmp_path, monkeypatch):
+    """A shell leaves it in --output=~/x.csv, and others start ptune without a shell."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir(), here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(here)
+    shutil.copytree(trained, home / "run")
+    assert call("predict", "~/run", "~/hello", "--output=~/out/x.csv") == 0
+    assert "~/hello" in (home / "out" / "x.csv").read_text()
+    (here / "c.yaml").write_text("train-file: ~/out/x.csv\nlabel-column: label\n")
+    assert ptune.TrainSettings.read(here / "c.yaml").train_file == str(home / "out" / "x.csv")
+    ptune.load("~/run").save("~/saved")
+    assert (home / "saved" / "adapter_config.json").is_file()
+    refused(["check", "~/out/y.csv"], home / "out" / "y.csv")
+    assert [file.name for file in here.iterdir()] == ["c.yaml"]
+
+
 def test_an_empty_line_of_standard_input_is_refused(run_ptune, trained):
     done = run_ptune("predict", trained, stdin="one\n\nthree\n")
     assert done.code == 2

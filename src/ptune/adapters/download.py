@@ -59,8 +59,8 @@ class AdapterFiles:
         local_files_only: bool = False,
     ) -> None:
         self.source = name_of(source)
-        self.is_local = Path(source).is_dir()
-        self.folder = Path(source, subfolder or "")
+        self.is_local = Path(self.source).is_dir()
+        self.folder = Path(self.source, subfolder or "")
         self._inside, self._revision = subfolder or "", revision
         self._cache = None if cache_dir is None else os.fspath(cache_dir)
         self._download = partial(
@@ -70,7 +70,7 @@ class AdapterFiles:
             cache_dir=self._cache,
             local_files_only=local_files_only,
         )
-        if not self.is_local and Path(source).exists():
+        if not self.is_local and Path(self.source).exists():
             raise PtuneError(
                 f"{self.source} is a file. Expected the folder that contains {CONFIG_NAME}."
             )

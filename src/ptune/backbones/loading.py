@@ -26,7 +26,7 @@ from ptune.backbones.cpu import cpu_has, keep_memory
 from ptune.backbones.masked import read_at_mask
 from ptune.backbones.wheels import EXTRAS, SHORT_NAMES, folder_of
 from ptune.errors import PtuneError, first_line
-from ptune.files import read_json
+from ptune.files import at_home, read_json
 
 compat.warn_if_untested()
 
@@ -84,7 +84,7 @@ def full_name(name: str) -> str:
     """
     if not name:
         raise PtuneError("The name of the backbone is empty. Name a folder or a model on the Hub.")
-    name = SHORT_NAMES.get(name, name)
+    name = at_home(SHORT_NAMES.get(name, name))
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 

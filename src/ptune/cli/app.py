@@ -19,7 +19,8 @@ from typer.core import TyperCommand, TyperGroup
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
 from ptune.cli.options import FILE, FILE_OR_FOLDER, FIRST, WIDE, errors
 from ptune.errors import PtuneError, first_line, on_one_line
-from ptune.files import check_file
+from ptune.files import at_home, check_file
+from ptune.training.declaration import PLACES
 from ptune.training.settings import DATA
 
 
@@ -46,7 +47,15 @@ class Command(_FlagsWithoutType, TyperCommand):
         """Parse arguments as Typer does."""
         if not ctx.resilient_parsing:  # as while a shell completes a command
             self._check_given(ctx, args)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        # A shell leaves the ~ of `--output=~/x.csv`, and others start ptune without a shell.
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name)
+            if isinstance(value, Path):
+                ctx.params[parameter.name] = Path(at_home(value))
+            elif isinstance(value, str) and parameter.metavar in PLACES:
+                ctx.params[parameter.name] = at_home(value)
+        return rest
 
     def _check_given(self, ctx: Any, args: list[str]) -> None:
         values, words, given = self.make_parser(ctx).parse_args(args=list(args))
@@ -56,7 +65,8 @@ class Command(_FlagsWithoutType, TyperCommand):
         for option in single:
             named = option.metavar in (FILE, FILE_OR_FOLDER) and option.rich_help_panel == DATA
             if named and option in given:  # known before anything is imported or loaded
-                check_file(Path(values[option.name]), or_folder=option.metavar == FILE_OR_FOLDER)
+                file = Path(at_home(values[option.name]))
+                check_file(file, or_folder=option.metavar == FILE_OR_FOLDER)
         # Other options may be repeated to override a script's.
         for option in single:
             is_data = option in files or option.rich_help_panel == DATA

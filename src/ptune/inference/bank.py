@@ -36,7 +36,7 @@ from ptune.backbones.loading import (
 )
 from ptune.compat import commit_of
 from ptune.errors import Origin, PtuneError, listed
-from ptune.files import METRICS_NAME, name_of, near_path, read_json
+from ptune.files import METRICS_NAME, at_home, name_of, near_path, read_json
 from ptune.inference.tasks import Task, TaskInfo, TaskTable, Weights, named_in_errors, stamp_of
 from ptune.inference.text_classifier import WINDOW, Found, TextClassifier
 from ptune.labels import Prediction, columns_of
@@ -165,7 +165,7 @@ class PromptBank:
         Raises:
             PtuneError: There is no such folder; or no backbone was given, and no adapter names one.
         """
-        root, device = Path(folder), chosen_device(device)
+        root, device = Path(at_home(folder)), chosen_device(device)
         if not root.is_dir():
             raise PtuneError(f"There is no folder {root}. {near_path(root)}")
         places = {

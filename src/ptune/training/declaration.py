@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ptune.errors import PtuneError, near
+from ptune.files import at_home
 
 Class = TypeVar("Class", bound=type)
+# The metavars of settings and options that name a file or a folder.
+PLACES = ("FILE", "DIR", "PATH", "MODEL")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Setting:
             return None
         value = value.item() if getattr(value, "ndim", None) == 0 else value
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        value = at_home(value) if self.metavar in PLACES and isinstance(value, str) else value
         if not self._allows(value):
             one_of = "one of " if self.choices else ""
             shown = repr(value) if len(repr(value)) < 100 else f"a {type(value).__name__}"

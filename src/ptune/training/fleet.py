@@ -23,7 +23,7 @@ from ptune.data.dataset import TaskData
 from ptune.data.opening import Dialect, format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, near
-from ptune.files import CHECKPOINTS, METRICS_NAME, read_metrics, staged, write_json
+from ptune.files import CHECKPOINTS, METRICS_NAME, at_home, read_metrics, staged, write_json
 from ptune.prompts.words import NoWords
 from ptune.texts import IN_WINDOWS
 from ptune.training import folder as run_folder
@@ -129,14 +129,15 @@ def train_fleet(
     forget_shapes()
     show = show or (lambda name, metrics: None)
     fleet, kinds = Fleet(), defaultdict[tuple[Any, ...], list[_Task]](list)
-    for task in _prepared(tasks, Path(output_dir), fleet, overwrite=overwrite, resume=resume):
+    folder = Path(at_home(output_dir))
+    for task in _prepared(tasks, folder, fleet, overwrite=overwrite, resume=resume):
         if task.begun and (task.folder / METRICS_NAME).is_file():
             fleet.skipped.append(task.name)
             fleet.metrics[task.name] = read_metrics(task.folder / METRICS_NAME)
         else:
             kinds[task.kind].append(task)
     if kinds:
-        with run_folder.alone_in(Path(output_dir)):
+        with run_folder.alone_in(folder):
             for kind, some in kinds.items():
                 if len(kind) and (len(some) > 1 or some[0].was_together):
                     some = _train_together(some, fleet, show)

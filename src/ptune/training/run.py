@@ -27,7 +27,15 @@ from ptune.adapters.adapter import Adapter
 from ptune.backbones.cpu import forget_shapes
 from ptune.backbones.loading import full_name
 from ptune.data.dataset import TaskData, dataset_of
-from ptune.files import CHECKPOINTS, METRICS_NAME, SEEDS_NAME, read_metrics, staged, write_json
+from ptune.files import (
+    CHECKPOINTS,
+    METRICS_NAME,
+    SEEDS_NAME,
+    at_home,
+    read_metrics,
+    staged,
+    write_json,
+)
 from ptune.labels import Labels, confusion, mean_and_std, per_label
 from ptune.model import PromptModel
 from ptune.postprocessing import RAW, Goal, Postprocessing
@@ -113,7 +121,7 @@ def train_run(
         PtuneError: The settings or the data are wrong. Nothing was overwritten.
         KeyboardInterrupt: Ctrl-C was pressed. A checkpoint was written.
     """
-    folder = Path(output_dir)
+    folder = Path(at_home(output_dir))
     check_folder(folder, overwrite=overwrite, resume=resume)
     forget_shapes()
     given = settings
@@ -232,7 +240,7 @@ def train_seeds(
     Raises:
         PtuneError: As for `train_run`.
     """
-    folder = Path(output_dir)
+    folder = Path(at_home(output_dir))
     runs = [(replace(settings, seed=seed), folder / f"seed-{seed}") for seed in seeds]
     begun = {here: resume and is_begun(here) for _, here in runs}
     for own, here in runs:

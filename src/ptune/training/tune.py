@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, counted, first_line, missing_package
-from ptune.files import read_json, staged, write_json
+from ptune.files import at_home, read_json, staged, write_json
 from ptune.labels import in_words
 from ptune.training.folder import alone_in, check_folder, differences, prepare_folder
 from ptune.training.run import Run, train_run, trained_in_memory
@@ -125,7 +125,7 @@ def tune(
         raise PtuneError(f"trials is {trials}; expected a whole number of at least 1.")
     if settings.processes > 1:
         raise PtuneError("A search runs in one process. Start it without torchrun or accelerate.")
-    folder = Path(output_dir)
+    folder = Path(at_home(output_dir))
     check_folder(folder, overwrite=overwrite, resume=resume)
     resolved, dataset, _ = prepare(settings, dataset)
     names = searched(settings, resolved, search)
