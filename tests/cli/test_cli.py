@@ -871,6 +871,23 @@ def test_standard_input_in_another_encoding_is_refused(run_ptune, trained):
     assert "Error: Standard input is not UTF-8" in done.err
 
 
+def test_streams_that_are_closed_do_not_stop_a_command(run_ptune, trained, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "There are no texts" in run_ptune("predict", trained).err
+    monkeypatch.setattr(sys, "stdout", None)
+    assert call("predict", trained, "hello") == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_an_encoding_lacks_are_escaped(trained, monkeypatch, encoding):
+    """As with PYTHONIOENCODING=ascii, or in a pipe on Windows."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert call("predict", trained, "grün 😀") == 0
+    out.flush()
+    assert json.loads(out.buffer.getvalue().decode(encoding))["text"] == "grün 😀"
+
+
 def test_a_tilde_is_the_home_folder(refused, run_ptune, trained, flags, tmp_path, monkeypatch):
     """A shell leaves it in --output=~/x.csv, and others start ptune without a shell."""
     home, here = tmp_path / "home", tmp_path / "here"

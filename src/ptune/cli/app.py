@@ -5,6 +5,9 @@ Nothing heavy is imported before a subcommand runs, so that `ptune --help` is fa
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import logging
 import os
 import sys
@@ -174,6 +177,7 @@ def main() -> None:
 
     Such mistakes are a `PtuneError`, and files that cannot be read or written.
     """
+    _open_streams()
     try:
         app()
     except PtuneError as error:
@@ -184,6 +188,26 @@ def main() -> None:
     shown = Text.assemble((f"Error{where}:", "bold red"), f" {message}")
     errors.print(shown, highlight=False, soft_wrap=True)
     sys.exit(2)
+
+
+def _open_streams() -> None:
+    """Replace streams that the caller closed, and print what an encoding lacks as escapes.
+
+    In JSON, which most commands print, they mean the same.
+    """
+    codecs.register_error("ptune.escape", _escaped)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and out.errors == "strict":
+        out.reconfigure(errors="ptune.escape")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _reason(error: OSError) -> str:
