@@ -12,6 +12,8 @@ import pytest
 import typer
 from conftest import call, edit_json, write_mail
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ptune.cli import runs as cli
 from ptune.cli.app import app
@@ -111,6 +113,27 @@ def test_help_on_a_narrow_terminal_shows_the_names_of_options(monkeypatch):
 
 
 # Before training.
+
+
+@pytest.mark.parametrize(("language", "told"), [("zh", True), ("en", False)])
+def test_texts_in_an_unknown_script_are_pointed_out(
+    bert_folder, texts, tmp_path, caplog, language, told
+):
+    """The tokenizer has whole words, as BERT's has pieces of them."""
+    model = shutil.copytree(bert_folder, tmp_path / "model")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({w for t in texts for w in t.split()})]
+    vocabulary = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(vocabulary)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(model)
+    if language == "zh":
+        texts = ["我的 包裹 在 哪里", "它 应该 星期一 到", "我 想要 退款", "请 退还 全部 金额"]
+    rows = [f'"{text}",{"ab"[i % 2]}' for i, text in enumerate(texts * 3)]
+    (file := tmp_path / "mail.csv").write_text("\n".join(["text,label", *rows]), "utf-8")
+    words = ["--model", model, "--train-file", file, "--output-dir", tmp_path / "run", "--dry-run"]
+    assert call("train", *words, "--no-label-names") == 0
+    assert ("does not know 100% of the tokens" in caplog.text) == told
 
 
 def test_the_summary_shows_columns_labels_lengths_and_examples(printed, flags, tmp_path):

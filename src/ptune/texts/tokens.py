@@ -6,6 +6,7 @@ import bisect
 import itertools
 import numbers
 from collections.abc import Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -90,6 +91,19 @@ def _encode(
             for i, value in zip(cut, values, strict=True):
                 encoded[key][i] = value
     return encoded, cut
+
+
+def unknown_share(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[Any]]) -> float:
+    """The share of tokens that stand for whatever the vocabulary lacks, of texts or windows."""
+    unknown = tokenizer.unk_token_id
+    special = set(tokenizer.all_special_ids)
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return 0.0  # it marks the end of a text, too: bytes of any text are in the vocabulary
+    flat = [
+        i for text in ids for part in text for i in (part if isinstance(part, list) else [part])
+    ]
+    own = [i for i in flat if i == unknown or i not in special]
+    return own.count(unknown) / max(1, len(own))
 
 
 def batches(

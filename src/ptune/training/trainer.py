@@ -39,6 +39,7 @@ from ptune.errors import PtuneError, first_line
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import Reading, pooled
+from ptune.texts.tokens import unknown_share
 from ptune.training.defaults import (
     HEAD_RATE,
     SCHEDULED,
@@ -61,6 +62,8 @@ from ptune.training.settings import TrainSettings, is_first
 from ptune.training.steps import ScaledSteps, prompt_scales
 
 logger = logging.getLogger(__name__)
+# From this share on, tokens that the model does not know are pointed out.
+MOST_UNKNOWN = 0.2
 
 compat.warn_if_untested(training=True)
 
@@ -650,4 +653,12 @@ def tokenized(
     for name, cut in truncated.items():
         if cut:
             logger.warning("%d texts of %s were cut to %s tokens to fit.", cut, name, limit)
+    share = unknown_share(tokenizer, train[: min(len(train), 1000)]["input_ids"])
+    if share >= MOST_UNKNOWN:
+        logger.warning(
+            "The model does not know %.0f%% of the tokens of the training texts, and reads them as "
+            "one and the same: their script or emoji are not in its vocabulary. Choose a model for "
+            "these texts (--model).",
+            100 * share,
+        )
     return train, evaluation, truncated
