@@ -176,6 +176,19 @@ def test_a_task_of_pairs_refuses_single_texts_and_vice_versa(client, stage, pair
     assert client.delete(f"/tasks/{name}", headers=AS_ADMIN).status_code == 204
 
 
+def test_tasks_of_pairs_and_of_single_texts_are_asked_in_two_requests(client, stage):
+    for name, pairs in (("one", False), ("two", True)):
+        shutil.copytree(stage.served / "task1", stage.served / name)
+        (stage.served / name / "metrics.json").write_text(json.dumps({"text_pairs": pairs}))
+        client.put(f"/tasks/{name}", headers=AS_ADMIN)
+    for inputs in ("a", [["a", "b"]]):
+        found = client.post("/predict", json={"inputs": inputs, "tasks": ["one", "two"]})
+        assert found.status_code == 422
+        assert "Name tasks of one kind" in found.json()["error"]
+    for name in ("one", "two"):
+        client.delete(f"/tasks/{name}", headers=AS_ADMIN)
+
+
 def test_tasks_are_listed(client):
     found = client.get("/tasks").json()
     assert [t["name"] for t in found] == [

@@ -38,6 +38,7 @@ from ptune.serving.metrics import Metrics
 from ptune.serving.middleware import Guard, RequestLog, failure
 from ptune.serving.schemas import (
     ERROR_TYPES,
+    MIXED,
     NO_PAIRS,
     PAIRS,
     RETRY_AFTER,
@@ -357,7 +358,8 @@ class Routes:
         for (info, logits, _), (name, text) in zip(answers, job.requests, strict=True):
             own = f"{name}: " if len(infos) > 1 else ""
             if info.pairs is not None and isinstance(text, str) is info.pairs:
-                refuse(422, own + (PAIRS if info.pairs else NO_PAIRS))
+                differ = MIXED if {False, True} <= {i.pairs for i in infos} else ""
+                refuse(422, differ or own + (PAIRS if info.pairs else NO_PAIRS))
             if not np.isfinite(logits).all():
                 refuse(424, f"{own}The task's scores are NaN or infinite: its adapter is damaged.")
         for info in infos:

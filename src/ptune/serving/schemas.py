@@ -28,6 +28,10 @@ NO_PAIRS = (
     "The task was trained on single texts, and inputs contains a pair. Send "
     '["a", "b"] for two texts.'
 )
+MIXED = (
+    "Some of these tasks were trained on pairs of texts, and others on single texts. Name tasks of "
+    "one kind in tasks, and ask the others in another request."
+)
 EITHER = (
     "Whether the task was trained on pairs is not recorded, or the tasks differ, so inputs "
     'could be two texts or one pair. Send [["a"], ["b"]] for two texts, or [["a", "b"]] for a pair.'
