@@ -178,8 +178,17 @@ def test_the_summary_names_evaluation_texts_that_are_learned(printed, flags, mai
     assert "48 evaluation texts are also training texts" in out
 
 
-def test_nothing_but_ptunes_own_output_appears(flags, tmp_path):
-    words = [*map(str, flags), "--output-dir", str(tmp_path / "run"), "--dry-run"]
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--dry-run"],
+        # Transformers warns of checkpoints within one second.
+        ["--epochs", "4", "--save-strategy", "epoch"],
+    ],
+)
+def test_nothing_but_ptunes_own_output_appears(flags, tmp_path, how):
+    """Each line once: the data are read once."""
+    words = [*map(str, flags), "--output-dir", str(tmp_path / "run"), *how]
     done = subprocess.run([sys.executable, "-m", "ptune", *words], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [

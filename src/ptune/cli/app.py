@@ -130,8 +130,14 @@ app.command(cls=Command)(runs.compare)
 
 
 # Loggers of packages that warn when they are imported: of a missing Triton, of libraries for GPUs
-# that do not load, and of each other's deprecated functions.
-NOISY = ("torchao", "torch.utils._pytree", "torch.utils.flop_counter")
+# that do not load, and of each other's deprecated functions. The last one warns if a run saves two
+# checkpoints within a second.
+NOISY = (
+    "torchao",
+    "torch.utils._pytree",
+    "torch.utils.flop_counter",
+    "transformers.trainer_utils",
+)
 
 
 def _version(value: bool) -> None:

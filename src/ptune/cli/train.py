@@ -305,15 +305,12 @@ def write_report(run: Run) -> None:
     """Write the report on the evaluation set. The training has succeeded, whatever happens here."""
     from ptune.inference.classifier import load
     from ptune.quality.report import report_run
-    from ptune.training.start import dataset_of_run
 
     if not FIRST or not run.answers:
         return
     try:
-        data = dataset_of_run(run.folder)
-        if data is not None:
-            dtype = TrainSettings.read(run.folder).dtype
-            report_run(run.folder, load(run.folder, dtype=dtype), data)
+        dtype = TrainSettings.read(run.folder).dtype
+        report_run(run.folder, load(run.folder, dtype=dtype), run.data)
     except Exception as error:  # Whatever the data holds, the classifier is there.
         say(f"There is no report ({error}). Try `ptune report {run.folder}`.", errors)
 

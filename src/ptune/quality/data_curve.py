@@ -19,7 +19,7 @@ from ptune.quality.bootstrap import SLOW_SAMPLES, counts, interval, resampled
 from ptune.training.pictures import data_curve as draw
 from ptune.training.run import Answers, Run, all_answers, joined, trained_in_memory
 from ptune.training.settings import TrainSettings
-from ptune.training.start import load_dataset, sharing_texts
+from ptune.training.start import sharing_texts
 
 Array = NDArray[Any]
 
@@ -105,9 +105,9 @@ def data_curve(
     Raises:
         PtuneError: There is no evaluation set; or the settings are wrong.
     """
-    dataset = load_dataset(settings)
     if not run.answers:
         raise PtuneError("A data curve requires an evaluation set. Name one with --eval-file.")
+    dataset = run.data
     order, total = nested(dataset), len(dataset.train)
     least = len(dataset.labels) if dataset.labels.is_single else 2
     sizes = sorted({max(least, round(share * total)) for share in SHARES} - {total})

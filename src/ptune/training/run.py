@@ -82,6 +82,7 @@ class Run:
         folder: The run folder.
         model: The trained model.
         metrics: The content of `metrics.json`.
+        data: The examples that it was trained and evaluated on.
         postprocessing: Calibration and thresholds, fitted on the evaluation sets; calibration on
             the training set, if they have too few texts.
         answers: True labels and logits of each evaluation set.
@@ -90,6 +91,7 @@ class Run:
     folder: Path
     model: PromptModel
     metrics: dict[str, Any]
+    data: TaskData
     postprocessing: Postprocessing = RAW
     answers: Answers = field(default_factory=dict)
 
@@ -162,7 +164,7 @@ def train_run(
         if settings.prompt == "reader":
             results["kept_texts"] = model.kept_texts.summary
             forget_texts(model)
-        run = Run(folder, model, results, values, answers)
+        run = Run(folder, model, results, dataset, values, answers)
         if is_first():
             write_adapter(folder, model.to_adapter(), settings, dataset, values)
             _write_results(run, dataset)
