@@ -156,9 +156,9 @@ def model_card(
 
 def pictures_of(folder: Path, labels: Labels) -> dict[str, str]:
     """The pictures in a run folder and what they show; none of labels that were changed since."""
-    before = read_metrics(folder / METRICS_NAME).get("labels", list(labels.names))
     if labels.outputs is not None:
         return {}
+    before = read_metrics(folder / METRICS_NAME).get("labels", list(labels.names))
     outdated = () if before == list(labels.names) else (CONFUSION_NAME, LABELS_NAME)
     return {
         name: what

@@ -20,10 +20,10 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from ptune.cli import classify, labels, predict, quality, runs, share, train, tune
-from ptune.cli.options import FILE, FILE_OR_FOLDER, FIRST, WIDE, errors
+from ptune.cli.options import FIRST, WIDE, errors
 from ptune.errors import PtuneError, first_line, on_one_line
 from ptune.files import at_home, check_file
-from ptune.training.declaration import PLACES
+from ptune.training.declaration import FILE, FILE_OR_FOLDER, PLACES
 from ptune.training.settings import DATA
 
 

@@ -15,15 +15,13 @@ from rich.markup import escape
 
 from ptune.files import json_line
 from ptune.serving.settings import LIMITS, SERVER
-from ptune.training.declaration import Setting, setting, settings_of
+from ptune.training.declaration import FILE, Setting, setting, settings_of
 from ptune.training.settings import ADVANCED, DATA, MODEL, TRAINING, Dtype, TrainSettings, is_first
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Sections of `--help`, in addition to those of the settings.
 OUTPUT, HUB = "Output", "Hub"
-# What `--help` calls the value of an option that names a file, or a file or folder.
-FILE, FILE_OR_FOLDER = "FILE", "PATH"
 ORDER = (DATA, MODEL, TRAINING, SERVER, LIMITS, OUTPUT, HUB, ADVANCED)
 
 # On a narrow terminal, `--help` has no frames: they would leave no room for the names of options.

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.table import Table
 
 from ptune.cli.options import (
-    FILE_OR_FOLDER,
     LABELLED,
     OUTPUT,
     READING,
@@ -36,6 +35,7 @@ from ptune.cli.options import (
 from ptune.data.sources import check_options, source_of
 from ptune.errors import PtuneError, counted
 from ptune.files import check_output, is_export, json_line, staged_file, write_json
+from ptune.training.declaration import FILE_OR_FOLDER
 from ptune.training.settings import DATA, TrainSettings
 
 if TYPE_CHECKING:

@@ -159,19 +159,18 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
     """Which texts of a file a classifier labels correctly, as 0 and 1; NaN: it does not count."""
     import numpy as np
 
-    from ptune.data.dataset import labelled_texts, that_count
+    from ptune.data.dataset import texts_to_evaluate
     from ptune.inference.text_classifier import warn_of_unseen
-    from ptune.labels import comparable, known_names
+    from ptune.labels import comparable
     from ptune.texts import as_rows
 
     labels = classifier.labels_
     if labels.is_regression:
         raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
-    how: dict[str, Any] = {"problem_type": labels.kind, "known": known_names(labels)}
-    how |= read_with(options, classifier.text_columns)
-    examples = labelled_texts(file, **how)
-    (texts, column), rows = that_count(examples, labels)
-    found = np.full(len(examples[1]), np.nan)
+    numbers: list[int] = []
+    how = read_with(options, classifier.text_columns)
+    (texts, column), rows = texts_to_evaluate(file, labels, numbers=numbers, **how)
+    found = np.full(len(numbers), np.nan)
     targets, unseen = labels.targets(column)
     warn_of_unseen(targets, unseen)
     predicted = np.asarray(classifier.predict(as_rows(texts)))

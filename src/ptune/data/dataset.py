@@ -444,6 +444,21 @@ def that_count(examples: Examples, labels: Labels) -> tuple[Examples, list[int]]
     return _without(examples, gone), [i for i in rows if i not in gone]
 
 
+def texts_to_evaluate(file: str | Path, labels: Labels, **how: Any) -> tuple[Examples, list[int]]:
+    """The texts of a labelled file on which a classifier is evaluated, and their positions.
+
+    Args:
+        file: The file.
+        labels: The classifier's.
+        **how: Other arguments of `labelled_texts`.
+
+    Raises:
+        PtuneError: As for `labelled_texts` and `that_count`.
+    """
+    known = known_names(labels)
+    return that_count(labelled_texts(file, problem_type=labels.kind, known=known, **how), labels)
+
+
 def labelled_texts(
     file: str | Path,
     *,
@@ -539,8 +554,7 @@ def examples_of(
     if out:
         if len(out) == len(column):
             raise no_complete_row(source)
-        texts = [[t for i, t in enumerate(text) if i not in out] for text in texts]
-        column = column.without(sorted(out))
+        texts, column = _without((texts, column), out)
     if notes is not None:
         notes.append("; ".join(said))
     checked = [

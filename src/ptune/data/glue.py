@@ -17,8 +17,8 @@ from ptune.data.dataset import (
     TEXT,
     Examples,
     TaskData,
-    labelled_texts,
     text_columns,
+    texts_to_evaluate,
     that_count,
 )
 from ptune.data.opening import FOUND, Dialect
@@ -311,11 +311,10 @@ def evaluation_sets(
     """
     if sum(source is not None for source in (task, file, dataset)) != 1:
         raise PtuneError("Name what to evaluate on: --task, --file or --dataset, and one only.")
-    how |= {"problem_type": labels.kind, "known": known_names(labels)}
     if file is not None:
-        examples = labelled_texts(file, dialect=dialect, **how)
-        return {"": that_count(examples, labels)[0]}, labels.metrics
+        return {"": texts_to_evaluate(file, labels, dialect=dialect, **how)[0]}, labels.metrics
     if dataset is not None:
+        how |= {"problem_type": labels.kind, "known": known_names(labels)}
         examples = evaluation_split(dataset, dataset_config, split, **how)
         return {"": that_count(examples, labels)[0]}, labels.metrics
     assert task is not None

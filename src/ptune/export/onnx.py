@@ -152,7 +152,7 @@ def write_onnx(
         "to": "onnx",
         **labels_to_json(classifier.labels_),
         **prompt_model.reading(tokenizer).to_json(),
-        "text_columns": [*map(str, getattr(classifier, "feature_names_in_", ()))] or None,
+        "text_columns": list(classifier.text_columns) or None,
     }
     write_info = partial(write_export_info, config=prompt_model.prompt_config, **info)
     with replaced(folder) as stage:

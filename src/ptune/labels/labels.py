@@ -78,9 +78,9 @@ class Labels:
         value_type: The type of the user's label values, see `ptune.labels.values`.
         outputs: The number of the label of each output of the head, -1 for none, after labels
             were merged or dropped. ``None``: one output for each label.
-        aliases: Other names in labelled files, with the number of the label that each stands for:
-            what a label was called before it was renamed or merged. -1: texts with it are left out
-            of evaluation, because it was dropped, or is that of texts that belong to no label.
+        aliases: Other names that labelled files may use, each with the number of its label, such as
+            the name that a label had before it was renamed or merged. -1: texts with this name are
+            left out of evaluation, because the label was dropped or marks texts without a label.
     """
 
     names: tuple[str, ...]
@@ -413,7 +413,7 @@ def known_names(labels: Labels) -> tuple[str, ...]:
 
 
 def leaves_out(labels: Labels, value: Any) -> bool:
-    """Whether texts with a label do not count: it was dropped, or stands for none of the labels."""
+    """Whether texts with this label are left out: it was dropped, or it means "none of these"."""
     return value not in labels and labels._alias(value) == -1
 
 

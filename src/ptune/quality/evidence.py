@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptune import texts
-from ptune.data.dataset import LABEL, TaskData, labelled_texts, text_columns, that_count
+from ptune.data.dataset import LABEL, TaskData, text_columns, texts_to_evaluate
 from ptune.data.opening import FOUND, Dialect
 from ptune.data.tables import Columns, find_columns, read_table
 from ptune.errors import Origin, PtuneError, cut, near
 from ptune.inference.text_classifier import TextClassifier
-from ptune.labels import NO_LABEL, Labels, comparable, known_names
+from ptune.labels import NO_LABEL, Labels, comparable
 from ptune.postprocessing import Goal, Postprocessing
 from ptune.training import calibration
 from ptune.training.start import dataset_of_run
@@ -217,10 +217,9 @@ def of_file(
         PtuneError: The file cannot be read, or has a label that training never saw.
     """
     labels = classifier.labels_
-    how |= {"problem_type": labels.kind, "known": known_names(labels)}
     numbers: list[int] = []
-    examples = labelled_texts(file, dialect=dialect, numbers=numbers, **how)
-    (found, column), places = that_count(examples, labels)
+    how |= {"dialect": dialect, "numbers": numbers}
+    (found, column), places = texts_to_evaluate(file, labels, **how)
     rows = [numbers[i] for i in places]
     table = read_table(file, dialect, as_it_is=True) if slices else {}
     for name in slices:

@@ -21,7 +21,8 @@ from ptune.files import at_home
 
 Class = TypeVar("Class", bound=type)
 # The metavars of settings and options that name a file or a folder.
-PLACES = ("FILE", "DIR", "PATH", "MODEL")
+FILE, FILE_OR_FOLDER = "FILE", "PATH"
+PLACES = (FILE, FILE_OR_FOLDER, "DIR", "MODEL")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def check_unchanged(
         PtuneError: Some differ.
     """
     written = read_if_there(folder / CHECKPOINTS / DATA_NAME).get("digest")
-    is_changed = written not in (None, dataset.digest)
+    is_changed = written is not None and written != dataset.digest
     before = resolve(TrainSettings.read(folder), dataset).to_dict()
     if differing := differences(before, settings.to_dict()):
         also = " Its data have changed since, too." if is_changed else ""
