@@ -3,9 +3,11 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import call, refused, write_mail
+from transformers import TrainerCallback
 
 import ptune
 from ptune.training import tune as search
@@ -22,6 +24,15 @@ def table(tmp_path_factory, texts):
 @pytest.fixture(scope="module")
 def how(bert_folder, table):
     return {"model": str(bert_folder), "train_file": str(table), "dtype": "float32"}
+
+
+class Steps(TrainerCallback):
+    """Counts the steps of a training."""
+
+    seen = 0
+
+    def on_step_end(self, *args, **kwargs):
+        self.seen += 1
 
 
 def rows_of(folder):
@@ -58,7 +69,7 @@ def test_a_search_ends_with_the_best_classifier_and_a_table(how, tmp_path, capsy
     assert set(classifier.labels) == {"money", "other"}
 
 
-def test_an_interrupted_search_keeps_its_trials_and_resumes(how, tmp_path):
+def test_an_interrupted_search_keeps_its_trials_and_resumes(how, texts, tmp_path):
     settings, seen = ptune.TrainSettings(**how, num_virtual_tokens=3, prompt="input"), []
 
     short = {"search": ["learning_rate"], "folds": 1}
@@ -89,6 +100,22 @@ def test_an_interrupted_search_keeps_its_trials_and_resumes(how, tmp_path):
     assert len({row["learning_rate"] for row in after}) == len(after) == 3
     assert found.run.metrics["eval"]["accuracy"] <= 1
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+    steps = Steps()
+    again = ptune.tune(settings, tmp_path / "run", trials=3, **short, resume=True, progress=steps)
+    assert steps.seen == 0, "a finished search does not train its classifier again"
+    assert again.run.metrics["eval"] == found.run.metrics["eval"]
+    assert ptune.load(tmp_path / "run")("How much did I pay?").label in ("money", "other")
+    fewer = write_mail(tmp_path / "fewer.csv", texts, copies=4)
+    with refused("The search in … was started with other examples: a file has changed since, …"):
+        ptune.tune(
+            settings,
+            tmp_path / "run",
+            trials=3,
+            **short,
+            resume=True,
+            dataset=prepare(replace(settings, train_file=str(fewer)))[1],
+        )
 
 
 def test_trials_never_see_the_evaluation_set(how, table):

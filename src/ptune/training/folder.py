@@ -93,8 +93,7 @@ def check_unchanged(
     Raises:
         PtuneError: Some differ.
     """
-    written = read_if_there(folder / CHECKPOINTS / DATA_NAME).get("digest")
-    is_changed = written is not None and written != dataset.digest
+    is_changed = has_other_data(folder, dataset)
     before = resolve(TrainSettings.read(folder), dataset).to_dict()
     if differing := differences(before, settings.to_dict()):
         also = " Its data have changed since, too." if is_changed else ""
@@ -114,6 +113,12 @@ def check_unchanged(
             "Bring the former one back, replace the run (--overwrite), or start one in another "
             "folder."
         )
+
+
+def has_other_data(folder: Path, dataset: TaskData) -> bool:
+    """True if the run in a folder was started with other examples."""
+    written = read_if_there(folder / CHECKPOINTS / DATA_NAME).get("digest")
+    return written is not None and written != dataset.digest
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

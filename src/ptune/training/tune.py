@@ -25,10 +25,16 @@ from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, counted, first_line, missing_package
 from ptune.files import at_home, read_json, staged, write_json
 from ptune.labels import in_words
-from ptune.training.folder import alone_in, check_folder, differences, prepare_folder
+from ptune.training.folder import (
+    alone_in,
+    check_folder,
+    differences,
+    has_other_data,
+    prepare_folder,
+)
 from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
-from ptune.training.start import prepare, sharing_texts
+from ptune.training.start import prepare, resolve, sharing_texts
 from ptune.training.summary import Summary
 from ptune.training.trainer import check_metric, training_arguments
 
@@ -112,7 +118,7 @@ def tune(
         folds: Score each trial on N parts of the training data in turn. 1: on a fifth. ``None``:
             as the search that is resumed, else 3 with fewer than 500 examples, else 1.
         overwrite: Replace the run in this folder.
-        resume: Continue an interrupted search.
+        resume: Continue an interrupted search, or the final training.
         progress, dataset, show: As for `train_run`, for the final training.
         show_trial: Gets each trial when it has ended.
 
@@ -132,7 +138,7 @@ def tune(
     check_metric(training_arguments(resolved, folder, len(dataset.train)), dataset)
     asked = {"settings": settings.to_dict(), "search": names, "folds": folds}
     if resume:
-        folds = _check_unchanged(folder, asked)
+        folds = _check_unchanged(folder, asked, dataset)
     asked |= {"planned": trials}
     search_of = _Search(settings, _folds(dataset, folds, settings.seed), names, folder, asked)
     how: dict[str, Any] = {"progress": progress, "dataset": dataset, "show": show}
@@ -144,7 +150,8 @@ def tune(
                     (folder / name).unlink(missing_ok=True)
             study = search_of.run(trials, show_trial)
         best = search_of.settings_of(study.best_trial, dataset)
-        run = train_run(best, folder, overwrite=True, **how)
+        begun = resume and _is_begun(folder, best, dataset)
+        run = train_run(best, folder, overwrite=not begun, resume=begun, **how)
     return search_of.finish(study, run, best)
 
 
@@ -199,7 +206,7 @@ def read_search(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def _check_unchanged(folder: Path, asked: dict[str, Any]) -> int | None:
+def _check_unchanged(folder: Path, asked: dict[str, Any], dataset: TaskData) -> int | None:
     """Check that a search is resumed as it was started; returns its number of parts."""
     read = read_search(folder)
     folds: int | None = read.get("folds")
@@ -210,7 +217,20 @@ def _check_unchanged(folder: Path, asked: dict[str, Any]) -> int | None:
             f"The search in {folder} was started with other settings: {listed}. Resume it "
             "with its own settings, or start one in another folder."
         )
+    if has_other_data(folder, dataset):
+        raise PtuneError(
+            f"The search in {folder} was started with other examples: a file has changed since, so "
+            "scores could not be compared. Bring the former one back, or start a search in another "
+            "folder."
+        )
     return folds
+
+
+def _is_begun(folder: Path, settings: TrainSettings, dataset: TaskData) -> bool:
+    """True if the folder holds the final training with these settings, finished or not."""
+    resolved, dataset, _ = prepare(settings, dataset)
+    before = resolve(TrainSettings.read(folder), dataset)
+    return not differences(before.to_dict(), resolved.to_dict())
 
 
 def _folds(dataset: TaskData, folds: int | None, seed: int) -> list[TaskData]:
