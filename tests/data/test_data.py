@@ -386,6 +386,17 @@ def write_parquet(path, rows):
     )
 
 
+def test_bytes_that_are_text_are_read_as_text(tmp_path):
+    file = tmp_path / "mail.parquet"
+    images = pyarrow.array([b"\xff\xd8"] * len(ROWS))
+    for kind in (pyarrow.binary(), pyarrow.large_binary()):
+        text, label = (pyarrow.array([row[i].encode() for row in ROWS], kind) for i in (0, 1))
+        parquet.write_table(pyarrow.table({"text": text, "label": label, "image": images}), file)
+        assert all_of(load_files(file)) == sorted(ROWS)
+        (batch,) = read_batches(file, 100)
+        assert batch.column("image") == images, "other bytes stay as they are"
+
+
 def as_json_lines(rows):
     return "".join(json.dumps({"text": t, "label": label}) + "\n" for t, label in rows)
 

@@ -125,7 +125,7 @@ def read_batches(file: str | Path, size: int, dialect: Dialect = FOUND) -> Itera
     file = Path(file)
     kind = _kind(file)
     if kind in _ARROW:
-        yield from _ARROW[kind](file, size)
+        yield from _typed_batches(file, size)
         return
     if kind in _JSON:
         records = _records(file, dialect)
@@ -166,7 +166,7 @@ def read_table(file: str | Path, dialect: Dialect = FOUND, *, as_it_is: bool = F
     if is_text and not any(line.strip() for line in lines(file, dialect)):
         raise PtuneError(f"{file} is empty. Expected a header and examples.")
     if kind in _ARROW:
-        batches = [batch.to_pylist() for batch in _ARROW[kind](file, 2**16)]
+        batches = [batch.to_pylist() for batch in _typed_batches(file, 2**16)]
         table = _table(row for batch in batches for row in batch)
     elif kind in _JSON:
         table = _table(_records(file, dialect))
@@ -489,6 +489,31 @@ def _arrow_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
 
 
 _ARROW = {".parquet": _parquet_batches, ".arrow": _arrow_batches, ".feather": _arrow_batches}
+
+
+def _typed_batches(file: Path, size: int) -> Iterator[pyarrow.RecordBatch]:
+    """Batches of a file with types. Columns of bytes that are UTF-8 are text.
+
+    Some programs write text without saying so, as Parquet allows.
+    """
+    kinds = (pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view())
+    found: list[int] | None = None
+    with _explained(file):
+        for batch in _ARROW[format_of(file)](file, size):
+            if found is None:
+                found = [i for i, c in enumerate(batch.columns) if c.type in kinds and _is_utf8(c)]
+            for i in found:
+                text = batch.column(i).cast(pyarrow.string())
+                batch = batch.set_column(i, batch.schema.names[i], text)
+            yield batch
+
+
+def _is_utf8(column: pyarrow.Array) -> bool:
+    try:
+        column.cast(pyarrow.string())
+    except pyarrow.ArrowInvalid:
+        return False
+    return True
 
 
 def rows_where(table: Table, where: str, file: str | Path) -> Table:
