@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from architectures import ARCHITECTURES, build_model, tokenizer_that_pads
 from conftest import SENTENCES, build, refused, use_prompt
+from packaging.version import Version
 from subjects import shake
 
 from ptune import PromptEncoderConfig, PromptModel
@@ -144,7 +146,9 @@ def test_added_keys_are_what_is_added_to_the_keys(name, readers):
 @pytest.mark.parametrize("name", READABLE)
 def test_keys_can_be_added_unless_texts_enter_as_a_cache(name):
     backbone, _ = made(name)
-    expected = name not in ("BLOOM", "Falcon", "GPT-J", "GPT-Neo")
+    # Since Transformers 5.24, the attention of GPT-J is looked up by name.
+    late = ["GPT-J"] if Version(transformers.__version__) < Version("5.24") else []
+    expected = name not in ["BLOOM", "Falcon", "GPT-Neo", *late]
     assert Architecture.of(backbone).adds_keys == expected
 
 
