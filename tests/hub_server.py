@@ -54,9 +54,11 @@ class Repo:
     titles: list[str] = field(default_factory=list)
     pull_requests: int = 0
 
-    def commit(self, ref, files, title, parent=None):
+    def commit(self, ref, files, title, parent=None, deleted=()):
         tree = dict(self.commits.get(self.refs.get(parent or ref), {}))
         tree.update(files)
+        for name in deleted:
+            del tree[name]
         text = f"{title}{len(self.commits)}{sorted((n, f.oid) for n, f in tree.items())}"
         sha = hashlib.sha1(text.encode()).hexdigest()
         self.commits[sha] = tree
@@ -420,7 +422,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.readable(name) if is_pull_request else self.writable(name)
         self.known_user()
         self.tree(name, ref)
-        title, files = "", {}
+        title, files, deleted = "", {}, []
         for line in self.body.splitlines():
             item = json.loads(line)
             value = item["value"]
@@ -428,6 +430,8 @@ class _Handler(BaseHTTPRequestHandler):
                 title = value["summary"]
             elif item["key"] == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]))
+            elif item["key"] == "deletedFile":
+                deleted.append(value["path"])
             elif item["key"] == "lfsFile":
                 if value["oid"] not in self.hub.large:
                     raise _Refused(400, f"{value['path']} was never uploaded")
@@ -436,10 +440,10 @@ class _Handler(BaseHTTPRequestHandler):
         if is_pull_request:
             repo.pull_requests += 1
             number = repo.pull_requests
-            oid = repo.commit(f"refs/pr/{number}", files, title, parent=ref)
+            oid = repo.commit(f"refs/pr/{number}", files, title, parent=ref, deleted=deleted)
             answer["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{number}"
         else:
-            oid = repo.commit(ref, files, title)
+            oid = repo.commit(ref, files, title, deleted=deleted)
         url = f"{self.hub.url}/{name}/commit/{oid}"
         return self.send(200, {**answer, "commitUrl": url, "commitOid": oid})
 

@@ -19,7 +19,7 @@ import peft
 import pytest
 import torch
 from conftest import build, call, edit_json, refused
-from hub_server import HubServer
+from hub_server import File, HubServer
 from huggingface_hub import ModelCard, constants, hf_api
 from safetensors.torch import load_file
 from transformers.utils import hub as transformers_hub
@@ -29,6 +29,7 @@ import ptune.peft
 from ptune import PromptModel, PtuneError
 from ptune.adapters import adapter
 from ptune.adapters import push as hub
+from ptune.adapters.adapter import Adapter
 from ptune.adapters.card import CardText, model_card
 from ptune.adapters.download import AdapterFiles
 from ptune.adapters.public import PublicBackbone
@@ -230,6 +231,21 @@ def test_a_run_folder_is_pushed_without_checkpoints_and_stays_unchanged(server, 
     }
     assert {f: f.read_bytes() for f in run_folder.rglob("*") if f.is_file()} == before
     assert server.repos["alice/mail"].titles[1:] == ["Upload a p-tuned classifier"]
+
+
+def test_a_push_removes_what_an_earlier_one_left(server, run_folder):
+    """Scores of the classifier before would be taken for those of the new one."""
+    push(run_folder)
+    server.repos["alice/mail"].commit("main", {"notes.md": File(b"by hand")}, "notes")
+    push(Adapter.read(run_folder, own_backbone=True))
+    found = server.files("alice/mail")
+    assert not found & {"metrics.json", "training_curve.png"}
+    assert found >= {"adapter_config.json", "ptune.json", "README.md", "notes.md"}
+    assert "scores" not in adapter.describe("alice/mail")
+    push(run_folder, revision="next")
+    assert server.files("alice/mail", "next") >= {"metrics.json", "training_curve.png"}
+    push(Adapter.read(run_folder, own_backbone=True), revision="next")
+    assert "metrics.json" not in server.files("alice/mail", "next")
 
 
 def test_small_files_are_part_of_the_commit_and_large_ones_go_to_storage(server, run_folder):
@@ -497,12 +513,20 @@ def test_the_card_follows_labels_that_changed_after_training(run_folder, tmp_pat
     # The picture has the old names.
     assert "confusion_matrix.png" not in card.text
     assert "training_curve.png" in card.text
-    assert not hub._public_files(folder).keys() & {"confusion_matrix.png", "label_scores.png"}
+    public = hub._public_files(folder)
+    assert not public.keys() & {"confusion_matrix.png", "label_scores.png"}
+    published = json.loads(public["metrics.json"])
+    assert published["labels"] == ["where|is it?", "money back"]
+    assert published["label_scores"]["eval"][1] == {"label": "money back", **row}
     edit_json(folder / "ptune.json", labels=["any"], label_outputs=[0, 0], label_aliases={})
     card = model_card(folder, "alice/mail")
     assert "Labels were merged or dropped after training, so its scores are left out." in card.text
     assert not any(word in card.text for word in ("0.750", "Accuracy", "confusion_matrix.png"))
     assert card.data.eval_results is None
+    published = json.loads(hub._public_files(folder)["metrics.json"])
+    assert published["eval"] == {}
+    assert published["epochs"] == [{"epoch": 1.0}, {"epoch": 2.0}]
+    assert not published.keys() & {"best", "majority", "labels", "label_scores"}
 
 
 def test_an_adapter_that_peft_can_load_is_tagged_and_predicts_the_same_there(server, model):

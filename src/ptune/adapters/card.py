@@ -52,8 +52,13 @@ _FILES = {
     QUALITY_NAME: "calibration and thresholds",
     METRICS_NAME: "scores of every epoch",
 }
-# What `metrics.json` says about how right the answers are.
-_SCORES = ("eval", "majority", "label_scores")
+# What `metrics.json` says about the labels, and how right the answers are.
+_SCORES = (
+    *("eval", "best", "majority", "majority_tie"),
+    *("labels", "label_scores", "confusion_matrix", "quality"),
+)
+# Of each epoch, what is not a score.
+_OF_EPOCH = ("epoch", "step", "train_loss")
 # Settings that are files or folders: only their names are published.
 _FILE_SETTINGS = ("train_file", "eval_file", "data_dir")
 
@@ -104,9 +109,7 @@ def model_card(
     adapter = Adapter.read(folder, own_backbone=True)
     config = adapter.config
     backbone = PublicBackbone.of(config.base_model_name_or_path, config.revision)
-    metrics, pictures = read_metrics(folder / METRICS_NAME), pictures_of(folder, adapter.labels)
-    if regrouped := adapter.labels.outputs is not None:
-        metrics = {k: v for k, v in metrics.items() if k not in _SCORES}
+    metrics, pictures = metrics_of(folder, adapter.labels), pictures_of(folder, adapter.labels)
     settings = read_if_there(folder / SETTINGS_NAME)
     own = config_content(config).keys() & OWN_FIELDS.keys()
     # PEFT would not put the template's words around texts.
@@ -148,10 +151,32 @@ def model_card(
         versions=metrics.get("versions") or {},
         pictures=pictures,
         files={f: what for f, what in _FILES.items() if f in always or (folder / f).is_file()},
-        regrouped=regrouped,
-        **_scores(metrics, adapter.labels),
+        regrouped=adapter.labels.outputs is not None,
+        **_scores(metrics),
     )
     return ModelCard(rendered)
+
+
+def metrics_of(folder: Path, labels: Labels) -> dict[str, Any]:
+    """What `metrics.json` in a run folder says of an adapter whose labels may have changed since.
+
+    Renamed labels have their present names. Scores of merged or dropped labels are left out: they
+    are not those of the adapter.
+    """
+    found = read_metrics(folder / METRICS_NAME)
+    if labels.outputs is not None:
+        known = {name: value for name, value in found.items() if name not in _SCORES}
+        if "epochs" in found:
+            known["epochs"] = [{n: e[n] for n in _OF_EPOCH if n in e} for e in found["epochs"]]
+        return known | ({"eval": {}} if "eval" in found else {})
+    if not found.get("labels"):
+        return found
+    names = dict(zip(found["labels"], labels.names, strict=False))
+    by_label = {
+        part: [{**row, "label": names.get(row["label"], row["label"])} for row in rows]
+        for part, rows in (found.get("label_scores") or {}).items()
+    }
+    return found | {"labels": list(labels.names), "label_scores": by_label}
 
 
 def pictures_of(folder: Path, labels: Labels) -> dict[str, str]:
@@ -235,14 +260,9 @@ def _eval_results(metrics: dict[str, Any], settings: dict[str, Any]) -> Iterator
         )
 
 
-def _scores(metrics: dict[str, Any], labels: Labels) -> dict[str, Any]:
-    """What the template needs for the section on scores. Labels may have been renamed since."""
+def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the template needs for the section on scores."""
     majority = metrics.get("majority") or {}
-    names = dict(zip(metrics.get("labels") or (), labels.names, strict=False))
-    by_label = {
-        part: [{**row, "label": names.get(row["label"], row["label"])} for row in rows]
-        for part, rows in (metrics.get("label_scores") or {}).items()
-    }
     rows = []
     for key, value in _final(metrics).items():
         split, name = _metric_of(key) or ("", key)
@@ -257,7 +277,7 @@ def _scores(metrics: dict[str, Any], labels: Labels) -> dict[str, Any]:
         "examples": sum((metrics.get("eval_examples") or {}).values()),
         "dataset_revision": metrics.get("dataset_revision"),
         "best": metrics.get("adapter") == "best",
-        "by_label": by_label,
+        "by_label": metrics.get("label_scores") or {},
     }
 
 

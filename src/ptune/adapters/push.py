@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, RepoUrl, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoUrl, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -24,13 +24,13 @@ from safetensors.torch import save as tensors_to_bytes
 from ptune import __version__
 from ptune.adapters import schema
 from ptune.adapters.adapter import CARD_MARK, WEIGHTS_NAME, Adapter
-from ptune.adapters.card import LIBRARY, CardText, model_card, pictures_of
+from ptune.adapters.card import LIBRARY, CardText, metrics_of, model_card, pictures_of
 from ptune.adapters.download import HubHTTPError, id_of_address, own_file
 from ptune.adapters.public import PublicBackbone, without_paths
 from ptune.adapters.quality import QUALITY_NAME
 from ptune.adapters.schema import CONFIG_NAME, INFO_NAME
 from ptune.errors import PtuneError, first_line
-from ptune.files import METRICS_NAME, json_text, read_json
+from ptune.files import METRICS_NAME, PICTURES, json_text, read_json
 
 CARD_NAME = "README.md"
 # Files of an adapter or a run, with their contents or the file that holds them.
@@ -106,9 +106,10 @@ def push(
             files[CARD_NAME] = str(written).encode()
         if revision:
             api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         commit = api.create_commit(
             repo.repo_id,
-            [CommitOperationAdd(name, content) for name, content in files.items()],
+            [*operations, *_outdated(api, repo.repo_id, revision, files)],
             commit_message=commit_message or "Upload a p-tuned classifier",
             revision=revision,
             create_pr=create_pr,
@@ -128,6 +129,15 @@ def _create_repo(api: HfApi, repo_id: str, private: bool | None) -> RepoUrl:
             f"{expected} in its settings on the Hub, or choose another name."
         )
     return repo
+
+
+def _outdated(
+    api: HfApi, repo_id: str, revision: str | None, files: Files
+) -> Iterator[CommitOperationDelete]:
+    """What an earlier push left in the repository, and would be taken for this classifier's."""
+    gone = sorted({METRICS_NAME, QUALITY_NAME, *PICTURES} - files.keys())
+    for found in api.get_paths_info(repo_id, gone, revision=revision) if gone else ():
+        yield CommitOperationDelete(found.path)
 
 
 def _public_files(folder: Path) -> Files:
@@ -159,8 +169,9 @@ def _public_files(folder: Path) -> Files:
     # A pickle is published as safetensors, a format that cannot hold code.
     as_safetensors = partial(tensors_to_bytes, adapter.tensors(), {"format": "pt"})
     files[WEIGHTS_NAME] = weights if weights.is_file() else as_safetensors()
-    if (scores := folder / METRICS_NAME).is_file():
-        public = without_paths({**read_json(scores), "model": backbone.name})
+    if (folder / METRICS_NAME).is_file():
+        known = metrics_of(folder, adapter.labels)
+        public = without_paths({**known, "model": backbone.name})
         files[METRICS_NAME] = json_text(public).encode()
     unchanged = [INFO_NAME, *pictures_of(folder, adapter.labels), CARD_NAME]
     unchanged += [QUALITY_NAME] if adapter.postprocessing.tensors else []
