@@ -148,7 +148,7 @@ def test_files_may_have_the_labels_of_before_a_change(copy_of, tmp_path, capsys,
     assert "Only one of the two classifiers has maybe." in " ".join(said.err.split())
     file.write_text(f'text,label\n"{SENTENCES[0]}",maybe')
     assert call("evaluate", dropped, "--file", file) == 2
-    assert "so none is left to evaluate on" in " ".join(capsys.readouterr().err.split())
+    assert "so none is left." in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_old_names_of_labels_follow_every_change():

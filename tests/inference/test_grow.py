@@ -138,6 +138,20 @@ def test_labels_are_added_after_one_was_renamed(run, tmp_path):
     assert grown.accuracy["old texts, before"] > 0.9
 
 
+def test_texts_of_no_label_are_not_learned(run, tmp_path, caplog):
+    """`--other-label` named their label in training."""
+    folder, several = run
+    how = {"label_separator": "|" if several else None}
+    shutil.copytree(folder, moved := tmp_path / "a")
+    edit_json(moved / "ptune.json", label_aliases={"defect": -1})
+    new = write(tmp_path / "new.csv", rows_of(["bill", "defect"]))
+    grown = add_labels(moved, new, tmp_path / "b", **how)
+    assert grown.added == ("bill",)
+    assert grown.texts[1] == len(rows_of(["bill", "defect"] if several else ["bill"]))
+    if not several:
+        assert "Left out 36 of 72 examples with a label that the classifier" in caplog.text
+
+
 def test_pairs_are_not_added_to_single_texts(run, tmp_path):
     folder, _ = run
     (tmp_path / "new.csv").write_text("a,b,label\n" + "money,parcel,bill\n" * 5)

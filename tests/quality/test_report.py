@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from conftest import call
 
+from ptune.adapters.adapter import Adapter
 from ptune.data.dataset import TEXT
 from ptune.files import read_json
 from ptune.labels import MULTI, REGRESSION, SINGLE, Labels, compute
 from ptune.quality import bootstrap, report
-from ptune.quality.evidence import Evidence, dataset_of_run
+from ptune.quality.evidence import Evidence, dataset_of_run, reference_texts
 
 HOSTILE = "<script>alert('x')</script> {{ 7*7 }} <img src=http://example.org/a.png>"
 
@@ -77,6 +78,9 @@ def test_a_report_on_a_run_without_one_of_its_labels(run, tmp_path):
     assert set(examples) == set(labels[:2])
     assert sum(examples.values()) == content["rows"] < 32
     assert content["baselines"]["logistic regression on features"]["accuracy"] > 0.8
+    # `ptune drift` compares new texts with those that the classifier is still for.
+    before, now = (reference_texts(f, Adapter.read(f).labels)[0] for f in (folder, changed))
+    assert set(now) < set(before)
 
 
 def test_a_file_with_old_labels_is_reported_on_after_they_were_changed(

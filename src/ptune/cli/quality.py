@@ -214,7 +214,7 @@ def drift(
     classifier = load(adapter, **load_with(options))
     how = read_with(options, classifier.text_columns)
     if reference is None:
-        known = evidence.reference_texts(Path(adapter))
+        known = evidence.reference_texts(Path(adapter), classifier.labels_)
     else:
         known = evidence.texts_of(reference, **how)
     new = evidence.texts_of(file, **how)

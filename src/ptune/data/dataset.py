@@ -433,7 +433,7 @@ def that_count(examples: Examples, labels: Labels) -> tuple[Examples, list[int]]
         if len(gone) == len(rows):
             raise PtuneError(
                 f"All {len(rows)} examples have a label that the classifier does not answer with "
-                f"({names}; {column.origin}), so none is left to evaluate on."
+                f"({names}; {column.origin}), so none is left."
             )
         logger.warning(
             "Left out %d of %d examples with a label that the classifier does not answer with: %s.",

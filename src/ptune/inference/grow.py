@@ -137,7 +137,7 @@ def add_labels(
             f"Labels cannot be added to {source}: {why}. Train it again with all labels."
         )
     how |= {"problem_type": before.kind}
-    new_texts = labelled_texts(train_file, **how)
+    new_texts, _ = that_count(labelled_texts(train_file, **how), before)
     labels = _grown(before, new_texts, train_file)
     old = _old_texts(classifier, source, replay, **how)
     new = _features(classifier, new_texts, labels, train_file)

@@ -244,8 +244,12 @@ def of_file(
     return evidence
 
 
-def reference_texts(folder: Path) -> list[list[str]]:
+def reference_texts(folder: Path, labels: Labels) -> list[list[str]]:
     """The texts of a run's evaluation sets; those of the training set, if there are few.
+
+    Args:
+        folder: The run folder.
+        labels: The classifier's by now. Texts of labels that were dropped are left out.
 
     Raises:
         PtuneError: The run's data is not here.
@@ -255,6 +259,7 @@ def reference_texts(folder: Path) -> list[list[str]]:
         raise PtuneError(
             f"The data of {folder} is not here. Name texts to compare with (--reference)."
         )
+    data = data.for_labels(labels) or data
     sets = [text_columns(examples) for examples in data.evaluation.values()]
     if sum(len(columns[0]) for columns in sets) < MIN_REFERENCE:
         sets = [text_columns(data.train)]
