@@ -14,6 +14,7 @@ from ptune import PromptBank, PtuneError
 from ptune.adapters import schema
 from ptune.adapters.adapter import Adapter
 from ptune.adapters.relabel import relabel
+from ptune.files import locked
 from ptune.labels import (
     Labels,
     edits,
@@ -200,6 +201,24 @@ def test_the_trained_prompt_encoder_stays(copy_of):
     (folder / "model.safetensors").rename(folder / "prompt_encoder.safetensors")
     assert call("rename-label", folder, "no", "nein") == 0
     assert (folder / "prompt_encoder.safetensors").is_file()
+
+
+def test_only_the_labels_change_and_only_by_one_command_at_a_time(copy_of):
+    """Of two that start together, one would lose its change without a word."""
+    folder = copy_of(Subject("input"))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with (
+        locked(folder),
+        refused(f"Another command is changing {folder}, so nothing was changed. …"),
+    ):
+        relabel(folder, lambda labels: edits.rename(labels, "no", "nein"))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    relabel(folder, lambda labels: edits.rename(labels, "no", "nein"))
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "ptune.json",
+        "ptune.1.json",
+    }
 
 
 def test_a_label_may_be_given_as_the_user_s_own_value():

@@ -84,7 +84,12 @@ def read_quality(
             "know and ignores. Upgrade ptune (`pip install -U ptune`).",
             stacklevel=2,
         )
-    found = {n: t.double().numpy() for n, t in tensors.items() if n not in unknown}
+    # Those of known texts are in float16, and stay so when the adapter is saved again.
+    found = {
+        n: (t if t.dtype == torch.float16 else t.double()).numpy()
+        for n, t in tensors.items()
+        if n not in unknown
+    }
     for name, values in found.items():
         _check(name, values, len(labels.output_names), file)
     parts = {n for n in found if n.startswith("unfamiliar.")}
@@ -122,8 +127,9 @@ def _check(name: str, values: np.ndarray, labels: int, file: Path) -> None:
             "damaged or belongs to another adapter."
         )
     low, high = Postprocessing.LIMITS[name]
-    if values.min() < low or values.max() > high:
-        wrong = values.min() if values.min() < low else values.max()
+    least, most = float(values.min()), float(values.max())
+    if least < low or most > high:
+        wrong = least if least < low else most
         raise PtuneError(
             f"{file}: {name} holds {wrong:g}; expected numbers from {low:g} to {high:g}. The file "
             "is damaged: download it, or train the classifier again."
