@@ -24,7 +24,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, cut
 
 SETTINGS_NAME = "settings.json"
 METRICS_NAME = "metrics.json"
@@ -52,6 +52,8 @@ NEXT_TO_REPORT = ("report.json", "mistakes.csv")
 MODEL_NAME = "model.onnx"
 # How folders are called that files are written in. A killed process leaves its own behind.
 UNFINISHED = ".writing-"
+# Bytes that a file's name may have, on most systems.
+MAX_NAME = 255
 # Such a folder that is newer may not be locked yet by its process.
 NEW_SECONDS = 0.5
 # The folder that `replaced` is about to replace.
@@ -74,7 +76,18 @@ def name_of(source: str | os.PathLike[str]) -> str:
             f"Expected the folder of an adapter, or its name on the Hub; found an object of type "
             f"{type(source).__name__}. Save a classifier first: classifier.save(folder)."
         )
-    return at_home(source)
+    name = at_home(source)
+    if not is_path(name):
+        raise PtuneError(
+            f"{cut(name, 80)!r} cannot be the name of a folder or of a repository on the Hub. "
+            "Expected the adapter's folder, or owner/name."
+        )
+    return name
+
+
+def is_path(path: str) -> bool:
+    """True if files can have this path: no part is too long, and there is no null byte."""
+    return "\0" not in path and all(len(os.fsencode(p)) <= MAX_NAME for p in Path(path).parts)
 
 
 def at_home(path: str | os.PathLike[str]) -> str:
@@ -127,6 +140,8 @@ def folder_of(output: str | os.PathLike[str]) -> Path:
     if not isinstance(output, str | os.PathLike) or not os.fspath(output):
         raise PtuneError(f"Expected the name of a folder to write to; found {output!r}.")
     folder = Path(at_home(output))
+    if not is_path(str(folder)):
+        raise PtuneError(f"{cut(str(folder), 80)!r} cannot be the name of a folder. Name another.")
     if folder.is_file():
         raise PtuneError(f"{output} is a file. Name a folder to write to.")
     return folder

@@ -29,9 +29,11 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
+import ptune
 from ptune import PromptModel, PtuneError, __version__
 from ptune.adapters.adapter import TRAINED_STATE_NAME, Adapter, describe
 from ptune.backbones.loading import load_backbone
+from ptune.errors import cut
 from ptune.labels import Labels
 from ptune.peft import PromptEncoderConfig
 from ptune.postprocessing import Postprocessing
@@ -71,6 +73,7 @@ def test_logits_are_the_same_in_a_new_process_under_another_seed(bert_folder, tm
 import sys, torch
 from ptune import PromptModel
 from ptune.backbones.loading import load_backbone
+from ptune.errors import cut
 backbone, folder, out = sys.argv[1:]
 torch.manual_seed(99)
 backbone = load_backbone(backbone, labels=["a", "b", "c"], dtype="float32")
@@ -779,6 +782,14 @@ def test_a_head_that_does_not_fit_a_model_is_refused(saved, kind):
             "dots and is no attribute of PyTorch's modules."
         ):
             model.load_adapter(folder, bad)
+    for bad in ("/etc/mail", "ü" * 200, "a\0b"):
+        with refused(f"An adapter cannot be called {cut(bad, 80)!r}: it is saved in a folder of …"):
+            model.load_adapter(folder, bad)
+    for bad in ("a" * 300, "a\0b"):
+        with refused(f"{cut(bad, 80)!r} cannot be the name of a folder or of a repository on …"):
+            ptune.load(bad)
+        with refused(f"{cut(bad, 80)!r} cannot be the name of a folder. Name another."):
+            model.save_pretrained(bad)
 
 
 def test_a_missing_part_of_the_head_is_warned_about(saved, kind):

@@ -373,6 +373,16 @@ def test_all_tasks_of_a_folder_answer_for_each_text(run_ptune, refused, trained,
     assert list(record) == ["text", "mail", "predicted_mail", "predicted_reader"]
 
 
+def test_a_format_that_cannot_be_written_is_refused_before_anything_is_loaded(refused, tmp_path):
+    (tmp_path / "new.csv").write_text("text\nwhere is it\n")
+    file, output = ("--file", tmp_path / "new.csv"), ("--output", tmp_path / "x.parquet")
+    reason = "A .parquet file can only be written from a Parquet, Arrow or Feather file"
+    refused(["predict", "nowhere", "a text", *output], reason)
+    refused(["predict", "nowhere", *file, *output], reason)
+    refused(["classify", *file, "--labels", "a,b", "--model", "nowhere", *output], reason)
+    refused(["predict", "nowhere", *file, *output, "--all-tasks"], "--all-tasks does not write")
+
+
 @pytest.mark.parametrize("how", ["--format", "--output"])
 def test_predictions_in_csv_format_are_valid_csv(run_ptune, trained, tmp_path, how):
     file = tmp_path / "new.jsonl"

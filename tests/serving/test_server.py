@@ -368,7 +368,8 @@ def test_a_full_queue_refuses_requests_and_answers_those_it_accepted(guarded, st
         ({"inputs": [["a", "b", "c"]]}, 422, "inputs must be"),
         ({"inputs": "a", "parameter": {}}, 422, "no field 'parameter'"),
         ({"inputs": "a", "tasks": ["task0"]}, 422, "no field 'tasks'"),
-        ({"text": "a"}, 422, "inputs"),
+        ({"text": "a"}, 422, "There is no field 'text'. Use inputs, "),
+        ({}, 422, "The body lacks inputs: inputs must be a text, a list of texts, "),
         ([], 422, "inputs"),
     ],
 )

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,8 @@ from ptune.adapters.fit import check_fits
 from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import loading, smallest
-from ptune.errors import PtuneError
+from ptune.errors import PtuneError, cut
+from ptune.files import is_path
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
@@ -384,6 +386,12 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
             raise PtuneError(
                 f"An adapter cannot be called {name!r}. Choose a name that is not empty, contains "
                 "no dots and is no attribute of PyTorch's modules."
+            )
+        # It is saved in a folder of that name, next to the others.
+        if PurePosixPath(name).is_absolute() or not is_path(name):
+            raise PtuneError(
+                f"An adapter cannot be called {cut(name, 80)!r}: it is saved in a folder of that "
+                "name. Choose a short name that is no absolute path."
             )
 
     def _freeze_inactive(self) -> None:

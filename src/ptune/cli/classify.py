@@ -74,7 +74,7 @@ def classify(
     check_output(output, file)
     if save:
         folder_of(save)
-    shown = shown_format(texts, output, format)
+    shown = shown_format(texts, file, output, format)
     names = [name.strip() for name in labels.split(",") if name.strip()]
     source = texts_of(texts, None, file, Recipe("", Columns(text_column)))
     asked: dict[str, Any] = {"template": template, "label_words": label_words}

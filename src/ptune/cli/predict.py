@@ -153,9 +153,10 @@ def predict(
     )
     if all_tasks:
         without = (ray, recipe.revision, abstain is not None, mark_truncated, format == "table")
+        kind = _format_of_all(output, format)
         bank = _bank(recipe, has_none_of=without)
         source = texts_of(texts, pair, file, recipe)
-        _predict_all(bank, source, output, format)
+        _predict_all(bank, source, output, kind)
         return
     recipe = on_runtime(recipe)
     if file and output:
@@ -163,7 +164,7 @@ def predict(
         return
     if ray or (file and file.is_dir()):
         raise PtuneError("A folder, and --ray, require --file and --output. Give both.")
-    shown = shown_format(texts, output, format)
+    shown = shown_format(texts, file, output, format)
     classifier = recipe.load()
     source = texts_of(texts, pair, file, recipe.trained_on(classifier))
     answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
@@ -180,15 +181,19 @@ def on_runtime(recipe: Recipe) -> Recipe:
     return replace(recipe, adapter=str(folder), **own)
 
 
-def shown_format(texts: list[str] | None, output: Path | None, format: str | None) -> str:
+def shown_format(
+    texts: list[str] | None, file: Path | None, output: Path | None, format: str | None
+) -> str:
     """The format of what a command prints or writes.
 
     On standard output, it is by default a table for typed texts on a terminal.
     """
-    from ptune.inference.files import output_format
+    from ptune.inference.files import check_typed, output_format
 
     is_shown = output is None and texts and texts != ["-"] and console.is_terminal
-    return "table" if format is None and is_shown else output_format(output, format)
+    shown = "table" if format is None and is_shown else output_format(output, format)
+    check_typed(shown, file)
+    return shown
 
 
 def texts_of(
@@ -279,15 +284,22 @@ def _bank(recipe: Recipe, has_none_of: Iterable[Any]) -> PromptBank:
     return bank
 
 
-def _predict_all(bank: PromptBank, source: Source, output: Path | None, format: str | None) -> None:
-    """Classify the texts of one source with all tasks, to a file or to standard output."""
+def _format_of_all(output: Path | None, format: str | None) -> str:
+    """The format of the predictions of all tasks."""
     from ptune.inference import files
 
     kind = files.output_format(output, format)
+    if kind in files.TYPED:
+        raise PtuneError(f"--all-tasks does not write .{kind} files. Name a .jsonl or .csv file.")
+    return kind
+
+
+def _predict_all(bank: PromptBank, source: Source, output: Path | None, kind: str) -> None:
+    """Classify the texts of one source with all tasks, to a file or to standard output."""
+    from ptune.inference import files
+
     if output is None:
         _, truncated = files.write_all(bank, source, files.text_writer(sys.stdout, kind))
-    elif kind in files.TYPED:
-        raise PtuneError(f"--all-tasks does not write .{kind} files. Name a .jsonl or .csv file.")
     else:
         with staged_file(output) as file, files.text_file(file, kind) as out:
             count, truncated = files.write_all(bank, source, out)

@@ -361,11 +361,7 @@ class Typed(Writer):
 
     def write(self, batch: Batch, predicted: list[Prediction]) -> None:
         """Append rows and their predictions as a row group or record batch."""
-        if not isinstance(batch, pyarrow.RecordBatch):
-            raise PtuneError(
-                f"A .{self.format} file can only be written from a Parquet, Arrow or Feather file, "
-                "whose columns have types. Name a .jsonl or .csv file."
-            )
+        assert isinstance(batch, pyarrow.RecordBatch)  # as `check_typed` says
         p = self.prefix(_names(batch), self.new)
         types = self.types | ({"truncated": pyarrow.bool_()} if self.mark_truncated else {})
         for name, kind in types.items():
@@ -462,6 +458,23 @@ def output_format(file: Path | None, format: str | None) -> str:
             "--format, or name another file."
         )
     return format or format_of(file)
+
+
+def check_typed(format: str, source: Path | None) -> None:
+    """Refuse a format with types for texts from anything but a file that has them.
+
+    Args:
+        format: The format of the predictions.
+        source: The file with the texts. ``None``: they are typed, or on standard input.
+
+    Raises:
+        PtuneError: The columns have no types.
+    """
+    if format in TYPED and (source is None or opening.format_of(source)[1:] not in TYPED):
+        raise PtuneError(
+            f"A .{format} file can only be written from a Parquet, Arrow or Feather file, whose "
+            "columns have types. Name a .jsonl or .csv file."
+        )
 
 
 @contextmanager

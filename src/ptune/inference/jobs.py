@@ -38,7 +38,7 @@ from ptune.files import (
 )
 from ptune.inference.classifier import load
 from ptune.inference.engines import EXPORT_INFO_NAME, load_exported
-from ptune.inference.files import Source, format_of, output_format, write, writer
+from ptune.inference.files import Source, check_typed, format_of, output_format, write, writer
 from ptune.inference.text_classifier import TextClassifier
 
 RECORDS = ".ptune"
@@ -213,7 +213,8 @@ def find_jobs(file: Path, output: Path, recipe: Recipe, format: str | None = Non
     if not file.is_dir():
         check_file(file, or_folder=True)
         if not output.is_dir() and (output.suffix or output.exists()):
-            return [Job(file, output.absolute(), output_format(output, format))]
+            check_typed(kind := output_format(output, format), file)
+            return [Job(file, output.absolute(), kind)]
     if format is not None:
         raise PtuneError("Files in a folder keep their format. Omit --format.")
     if file.is_dir() and not output.is_dir() and opening.format_of(output) in FORMATS:

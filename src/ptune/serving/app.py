@@ -528,7 +528,9 @@ def _parse(model: type[Asked], body: bytes) -> Asked:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        # A field that is missing may be there under another name, which tells more.
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
         if first["type"] == "json_invalid":
             refuse(400, _wrong_encoding(body) or f"{first['msg']}.")
         refuse(422, describe_invalid(model, first))

@@ -269,6 +269,9 @@ def describe_invalid(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         owner = model if len(path) == 1 else Parameters
         return f"There is no field {'.'.join(path)!r}. Use {', '.join(owner.model_fields)}."
-    if path[0] in _EXPECTED and error["type"] != "missing":
-        return _EXPECTED[path[0]]
+    if path[0] in _EXPECTED:
+        missing = f"The body lacks {path[0]}: " if error["type"] == "missing" else ""
+        return missing + _EXPECTED[path[0]]
+    if error["type"] == "missing":
+        return f"The body lacks {'.'.join(path)}."
     return f"{'.'.join(path)}: {error['msg']}."
