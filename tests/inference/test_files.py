@@ -3,12 +3,13 @@
 import csv
 import datetime
 import decimal
+import io
 import json
 
 import numpy as np
 import pyarrow
 import pytest
-from conftest import refused
+from conftest import edit_json, refused
 from pyarrow import parquet
 
 import ptune
@@ -281,3 +282,26 @@ def test_a_file_without_rows_gives_a_header_of_several_tasks(bert_folder, tmp_pa
             out.seek(0)
             headers.append(out.readline())
     assert headers[0] == headers[1] == "id,text,a,a score,b,b score\n"
+
+
+def test_each_of_several_tasks_reads_the_columns_of_its_training(bert_folder, tmp_path):
+    """As its own classifier does (`ptune predict runs/b --file …`)."""
+    for name, columns in (("a", ["title"]), ("b", ["body"]), ("c", [])):
+        save_untrained(bert_folder, tmp_path / "tasks" / name)
+        edit_json(tmp_path / "tasks" / name / "ptune.json", text_columns=columns)
+    file = tmp_path / "new.csv"
+    file.write_text("title,body,text\nhello,where is my parcel,thanks\na,b c d,e f\n")
+    bank = ptune.PromptBank.from_folder(tmp_path / "tasks", dtype="float32")
+    first, other = (bank["a"](text).score for text in ("hello", "thanks"))
+    assert first != pytest.approx(other, abs=1e-5)
+
+    def answers(asked):
+        out = io.StringIO()
+        assert write_all(bank, Source.of_file(file, asked), text_writer(out, "jsonl")) == (2, 0)
+        return [json.loads(line) for line in out.getvalue().splitlines()]
+
+    for asked, read in ((Columns(), ("title", "body", "text")), (Columns("body"), ("body",) * 3)):
+        for row in answers(asked):
+            for task, column in zip("abc", read, strict=True):
+                expected = bank[task](row[column]).probabilities
+                assert row[task]["probabilities"] == pytest.approx(expected, abs=1e-5)

@@ -155,7 +155,8 @@ def predict(
         without = (ray, recipe.revision, abstain is not None, mark_truncated, format == "table")
         kind = _format_of_all(output, format)
         bank = _bank(recipe, has_none_of=without)
-        source = texts_of(texts, pair, file, recipe)
+        columns = bank[next(iter(bank))].text_columns if len(bank) else ()
+        source = texts_of(texts, pair, file, recipe.trained_on(columns))
         _predict_all(bank, source, output, kind)
         return
     recipe = on_runtime(recipe)
@@ -166,7 +167,7 @@ def predict(
         raise PtuneError("A folder, and --ray, require --file and --output. Give both.")
     shown = shown_format(texts, file, output, format)
     classifier = recipe.load()
-    source = texts_of(texts, pair, file, recipe.trained_on(classifier))
+    source = texts_of(texts, pair, file, recipe.trained_on(classifier.text_columns))
     answer(classifier, source, output, shown, abstain, mark_truncated=mark_truncated)
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,11 +49,15 @@ class Source:
         batches: The rows.
         columns: The columns that hold the texts.
         name: Where they come from, for messages.
+        names: The columns of a file. ``None``: the texts are from none, or it has no rows.
+        asked: The columns that were asked for in that file.
     """
 
     batches: Iterator[Batch]
     columns: Columns
     name: str
+    names: list[str] | None = None
+    asked: Columns = field(default_factory=Columns)
 
     @classmethod
     def of_file(cls, file: Path, columns: Columns, dialect: Dialect = FOUND) -> Source:
@@ -65,10 +69,11 @@ class Source:
         """
         size = TYPED_ROWS if opening.format_of(file)[1:] in TYPED else ROWS
         batches = tables.read_batches(file, size, dialect)
-        first = list(itertools.islice(batches, 1))
+        first, names, asked = list(itertools.islice(batches, 1)), None, columns
         if first:
-            columns = tables.find_columns(_names(first[0]), columns, file, labelled=False)
-        return cls(itertools.chain(first, batches), columns, str(file))
+            names = _names(first[0])
+            columns = tables.find_columns(names, columns, file, labelled=False)
+        return cls(itertools.chain(first, batches), columns, str(file), names, asked)
 
     @classmethod
     def of_texts(cls, texts: Iterable[Text]) -> Source:
@@ -101,19 +106,43 @@ class Source:
         Raises:
             PtuneError: A text is empty or missing. The message names the row.
         """
+        for batch, (texts,) in self.read_each([self.columns]):
+            yield batch, texts
+
+    def read_each(self, each: Sequence[Columns]) -> Iterator[tuple[Batch, list[list[Text]]]]:
+        """As `read`, with the texts that several tasks read of the same rows.
+
+        Args:
+            each: The columns that hold them.
+        """
         before = 0
         for batch in self.batches:
-            columns = [
-                check(_column(batch, name), Origin.column(name, self.name, before=before))
-                for name in self.columns.texts
-            ]
-            texts = as_rows(columns)
+            texts = []
+            for columns in each:
+                origins = [Origin.column(n, self.name, before=before) for n in columns.texts]
+                found = zip(columns.texts, origins, strict=True)
+                texts.append(as_rows([check(_column(batch, n), origin) for n, origin in found]))
             yield batch, texts
-            before += len(texts)
+            before += len(texts[0])
 
-    def example(self) -> list[Text]:
-        """One text or pair: its prediction has the columns of all, if there are no rows."""
-        return as_rows([["."] for _ in self.columns.texts])
+    def columns_for(self, trained: tuple[str, ...]) -> Columns:
+        """The columns that hold the texts for a classifier.
+
+        Args:
+            trained: The columns that were named for its training.
+
+        Raises:
+            PtuneError: They cannot be found by their names.
+        """
+        if self.names is None:
+            return self.columns
+        asked = replace(self.asked, trained=trained)
+        return tables.find_columns(self.names, asked, self.name, labelled=False)
+
+
+def example_of(columns: Columns) -> list[Text]:
+    """One text or pair: its prediction has the columns of all, if there are no rows."""
+    return as_rows([["."] for _ in columns.texts])
 
 
 def _names(batch: Batch) -> list[str]:
@@ -495,6 +524,8 @@ def writer(
 def write_all(bank: PromptBank, source: Source, out: Rows) -> tuple[int, int]:
     """Classify the texts of `source` with every task of a bank.
 
+    Of a file, each task reads the columns that were named for its training, if none were asked for.
+
     Returns:
         How many texts there were, and how many at least one task did not read to the end.
 
@@ -503,21 +534,26 @@ def write_all(bank: PromptBank, source: Source, out: Rows) -> tuple[int, int]:
     """
     count, truncated, names = 0, 0, list[str]()
     labels = {task: bank.task(task).labels_ for task in bank}
+    tasks_of: dict[Columns, list[str]] = {}
+    for task in labels:
+        tasks_of.setdefault(source.columns_for(bank[task].text_columns), []).append(task)
 
-    def rows(batch: list[dict[str, Any]], texts: list[Text]) -> Iterator[dict[str, Any]]:
+    def rows(batch: list[dict[str, Any]], each: list[list[Text]]) -> Iterator[dict[str, Any]]:
         nonlocal truncated
-        for row, found in zip(batch, bank.predict_all(texts), strict=True):
+        answers = map(bank.predict_all, each, tasks_of.values())
+        for row, *parts in zip(batch, *answers, strict=True):
+            found = {task: p for part in parts for task, p in part.items()}
             truncated += any(prediction.truncated for prediction in found.values())
-            named = {task: labels[task].by_name(p) for task, p in found.items()}
+            named = {task: own.by_name(found[task]) for task, own in labels.items()}
             yield out.with_tasks(row, named, names)
 
-    for batch, texts in source.read():
+    for batch, each in source.read_each(list(tasks_of)):
         names = _names(batch)
-        for row in rows(_rows(batch), texts):
+        for row in rows(_rows(batch), each):
             out.put(row)
-        count += len(texts)
+        count += len(each[0])
     if names and not count:
-        out.header(next(rows([dict.fromkeys(names)], source.example())))
+        out.header(next(rows([dict.fromkeys(names)], list(map(example_of, tasks_of)))))
     return count, truncated
 
 
@@ -540,6 +576,6 @@ def write(
         count += len(texts)
         truncated += sum(prediction.truncated for prediction in predicted)
     if names and not count:
-        (found,) = classifier.stream(source.example())
+        (found,) = classifier.stream(example_of(source.columns))
         out.start(names, classifier.labels_.by_name(found))
     return count, truncated

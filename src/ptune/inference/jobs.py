@@ -96,10 +96,10 @@ class Recipe:
                 raise PtuneError(f"--{option} is for adapters; an export contains its backbone.")
         return load_exported(self.adapter, self.runtime, dtype=self.dtype)  # type: ignore[arg-type]
 
-    def trained_on(self, classifier: TextClassifier) -> Recipe:
+    def trained_on(self, columns: tuple[str, ...]) -> Recipe:
         """The same, knowing the columns that were named when the classifier was trained."""
-        columns = dataclasses.replace(self.columns, trained=classifier.text_columns)
-        return dataclasses.replace(self, columns=columns)
+        own = dataclasses.replace(self.columns, trained=columns)
+        return dataclasses.replace(self, columns=own)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides a prediction, with a hash of the adapter's files.
@@ -179,7 +179,7 @@ class Worker:
             return {"rows": 0, "truncated": 0, "error": str(error)}
 
     def _do(self, job: Job) -> tuple[int, int]:
-        recipe = self.recipe.trained_on(self.classifier)
+        recipe = self.recipe.trained_on(self.classifier.text_columns)
         source = Source.of_file(job.source, recipe.columns, recipe.dialect)
         # The record comes first. It holds the output's time, so it is not valid before the output
         # is in place.
