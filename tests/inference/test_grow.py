@@ -143,8 +143,10 @@ def test_texts_of_no_label_are_not_learned(run, tmp_path, caplog):
     folder, several = run
     how = {"label_separator": "|" if several else None}
     shutil.copytree(folder, moved := tmp_path / "a")
-    edit_json(moved / "ptune.json", label_aliases={"defect": -1})
-    new = write(tmp_path / "new.csv", rows_of(["bill", "defect"]))
+    edit_json(moved / "ptune.json", label_aliases={"defect": -1}, text_columns=["mail"])
+    # Of two columns that might be texts, it reads the one that was named for training.
+    rows = [f"again,{text},{label}" for text, label in rows_of(["bill", "defect"])]
+    (new := tmp_path / "new.csv").write_text("\n".join(["note,mail,label", *rows]))
     grown = add_labels(moved, new, tmp_path / "b", **how)
     assert grown.added == ("bill",)
     assert grown.texts[1] == len(rows_of(["bill", "defect"] if several else ["bill"]))

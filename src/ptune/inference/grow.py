@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
 from ptune.data.dataset import Examples, dataset_of, labelled_texts, that_count
+from ptune.data.tables import Columns
 from ptune.errors import PtuneError
 from ptune.files import check_new
 from ptune.inference.classifier import PromptClassifier, load
@@ -136,7 +137,8 @@ def add_labels(
         raise PtuneError(
             f"Labels cannot be added to {source}: {why}. Train it again with all labels."
         )
-    how |= {"problem_type": before.kind}
+    asked = replace(how.get("columns", Columns()), trained=classifier.text_columns)
+    how |= {"problem_type": before.kind, "columns": asked}
     new_texts, _ = that_count(labelled_texts(train_file, **how), before)
     labels = _grown(before, new_texts, train_file)
     old = _old_texts(classifier, source, replay, **how)
