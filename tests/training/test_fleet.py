@@ -15,6 +15,7 @@ from conftest import call, refused, train_tokenizer
 import ptune
 from ptune import TrainSettings
 from ptune.adapters.adapter import Adapter
+from ptune.errors import cut
 from ptune.training import start
 from ptune.training.fleet import tasks_of
 from ptune.training.together import Member, Stack
@@ -66,6 +67,22 @@ def test_tasks_that_cannot_be_trained_are_reported_and_the_others_trained(traine
     assert fleet.refused.keys() == {"same", "missing"}
     assert fleet.refused["same"].startswith("Every example has the label 'x' (column 'same' of ")
     assert fleet.refused["missing"].startswith(f"{table} has no column 'missing'; ")
+
+
+@pytest.mark.parametrize("name", ["", 1, "/etc/mail", "../mail", "a" * 300, "."])
+def test_a_name_that_is_no_folder_in_the_output_folder_is_refused(tmp_path, name):
+    """One that is an absolute path was trained there."""
+    with refused(f"A task cannot be called {cut(repr(name), 80)}: its run folder, in the …"):
+        ptune.train_fleet({name: TrainSettings(train_file="a.csv")}, tmp_path / "runs")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tasks", [[], {}, TrainSettings(train_file="a.csv")])
+def test_what_is_no_task_by_name_is_refused(tmp_path, tasks):
+    with refused("Expected the settings of each task by its name, such as {'mail': …"):
+        ptune.train_fleet(tasks, tmp_path / "runs")
+    with refused("Expected the name of a folder for the results; found None."):
+        ptune.train_fleet({"mail": TrainSettings(train_file="a.csv")}, None)
 
 
 def test_a_metric_that_evaluation_does_not_have_is_refused_before_training(common, tmp_path):

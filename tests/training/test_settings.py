@@ -72,6 +72,8 @@ def test_a_wrong_name_is_refused_with_the_right_one(given, message):
 
 
 def test_settings_are_given_by_name():
+    with refused("… belongs in training_arguments={'max_steps': …}."):
+        TrainSettings(max_steps=3)
     with refused("TrainSettings has no setting 'train'. Did you mean 'train_file'? …"):
         TrainSettings(train="mail.csv")
     with refused("PromptClassifier takes one value without a name, and there are 2: 'a', 'b'. …"):

@@ -138,6 +138,10 @@ def test_what_cannot_be_searched_is_refused(how, tmp_path):
         ptune.tune(settings, tmp_path, search=["dtype"])
     with refused("Every setting is given, so there is nothing to search. Leave out one of …"):
         ptune.tune(settings, tmp_path, search=[])
+    with refused("trials is '5'; expected a whole number of at least 1."):
+        ptune.tune(settings, tmp_path, trials="5")
+    with refused("Expected TrainSettings(train_file=…) and an output folder, …; found a dict. …"):
+        ptune.tune({"train_file": "a.csv"}, tmp_path)
     with refused("trials is 0; expected a whole number of at least 1."):
         ptune.tune(settings, tmp_path, trials=0)
     (tmp_path / "settings.json").write_text("{}")

@@ -200,6 +200,9 @@ def closed(owner: Class) -> Class:
                 hint = near(name, known)
                 hint = hint[0].upper() + hint[1:]
                 hint += ". Fields of TrainingArguments are arguments of fit" if fit else ""
+                if "training_arguments" in known:
+                    own = f"training_arguments={{{name!r}: …}}"
+                    hint += f". A field of TrainingArguments belongs in {own}"
             raise PtuneError(f"{kind.__name__} has no setting {name!r}. {hint}.")
         if len(values) > 1:
             raise PtuneError(

@@ -22,8 +22,8 @@ from ptune.backbones.cpu import forget_shapes
 from ptune.data.dataset import TaskData
 from ptune.data.opening import Dialect, format_of
 from ptune.data.tables import FORMATS, read_table
-from ptune.errors import PtuneError, near
-from ptune.files import CHECKPOINTS, METRICS_NAME, at_home, read_metrics, staged, write_json
+from ptune.errors import PtuneError, cut, near
+from ptune.files import CHECKPOINTS, METRICS_NAME, is_path, read_metrics, staged, write_json
 from ptune.prompts.words import NoWords
 from ptune.texts import IN_WINDOWS
 from ptune.training import folder as run_folder
@@ -126,10 +126,11 @@ def train_fleet(
     Example:
         ``train_fleet({"mail": TrainSettings(train_file="mail.csv", prompt="reader")}, "runs")``
     """
+    _check_names(tasks)
     forget_shapes()
     show = show or (lambda name, metrics: None)
     fleet, kinds = Fleet(), defaultdict[tuple[Any, ...], list[_Task]](list)
-    folder = Path(at_home(output_dir))
+    folder = run_folder.results_folder(output_dir)
     for task in _prepared(tasks, folder, fleet, overwrite=overwrite, resume=resume):
         if task.begun and (task.folder / METRICS_NAME).is_file():
             fleet.skipped.append(task.name)
@@ -225,6 +226,26 @@ def _short(folder: str, name: str) -> str:
         return folder
     start = folder.encode()[:CUT_NAME].decode(errors="ignore")
     return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _check_names(tasks: Any) -> None:
+    """Refuse tasks without names, and names that are no folder in the output folder."""
+    if not isinstance(tasks, Mapping) or not tasks:
+        found = "nothing" if tasks == {} else f"a {type(tasks).__name__}"
+        raise PtuneError(
+            "Expected the settings of each task by its name, such as {'mail': TrainSettings("
+            f"train_file='mail.csv')}}; found {found}."
+        )
+    for name in tasks:
+        if not isinstance(name, str) or not name or not is_path(name) or not _is_below(name):
+            raise PtuneError(
+                f"A task cannot be called {cut(repr(name), 80)}: its run folder, in the output "
+                "folder, has its name. Choose a short name that is no absolute path."
+            )
+
+
+def _is_below(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and Path(name) != Path()
 
 
 def _prepared(

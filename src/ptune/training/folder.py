@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 from ptune.adapters.adapter import PREDICTING
 from ptune.data.dataset import TaskData
-from ptune.errors import PtuneError, listed
+from ptune.errors import PtuneError, cut, listed
 from ptune.files import (
     CHECKPOINTS,
     DATA_CURVE_NAME,
@@ -23,7 +24,9 @@ from ptune.files import (
     REPORT_NAME,
     SETTINGS_NAME,
     UNFINISHED,
+    at_home,
     holds_something,
+    is_path,
     locked,
     read_if_there,
     read_json,
@@ -37,6 +40,19 @@ logger = logging.getLogger(__name__)
 
 # In the folder of checkpoints: by what the data of a run is recognised when it is resumed.
 DATA_NAME = "data.json"
+
+
+def results_folder(output_dir: Any) -> Path:
+    """The folder for the results of a training.
+
+    Raises:
+        PtuneError: It is no path.
+    """
+    if not isinstance(output_dir, str | os.PathLike) or not is_path(os.fspath(output_dir)):
+        raise PtuneError(
+            f"Expected the name of a folder for the results; found {cut(repr(output_dir), 80)}."
+        )
+    return Path(at_home(output_dir))
 
 
 def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:

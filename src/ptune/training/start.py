@@ -79,6 +79,20 @@ def undisturbed() -> Iterator[None]:
         np.random.set_state(numbers)
 
 
+def check_arguments(settings: Any, dataset: Any) -> None:
+    """Refuse what is neither settings nor data.
+
+    Raises:
+        PtuneError: One of them is something else.
+    """
+    for given, expected in ((settings, TrainSettings), (dataset, TaskData | None)):
+        if not isinstance(given, expected):
+            raise PtuneError(
+                f"Expected TrainSettings(train_file=…) and an output folder, or a TaskData; found "
+                f"a {type(given).__name__}. PromptClassifier().fit takes texts and labels."
+            )
+
+
 def prepare(
     settings: TrainSettings, dataset: TaskData | None = None
 ) -> tuple[TrainSettings, TaskData, PreTrainedTokenizerBase]:
@@ -87,12 +101,7 @@ def prepare(
     Raises:
         PtuneError: One of the arguments is something else; or the data or settings are wrong.
     """
-    for given, expected in ((settings, TrainSettings), (dataset, TaskData | None)):
-        if not isinstance(given, expected):
-            raise PtuneError(
-                f"Expected TrainSettings(train_file=…) and an output folder, or a TaskData; found "
-                f"a {type(given).__name__}. PromptClassifier().fit takes texts and labels."
-            )
+    check_arguments(settings, dataset)
     dataset = dataset or load_dataset(settings)
     tokenizer = load_tokenizer(settings.model, revision=settings.revision)
     settings = ask_with_words(settings, dataset, tokenizer)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from transformers import TrainerCallback
 
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, counted, first_line, missing_package
-from ptune.files import at_home, read_json, staged, write_json
+from ptune.files import read_json, staged, write_json
 from ptune.labels import in_words
 from ptune.training.folder import (
     alone_in,
@@ -31,10 +32,11 @@ from ptune.training.folder import (
     differences,
     has_other_data,
     prepare_folder,
+    results_folder,
 )
 from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
-from ptune.training.start import prepare, resolve, sharing_texts
+from ptune.training.start import check_arguments, prepare, resolve, sharing_texts
 from ptune.training.summary import Summary
 from ptune.training.trainer import check_metric, training_arguments
 
@@ -127,11 +129,12 @@ def tune(
             `train_run`.
         KeyboardInterrupt: Ctrl-C was pressed. The trials that have ended are kept.
     """
-    if trials < 1:
-        raise PtuneError(f"trials is {trials}; expected a whole number of at least 1.")
+    check_arguments(settings, dataset)
+    if not isinstance(trials, Integral) or trials < 1:
+        raise PtuneError(f"trials is {trials!r}; expected a whole number of at least 1.")
     if settings.processes > 1:
         raise PtuneError("A search runs in one process. Start it without torchrun or accelerate.")
-    folder = Path(at_home(output_dir))
+    folder = results_folder(output_dir)
     check_folder(folder, overwrite=overwrite, resume=resume)
     resolved, dataset, _ = prepare(settings, dataset)
     names = searched(settings, resolved, search)
@@ -175,6 +178,7 @@ def searched(
         PtuneError: Something cannot be searched, or nothing is left to search.
     """
     search = left_open(settings) if search is None else search
+    search = [search] if isinstance(search, str) else search
     if unknown := [name for name in search if name not in SPACE]:
         raise PtuneError(f"{unknown[0]!r} cannot be searched; expected some of {', '.join(SPACE)}.")
     useless: set[str] = set()
