@@ -81,7 +81,7 @@ def test_a_name_that_is_no_folder_in_the_output_folder_is_refused(tmp_path, name
 def test_what_is_no_task_by_name_is_refused(tmp_path, tasks):
     with refused("Expected the settings of each task by its name, such as {'mail': …"):
         ptune.train_fleet(tasks, tmp_path / "runs")
-    with refused("Expected the name of a folder for the results; found None."):
+    with refused("Expected the name of a folder to write to; found None."):
         ptune.train_fleet({"mail": TrainSettings(train_file="a.csv")}, None)
 
 

@@ -41,7 +41,7 @@ def settings(bert_folder, table, **options):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "notes").touch()
-    with refused(f"{tmp_path}/notes is a file; expected a folder for the results."):
+    with refused(f"{tmp_path}/notes is a file. Name a folder to write to."):
         training.train_run(ptune.TrainSettings(train_file="none.csv"), tmp_path / "notes" / "run")
     with refused("There is no file none.csv. …"):
         training.train_run(ptune.TrainSettings(train_file="none.csv"), tmp_path / "run")

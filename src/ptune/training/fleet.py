@@ -23,7 +23,15 @@ from ptune.data.dataset import TaskData
 from ptune.data.opening import Dialect, format_of
 from ptune.data.tables import FORMATS, read_table
 from ptune.errors import PtuneError, cut, near
-from ptune.files import CHECKPOINTS, METRICS_NAME, is_path, read_metrics, staged, write_json
+from ptune.files import (
+    CHECKPOINTS,
+    METRICS_NAME,
+    folder_of,
+    is_path,
+    read_metrics,
+    staged,
+    write_json,
+)
 from ptune.prompts.words import NoWords
 from ptune.texts import IN_WINDOWS
 from ptune.training import folder as run_folder
@@ -130,7 +138,7 @@ def train_fleet(
     forget_shapes()
     show = show or (lambda name, metrics: None)
     fleet, kinds = Fleet(), defaultdict[tuple[Any, ...], list[_Task]](list)
-    folder = run_folder.results_folder(output_dir)
+    folder = folder_of(output_dir)
     for task in _prepared(tasks, folder, fleet, overwrite=overwrite, resume=resume):
         if task.begun and (task.folder / METRICS_NAME).is_file():
             fleet.skipped.append(task.name)

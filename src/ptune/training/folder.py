@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 from ptune.adapters.adapter import PREDICTING
 from ptune.data.dataset import TaskData
-from ptune.errors import PtuneError, cut, listed
+from ptune.errors import PtuneError, listed
 from ptune.files import (
     CHECKPOINTS,
     DATA_CURVE_NAME,
@@ -24,9 +23,7 @@ from ptune.files import (
     REPORT_NAME,
     SETTINGS_NAME,
     UNFINISHED,
-    at_home,
     holds_something,
-    is_path,
     locked,
     read_if_there,
     read_json,
@@ -40,19 +37,6 @@ logger = logging.getLogger(__name__)
 
 # In the folder of checkpoints: by what the data of a run is recognised when it is resumed.
 DATA_NAME = "data.json"
-
-
-def results_folder(output_dir: Any) -> Path:
-    """The folder for the results of a training.
-
-    Raises:
-        PtuneError: It is no path.
-    """
-    if not isinstance(output_dir, str | os.PathLike) or not is_path(os.fspath(output_dir)):
-        raise PtuneError(
-            f"Expected the name of a folder for the results; found {cut(repr(output_dir), 80)}."
-        )
-    return Path(at_home(output_dir))
 
 
 def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
@@ -72,7 +56,7 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
         )
     there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
     if not there.is_dir():
-        raise PtuneError(f"{there} is a file; expected a folder for the results.")
+        raise PtuneError(f"{there} is a file. Name a folder to write to.")
     if resume:
         if not is_begun(folder):
             inside = sorted(file.parent.name for file in folder.glob(f"[!.]*/{SETTINGS_NAME}"))

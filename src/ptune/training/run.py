@@ -31,6 +31,7 @@ from ptune.files import (
     CHECKPOINTS,
     METRICS_NAME,
     SEEDS_NAME,
+    folder_of,
     read_metrics,
     staged,
     write_json,
@@ -46,7 +47,6 @@ from ptune.training.folder import (
     is_begun,
     last_checkpoint,
     only_run,
-    results_folder,
 )
 from ptune.training.settings import TrainSettings, is_first
 from ptune.training.start import (
@@ -123,7 +123,7 @@ def train_run(
         PtuneError: The settings or the data are wrong. Nothing was overwritten.
         KeyboardInterrupt: Ctrl-C was pressed. A checkpoint was written.
     """
-    folder = results_folder(output_dir)
+    folder = folder_of(output_dir)
     check_folder(folder, overwrite=overwrite, resume=resume)
     forget_shapes()
     given = settings
@@ -242,7 +242,7 @@ def train_seeds(
     Raises:
         PtuneError: As for `train_run`.
     """
-    folder = results_folder(output_dir)
+    folder = folder_of(output_dir)
     runs = [(replace(settings, seed=seed), folder / f"seed-{seed}") for seed in seeds]
     begun = {here: resume and is_begun(here) for _, here in runs}
     for own, here in runs:

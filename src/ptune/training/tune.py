@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from ptune.data.dataset import LABEL, WEIGHT, TaskData
 from ptune.errors import PtuneError, counted, first_line, missing_package
-from ptune.files import read_json, staged, write_json
+from ptune.files import folder_of, read_json, staged, write_json
 from ptune.labels import in_words
 from ptune.training.folder import (
     alone_in,
@@ -32,7 +32,6 @@ from ptune.training.folder import (
     differences,
     has_other_data,
     prepare_folder,
-    results_folder,
 )
 from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
@@ -134,7 +133,7 @@ def tune(
         raise PtuneError(f"trials is {trials!r}; expected a whole number of at least 1.")
     if settings.processes > 1:
         raise PtuneError("A search runs in one process. Start it without torchrun or accelerate.")
-    folder = results_folder(output_dir)
+    folder = folder_of(output_dir)
     check_folder(folder, overwrite=overwrite, resume=resume)
     resolved, dataset, _ = prepare(settings, dataset)
     names = searched(settings, resolved, search)
