@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import SENTENCES, refused, train_tokenizer
 
-from ptune import PromptClassifier, load, train_run
+from ptune import PromptBank, PromptClassifier, load, train_run
 from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import load_tokenizer
 from ptune.data.dataset import TaskData, load_files
@@ -228,10 +228,23 @@ MESSAGES = {
         written("runs/mail/adapter_config.json", "{}"),
         AdapterFiles("runs/mial"),
     ),
-    "…/runs has no config.json, so it is not a backbone. Name a folder that Transformers' "
+    "…/a has no config.json, so it is not a backbone. Name a folder that Transformers' "
     "save_pretrained wrote, or a model on the Hub.": lambda: (
-        written("runs/adapter_config.json", "{}"),
-        load_tokenizer("runs"),
+        written("a/b.txt", ""),
+        load_tokenizer("a"),
+    ),
+    "…/a has no config.json, so it is not a backbone. It holds an adapter: load it with "
+    "ptune.load, or add it to a PromptBank. As the model, name the backbone that it was trained "
+    "on.": lambda: (
+        written("a/adapter_config.json", '{"base_model_name_or_path": "never/asked"}'),
+        load_tokenizer("a"),
+    ),
+    "…/runs has no config.json, so it is not a backbone. It holds adapters in mail, mood: "
+    "PromptBank.from_folder loads them. As the model, name the backbone that they were trained "
+    "on.": lambda: (
+        written("runs/mail/adapter_config.json", "{}"),
+        written("runs/mood/adapter_config.json", "{}"),
+        PromptBank("runs"),
     ),
     "No column of a.csv is called like a text (text, sentence, message, content, body, review, "
     "utterance, comment); it has label, a, b. Name it with --text-column, or use --no-header if "

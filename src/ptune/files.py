@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from ptune.errors import PtuneError, cut
 
+ADAPTER_NAME = "adapter_config.json"
 SETTINGS_NAME = "settings.json"
 METRICS_NAME = "metrics.json"
 FEATURES_NAME = "ptune_features.safetensors"

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from ptune import __version__
 from ptune.errors import PtuneError
+from ptune.files import ADAPTER_NAME
 from ptune.labels import labels_from_json
 from ptune.prompts.config import (
     LIMITS,
@@ -33,7 +34,7 @@ from ptune.prompts.config import (
 )
 from ptune.texts import Reading
 
-CONFIG_NAME = "adapter_config.json"
+CONFIG_NAME = ADAPTER_NAME
 INFO_NAME = "ptune.json"
 
 # The format of `ptune.json`. Files without a format are of format 1.

