@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,30 @@ def replaced(folder: Path) -> Iterator[Path]:
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def cached(folder: Path) -> Iterator[None]:
+    """Lock a folder of the cache while it is made, so that no other process makes it, too.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Raises:
+        PtuneError: The cache cannot be written.
+    """
+    from huggingface_hub.utils import WeakFileLock
+
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(WeakFileLock(folder.with_suffix(".lock")))
+        except OSError as error:
+            raise PtuneError(
+                f"The cache folder {folder.parent} cannot be written ({error.strerror or error}). "
+                "Set the environment variable HF_HOME to a folder that can."
+            ) from error
+        yield
 
 
 @contextmanager

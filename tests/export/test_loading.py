@@ -16,6 +16,7 @@ from subjects import SENTENCES, Subject
 import ptune
 from ptune import PtuneError
 from ptune.adapters.adapter import Adapter
+from ptune.export import loading
 from ptune.export.loading import graph_of
 from ptune.inference.engines import ExportedClassifier, load_exported
 from ptune.labels import edits
@@ -109,6 +110,21 @@ def test_the_command_line_runs_an_adapter_on_another_engine(adapter, monkeypatch
         shown.append(capsys.readouterr().out)
     assert '"label":' in shown[0]
     assert shown[0] == shown[1]
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_what_is_in_it_is_used(adapter, tmp_path):
+    source, _ = adapter
+    (tmp_path / "file").write_text("")
+    with refused(
+        "The cache folder …/file/ptune/onnx cannot be written (Not a directory). Set the "
+        "environment variable HF_HOME to a folder that can."
+    ):
+        graph_of(source, cache_dir=tmp_path / "file")
+    folder = loading._graph(source, cache_dir=tmp_path)
+    folder.mkdir(parents=True)
+    folder.with_suffix(".lock").mkdir()  # so that it cannot be locked
+    (folder / "ptune_export.json").write_text("{}")
+    assert graph_of(source, cache_dir=tmp_path) == folder
 
 
 def test_an_engine_that_does_not_exist_and_a_device_it_lacks_are_refused(adapter):

@@ -379,6 +379,8 @@ def _from_pretrained(auto: Any, name: str, revision: str | None, **kwargs: Any) 
                 trust_remote_code=False,
                 **kwargs,
             )
+    except PtuneError:  # of a wheel that cannot be converted
+        raise
     except _DAMAGED as error:
         reason = first_line(error).rstrip(".")
         kind, examples = _KINDS.get(auto, _KINDS[AutoModelForSequenceClassification])

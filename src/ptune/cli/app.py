@@ -130,9 +130,10 @@ app.command(cls=Command)(runs.compare)
 
 
 # Loggers of packages that warn when they are imported: of a missing Triton, of libraries for GPUs
-# that do not load, and of each other's deprecated functions. The last one warns if a run saves two
-# checkpoints within a second.
+# that do not load, and of each other's deprecated functions; if a run saves two checkpoints
+# within a second; and if there is no home folder for the cache of fonts.
 NOISY = (
+    "matplotlib",
     "torchao",
     "torch.utils._pytree",
     "torch.utils.flop_counter",

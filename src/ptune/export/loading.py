@@ -12,7 +12,6 @@ from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import WeakFileLock
 
 from ptune import __version__
 from ptune.adapters.adapter import PREDICTING
@@ -20,7 +19,7 @@ from ptune.adapters.download import AdapterFiles
 from ptune.backbones.loading import default_device, full_name
 from ptune.errors import PtuneError, missing_package, near
 from ptune.export.onnx import require_exporter, write_onnx
-from ptune.files import digest_of, is_export
+from ptune.files import cached, digest_of, is_export
 from ptune.inference.classifier import PromptClassifier
 from ptune.inference.classifier import load as load_adapter
 from ptune.inference.engines import EXPORT_INFO_NAME, RUNTIMES, Dtype, load_exported
@@ -128,8 +127,9 @@ def graph_of(source: str | os.PathLike[str], **where: Unpack[Source]) -> Path:
     if is_export(source):
         return Path(source)
     folder = _graph(source, **where)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(folder.with_suffix(".lock")):
+    if (folder / EXPORT_INFO_NAME).is_file():  # also in a cache that is read-only
+        return folder
+    with cached(folder):
         if not (folder / EXPORT_INFO_NAME).is_file():  # another process may have written it
             require_exporter()
             logger.warning("Exporting %s once, into %s …", source, folder)
