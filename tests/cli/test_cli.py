@@ -689,9 +689,9 @@ def test_a_run_on_pairs_says_how_to_ask_for_a_pair(run_ptune, flags, tmp_path):
     pairs = tmp_path / "pairs.csv"
     rows = [f"where is it {i},it is here {i},{'ab'[i % 2]}\n" for i in range(20)]
     pairs.write_text("".join(["text,text_pair,label\n", *rows]))
-    words = ["--train-file", pairs, "--max-steps", 1, "--output-dir", tmp_path / "run"]
+    words = ["--train-file", pairs, "--max-steps", 1, "--output-dir", tmp_path / "run #1"]
     said = run_ptune(*flags, *words).out
-    assert f'Try it: ptune predict {tmp_path / "run"} "…" --pair "…"' in said
+    assert f'Try it: ptune predict \'{tmp_path}/run #1\' "…" --pair "…"' in said
 
 
 def test_several_runs_are_resumed_by_the_command_that_started_them(refused, mail, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from ptune.cli.options import console, errors, first_score, print_json, say
+from ptune.cli.options import console, errors, first_score, print_json, say, typed
 from ptune.training.settings import TrainSettings
 
 
@@ -69,7 +69,8 @@ def train_tasks(
                 labels = str(len(metrics["labels"]))
                 table.add_row(name, str(metrics["train_examples"]), labels, *_score(metrics))
         console.print(table)
-        say(f"Saved in {output_dir}: a run for each task. Try it: ptune serve {output_dir}")
+        try_it = f"ptune serve {typed(output_dir)}"
+        say(f"Saved in {output_dir}: a run for each task. Try it: {try_it}")
     if fleet.skipped:
         say(f"Skipped, because they were finished: {', '.join(fleet.skipped)}.", to)
     if fleet.refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ FIRST = is_first()
 # Texts, labels and names of folders are printed as they are: `[b]` and `:x:` mean nothing in them.
 console = Console(quiet=not FIRST, markup=False, emoji=False)
 errors = Console(stderr=True, markup=False, emoji=False)
+
+
+def typed(place: Path | str) -> str:
+    """The name of a file or folder as it is typed in a shell, for a command to repeat."""
+    return shlex.quote(str(place))
 
 
 def say(text: str, to: Console = console) -> None:

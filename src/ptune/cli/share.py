@@ -15,6 +15,7 @@ from ptune.cli.options import (
     file_option,
     option,
     say,
+    typed,
     with_settings,
 )
 from ptune.errors import PtuneError
@@ -108,7 +109,7 @@ def export(
                 "--int8."
             )
         check = export_onnx(adapter, output_dir, int8=int8, two_graphs=two_graphs, **how)
-        try_it = f'ptune predict {output_dir} "…" --runtime onnx'
+        try_it = f'ptune predict {typed(output_dir)} "…" --runtime onnx'
     else:
         from ptune.export.checkpoint import export_transformers
 

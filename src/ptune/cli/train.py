@@ -30,6 +30,7 @@ from ptune.cli.options import (
     option_of,
     print_json,
     say,
+    typed,
     with_settings,
 )
 from ptune.cli.predict import print_predictions
@@ -312,7 +313,7 @@ def write_report(run: Run) -> None:
         dtype = TrainSettings.read(run.folder).dtype
         report_run(run.folder, load(run.folder, dtype=dtype), run.data)
     except Exception as error:  # Whatever the data holds, the classifier is there.
-        say(f"There is no report ({error}). Try `ptune report {run.folder}`.", errors)
+        say(f"There is no report ({error}). Try `ptune report {typed(run.folder)}`.", errors)
 
 
 def show_run(run: Run) -> None:
@@ -332,7 +333,7 @@ def show_run(run: Run) -> None:
     what = '"…" --pair "…"' if run.metrics["text_pairs"] else '"…"'
     say(
         f"Saved in {run.folder}: adapter, metrics.json, settings.json, pictures, report.html.\n"
-        f"Try it: ptune predict {run.folder} {what}"
+        f"Try it: ptune predict {typed(run.folder)} {what}"
     )
 
 
@@ -398,7 +399,7 @@ def demo(
     picture = f", and {output_dir}/{CURVE}" if decoder else ""
     say(
         f"Scores, pictures and mistakes: {output_dir}/report.html{picture}\n"
-        f'Your turn: ptune predict {output_dir} "the box was empty when I opened it"'
+        f'Your turn: ptune predict {typed(output_dir)} "the box was empty when I opened it"'
     )
 
 
