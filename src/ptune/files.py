@@ -159,8 +159,14 @@ def check_new(folder: Path) -> None:
 
 
 def holds_something(folder: Path) -> bool:
-    """True if a folder holds anything but what a killed process left unfinished."""
-    return folder.is_dir() and any(not f.name.startswith(UNFINISHED) for f in folder.iterdir())
+    """True if a folder holds anything but what a killed process left unfinished.
+
+    `Trainer` makes the folder of checkpoints before texts are read, when a run has not begun.
+    """
+    if not folder.is_dir():
+        return False
+    inside = [file for file in folder.iterdir() if not file.name.startswith(UNFINISHED)]
+    return inside != [folder / CHECKPOINTS] or any(inside[0].iterdir()) if inside else False
 
 
 @contextmanager

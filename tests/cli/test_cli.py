@@ -702,13 +702,23 @@ def test_several_runs_are_resumed_by_the_command_that_started_them(refused, mail
 
 
 @pytest.mark.parametrize(
-    ("runs", "how"),
-    [(1, "ptune train --resume --output-dir 'my runs'"), (3, "repeat the command with --resume")],
+    ("begun", "runs", "told"),
+    [
+        (True, 1, ". To continue: ptune train --resume --output-dir 'my runs'"),
+        (True, 3, ". To continue: repeat the command with --resume"),
+        (False, 1, " before the training began. Repeat the command to start again."),
+    ],
 )
-def test_an_interrupted_command_says_how_to_continue(capsys, runs, how):
+def test_an_interrupted_command_says_how_to_continue(
+    capsys, tmp_path, monkeypatch, begun, runs, told
+):
+    monkeypatch.chdir(tmp_path)
+    if begun:
+        Path("my runs").mkdir()
+        Path("my runs/settings.json").write_text("{}")
     with pytest.raises(typer.Exit), interruptible(Path("my runs"), runs=runs):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err.strip() == f"Interrupted. To continue: {how}"
+    assert capsys.readouterr().err.strip() == f"Interrupted{told}"
 
 
 def test_a_shell_completes_a_command_with_a_stray_file(mail):

@@ -484,6 +484,20 @@ def test_long_texts_are_truncated_and_counted(bert_folder, tmp_path, texts):
     assert sum(run.metrics["truncated_texts"].values()) == 10
 
 
+def test_a_run_that_is_stopped_while_it_reads_texts_can_be_started_again(
+    bert_folder, table, tmp_path, monkeypatch
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    short = settings(bert_folder, table, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("ptune.training.trainer.scale_steps_and_fit_head", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ptune.train_run(short, tmp_path / "run")
+    ptune.train_run(short, tmp_path / "run")
+
+
 def test_a_diverging_run_stops_with_the_step_and_the_learning_rate(bert_folder, table, tmp_path):
     wild = settings(bert_folder, table, learning_rate=1e38, prompt_learning_rate=1e38)
     with pytest.raises(PtuneError, match=r"NaN or infinite in step \d+.*learning rate"):

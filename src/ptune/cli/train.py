@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import shlex
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from ptune.cli.options import (
 )
 from ptune.cli.predict import print_predictions
 from ptune.errors import PtuneError, on_one_line
-from ptune.files import METRICS_NAME, read_json, staged_file, write_json
+from ptune.files import METRICS_NAME, SETTINGS_NAME, read_json, staged_file, write_json
 from ptune.training.declaration import settings_of
 from ptune.training.settings import DATA, DECIDED, MODEL, TRAINING, TrainSettings
 
@@ -416,9 +415,11 @@ def interruptible(output_dir: Path, command: str = "train", runs: int = 1) -> It
         yield
     except KeyboardInterrupt as error:
         if FIRST:
-            one = f"ptune {command} --resume --output-dir {shlex.quote(str(output_dir))}"
+            one = f"ptune {command} --resume --output-dir {typed(output_dir)}"
             how = "repeat the command with --resume" if runs > 1 else one
-            say(f"Interrupted. To continue: {how}", errors)
+            begun = runs > 1 or (output_dir / SETTINGS_NAME).is_file()
+            none = "Interrupted before the training began. Repeat the command to start again."
+            say(f"Interrupted. To continue: {how}" if begun else none, errors)
         raise typer.Exit(130) from error
 
 
