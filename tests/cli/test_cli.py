@@ -1131,20 +1131,26 @@ def test_wrong_options_of_evaluate_are_refused(refused, trained, words, parts):
 
 
 def test_columns_that_were_named_for_training_are_read_again(run_ptune, flags, tmp_path):
-    """Although another column has a name that says text, and the second comes first."""
-    rows = [(f"second {i}", f"first {i}", f"another {i}", "ab"[i % 2]) for i in range(40)]
+    """Although other columns have names that say text and label, and the second comes first."""
+    rows = [
+        (f"second {i}", f"first {i}", f"another {i}", "ab"[i % 2], "xy"[i // 2 % 2])
+        for i in range(40)
+    ]
     table = tmp_path / "pairs.csv"
     with table.open("w", newline="") as file:
-        csv.writer(file).writerows([("s2", "s1", "text", "label"), *rows])
+        csv.writer(file).writerows([("s2", "s1", "text", "label", "tone"), *rows])
     named, run = ["--text-column", "s1", "--text-pair-column", "s2"], tmp_path / "run"
-    words = ["--train-file", table, *named, "--epochs", 1, "--output-dir", run]
+    tone = ["--label-column", "tone"]
+    words = ["--train-file", table, *named, *tone, "--epochs", 1, "--output-dir", run]
     assert call(*flags, *words) == 0
-    for command in (
-        ["predict", run, "--file", table, "--format", "jsonl"],
-        ["evaluate", run, "--file", table],
-        ["drift", run, "--file", table, "--fast", "--json"],
+    for command, more in (
+        (["predict", run, "--file", table, "--format", "jsonl"], []),
+        (["evaluate", run, "--file", table], tone),
+        (["compare", run, run, "--file", table, "--json"], tone),
+        (["report", run, "--file", table, "--fast", "--json"], tone),
+        (["drift", run, "--file", table, "--fast", "--json"], []),
     ):
-        given, found = run_ptune(*command, *named), run_ptune(*command)
+        given, found = run_ptune(*command, *named, *more), run_ptune(*command)
         assert (given.code, found.code) == (0, 0), found.err
         assert found.out == given.out
     once, again = tmp_path / "once.csv", tmp_path / "again.csv"

@@ -15,7 +15,7 @@ from ptune import PtuneError
 from ptune import labels as metrics
 from ptune.data.dataset import LABEL, TaskData, labelled_texts, load_files
 from ptune.data.glue import GLUE, evaluation_sets, load_glue
-from ptune.data.tables import Columns, read_batches
+from ptune.data.tables import Columns, find_columns, read_batches
 from ptune.labels import Labels, edits
 
 
@@ -450,6 +450,22 @@ def test_pairs_are_found_by_name_or_by_flag(file, header, columns):
     rows = [(f"first {i}", f"second {i}", "ab"[i % 2]) for i in range(10)]
     train = load_files(file("a.csv", as_csv(rows, header)), columns=columns).train
     assert set(zip(train["text"], train["text_pair"], strict=True)) < {r[:2] for r in rows}
+
+
+@pytest.mark.parametrize(
+    ("header", "trained", "read"),
+    [
+        ("text,label,tone", "tone", ["tone"]),
+        ("text,label,other", "tone", ["label"]),
+        ("text,label,rude", ("rude",), ["rude"]),
+        ("text,label,rude", ("rude", "urgent"), ["label"]),
+    ],
+)
+def test_labels_are_read_from_the_columns_of_the_training_if_they_are_there(header, trained, read):
+    asked = Columns(trained_labels=trained)
+    assert find_columns(header.split(","), asked, "a.csv").labels == read
+    named = Columns(label="label", trained_labels=trained)
+    assert find_columns(header.split(","), named, "a.csv").labels == ["label"]
 
 
 def test_naming_the_text_alone_leaves_a_pair_column_out(file):

@@ -380,7 +380,7 @@ def evaluate(
     if source := source_of(asked):
         check_options(asked, source)
     classifier = on_runtime(Recipe(adapter, **load_with(options))).load()
-    how = {"file": file, "split": split, **read_with(options, classifier.text_columns)}
+    how = {"file": file, "split": split, **read_with(options, classifier.text_columns, adapter)}
     sets, metrics = evaluation_sets(classifier.labels_, **how)
     scores = {
         (f"{name}_" if name else "") + key: value

@@ -170,7 +170,7 @@ def report(
         found = evidence.of_run(classifier, _with_evaluation(data, adapter, train_file))[0]
     else:
         how: dict[str, Any] = {"slices": tuple(slice_column or ()), "data": data}
-        how |= read_with(options, classifier.text_columns)
+        how |= read_with(options, classifier.text_columns, adapter)
         found = evidence.of_file(classifier, file, **how)
     backbone = None if fast else report.backbone_of(classifier)
     content = report.build(found, backbone, _progress)

@@ -118,7 +118,8 @@ def compare(
     right, labels = [], []
     for adapter in (first, second):
         classifier = load(adapter, **loading)
-        right.append(_right(classifier, file, options))
+        how = read_with(options, classifier.text_columns, adapter)
+        right.append(_right(classifier, file, how))
         labels.append(set(classifier.labels))
     own, others = labels
     if own != others:
@@ -155,7 +156,7 @@ def compare(
     )
 
 
-def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> np.ndarray:
+def _right(classifier: TextClassifier, file: Path, how: dict[str, Any]) -> np.ndarray:
     """Which texts of a file a classifier labels correctly, as 0 and 1; NaN: it does not count."""
     import numpy as np
 
@@ -168,7 +169,6 @@ def _right(classifier: TextClassifier, file: Path, options: dict[str, Any]) -> n
     if labels.is_regression:
         raise PtuneError("A regression has no right and wrong answers; use `ptune evaluate`.")
     numbers: list[int] = []
-    how = read_with(options, classifier.text_columns)
     (texts, column), rows = texts_to_evaluate(file, labels, numbers=numbers, **how)
     found = np.full(len(numbers), np.nan)
     targets, unseen = labels.targets(column)

@@ -64,6 +64,7 @@ class Columns:
         indicators: Names of columns of zeros and ones, one for each label, in place of `label`.
         trained: Names of columns that were named for training. If none is named now, they hold the
             texts of a file that has them.
+        trained_labels: Those with the labels, likewise: one, or one for each label.
     """
 
     text: str | None = None
@@ -71,6 +72,7 @@ class Columns:
     label: str | None = None
     indicators: tuple[str, ...] | None = None
     trained: tuple[str, ...] = field(default=(), compare=False)
+    trained_labels: str | tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def texts(self) -> list[str]:
@@ -564,6 +566,8 @@ def find_columns(
     if asked.trained and not asked.texts and set(asked.trained) <= set(names):
         second = asked.trained[1] if len(asked.trained) > 1 else None
         asked = replace(asked, text=asked.trained[0], text_pair=second)
+    if labelled and not asked.labels:
+        asked = _with_trained_labels(names, asked)
     if names == _numbered(names) and asked == BY_NAME and labelled and len(names) in (2, 3):
         # A file without a header: the label comes last.
         return Columns(names[0], names[1] if len(names) == 3 else None, names[-1])
@@ -602,6 +606,13 @@ def find_columns(
             f"{listed(names)}. Name it with --text-column{_no_header(file, names)}."
         )
     return Columns(text, pair, label if labelled else None, asked.indicators)
+
+
+def _with_trained_labels(names: list[str], asked: Columns) -> Columns:
+    trained = asked.trained_labels
+    if isinstance(trained, str):
+        return replace(asked, label=trained) if trained in names else asked
+    return replace(asked, indicators=trained) if trained and set(trained) <= set(names) else asked
 
 
 def _find_label(names: list[str], file: str | Path) -> str | None:
