@@ -5,6 +5,7 @@ import copy
 import enum
 import os
 import pickle
+import string
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -14,9 +15,12 @@ import polars as pl
 import pyarrow
 import pytest
 from conftest import refused
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ptune import PtuneError, texts
 from ptune.errors import Origin
+from ptune.texts.tokens import spelled_share
 
 
 @pytest.mark.parametrize(
@@ -297,6 +301,28 @@ def test_columns_that_training_used_are_taken_whatever_they_are_called():
     frame = pd.DataFrame({"label": TEXTS, "y": MORE, "id": [1, 2, 3]})
     assert list(texts.rows(frame, ["label"])) == TEXTS
     assert list(texts.rows(frame, ["label", "y"])) == list(zip(TEXTS, MORE, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("hello (again) hello", 0.0),
+        ("где где", 1.0),
+        ("hello где!", 0.5),
+        ("гд hello де", 0.0),  # short words
+        ("荷物荷物 hello", 0.0),
+        ("12345 678", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_words_that_a_model_reads_letter_by_letter(text, share):
+    letters = [*"абгде荷物!()", *string.digits]
+    pieces = ["[UNK]", "hello", "again", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(vocabulary)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    assert spelled_share(fast, [text]) == share
 
 
 def test_a_single_value_in_an_array_is_no_collection():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import numbers
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +24,8 @@ TOKENS_PER_TEXT = 128
 # Tokens of padding that a CPU computes in the time that another batch would take. A GPU computes
 # thousands.
 PADDING = 128
+# The first characters of East Asian scripts.
+_IDEOGRAPHS = "\u2e80"
 # A fast tokenizer fails when two threads use it at once. A copy of one has its own lock.
 _locks: WeakKeyDictionary[PreTrainedTokenizerBase, ForkLock] = WeakKeyDictionary()
 _registry = ForkLock(level=4)
@@ -104,6 +107,30 @@ def unknown_share(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[Any
     ]
     own = [i for i in flat if i == unknown or i not in special]
     return own.count(unknown) / max(1, len(own))
+
+
+def spelled_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+    """The share of words of which a model reads each letter by itself.
+
+    A vocabulary without the words of a script may have its letters. Words have at least three, and
+    no ideographs, kana or hangul, which models of these scripts read one by one.
+    """
+    if not tokenizer.is_fast or not texts:
+        return 0.0
+    with lock_of(tokenizer):
+        how: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True}
+        offsets = tokenizer(list(texts), **how, verbose=False)["offset_mapping"]
+    words = spelled = 0
+    for text, places in zip(texts, offsets, strict=True):
+        # A token's place may begin with the space before it, and several may share a letter.
+        firsts = [(start, re.search(r"[^\W\d_]", text[start:end])) for start, end in places]
+        starts = sorted({start + found.start() for start, found in firsts if found})
+        for word in re.finditer(r"[^\s\d]+", text):
+            letters = sum(map(str.isalpha, word[0]))
+            if letters >= 3 and max(word[0]) < _IDEOGRAPHS:
+                first, last = (bisect.bisect_left(starts, place) for place in word.span())
+                words, spelled = words + 1, spelled + (last - first >= letters)
+    return spelled / max(1, words)
 
 
 def batches(

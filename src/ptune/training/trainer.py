@@ -39,7 +39,7 @@ from ptune.errors import PtuneError, first_line
 from ptune.labels import Labels
 from ptune.model import PromptModel
 from ptune.texts import Reading, pooled
-from ptune.texts.tokens import unknown_share
+from ptune.texts.tokens import spelled_share, unknown_share
 from ptune.training.defaults import (
     HEAD_RATE,
     SCHEDULED,
@@ -64,6 +64,8 @@ from ptune.training.steps import ScaledSteps, prompt_scales
 logger = logging.getLogger(__name__)
 # From this share on, tokens that the model does not know are pointed out.
 MOST_UNKNOWN = 0.2
+# The same for words that it reads letter by letter.
+MOST_SPELLED = 0.5
 
 compat.warn_if_untested(training=True)
 
@@ -659,6 +661,13 @@ def tokenized(
             "The model does not know %.0f%% of the tokens of the training texts, and reads them as "
             "one and the same: their script or emoji are not in its vocabulary. Choose a model for "
             "these texts (--model).",
+            100 * share,
+        )
+    elif (share := spelled_share(tokenizer, dataset.train[:200][TEXT])) >= MOST_SPELLED:
+        logger.warning(
+            "The model reads %.0f%% of the words of the training texts letter by letter: words of "
+            "their script or language are not in its vocabulary. Choose a model for these texts "
+            "(--model).",
             100 * share,
         )
     return train, evaluation, truncated
