@@ -771,7 +771,7 @@ def test_overwriting_with_wrong_settings_keeps_the_former_run(refused, flags, da
 
 def test_an_output_path_that_is_a_file_is_refused(refused, flags, mail):
     before = mail.read_bytes()
-    refused([*flags, "--output-dir", mail], mail, "is a file", "expected a folder")
+    refused([*flags, "--output-dir", mail], mail, "is a file. Name a folder to write to.")
     assert mail.read_bytes() == before
 
 
@@ -1019,11 +1019,16 @@ LONG = "where is my parcel? " * 30
 
 
 @pytest.mark.parametrize(
-    "words", [["predict", LONG, "runs/m"], ["list", LONG], ["train", "--train-file", LONG]]
+    ("words", "why"),
+    [
+        (["predict", LONG, "runs/m"], "…' cannot be the name of a folder or of a repository"),
+        (["list", LONG], "…: File name too long."),
+        (["train", "--train-file", LONG], "…: File name too long."),
+    ],
 )
-def test_a_name_that_the_system_refuses_is_an_error_in_one_line(refused, tmp_path, words):
+def test_a_name_that_the_system_refuses_is_an_error_in_one_line(refused, tmp_path, words, why):
     output = ["--output-dir", tmp_path / "run"] if words[0] == "train" else []
-    refused([*words, *output], "Error: where is my parcel?", "…: File name too long.")
+    refused([*words, *output], "where is my parcel? where", why)
 
 
 def test_a_file_that_may_not_be_read_is_an_error_in_one_line(refused, mail, monkeypatch):

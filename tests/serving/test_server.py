@@ -134,7 +134,12 @@ def test_several_tasks_answer_for_each_text_in_one_request(client, stage):
             422,
             'tasks must be a list of names of tasks, or ["*"] for all of them.',
         ),
-        ({}, 422, "tasks: Field required."),
+        (
+            {},
+            422,
+            'The body lacks tasks: tasks must be a list of names of tasks, or ["*"] for all of '
+            "them.",
+        ),
         (
             {"tasks": ["task0", "task1"], "inputs": [["a"]] * 2},
             413,

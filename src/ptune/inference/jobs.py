@@ -117,7 +117,8 @@ class Recipe:
             files += sorted(folder.glob(MODEL_NAME + "*"))
         rest = dataclasses.asdict(self)
         # The columns that were named for training belong to the adapter.
-        del rest["adapter"], rest["allow_other_backbone"], rest["columns"]["trained"]
+        del rest["adapter"], rest["allow_other_backbone"]
+        del rest["columns"]["trained"], rest["columns"]["trained_labels"]
         return {"adapter": digest_of(files), **rest}
 
 

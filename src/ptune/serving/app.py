@@ -530,7 +530,8 @@ def _parse(model: type[Asked], body: bytes) -> Asked:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         # A field that is missing may be there under another name, which tells more.
-        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+        unknown = (e for e in found if e["type"] == "extra_forbidden" and len(e["loc"]) == 1)
+        first = next(unknown, found[0])
         if first["type"] == "json_invalid":
             refuse(400, _wrong_encoding(body) or f"{first['msg']}.")
         refuse(422, describe_invalid(model, first))
