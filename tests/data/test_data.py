@@ -468,6 +468,17 @@ def test_labels_are_read_from_the_columns_of_the_training_if_they_are_there(head
     assert find_columns(header.split(","), named, "a.csv").labels == ["label"]
 
 
+@pytest.mark.parametrize(
+    ("cell", "asked", "read"),
+    [("a;b", None, {"a", "b"}), ("a|b", None, {"a", "b"}), ("a|b;c", "|", {"a", "b;c"})],
+)
+def test_labels_are_separated_as_in_training_if_cells_are(file, cell, asked, read):
+    path = file("a.csv", f"text,label\none,{cell}\ntwo,a\n")
+    how = {"columns": Columns(trained_separator=";"), "label_separator": asked}
+    _, column = labelled_texts(path, problem_type="multi_label_classification", **how)
+    assert set(column.values[0]) == read
+
+
 def test_naming_the_text_alone_leaves_a_pair_column_out(file):
     rows = [(f"first {i}", f"second {i}", "ab"[i % 2]) for i in range(10)]
     path = file("a.csv", as_csv(rows, "premise,hypothesis,label"))

@@ -154,6 +154,18 @@ def test_texts_of_no_label_are_not_learned(run, tmp_path, caplog):
         assert "Left out 36 of 72 examples with a label that the classifier" in caplog.text
 
 
+def test_files_are_read_as_in_training(run, tmp_path):
+    """The column of labels and what separates them were named there."""
+    folder, several = run
+    if not several:
+        pytest.skip("One label per text has no separator.")
+    shutil.copytree(folder, moved := tmp_path / "a")
+    edit_json(moved / "settings.json", label_column="tags", label_separator=";")
+    rows = [f"{text},money,{label};delivery" for text, label in rows_of(["bill"])]
+    (new := tmp_path / "new.csv").write_text("\n".join(["text,label,tags", *rows]))
+    assert add_labels(moved, new, tmp_path / "b").added == ("bill",)
+
+
 def test_pairs_are_not_added_to_single_texts(run, tmp_path):
     folder, _ = run
     (tmp_path / "new.csv").write_text("a,b,label\n" + "money,parcel,bill\n" * 5)

@@ -6,7 +6,6 @@ import inspect
 import shlex
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,8 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ptune.errors import PtuneError
-from ptune.files import SETTINGS_NAME, json_line, read_if_there
+from ptune.files import json_line
 from ptune.serving.settings import LIMITS, SERVER
 from ptune.training.declaration import FILE, Setting, setting, settings_of
 from ptune.training.settings import ADVANCED, DATA, MODEL, TRAINING, Dtype, TrainSettings, is_first
@@ -166,7 +164,7 @@ def read_with(
     Args:
         options: The options.
         trained: As in `Columns`.
-        run: The folder of the classifier, whose run may have named the columns of its labels.
+        run: The folder of the classifier, as for `Columns.as_in_run`.
     """
     from ptune.data.opening import Dialect
     from ptune.data.tables import Columns
@@ -175,21 +173,9 @@ def read_with(
     given = {name: rest.pop(name) for name in READING}
     label, indicators = (rest.pop(name, None) for name in LABELLED[:2])
     text, pair = given["text_column"], given["text_pair_column"]
-    columns = Columns(
-        text, pair, label, tuple(indicators or ()) or None, trained, _label_columns(run)
-    )
+    columns = Columns(text, pair, label, tuple(indicators or ()) or None, trained)
+    columns = columns.as_in_run(run) if run else columns
     return {"columns": columns, "dialect": Dialect.of(given), **rest}
-
-
-def _label_columns(run: str) -> str | tuple[str, ...]:
-    """The columns of labels that were named for a run; none if this is not a run's folder."""
-    written: dict[str, Any] = {}
-    with suppress(PtuneError):  # of a file that is damaged, or no run's
-        written = read_if_there(Path(run) / SETTINGS_NAME) if run else {}
-    one, several = written.get("label_column"), written.get("indicator_column")
-    if isinstance(one, str):
-        return one
-    return tuple(map(str, several)) if isinstance(several, list) else ()
 
 
 _SETTINGS = settings_of(TrainSettings)

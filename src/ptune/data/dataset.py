@@ -535,6 +535,8 @@ def examples_of(
             "as the labels. Name the column of the true ones with --label-column.",
             stacklevel=2,
         )
+    if label_separator is None and not found.indicators:
+        label_separator = _as_in_training(columns.trained_separator, table[found.labels[0]])
     how: dict[str, Any] = {"problem_type": problem_type, "separator": label_separator}
     column = labels_in(table, found, source, typed=typed, known=known, **how)
     texts = [table[name] for name in found.texts]
@@ -571,6 +573,13 @@ def examples_of(
             stacklevel=2,
         )
     return joined
+
+
+def _as_in_training(separator: str | None, cells: Sequence[Any]) -> str | None:
+    """What separated labels in training, if it is in one of the cells."""
+    if separator and any(isinstance(cell, str) and separator in cell for cell in cells):
+        return separator
+    return None
 
 
 def no_complete_row(source: str | Path) -> PtuneError:

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,6 +32,7 @@ from ptune.data.opening import (
 from ptune.data.quotes import warn_of_joined
 from ptune.data.sheets import SHEETS, sheet_rows
 from ptune.errors import Origin, PtuneError, counted, cut, first_line, listed, near
+from ptune.files import SETTINGS_NAME, read_if_there
 from ptune.labels import LABEL_NAMES, NO_LABEL
 
 # Names of columns that hold texts, in order of preference.
@@ -65,6 +66,8 @@ class Columns:
         trained: Names of columns that were named for training. If none is named now, they hold the
             texts of a file that has them.
         trained_labels: Those with the labels, likewise: one, or one for each label.
+        trained_separator: What separated the labels of a text in training. If none is named now,
+            it separates those of cells that have it.
     """
 
     text: str | None = None
@@ -73,6 +76,7 @@ class Columns:
     indicators: tuple[str, ...] | None = None
     trained: tuple[str, ...] = field(default=(), compare=False)
     trained_labels: str | tuple[str, ...] = field(default=(), compare=False)
+    trained_separator: str | None = field(default=None, compare=False)
 
     @property
     def texts(self) -> list[str]:
@@ -83,6 +87,20 @@ class Columns:
     def labels(self) -> list[str]:
         """The column with the label, or those of zeros and ones."""
         return list(self.indicators or ([] if self.label is None else [self.label]))
+
+    def as_in_run(self, folder: str | Path) -> Columns:
+        """With what was named for the labels of a run; as they are if this is no run's folder."""
+        written: dict[str, Any] = {}
+        with suppress(PtuneError):  # of a file that is damaged, or no run's
+            written = read_if_there(Path(folder) / SETTINGS_NAME)
+        one, several = written.get("label_column"), written.get("indicator_column")
+        names = tuple(map(str, several)) if isinstance(several, list) else ()
+        separator = written.get("label_separator")
+        return replace(
+            self,
+            trained_labels=one if isinstance(one, str) else names,
+            trained_separator=separator if isinstance(separator, str) else None,
+        )
 
 
 BY_NAME = Columns()

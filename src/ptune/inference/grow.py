@@ -138,6 +138,7 @@ def add_labels(
             f"Labels cannot be added to {source}: {why}. Train it again with all labels."
         )
     asked = replace(how.get("columns", Columns()), trained=classifier.text_columns)
+    asked = asked.as_in_run(source)
     how |= {"problem_type": before.kind, "columns": asked}
     new_texts, _ = that_count(labelled_texts(train_file, **how), before)
     labels = _grown(before, new_texts, train_file)
