@@ -166,6 +166,20 @@ def test_files_are_read_as_in_training(run, tmp_path):
     assert add_labels(moved, new, tmp_path / "b").added == ("bill",)
 
 
+@pytest.mark.parametrize("goal", ["f1", "precision>=0.9", "none"])
+def test_thresholds_are_chosen_for_what_they_were_chosen_for(run, goal, tmp_path):
+    folder, several = run
+    if not several:
+        pytest.skip("One label per text has no threshold.")
+    shutil.copytree(folder, moved := tmp_path / "a")
+    edit_json(moved / "settings.json", threshold_for=goal)
+    new = write(tmp_path / "new.csv", rows_of(["bill"]))
+    add_labels(moved, new, tmp_path / "b")
+    values = ptune.load(tmp_path / "b").postprocessing_
+    assert values.facts.get("threshold_for", "none") == goal
+    assert (values.thresholds is None) == (goal == "none")
+
+
 def test_pairs_are_not_added_to_single_texts(run, tmp_path):
     folder, _ = run
     (tmp_path / "new.csv").write_text("a,b,label\n" + "money,parcel,bill\n" * 5)

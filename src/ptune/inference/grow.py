@@ -21,7 +21,7 @@ from transformers import DataCollatorWithPadding
 from ptune.data.dataset import Examples, dataset_of, labelled_texts, that_count
 from ptune.data.tables import Columns
 from ptune.errors import PtuneError
-from ptune.files import check_new
+from ptune.files import SETTINGS_NAME, check_new, read_if_there
 from ptune.inference.classifier import PromptClassifier, load
 from ptune.labels import Labels, known_names
 from ptune.labels.values import (
@@ -148,7 +148,7 @@ def add_labels(
     adapter = classifier._adapter()
     weight, bias = names
     own = _Layer(adapter.head[weight].float(), adapter.head[bias].float() if bias else None)
-    values, accuracy = _measured(own, old, new, before, labels)
+    values, accuracy = _measured(own, old, new, before, labels, _goal(classifier, source))
     layer = _Layer.fitted(_joined(old, new), labels, has_bias=bias is not None)
     head = {**adapter.head, weight: layer.weight}
     if bias is not None and layer.bias is not None:
@@ -238,8 +238,20 @@ def _joined(*sets: _Set) -> _Set:
     return _Set(torch.cat(features), np.concatenate(targets))
 
 
+def _goal(classifier: PromptClassifier, source: str | os.PathLike[str]) -> Goal | None:
+    """What the thresholds were chosen for; `None`: they are one half, or there are none."""
+    if not classifier.labels_.is_multi:
+        return None
+    values = classifier.postprocessing_
+    asked = values.facts.get("threshold_for")
+    if asked is None and values.shift is not None:  # fitted on texts that could have chosen some
+        return None
+    settings = read_if_there(Path(source) / SETTINGS_NAME)
+    return Goal.parse(asked or settings.get("threshold_for") or "f1")
+
+
 def _measured(
-    own: _Layer, old: _Set, new: _Set, before: Labels, labels: Labels
+    own: _Layer, old: _Set, new: _Set, before: Labels, labels: Labels, goal: Goal | None
 ) -> tuple[Any, dict[str, float]]:
     """Calibration from texts that a head did not see, and its accuracy on them."""
     rng = np.random.default_rng(0)
@@ -250,7 +262,6 @@ def _measured(
     )
     rest = [s.part(~rows) for s, rows in sets]
     logits = [layer.logits(s) for s in rest]
-    goal = Goal("f1") if labels.is_multi else None
     targets = np.concatenate([s.targets for s in rest])
     values, _ = calibration.fit(labels, np.concatenate(logits), targets, goal)
     of_old = rest[0].targets if labels.is_single else rest[0].targets[:, : len(before)]
