@@ -49,6 +49,13 @@ def test_classes_are_names_and_splits_are_found_and_stated(saved, caplog):
     assert f"{name}: training on the split 'train', evaluating on 'validation'." in caplog.text
 
 
+def test_labels_of_a_split_are_separated_as_in_training(saved):
+    name = saved(Dataset.from_dict({"text": ["one", "two"], "label": ["a;b", "a"]}))
+    columns = Columns(trained_separator=";")
+    _, column = evaluation_split(name, columns=columns, problem_type="multi_label_classification")
+    assert set(column.values[0]) == {"a", "b"}
+
+
 def test_test_is_evaluated_on_unless_its_labels_are_not_public(saved, caplog):
     splits = {"train": news(0, 20), "validation": news(200, 6)}
     texts, column = evaluation_split(saved(**splits, test=news(100, 4)))
