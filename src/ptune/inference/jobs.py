@@ -116,10 +116,10 @@ class Recipe:
             files = [folder / EXPORT_INFO_NAME, folder / QUALITY_NAME]
             files += sorted(folder.glob(MODEL_NAME + "*"))
         rest = dataclasses.asdict(self)
-        # The columns that were named for training belong to the adapter.
         del rest["adapter"], rest["allow_other_backbone"]
-        del rest["columns"]["trained"], rest["columns"]["trained_labels"]
-        return {"adapter": digest_of(files), **rest}
+        # What was named for training belongs to the adapter.
+        columns = {k: v for k, v in rest["columns"].items() if not k.startswith("trained")}
+        return {"adapter": digest_of(files), **rest, "columns": columns}
 
 
 @dataclass(frozen=True)
