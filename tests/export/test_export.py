@@ -19,6 +19,7 @@ import ptune
 from ptune import PromptModel, PtuneError
 from ptune.backbones.loading import load_backbone
 from ptune.export import checkpoint as export
+from ptune.export.check import Comparison
 from ptune.peft import PromptEncoderConfig
 
 K = 5
@@ -398,6 +399,24 @@ def test_an_unrelated_folder_is_not_replaced(tmp_path):
     refused(source, out, "not an export", overwrite=True)
     (tmp_path / "file").write_text("")
     refused(source, tmp_path / "file", "is a file")
+
+
+@pytest.mark.parametrize("to", ["onnx", "transformers"])
+def test_a_folder_that_is_filled_meanwhile_is_not_replaced(tmp_path, monkeypatch, to):
+    source, out = make(tmp_path, "BERT"), tmp_path / "out"
+    compare = Comparison.check
+
+    def fill(*given):
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").write_text("years of work")
+        return compare(*given)
+
+    monkeypatch.setattr(Comparison, "check", fill)
+    export_to = ptune.export_onnx if to == "onnx" else ptune.export_transformers
+    with pytest.raises(PtuneError, match="holds files that are not an export"):
+        export_to(source, out)
+    assert [file.name for file in out.iterdir()] == ["thesis.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter", "backbone", "out"]
 
 
 def test_a_checkpoint_is_replaced_only_with_overwrite(tmp_path):

@@ -10,6 +10,7 @@ from conftest import call, edit_json, refused
 import ptune
 from ptune import PromptBank
 from ptune.data.tables import Columns
+from ptune.inference import grow
 from ptune.inference.grow import _grown, add_labels
 from ptune.labels import Labels, read
 from ptune.training.settings import TrainSettings
@@ -123,6 +124,21 @@ def test_what_would_forget_or_add_nothing_is_refused(run, tmp_path):
     with refused(f"{tmp_path} already holds something. Name a new folder."):
         add_labels(moved, new, tmp_path, **how)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_that_is_filled_meanwhile_is_not_replaced(run, tmp_path, monkeypatch):
+    folder, several = run
+    new, out = write(tmp_path / "new.csv", rows_of(["bill"])), tmp_path / "b"
+    measured = grow._measured
+
+    def fill(*given):
+        shutil.copytree(folder, out)
+        return measured(*given)
+
+    monkeypatch.setattr(grow, "_measured", fill)
+    with refused(f"{out} already holds something. Name a new folder."):
+        add_labels(folder, new, out, label_separator="|" if several else None)
+    assert ptune.load(out).labels == ptune.load(folder).labels
 
 
 def test_labels_are_added_after_one_was_renamed(run, tmp_path):

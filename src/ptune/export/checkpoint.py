@@ -123,6 +123,7 @@ def export_transformers(
                     "Use --dtype bfloat16 or float32."
                 )
         write_export_info(stage, config=config, check=check, to="transformers", dtype=dtype)
+        check_target(folder, overwrite=overwrite)  # others may have filled it meanwhile
     return check
 
 

@@ -108,7 +108,8 @@ def export_onnx(
     how |= {"device": "cpu", "allow_other_backbone": allow_other_backbone}
     classifier = load(source, **how)
     check_apart(folder, source, location(classifier.model))
-    return write_onnx(classifier, folder, int8=int8, two_graphs=two_graphs, check_texts=check_texts)
+    options: dict[str, Any] = {"int8": int8, "two_graphs": two_graphs, "overwrite": overwrite}
+    return write_onnx(classifier, folder, check_texts=check_texts, **options)
 
 
 def require_exporter() -> None:
@@ -129,10 +130,12 @@ def write_onnx(
     int8: bool = False,
     two_graphs: bool = False,
     check_texts: Text | Iterable[Text] | None = None,
+    overwrite: bool | None = None,
 ) -> Check:
     """Write a classifier, which is in float32 on the CPU, as `export_onnx` does.
 
-    The classifier is changed and cannot be used afterwards.
+    The classifier is changed and cannot be used afterwards. Without `overwrite`, whatever is in
+    the folder is replaced.
 
     Raises:
         PtuneError: As for `export_onnx`.
@@ -177,6 +180,8 @@ def write_onnx(
                     "Export it without --int8."
                 )
         write_info(folder=stage, check=check, weights="int8" if int8 else "float32")
+        if overwrite is not None:
+            check_target(folder, overwrite=overwrite)  # others may have filled it meanwhile
     return check
 
 

@@ -153,6 +153,7 @@ def add_labels(
     head = {**adapter.head, weight: layer.weight}
     if bias is not None and layer.bias is not None:
         head[bias] = layer.bias
+    check_new(Path(output))  # another command may have filled it meanwhile
     replace(adapter, labels=labels, head=head, postprocessing=values).save(output)
     added = labels.names[len(before) :]
     sizes = len(old.targets), len(new.targets)
