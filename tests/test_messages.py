@@ -168,7 +168,7 @@ MESSAGES = {
         [[], []] * 3
     ),
     "Every example has the label 'a' (the labels). This is only one class, and a classifier needs "
-    "at least two. Is it the right column (--label-column)?": lambda: dataset(["a"] * 6),
+    "at least two. Are these the labels?": lambda: dataset(["a"] * 6),
     "Two labels of different types are both written '1' (the labels). Convert all labels to one "
     "type, for example with str().": lambda: dataset([1, "1"] * 3),
     "The label 'c' occurs 1 time(s) (the labels), and training never saw it; there are: a, "
@@ -264,10 +264,17 @@ MESSAGES = {
     ),
     "Expected a matrix of the numbers 0 and 1; the labels hold the strings '0' and '1'. Convert "
     "them, for example with np.array(y).astype(int).": lambda: dataset([["0", "0"], ["1", "0"]]),
-    "There are 102 different labels in 102 examples (the labels). Is it the right column "
-    "(--label-column)? To predict numbers as numbers, use --problem-type regression.": lambda: (
-        Labels.learn(read([f"label {i}" for i in range(102)]))
+    "There are 102 different labels in 102 examples (the labels). Are these the labels? To predict "
+    "numbers as numbers, use problem_type='regression'.": lambda: Labels.learn(
+        read([f"label {i}" for i in range(102)])
     ),
+    "There are 102 different labels in 102 examples (column 'label' of a.csv). Is it the right "
+    "column (--label-column)? To predict numbers as numbers, use --problem-type "
+    "regression.": lambda: load_files(
+        written("a.csv", "text,label\n" + "".join(f"text {i},label {i}\n" for i in range(102)))
+    ),
+    "The label 'c' occurs 1 time(s) (the labels of eval_set), and training never saw it; there "
+    "are: a, b.": lambda: PromptClassifier().fit(["x", "y"], ["a", "b"], eval_set=(["z"], ["c"])),
     "Expected a column for each of the labels a, b; the labels have a, c.": lambda: Labels.learn(
         read(pd.DataFrame({"a": [0, 1], "b": [1, 0]}))
     ).encode(read(pd.DataFrame({"a": [0, 1], "c": [1, 0]}))),

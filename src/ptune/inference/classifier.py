@@ -31,6 +31,7 @@ from ptune.training.declaration import documented, settings_of
 from ptune.training.settings import DECIDED, ClassifierSettings, TrainSettings
 
 HELD_OUT = Origin("the texts of eval_set")
+ANSWERS = Origin("the labels of eval_set")
 
 
 @documented
@@ -100,7 +101,7 @@ class PromptClassifier(ClassifierSettings, TextClassifier, ClassifierMixin, Base
         data = TaskData.from_lists(texts.as_columns(texts.rows(X)), y, problem_type, **weights)
         if eval_set is not None:
             held_out, answers = _one_set(eval_set)
-            column = read(answers)
+            column = read(answers, ANSWERS)
             columns = texts.as_columns(texts.rows(held_out, names), data.pairs, HELD_OUT)
             check_lengths(columns, column)
             data.evaluation[""] = dataset_of(columns, data.labels.encode(column))

@@ -189,20 +189,21 @@ def check_names(names: Sequence[str], column: LabelColumn) -> None:
     Raises:
         PtuneError: There is only one label, or nearly one per example, or two have one name.
     """
-    where = column.origin
+    where, in_file = column.origin, column.origin.in_file
+    right = "Is it the right column (--label-column)?" if in_file else "Are these the labels?"
     if not names:
         raise PtuneError(f"No example has a label ({where}). A classifier needs at least two.")
     if len(names) < 2:
         none = "" if column.kind == "one" else " or none"
         raise PtuneError(
             f"Every example has the label {names[0]!r}{none} ({where}). This is only one class, "
-            "and a classifier needs at least two. Is it the right column (--label-column)?"
+            f"and a classifier needs at least two. {right}"
         )
     if len(names) > max(100, len(column) // 2):
+        option = "--problem-type regression" if in_file else "problem_type='regression'"
         raise PtuneError(
-            f"There are {len(names)} different labels in {len(column)} examples ({where}). Is it "
-            "the right column (--label-column)? To predict numbers as numbers, use "
-            "--problem-type regression."
+            f"There are {len(names)} different labels in {len(column)} examples ({where}). {right} "
+            f"To predict numbers as numbers, use {option}."
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -407,7 +407,8 @@ def zero_shot_model(
     """
     if len(labels) < 2:
         raise PtuneError(
-            f"Found {len(labels)} label(s); expected at least two, such as --labels yes,no."
+            f"Found {len(labels)} label(s); expected at least two, such as --labels yes,no "
+            "(labels=['yes', 'no'] in Python)."
         )
     if settings.template is not None:
         takes_pairs = Template(settings.template).takes_pairs
