@@ -406,9 +406,9 @@ class ModelOverrides:
 
 
 class TrainerOverrides:
-    """The private method of `Trainer` that writes a checkpoint, within `saving`.
+    """Private methods of `Trainer`: a checkpoint is written within `saving`, and no step is added.
 
-    Inherit from it before `Trainer`, and define `saving`. Without the method in Transformers, its
+    Inherit from it before `Trainer`, and define `saving`. Without a method in Transformers, its
     override is never called.
     """
 
@@ -419,6 +419,14 @@ class TrainerOverrides:
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.saving():
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # `Trainer` counts steps only after one: resumed at the end, it would train another one.
+        at: tuple[int, int] = super()._init_training_state(  # type: ignore[misc]
+            max_steps, *args, **kwargs
+        )
+        state: Any = self.state  # type: ignore[attr-defined]
+        return (sys.maxsize, 0) if state.global_step >= max_steps else at
 
 
 def length_grouped_sampler(batch_size: int, dataset: Any) -> Sampler[int]:

@@ -203,6 +203,20 @@ def test_a_run_is_not_resumed_with_the_default_of_a_setting_that_it_changed(
         ptune.train_run(settings(bert_folder, table), tmp_path / "run", resume=True)
 
 
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(bert_folder, table, tmp_path):
+    """The last step is within an epoch."""
+    own = settings(bert_folder, table, epochs=3, batch_size=4)
+    own.training_arguments = {"max_steps": 3, "lr_scheduler_type": "constant"}
+    whole = ptune.train_run(own, tmp_path / "run").metrics
+    weights = (tmp_path / "run" / ADAPTER_FILES[0]).read_bytes()
+    for file in (*ADAPTER_FILES, "metrics.json"):
+        (tmp_path / "run" / file).unlink()
+    again = ptune.train_run(own, tmp_path / "run", resume=True).metrics
+    assert (tmp_path / "run" / ADAPTER_FILES[0]).read_bytes() == weights
+    assert again["adapter_step"] == whole["adapter_step"] == 3
+    assert [at["step"] for at in again["epochs"]] == [at["step"] for at in whole["epochs"]]
+
+
 def test_a_finished_run_resumes_with_the_settings_of_the_first_version(
     bert_folder, table, tmp_path
 ):
