@@ -559,6 +559,38 @@ def test_a_run_is_replaced_only_on_request_and_resumed_only_with_its_settings(
     assert ptune.TrainSettings.read(tmp_path / "run").seed == 9
 
 
+def test_a_run_killed_while_it_replaces_another_never_continues_that_one(
+    bert_folder, table, tmp_path, monkeypatch
+):
+    """Its settings would stand next to the checkpoints and the scores of the other one."""
+    first, other = (settings(bert_folder, table, epochs=1, learning_rate=r) for r in (0.1, 0.2))
+    ptune.train_run(first, tmp_path)
+    remove = shutil.rmtree
+
+    def stop(folder, **how):
+        if Path(folder).name == "checkpoints":
+            raise KeyboardInterrupt
+        remove(folder, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ptune.train_run(other, tmp_path, overwrite=True)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with pytest.raises(PtuneError, match="learning_rate was"):
+        ptune.train_run(other, tmp_path, resume=True)
+    ptune.train_run(other, tmp_path, overwrite=True)
+    assert ptune.TrainSettings.read(tmp_path).learning_rate == 0.2
+
+
+def test_a_run_that_was_killed_before_its_data_were_noted_notes_them(bert_folder, table, tmp_path):
+    own, noted = settings(bert_folder, table, epochs=0.2), tmp_path / "checkpoints/data.json"
+    ptune.train_run(own, tmp_path)
+    before = noted.read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    ptune.train_run(own, tmp_path, resume=True)
+    assert noted.read_bytes() == before
+
+
 def test_two_runs_never_write_to_one_folder(bert_folder, table, tmp_path, monkeypatch):
     folder, own = tmp_path / "run", settings(bert_folder, table, epochs=0.2)
     prepare, met = training.prepare, []

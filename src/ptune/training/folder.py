@@ -169,17 +169,27 @@ def prepare_folder(folder: Path, settings: TrainSettings, data: TaskData, *, kee
     Args:
         folder, settings: The folder, and the resolved settings.
         data: By which `check_unchanged` recognises other data.
-        keep: A run is resumed, so nothing changes.
+        keep: A run is resumed, so nothing changes. If it was killed before its data were noted,
+            they are now.
 
     Raises:
         PtuneError: The folder cannot be written.
     """
-    if keep or not is_first():
+    if not is_first() or (keep and (folder / CHECKPOINTS / DATA_NAME).is_file()):
         return
-    with staged(folder) as stage:
-        write_json(stage / SETTINGS_NAME, settings.to_dict())
-    for left in (folder / CHECKPOINTS, *folder.glob(f"{UNFINISHED}*")):
-        shutil.rmtree(left, ignore_errors=True)
+    if not keep:
+        with staged(folder) as stage:
+            write_json(stage / SETTINGS_NAME, settings.to_dict())
+            # Killed from here on, it has no settings that do not belong to what is left.
+            _remove_run(folder)
+        for left in folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    with staged(folder / CHECKPOINTS) as stage:
+        write_json(stage / DATA_NAME, {"digest": data.digest})
+
+
+def _remove_run(folder: Path) -> None:
+    """Delete what a previous run wrote, except its settings."""
     # The adapter too: with the new settings, its answers would be those of another run.
     written = METRICS_NAME, FEATURES_NAME, REPORT_NAME, DATA_CURVE_NAME, *NEXT_TO_REPORT
     for name in (*PREDICTING, *written):
@@ -187,8 +197,7 @@ def prepare_folder(folder: Path, settings: TrainSettings, data: TaskData, *, kee
     for name in PICTURES:
         for picture in folder.glob(f"{Path(name).stem}*.*g"):  # .png and .svg, of each set
             picture.unlink()
-    with staged(folder / CHECKPOINTS) as stage:
-        write_json(stage / DATA_NAME, {"digest": data.digest})
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def is_begun(folder: Path) -> bool:
