@@ -170,11 +170,10 @@ def test_texts_of_no_label_are_not_learned(run, tmp_path, caplog):
         assert "Left out 36 of 72 examples with a label that the classifier" in caplog.text
 
 
+@pytest.mark.parametrize("run", ["several"], indirect=True)
 def test_files_are_read_as_in_training(run, tmp_path):
     """The column of labels and what separates them were named there."""
-    folder, several = run
-    if not several:
-        pytest.skip("One label per text has no separator.")
+    folder, _ = run
     shutil.copytree(folder, moved := tmp_path / "a")
     edit_json(moved / "settings.json", label_column="tags", label_separator=";")
     rows = [f"{text},money,{label};delivery" for text, label in rows_of(["bill"])]
@@ -182,11 +181,10 @@ def test_files_are_read_as_in_training(run, tmp_path):
     assert add_labels(moved, new, tmp_path / "b").added == ("bill",)
 
 
+@pytest.mark.parametrize("run", ["several"], indirect=True)
 @pytest.mark.parametrize("goal", ["f1", "precision>=0.9", "none"])
 def test_thresholds_are_chosen_for_what_they_were_chosen_for(run, goal, tmp_path):
-    folder, several = run
-    if not several:
-        pytest.skip("One label per text has no threshold.")
+    folder, _ = run
     shutil.copytree(folder, moved := tmp_path / "a")
     edit_json(moved / "settings.json", threshold_for=goal)
     new = write(tmp_path / "new.csv", rows_of(["bill"]))
