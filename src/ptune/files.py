@@ -91,6 +91,12 @@ def is_path(path: str) -> bool:
     return "\0" not in path and all(len(os.fsencode(p)) <= MAX_NAME for p in Path(path).parts)
 
 
+def is_below(path: str) -> bool:
+    """True if a path names a file or folder below the folder to which it is joined."""
+    own = Path(path)
+    return is_path(path) and not own.anchor and ".." not in own.parts and own != Path()
+
+
 def at_home(path: str | os.PathLike[str]) -> str:
     """A path whose `~` is the home folder, as a shell makes it."""
     return os.path.expanduser(path)  # noqa: PTH111 (Path's own fails if there is no such user)

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +20,7 @@ from ptune.backbones.architectures import Architecture
 from ptune.backbones.cpu import is_traced
 from ptune.backbones.loading import loading, smallest
 from ptune.errors import PtuneError, cut
-from ptune.files import is_path
+from ptune.files import is_below
 from ptune.labels import Labels
 from ptune.postprocessing import RAW, Postprocessing
 from ptune.prompts.config import PromptEncoderConfig
@@ -388,7 +387,7 @@ class AdapterSet(compat.ModelOverrides, PreTrainedModel):
                 "no dots and is no attribute of PyTorch's modules."
             )
         # It is saved in a folder of that name, next to the others.
-        if PurePosixPath(name).is_absolute() or not is_path(name):
+        if not is_below(name):
             raise PtuneError(
                 f"An adapter cannot be called {cut(name, 80)!r}: it is saved in a folder of that "
                 "name. Choose a short name that is no absolute path."

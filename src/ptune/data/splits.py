@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +148,6 @@ def split_examples(
     dataset, where = splits[split], f"{name} ({split})"
     found = find_columns(_candidates(dataset.features, columns), columns, where)
     table: Table = {name: _cells(dataset, name) for name in (*found.texts, *found.labels)}
-    found = replace(found, trained_separator=columns.trained_separator)
     return examples_of(table, where, columns=found, typed=True, **how)
 
 

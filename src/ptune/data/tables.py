@@ -65,7 +65,8 @@ class Columns:
         indicators: Names of columns of zeros and ones, one for each label, in place of `label`.
         trained: Names of columns that were named for training. If none is named now, they hold the
             texts of a file that has them.
-        trained_labels: Those with the labels, likewise: one, or one for each label.
+        trained_labels: The column with the label that was named for training, or the columns of
+            zeros and ones. They are used in the same way.
         trained_separator: What separated the labels of a text in training. If none is named now,
             it separates those of cells that have it.
     """
@@ -588,7 +589,8 @@ def find_columns(
         asked = _with_trained_labels(names, asked)
     if names == _numbered(names) and asked == BY_NAME and labelled and len(names) in (2, 3):
         # A file without a header: the label comes last.
-        return Columns(names[0], names[1] if len(names) == 3 else None, names[-1])
+        pair = names[1] if len(names) == 3 else None
+        return replace(asked, text=names[0], text_pair=pair, label=names[-1])
     if asked.label and asked.indicators:
         raise PtuneError("Name the labels with --label-column or --indicator-column, not both.")
     _check_asked(names, [*asked.texts, *(asked.labels if labelled else ())], file)
@@ -623,7 +625,7 @@ def find_columns(
             f"No column of {file} is called like a text ({', '.join(TEXT_NAMES)}); it has "
             f"{listed(names)}. Name it with --text-column{_no_header(file, names)}."
         )
-    return Columns(text, pair, label if labelled else None, asked.indicators)
+    return replace(asked, text=text, text_pair=pair, label=label if labelled else None)
 
 
 def _with_trained_labels(names: list[str], asked: Columns) -> Columns:

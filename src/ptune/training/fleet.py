@@ -27,7 +27,7 @@ from ptune.files import (
     CHECKPOINTS,
     METRICS_NAME,
     folder_of,
-    is_path,
+    is_below,
     read_metrics,
     staged,
     write_json,
@@ -245,15 +245,11 @@ def _check_names(tasks: Any) -> None:
             f"train_file='mail.csv')}}; found {found}."
         )
     for name in tasks:
-        if not isinstance(name, str) or not name or not is_path(name) or not _is_below(name):
+        if not isinstance(name, str) or not is_below(name):
             raise PtuneError(
                 f"A task cannot be called {cut(repr(name), 80)}: its run folder, in the output "
                 "folder, has its name. Choose a short name that is no absolute path."
             )
-
-
-def _is_below(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts and Path(name) != Path()
 
 
 def _prepared(

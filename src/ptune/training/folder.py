@@ -94,8 +94,7 @@ def check_unchanged(
         PtuneError: Some differ.
     """
     is_changed = has_other_data(folder, dataset)
-    before = resolve(TrainSettings.read(folder), dataset).to_dict()
-    if differing := differences(before, settings.to_dict()):
+    if differing := changed_settings(folder, settings, dataset):
         also = " Its data have changed since, too." if is_changed else ""
         raise PtuneError(
             f"The run in {folder} was started with other settings: {differing}.{also} Resume it "
@@ -119,6 +118,12 @@ def has_other_data(folder: Path, dataset: TaskData) -> bool:
     """True if the run in a folder was started with other examples."""
     written = read_if_there(folder / CHECKPOINTS / DATA_NAME).get("digest")
     return written is not None and written != dataset.digest
+
+
+def changed_settings(folder: Path, settings: TrainSettings, dataset: TaskData) -> str:
+    """What differs between resolved settings and those of the run in a folder; empty: nothing."""
+    before = resolve(TrainSettings.read(folder), dataset)
+    return differences(before.to_dict(), settings.to_dict())
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from ptune.files import folder_of, read_json, staged, write_json
 from ptune.labels import in_words
 from ptune.training.folder import (
     alone_in,
+    changed_settings,
     check_folder,
     differences,
     has_other_data,
@@ -35,7 +36,7 @@ from ptune.training.folder import (
 )
 from ptune.training.run import Run, train_run, trained_in_memory
 from ptune.training.settings import TrainSettings, settings_of
-from ptune.training.start import check_arguments, prepare, resolve, sharing_texts
+from ptune.training.start import check_arguments, prepare, sharing_texts
 from ptune.training.summary import Summary
 from ptune.training.trainer import check_metric, training_arguments
 
@@ -152,7 +153,7 @@ def tune(
                     (folder / name).unlink(missing_ok=True)
             study = search_of.run(trials, show_trial)
         best = search_of.settings_of(study.best_trial, dataset)
-        begun = resume and _is_begun(folder, best, dataset)
+        begun = resume and not changed_settings(folder, *prepare(best, dataset)[:2])
         run = train_run(best, folder, overwrite=not begun, resume=begun, **how)
     return search_of.finish(study, run, best)
 
@@ -227,13 +228,6 @@ def _check_unchanged(folder: Path, asked: dict[str, Any], dataset: TaskData) -> 
             "folder."
         )
     return folds
-
-
-def _is_begun(folder: Path, settings: TrainSettings, dataset: TaskData) -> bool:
-    """True if the folder holds the final training with these settings, finished or not."""
-    resolved, dataset, _ = prepare(settings, dataset)
-    before = resolve(TrainSettings.read(folder), dataset)
-    return not differences(before.to_dict(), resolved.to_dict())
 
 
 def _folds(dataset: TaskData, folds: int | None, seed: int) -> list[TaskData]:
